@@ -1,0 +1,5 @@
+"""Build gmultisocket; everything that there is to say stands in setup.cfg."""
+
+from setuptools import setup
+
+setup()
