@@ -1,0 +1,232 @@
+"""Addresses: ``scheme://location?option=value#dial``.
+
+Here an address is taken apart and its options are read; what a location means belongs to the transport of its
+scheme, except that :func:`split_host_port` serves all those that take a host and a port. No I/O, no name lookup.
+
+The location is taken as it is written, without percent-decoding, so that every path and name is itself; a path that
+holds "?" or "#" cannot be written in an address. Values of options are percent-decoded.
+
+Source: Go ``address/address.go``, which parses with net/url and so refuses or changes some ipc paths, and drops
+user names and passwords in silence; here they are refused, and never repeated in a message.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+from .errors import AddressError
+from .options import OptionValues, lookup
+
+__all__ = ["Address", "Connectable", "split_host_port"]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+#: What a host and port look like, however wrong: what does not may be a password with a "/" in it.
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::(.*))?")
+
+DialT = TypeVar("DialT", covariant=True)
+ListenT = TypeVar("ListenT", covariant=True)
+
+
+class Connectable(Protocol[DialT, ListenT]):
+    """What an address can connect: a socket or a protocol."""
+
+    def dial(self, address: Address, options: OptionValues | None = None, /) -> DialT:
+        """Connect to the address."""
+
+    def listen(self, address: Address, options: OptionValues | None = None, /) -> ListenT:
+        """Take connections at the address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address, taken apart. Made by :meth:`parse`.
+
+    Attributes:
+        scheme: the transport's name, in lower case: ``"tcp"``.
+        location: what stands between "://" and "?" or "#": ``"127.0.0.1:80"``, ``"/tmp/x.sock"``, ``"@abstract"``.
+        connect_type: ``"dial"``, ``"listen"`` or "".
+        options: the values that the address sets, by name.
+        text: the whole address as it was written.
+    """
+
+    scheme: str
+    location: str
+    connect_type: str = ""
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+    text: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            object.__setattr__(self, "text", self.bare)
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def bare(self) -> str:
+        """The address without options and connect type: ``"tcp://127.0.0.1:80"``."""
+        return f"{self.scheme}://{self.location}"
+
+    @classmethod
+    def parse(cls, text: str | Address) -> Address:
+        """Take an address apart and read its options.
+
+        Raises:
+            AddressError: it is no address; says why.
+            UnknownOption: it sets an option that is not defined.
+            BadOptionValue: it sets one to a value that is not right.
+        """
+        if isinstance(text, Address):
+            return text
+        shown, scheme, rest = _split_scheme(text)
+        rest, _, connect_type = rest.partition("#")
+        location, _, query = rest.partition("?")
+        if not location:
+            raise AddressError(shown, 'nothing follows "://": expected a host and port, a path or a name')
+        if connect_type not in ("", "dial", "listen"):
+            raise AddressError(shown, 'after "#" comes the connect type: expected #dial or #listen')
+        return cls(scheme, location, connect_type, _parse_query(query, shown), text)
+
+    def with_location(self, location: str) -> Address:
+        """Return this address with another location: the one that a listener got, once it has a real port."""
+        rest = self.text[len(self.bare) :]
+        return replace(self, location=location, text=f"{self.scheme}://{location}{rest}")
+
+    def merged(self, options: OptionValues | None = None) -> dict[str, Any]:
+        """Return the options of this address by name, overridden by ``options``.
+
+        Raises:
+            UnknownOption: a name in ``options`` is not defined.
+            BadOptionValue: a value there is not right.
+        """
+        given = ((lookup(name), value) for name, value in (options or {}).items())
+        return self.options | {option.name: option.validate(value) for option, value in given}
+
+    def connect(self, sock: Connectable[DialT, ListenT], options: OptionValues | None = None) -> DialT | ListenT:
+        """Dial or listen, as the address says, and return the dialer or listener. Blocks as those do.
+
+        Args:
+            sock: what to connect.
+            options: override those of the address.
+
+        Raises:
+            AddressError: the address does not say which.
+            MultiSocketError: what ``dial`` and ``listen`` raise.
+        """
+        if self.connect_type == "dial":
+            return sock.dial(self, self.merged(options))
+        if self.connect_type == "listen":
+            return sock.listen(self, self.merged(options))
+        raise AddressError(self.text, "the connect type is missing: expected #dial or #listen at the end")
+
+
+def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
+    """Return host and port of a location such as ``"127.0.0.1:80"``, ``"[::1]:0"`` or ``"*:80"``.
+
+    The host of an IPv6 address comes without its brackets. A "*", which means every interface, comes as it is:
+    only a listener can use it, and nothing else, an empty host least of all, stands for it.
+
+    Args:
+        location: host and port, nothing else.
+        address: the whole address, for the error.
+
+    Raises:
+        AddressError: host or port is missing or wrong; says what would be right.
+    """
+    shown = _redact(str(address))
+    if location.startswith("["):
+        match = _BRACKETED.fullmatch(location)
+        if match is None:
+            raise AddressError(shown, "expected an IPv6 address in brackets and a port, like [::1]:80")
+        host, port = match.group(1), match.group(2)
+    else:
+        host, colon, port = location.rpartition(":")
+        if not colon:
+            host, port = location, None
+        if ":" in host:
+            raise AddressError(shown, "an IPv6 address stands in brackets, like [::1]:80")
+    if port is None or port == "":
+        raise AddressError(shown, "the port is missing: expected host:port (port 0 lets a listener choose)")
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise AddressError(shown, "the port must be a number from 0 to 65535, and nothing may follow it")
+    if not host:
+        raise AddressError(shown, 'the host is missing: expected host:port ("*" for every interface)')
+    if not re.fullmatch(r"[^/@?#\[\]*]+|\*", host):
+        raise AddressError(shown, "the host must be a name or an IP address, or * alone for every interface")
+    return host, int(port)
+
+
+def _split_scheme(text: object) -> tuple[str, str, str]:
+    """Return the text as it may be shown, the scheme, and what follows; refuse what no address may hold."""
+    if not isinstance(text, str):
+        raise AddressError(type(text).__name__, "an address is a str, like tcp://127.0.0.1:5555")
+    match = _SCHEME.match(text)
+    if match is None:
+        why = "the scheme before :// is missing or wrong" if "://" in text else 'there is no "://" in it'
+        raise AddressError(_redact(text), f"{why}: expected an address like tcp://127.0.0.1:5555")
+    scheme, rest = match.group(1).lower(), text[match.end() :]
+    if _has_credentials(scheme, rest):
+        raise AddressError(_redact(text), "a user name or password does not belong in an address")
+    # Paths and names of ipc and inproc may hold "@"; elsewhere it is safer to hide what is in front of one.
+    shown = text if _is_name(scheme) else _redact(text)
+    if " " in text or not text.isprintable():
+        raise AddressError(shown, "it holds white space or a control character")
+    return shown, scheme, rest
+
+
+def _is_name(scheme: str) -> bool:
+    """Tell whether the locations of a scheme are paths or names, with no host and so no user in front of one."""
+    return scheme == "ipc" or scheme.partition(".")[0] == "inproc"
+
+
+def _has_credentials(scheme: str, rest: str) -> bool:
+    """Tell whether there is a ``user:password@`` or ``user@``; rather once too often, as it could get into a log."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    if _is_name(scheme):
+        return ":" in user
+    if at:
+        return user != ""
+    # A password may hold "/", "?" or "#" as it is: then the text in front of that is no host and port.
+    return "@" in rest and not _AUTHORITY.fullmatch(authority)
+
+
+def _redact(text: str) -> str:
+    """Return an address that may hold a password as it can be shown: without what is in front of the last "@"."""
+    match = _SCHEME.match(text)
+    scheme = match.group() if match else ""
+    before, at, after = text[len(scheme) :].rpartition("@")
+    return f"{scheme}***@{after}" if before else f"{scheme}{at}{after}"
+
+
+def _parse_query(query: str, shown: str) -> dict[str, Any]:
+    """Return the options of a query, by name."""
+    values: dict[str, Any] = {}
+    for pair in query.split("&"):
+        if not pair:
+            continue
+        key, _, text = pair.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_.]+", key):
+            raise AddressError(shown, 'after "?" come options: expected name=value, joined by "&"')
+        option = lookup(key)
+        if option.name in values:
+            raise AddressError(shown, f"option {option.name} is set twice")
+        values[option.name] = option.parse(_percent_decode(text, shown))
+    return values
+
+
+def _percent_decode(text: str, shown: str) -> str:
+    if "%" not in text:
+        return text
+    if re.search("%(?![0-9A-Fa-f]{2})", text):
+        raise AddressError(shown, 'a "%" in a value must be written %25')
+    try:
+        decoded = re.sub(b"%(..)", lambda match: bytes.fromhex(match.group(1).decode()), text.encode()).decode()
+    except UnicodeDecodeError:
+        raise AddressError(shown, "a percent-encoded value is not UTF-8") from None
+    if not decoded.isprintable():
+        raise AddressError(shown, "a percent-encoded value holds a control character")
+    return decoded
