@@ -23,7 +23,7 @@ __all__ = ["Address", "Connectable", "split_host_port"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 #: What a host and port look like, however wrong: what does not may be a password with a "/" in it.
-_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?")
+_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]+)?")
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::(.*))?")
 
 DialT = TypeVar("DialT", covariant=True)
