@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket import options
@@ -248,6 +248,7 @@ def test_an_object_cannot_be_written_in_an_address() -> None:
         option.parse("context")
 
 
+@settings(deadline=None)
 @given(st.sampled_from(describe()), st.text(max_size=30))
 def test_any_text_is_a_right_value_or_the_documented_error(option: Option[Any], text: str) -> None:
     try:
@@ -258,6 +259,7 @@ def test_any_text_is_a_right_value_or_the_documented_error(option: Option[Any], 
         assert option.validate(value) == value
 
 
+@settings(deadline=None)
 @given(st.sampled_from(describe()), st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary())
 def test_any_python_value_is_right_or_the_documented_error(option: Option[Any], value: object) -> None:
     try:
