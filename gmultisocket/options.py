@@ -32,6 +32,7 @@ __all__ = [
     "connector",
     "define",
     "describe",
+    "follow",
     "lookup",
     "socket",
     "transport",
@@ -457,6 +458,12 @@ class Options:
                 yield from scope._concerned(option)
 
 
+def follow(options: Options, option: Option[T], take: Callable[[T], object]) -> None:
+    """Call ``take`` with an option's value in force, now and after each change: for copies that hot code looks at."""
+    take(options.get(option))
+    options.on_change(option, lambda old, new: take(new))
+
+
 def _tell_back(hooks: list[_Hook], old: Any, new: Any) -> None:
     """Undo a change for hooks that had heard of it, the last first."""
     for hook in reversed(hooks):
@@ -516,7 +523,8 @@ class socket:
     no_send = define("socket.no_send", bool, False, doc="Drop what is sent.")
     recv_queue_size = define(
         "socket.recv_queue_size", int, 64, unit="messages", minimum=0, maximum=65535,
-        doc="How many received messages may wait before reading stops. 0 means 1: they are handed over one at a time.",
+        doc="How many received messages may wait before reading stops. 0: each waits with its pipe until it is asked
+        for.",
     )
     recv_queue_bytes = define(
         "socket.recv_queue_bytes", int, 0, unit="bytes", minimum=0,
@@ -524,7 +532,7 @@ class socket:
     )
     send_queue_size = define(
         "socket.send_queue_size", int, 64, unit="messages", minimum=0, maximum=65535,
-        doc="How many messages may wait for each pipe. 0 means 1: they are handed over one at a time.",
+        doc="How many messages may wait for each pipe. 0: none; a send ends when the transport has taken the message.",
     )
     send_queue_bytes = define(
         "socket.send_queue_bytes", int, 0, unit="bytes", minimum=0,
@@ -546,8 +554,9 @@ class socket:
         doc="How long a close waits for what is queued to leave.",
     )
     max_send_content_length = define(
-        "socket.max_send_content_length", int, 0, unit="bytes", minimum=0, maximum=_UINT32,
-        doc="Longer contents are refused by the sender itself. 0: what the wire can say, 4294967295.",
+        "socket.max_send_content_length", int, -1, unit="bytes", minimum=-1, maximum=_UINT32,
+        doc="Longer contents are refused by the sender itself, as they would cost it the connection to its peer. "
+        "-1: what this socket itself would receive, its connector.pipe.max_recv_content_length. 0: no limit.",
     )
     fail_no_peers = define(
         "socket.fail_no_peers", bool, False, doc="Fail a send at once while no peer is connected, instead of waiting."

@@ -1,0 +1,1 @@
+"""The Socket and what it is made of: connector, sender, receiver, pipes. Users import it from ``gmultisocket``."""

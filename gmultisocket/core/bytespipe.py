@@ -1,0 +1,625 @@
+"""Pipes over anything that carries bytes: framed streams, packet protocols, and raw peers.
+
+Writing. The first frame that an idle pipe gets in a turn of the loop is given to the kernel at once, in the
+greenlet that sends. What follows in that turn is queued and leaves in one system call: when the turn ends, or when the
+queue is full. Only when the kernel takes no more is a greenlet made, which waits for it and ends when all has left: an
+idle pipe has no writer. Nobody else ever waits for the connection, so a killed or timed-out sender tears no frame.
+
+Reading. One greenlet a pipe reads, decodes, and hands whole batches to the receiver, which holds it up while its
+queue is full; the kernel's buffers then hold up the peer.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import Greenlet, getcurrent
+from greenlet import greenlet
+
+from .. import options as opts
+from ..errors import BadMessage, MultiSocketError
+from ..options import Option, Options
+from ..transport import PacketConnection, StreamConnection
+from ..transport.stream import describe_os_error
+from ..wire import (
+    DEFAULT_TTL,
+    INTERNAL,
+    RAW,
+    SEND_TYPE_MASK,
+    TO_ONE,
+    Decoder,
+    Message,
+    encode_frame,
+)
+from .pipe import Pipe, PipeState
+
+if TYPE_CHECKING:
+    from .connector import Connector
+    from .endpoint import Endpoint
+    from .fanout import FanOut
+
+__all__ = ["BytesPipe", "FramedPipe", "PacketPipe", "RawPipe", "make_pipe"]
+
+#: As many queued bytes leave without waiting for the end of the turn, and as many are joined for one system call.
+FLUSH_BYTES = 1 << 18
+
+
+class _Busy(IntEnum):
+    """What a pipe does with the next frame."""
+
+    IDLE = 0  # gives it to the kernel
+    TURN = 1  # queues it: something was sent in this turn, and the turn's end sends the rest
+    BLOCKED = 2  # queues it: the writer waits for the kernel
+
+
+_IDLE, _TURN, _BLOCKED = _Busy.IDLE, _Busy.TURN, _Busy.BLOCKED
+
+
+class _StopReading(BaseException):
+    """Thrown into a reader that waits for room, to end it."""
+
+
+class _Note(bytes):
+    """Bytes between frames that the pipe itself owes the peer: not a message, never offered to another pipe."""
+
+
+class BytesPipe(Pipe):
+    """A pipe that writes bytes."""
+
+    __slots__ = (
+        "_busy",
+        "_decoder",
+        "_error",
+        "_partial",
+        "_queue",
+        "_queued_bytes",
+        "_reader",
+        "_send",
+        "_sender",
+        "_waits_for_room",
+        "_writer",
+        "fan_out",
+    )
+
+    connection: StreamConnection
+
+    def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
+        super().__init__(pipe_id, connection, connector, endpoint)
+        self._sender = connector.sender
+        self._send = connection.send
+        self._queue: list[bytes] = []
+        self._queued_bytes = 0
+        #: What the kernel has not yet taken of a frame that it has begun to take.
+        self._partial: memoryview | None = None
+        self._busy = _IDLE
+        self._reader: greenlet | None = None
+        self._writer: Greenlet[..., Any] | None = None
+        self._waits_for_room = False
+        self._error: MultiSocketError | None = None
+        #: The fan-out that this pipe is in step with: all that it was given has left, or waits in the fan-out.
+        self.fan_out: FanOut | None = None
+
+    # Writing
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait to leave, one that is half gone included."""
+        waiting = len(self._queue) + (self._partial is not None)
+        if self.fan_out is not None:
+            waiting += len(self.fan_out.pending)
+        return waiting
+
+    def _push(self, frame: bytes) -> None:
+        """Send one frame, or queue it."""
+        if not self._busy and (self.fan_out is None or not self.fan_out.pending):
+            self._busy = _TURN
+            self._sender.mark(self)
+            try:
+                taken = self._send(frame)
+            except BlockingIOError:
+                taken = 0
+            except OSError as error:
+                self.lose([frame], error)
+                return
+            if taken == len(frame):
+                self.messages_sent += 1
+                self.bytes_sent += taken
+                return
+            self.leave_fan_out()
+            self.take_back([frame], taken)
+            return
+        if self.fan_out is not None:
+            self.leave_fan_out()
+        self._queue.append(frame)
+        self._queued_bytes += len(frame)
+        sender = self._sender
+        if len(self._queue) >= sender.queue_limit or self._queued_bytes >= sender.flush_bytes:
+            if self._busy == _BLOCKED:
+                self._check_full()
+            else:
+                # The kernel is asked before anybody has to wait, and a sender that never waits is made to yield.
+                sender.spend(len(self._queue), self._queued_bytes)
+                self._flush()
+
+    def _note(self, data: bytes) -> None:
+        """Send bytes that are no message, in their place between the frames and however full the queue is."""
+        if self.state is PipeState.OPEN:
+            # A note leaves as a frame does, and would be counted as one.
+            self.messages_sent -= 1
+            self._push(_Note(data))
+
+    def leave_fan_out(self) -> None:
+        """Take over what the fan-out still holds for this pipe, and go on alone."""
+        fan_out = self.fan_out
+        if fan_out is not None:
+            fan_out.remove(self)
+            if fan_out.pending:
+                self._queue += fan_out.pending
+                self._queued_bytes += fan_out.pending_bytes
+                if not self._busy:
+                    self._busy = _TURN
+                    self._sender.mark(self)
+
+    def take_back(self, frames: list[bytes], taken: int) -> None:
+        """Queue what the kernel did not take of these frames, given how many bytes of them it took; then wait for
+        it.""" self.bytes_sent += taken
+        gone = 0
+        while taken >= len(frames[gone]):
+            taken -= len(frames[gone])
+            gone += 1
+        self.messages_sent += gone
+        rest = frames[gone:]
+        if taken:
+            self._partial = memoryview(rest.pop(0))[taken:]
+        self._queue[:0] = rest
+        self._queued_bytes += sum(map(len, rest))
+        self._block()
+
+    def _block(self) -> None:
+        """Have a greenlet wait until the kernel takes more."""
+        self._busy = _BLOCKED
+        if self._writer is None:
+            self._writer = gevent.spawn(self._write_loop)
+        self._check_full()
+
+    def _check_full(self) -> None:
+        sender = self._sender
+        waiting = self._queue or self._partial is not None
+        limit = sender.queue_bytes
+        if waiting and (len(self._queue) >= sender.queue_limit or (limit and self._queued_bytes >= limit)):
+            if not self.full:
+                self._became_full()
+        elif self.full and self.state is PipeState.OPEN:
+            self._has_room()
+
+    def _flush(self) -> bool:
+        """Give the kernel what is queued. Return whether it took all; if not, the writer waits for it."""
+        try:
+            while self._partial is not None:
+                taken = self._send(self._partial)
+                self.bytes_sent += taken
+                self._partial = self._partial[taken:] if taken < len(self._partial) else None
+                self.messages_sent += self._partial is None
+            queue = self._queue
+            while queue:
+                batch = queue if self._queued_bytes <= FLUSH_BYTES else self._first_frames()
+                data = batch[0] if len(batch) == 1 else b"".join(batch)
+                taken = self._send(data)
+                if taken < len(data):
+                    frames = list(batch)
+                    del queue[: len(frames)]
+                    self._queued_bytes -= len(data)
+                    self.take_back(frames, taken)
+                    return False
+                self.messages_sent += len(batch)
+                self.bytes_sent += taken
+                self._queued_bytes -= taken
+                del queue[: len(batch)]
+        except BlockingIOError:
+            self._block()
+            return False
+        except OSError as error:
+            self._broken(error)
+            return False
+        if self.full:
+            self._check_full()
+        return True
+
+    def _first_frames(self) -> list[bytes]:
+        """Return as many queued frames as one system call should take."""
+        size = count = 0
+        while size < FLUSH_BYTES and count < len(self._queue):
+            size += len(self._queue[count])
+            count += 1
+        return self._queue[:count]
+
+    def end_turn(self) -> None:
+        if self._busy == _TURN and self.state is PipeState.OPEN:
+            if self._queue and not self._flush():
+                return
+            self._busy = _IDLE
+            if self.fan_out is None:
+                self._sender.rejoin(self)
+
+    def _write_loop(self) -> None:
+        """Wait for the kernel until all has left (the writer greenlet)."""
+        try:
+            while self.state is PipeState.OPEN:
+                self.connection.wait_writable()
+                if self.state is PipeState.OPEN and self._flush():
+                    # As at the end of a turn: in order, and after what the fan-out holds.
+                    self._busy = _TURN
+                    self._sender.mark(self)
+                    return
+        except OSError as error:
+            if self.state is PipeState.OPEN:
+                self._broken(error)
+        finally:
+            self._writer = None
+
+    def _broken(self, error: OSError) -> None:
+        """Go deaf: the connection takes no more. What the peer sent before is still to be read; then the pipe
+        closes.""" reason = f"sending failed: {describe_os_error(error)}"
+        if self._reader is None:
+            self._close(reason)
+        elif self._move(PipeState.DEAF):
+            self.reason = reason
+            self._stop_sending()
+
+    def lose(self, frames: list[bytes], error: OSError) -> None:
+        """Go deaf with these frames unsent."""
+        self._queue += frames
+        self._broken(error)
+
+    def limits_changed(self) -> None:
+        self._check_full()
+
+    def drop_oldest(self) -> bool:
+        for index, entry in enumerate(self._queue):
+            if not isinstance(entry, _Note):
+                del self._queue[index]
+                self._queued_bytes -= len(entry)
+                self.drop("overflow")
+                return True
+        return False
+
+    def _take_queue(self) -> tuple[list[Message], int]:
+        self.leave_fan_out()
+        queue, self._queue = self._queue, []
+        half_gone, self._partial = self._partial, None
+        self._queued_bytes = 0
+        again = []
+        lost = int(half_gone is not None and not isinstance(half_gone.obj, _Note))
+        for entry in queue:
+            if isinstance(entry, _Note):
+                self.messages_sent += 1
+                continue
+            message = self._unframe(entry)
+            if message is not None and message.flags & (SEND_TYPE_MASK | INTERNAL) == TO_ONE:
+                again.append(message)
+            else:
+                lost += 1
+        return again, lost
+
+    def _unframe(self, entry: bytes) -> Message | None:
+        """Return the message that a queued entry was made of, None where it can be for no other pipe."""
+        return None
+
+    # Reading
+
+    def start(self) -> None:
+        self._reader = gevent.spawn(self._read_loop)
+
+    def run(self) -> None:
+        """Do the reader's work in the calling greenlet; blocks until the pipe closes."""
+        self._reader = getcurrent()
+        self._read_loop()
+
+    def receiving(self) -> bool:
+        return self._reader is not None or self._writer is not None
+
+    def join(self) -> None:
+        current = getcurrent()
+        workers: tuple[greenlet | None, ...] = (self._reader, self._writer)
+        for worker in workers:
+            if isinstance(worker, Greenlet) and worker is not current:
+                worker.join()
+
+    def _read_loop(self) -> None:
+        """Receive until the connection or the pipe ends (the reader greenlet)."""
+        reason: str | MultiSocketError | None = "closed"
+        try:
+            if self.state is not PipeState.CLOSED:
+                reason = self._read_all()
+        except _StopReading:
+            pass
+        except MultiSocketError as error:
+            reason = error
+            self._connector.peer_fault(self, error)
+        except OSError as error:
+            reason = f"receiving failed: {describe_os_error(error)}"
+        finally:
+            self._reader = None
+            if self.state is PipeState.DEAF:
+                reason = self.reason
+            if reason is not None:
+                self._close(reason)
+
+    def _read_all(self) -> str | None:
+        """Hand to the receiver what comes, until the peer ends the stream.
+
+        Returns:
+            Why the pipe is to close now; None if it stays open for sending.
+        """
+        connection = self.connection
+        connector = self._connector
+        budget = connector.sender.yield_bytes
+        spent = 0
+        while True:
+            data = connection.recv(self._read_size())
+            if not data:
+                return self._end_of_stream()
+            size = len(data)
+            self.bytes_received += size
+            messages = self._decode(data)
+            if messages:
+                self.messages_received += len(messages)
+                self._deliver(messages)
+            if self._error is not None:
+                raise self._error
+            if self.state is PipeState.CLOSED:
+                return self.reason
+            spent += size
+            if spent >= budget:
+                # A peer that always has more must not keep the loop from the others.
+                spent = 0
+                gevent.sleep(0)
+
+    def _deliver(self, messages: list[Message]) -> None:
+        receiver = self._connector.receiver
+        rest = receiver.take(messages)
+        try:
+            while rest:
+                self._waits_for_room = True
+                receiver.room.wait(None)
+                self._waits_for_room = False
+                rest = receiver.take(rest, past_limit=receiver.closed)
+        except BaseException:
+            # These had arrived before whatever ended the wait: they are not lost.
+            self._waits_for_room = False
+            receiver.take(rest, past_limit=True)
+            raise
+
+    def _read_size(self) -> int:
+        """Return how many bytes to ask the kernel for."""
+        raise NotImplementedError
+
+    def _decode(self, data: bytes) -> list[Message]:
+        """Return the messages that are complete with these bytes.
+
+        What breaks the rules after good messages is left in ``_error``, so that those are delivered first.
+        """
+        raise NotImplementedError
+
+    def _end_of_stream(self) -> str | None:
+        return "the peer closed the connection"
+
+    def _close(self, reason: str | MultiSocketError) -> None:
+        super()._close(reason)
+        if self._waits_for_room:
+            # Every other wait of a reader or writer ends by the connection's closing.
+            self._connector.hub.loop.run_callback(self._stop_reader)
+
+    def _stop_reader(self) -> None:
+        if self._waits_for_room and self._reader is not None:
+            self._reader.throw(_StopReading)
+
+
+class FramedPipe(BytesPipe):
+    """A pipe whose peer sends and takes frames back to back: tcp, tls, ipc."""
+
+    __slots__ = ("beat", "knows_internal", "pinged")
+
+    def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
+        super().__init__(pipe_id, connection, connector, endpoint)
+        self.fan_out_key = ""
+        limit = endpoint.options.get(opts.connector.pipe.max_recv_content_length)
+        self._decoder = Decoder(pipe_id, limit)
+        #: Whether the peer has shown that it understands internal messages, and so can be held to answer them.
+        self.knows_internal = False
+        #: For the heartbeat: bytes_received when it last looked, and when that last changed.
+        self.beat = (0, 0.0)
+        self.pinged = False
+
+    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
+        if flags & RAW:
+            self.drop("flags")
+            return
+        self._push(encode_frame(flags, ttl, source, destination, content))
+
+    def wrap(self, frame: bytes) -> bytes:
+        """Return the bytes that stand for a frame on this connection, and on all with the same ``fan_out_key``."""
+        return frame
+
+    def put_frame(self, frame: bytes) -> None:
+        """Take one message to send, as :meth:`wrap` returned it for this or another pipe of the same key."""
+        self._push(frame)
+
+    def put_internal(self, content: bytes) -> None:
+        """Send an internal message, however full the queue is."""
+        self._note(self.wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
+
+    def _unframe(self, entry: bytes) -> Message | None:
+        flags, ttl, hops, distance = entry[0], entry[1], entry[2], entry[3]
+        middle = 8 + 4 * hops
+        end = middle + 4 * distance
+        return Message(flags, ttl, entry[8:middle], entry[middle:end], entry[end:], self.id)
+
+    def _read_size(self) -> int:
+        return self._decoder.read_size
+
+    def _decode(self, data: bytes) -> list[Message]:
+        decoder = self._decoder
+        messages = decoder.feed(data)
+        if decoder.flagged:
+            decoder.flagged = False
+            messages = self._sift(messages)
+        self._error = decoder.error
+        return messages
+
+    def _sift(self, messages: list[Message]) -> list[Message]:
+        """Take out internal messages, and the flag of raw pipes, which only this side may set."""
+        kept = []
+        for message in messages:
+            if message.flags & INTERNAL:
+                self._connector.internal_message(self, message)
+            elif message.flags & RAW:
+                kept.append(message.replace(flags=message.flags & ~RAW))
+            else:
+                kept.append(message)
+        return kept
+
+    def _end_of_stream(self) -> str | None:
+        if self._decoder.pending:
+            return "the peer closed the connection in the middle of a message"
+        return "the peer closed the connection"
+
+    def _watch_options(self, options: Options) -> None:
+        option = opts.connector.pipe.max_recv_content_length
+        options.on_change(option, lambda old, new: self.option_changed(option))
+
+    def option_changed(self, option: Option[Any]) -> None:
+        if option is opts.connector.pipe.max_recv_content_length:
+            self._decoder.max_content = self.options.get(option)
+
+
+class PacketPipe(FramedPipe):
+    """A pipe on which every message is one packet of the transport's own: ws."""
+
+    __slots__ = ("_codec",)
+
+    connection: PacketConnection
+
+    def __init__(self, pipe_id: int, connection: PacketConnection, connector: Connector, endpoint: Endpoint) -> None:
+        super().__init__(pipe_id, connection, connector, endpoint)
+        self._codec = connection.codec
+        self.fan_out_key = self._codec.key
+
+    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
+        if flags & RAW:
+            self.drop("flags")
+            return
+        self._push(self._codec.wrap(encode_frame(flags, ttl, source, destination, content)))
+
+    def wrap(self, frame: bytes) -> bytes:
+        return self._codec.wrap(frame)
+
+    def _unframe(self, entry: bytes) -> Message | None:
+        return super()._unframe(self._codec.unwrap(entry))
+
+    def _decode(self, data: bytes) -> list[Message]:
+        codec = self._codec
+        messages: list[Message] = []
+        packets = codec.feed(data)
+        owed = codec.replies()
+        if owed:
+            self._note(owed)
+        for packet in packets:
+            try:
+                messages += super()._decode(packet)
+            except BadMessage as error:
+                self._error = error
+            if self._decoder.pending:
+                self._error = BadMessage("a packet ends in the middle of a message")
+            if self._error is not None:
+                break
+        return messages
+
+    def _end_of_stream(self) -> str | None:
+        return self._codec.end() or super()._end_of_stream()
+
+    def _end(self, reason: str | MultiSocketError) -> None:
+        _say_goodbye(self, self._codec.goodbye(reason if isinstance(reason, MultiSocketError) else None))
+
+
+class RawPipe(BytesPipe):
+    """A pipe whose peer speaks plain bytes. Each chunk that is read becomes a message; only contents are written.
+
+    The pipe announces itself to the socket by an empty message, so that a peer can be greeted before it speaks.
+
+    Source: the Go code's connector/pipe.go.
+    """
+
+    __slots__ = ("_codec", "_size")
+
+    raw = True
+    takes_to_one = False
+
+    def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
+        super().__init__(pipe_id, connection, connector, endpoint)
+        self._codec = connection.codec if isinstance(connection, PacketConnection) else None
+        self._size: int = endpoint.options.get(opts.connector.pipe.raw_recv_buf_size)
+
+    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
+        if flags & ~SEND_TYPE_MASK:
+            self.drop("flags")
+        elif content:
+            self._push(content if self._codec is None else self._codec.wrap(content))
+
+    def _message(self, content: bytes) -> Message:
+        return Message(RAW | TO_ONE, DEFAULT_TTL - 1, self.path, b"", content, self.id)
+
+    def _read_size(self) -> int:
+        return self._size
+
+    def _read_all(self) -> str | None:
+        self._deliver([self._message(b"")])
+        return super()._read_all()
+
+    def _decode(self, data: bytes) -> list[Message]:
+        if self._codec is None:
+            return [self._message(data)]
+        chunks = self._codec.feed(data)
+        owed = self._codec.replies()
+        if owed:
+            self._note(owed)
+        return [self._message(chunk) for chunk in chunks]
+
+    def _end_of_stream(self) -> str | None:
+        if self.options.get(opts.connector.pipe.close_on_eof):
+            return super()._end_of_stream()
+        # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
+        self._deliver([self._message(None)])  # type: ignore[arg-type]
+        return None
+
+    def _end(self, reason: str | MultiSocketError) -> None:
+        if self._codec is not None:
+            _say_goodbye(self, self._codec.goodbye(reason if isinstance(reason, MultiSocketError) else None))
+
+    def _watch_options(self, options: Options) -> None:
+        option = opts.connector.pipe.raw_recv_buf_size
+        options.on_change(option, lambda old, new: self.option_changed(option))
+
+    def option_changed(self, option: Option[Any]) -> None:
+        if option is opts.connector.pipe.raw_recv_buf_size:
+            self._size = self.options.get(option)
+
+
+def _say_goodbye(pipe: BytesPipe, data: bytes) -> None:
+    """Send the packet protocol's last words, if the kernel takes them at once and no frame is half gone."""
+    if data and pipe._busy != _BLOCKED:
+        try:
+            pipe.connection.send(data)
+        except OSError:
+            pass
+
+
+def make_pipe(pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> BytesPipe:
+    """Return the kind of pipe that the connection and ``connector.pipe.raw`` ask for."""
+    if endpoint.options.get(opts.connector.pipe.raw):
+        return RawPipe(pipe_id, connection, connector, endpoint)
+    if isinstance(connection, PacketConnection):
+        return PacketPipe(pipe_id, connection, connector, endpoint)
+    return FramedPipe(pipe_id, connection, connector, endpoint)

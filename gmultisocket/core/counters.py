@@ -1,0 +1,45 @@
+"""What a pipe and a socket have counted.
+
+Counting is done in plain attributes where messages pass; this module only holds the shape of it, and adds it up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["Counters"]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since a pipe or socket was made.
+
+    Attributes:
+        messages_sent: messages that left for a peer: the kernel has them, or a peer in this process.
+        bytes_sent: bytes of those on the wire; of contents alone for peers in this process and raw pipes.
+        messages_received: messages that came in whole.
+        bytes_received: bytes that came in, on the same terms.
+        drops: messages lost on this side, by reason: ``"overflow"`` (a queue's policy), ``"disconnect"`` (queued for a
+            pipe that closed), ``"timeout"`` (a ``send_all`` ran out of time), ``"no_recv"``, ``"closed"`` (came
+            while the socket closed), ``"internal"``, ``"flags"`` (not for a raw pipe), ``"ttl"``.
+    """
+
+    messages_sent: int = 0
+    bytes_sent: int = 0
+    messages_received: int = 0
+    bytes_received: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count lost messages under a reason."""
+        if count:
+            self.drops[reason] = self.drops.get(reason, 0) + count
+
+    def add(self, other: Counters) -> None:
+        """Add another's totals to these."""
+        self.messages_sent += other.messages_sent
+        self.bytes_sent += other.bytes_sent
+        self.messages_received += other.messages_received
+        self.bytes_received += other.bytes_received
+        for reason, count in other.drops.items():
+            self.drop(reason, count)

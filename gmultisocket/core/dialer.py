@@ -1,0 +1,231 @@
+"""Dialers: keep one pipe to one address.
+
+A dialer has no greenlet of its own while its pipe is open: one is made when there is something to wait for, a
+connection that is being made, a pause before the next attempt, or room under the pipe limit.
+
+Pauses grow by a random factor between 1.1 and 1.5 from ``min_reconnect_time`` to ``max_reconnect_time``, and each is
+drawn between half and all of that, so that a thousand dialers which lost their peer at once do not come
+back at once. They start small again only when a peer has proved to be one, by a message or by staying: a peer that
+accepts and hangs up is dialed ever more slowly.
+
+Source: the Go code's connector/dialer.go, where the pause is reset by the bare connection and a pipe that closes early
+ends the redialing for good.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import Greenlet, getcurrent
+
+from .. import options as opts
+from ..address import Address
+from ..errors import Closed, MultiSocketError, PipeRefused
+from ..options import Options
+from ..transport import TransportDialer
+from .endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from .connector import Connector
+    from .pipe import Pipe
+
+__all__ = ["Dialer", "DialerState"]
+
+logger = logging.getLogger("gmultisocket.dialer")
+
+_FACTORS = (1.1, 1.5)
+
+
+class DialerState(Enum):
+    """Where a dialer stands."""
+
+    IDLE = "idle"
+    DIALING = "dialing"
+    CONNECTED = "connected"
+    PAUSED = "paused"
+    #: The socket has as many pipes as ``connector.pipe_limit`` allows.
+    HELD = "held"
+    CLOSED = "closed"
+
+
+_S = DialerState
+_MOVES = {
+    _S.IDLE: {_S.DIALING, _S.PAUSED, _S.HELD, _S.CLOSED},
+    _S.DIALING: {_S.CONNECTED, _S.IDLE, _S.PAUSED, _S.CLOSED},
+    _S.CONNECTED: {_S.IDLE, _S.CLOSED},
+    _S.PAUSED: {_S.DIALING, _S.HELD, _S.CLOSED},
+    _S.HELD: {_S.DIALING, _S.CLOSED},
+    _S.CLOSED: frozenset[DialerState](),
+}
+
+
+class Dialer(Endpoint):
+    """Dials one address, and dials again when its pipe closes.
+
+    Attributes:
+        state: where it stands.
+        attempts: how often it has tried to connect.
+        reconnects: how many of its pipes came after the first.
+        last_error: why the latest attempt failed, None after one that did not.
+    """
+
+    dials = True
+
+    def __init__(self, connector: Connector, address: Address, options: Options, transport: TransportDialer) -> None:
+        super().__init__(connector, address, options)
+        self._transport = transport
+        self.state = DialerState.IDLE
+        self.attempts = 0
+        self.reconnects = 0
+        self.last_error: MultiSocketError | None = None
+        self._pipe: Pipe | None = None
+        self._connected_at = 0.0
+        self._connected_before = False
+        self._pause = 0.0
+        self._greenlet: Greenlet[..., Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Dialer {self.address} {self.state.value}>"
+
+    @property
+    def address(self) -> str:
+        return self._address.bare
+
+    @property
+    def closed(self) -> bool:
+        return self.state is DialerState.CLOSED
+
+    @property
+    def pipe(self) -> Pipe | None:
+        """The open pipe, None while there is none."""
+        return self._pipe
+
+    def _move(self, state: DialerState) -> bool:
+        if state not in _MOVES[self.state]:
+            return False
+        self.state = state
+        return True
+
+    # Dialing
+
+    def dial_now(self) -> None:
+        """Connect in the calling greenlet. Blocks for at most ``connector.dialer.dial_timeout``.
+
+        Raises:
+            ConnectionFailed: nothing was connected.
+            PipeRefused: by a negotiator, or by this socket's pipe limit.
+            Closed: the dialer was closed meanwhile.
+        """
+        if not self._connector.reserve():
+            raise PipeRefused(f"the socket has its {self._connector.pipe_limit} pipes (connector.pipe_limit)")
+        try:
+            self._attempt()
+        finally:
+            self._connector.release()
+
+    def dial_later(self) -> None:
+        """Connect in a greenlet of the dialer's own, as often as it takes."""
+        self._spawn(0.0)
+
+    def _spawn(self, pause: float) -> None:
+        if self._greenlet is None and not self.closed:
+            self._greenlet = gevent.spawn(self._run, pause)
+
+    def _run(self, pause: float) -> None:
+        """Connect, with pauses, until a pipe is there or the dialer closes (the dialer greenlet)."""
+        me = getcurrent()
+        try:
+            while not self.closed:
+                if pause and self._move(DialerState.PAUSED):
+                    gevent.sleep(pause)
+                if self.closed:
+                    return
+                if not self._connector.reserve():
+                    # limit_changed() starts anew.
+                    self._move(DialerState.HELD)
+                    return
+                try:
+                    self._attempt()
+                    return
+                except Closed:
+                    return
+                except MultiSocketError as error:
+                    logger.debug("dialing %s failed: %s", self.address, error)
+                finally:
+                    self._connector.release()
+                pause = self._next_pause()
+        finally:
+            if self._greenlet is me:
+                self._greenlet = None
+            # The pipe may have closed, or the limit been lifted, while this greenlet was still here to be seen.
+            if self.state is DialerState.IDLE and self._connected_before:
+                self._redial()
+
+    def _attempt(self) -> None:
+        """Make one connection and its pipe."""
+        if not self._move(DialerState.DIALING):
+            raise Closed("dialer", f"it is {self.state.value}")
+        self.attempts += 1
+        try:
+            pipe = self._connector.connect(self._transport, self)
+            # The state is right before the pipe can close: a peer that resets at once is seen to have gone.
+            if not self._move(DialerState.CONNECTED):
+                pipe.connection.close()
+                raise Closed("dialer")
+        except MultiSocketError as error:
+            self.last_error = error
+            raise
+        finally:
+            if self.state is DialerState.DIALING:
+                self._move(DialerState.IDLE)
+        self.last_error = None
+        self.reconnects += self._connected_before
+        self._connected_before = True
+        self._connected_at = monotonic()
+        self._pipe = pipe
+        self._connector.add(pipe)
+
+    def pipe_closed(self, pipe: Pipe, lived: bool) -> None:
+        if pipe is not self._pipe:
+            return
+        self._pipe = None
+        if lived or monotonic() - self._connected_at > max(1.0, self._pause):
+            self._pause = 0.0
+        if self._move(DialerState.IDLE):
+            self._redial()
+
+    def _redial(self) -> None:
+        if self.options.get(opts.connector.dialer.reconnect) and self._connector.dials:
+            self._spawn(self._next_pause())
+
+    def limit_changed(self) -> None:
+        if self.state is DialerState.HELD and self._connector.has_room():
+            # A short pause of random length: not all held dialers at once.
+            self._spawn(random.uniform(0.0, self.options.get(opts.connector.dialer.min_reconnect_time)))
+
+    def _next_pause(self) -> float:
+        """Return the seconds until the next attempt."""
+        shortest = self.options.get(opts.connector.dialer.min_reconnect_time)
+        longest = self.options.get(opts.connector.dialer.max_reconnect_time) or float("inf")
+        self._pause = max(shortest, self._pause * random.uniform(*_FACTORS)) if self._pause else shortest
+        self._pause = min(self._pause, max(shortest, longest))
+        return max(0.001, self._pause * random.uniform(0.5, 1.0))
+
+    # Closing
+
+    def close(self) -> None:
+        """Stop dialing. A pipe that is open stays open; a connection in the making is given up. Never blocks."""
+        if self._move(DialerState.CLOSED):
+            if self._greenlet is not None and self._greenlet is not getcurrent():
+                self._greenlet.kill(block=False)
+            self._connector.dialer_closed(self)
+
+    def join(self) -> None:
+        """Block until its greenlet has ended, unless that is the caller."""
+        if self._greenlet is not None and self._greenlet is not getcurrent():
+            self._greenlet.join()

@@ -1,0 +1,88 @@
+"""Pipe events: told to callbacks in the order in which they happened, one after the other, from one greenlet.
+
+The greenlet exists only while there is something to tell. No lock is held meanwhile and nothing of the socket waits for
+it, so a callback may block, send, close pipes, or close the socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import gevent
+from gevent import Greenlet, getcurrent
+
+if TYPE_CHECKING:
+    from .pipe import Pipe
+
+__all__ = ["PipeCallback", "PipeEvent", "PipeEvents"]
+
+logger = logging.getLogger("gmultisocket.socket")
+
+
+@dataclass(frozen=True, slots=True)
+class PipeEvent:
+    """A pipe came or went.
+
+    Attributes:
+        kind: ``"add"`` or ``"remove"``.
+        pipe: the pipe; closed already when this is its removal.
+        reason: why it closed, "" for ``"add"``.
+    """
+
+    kind: Literal["add", "remove"]
+    pipe: Pipe
+    reason: str = ""
+
+
+PipeCallback = Callable[[PipeEvent], object]
+
+
+class PipeEvents:
+    """Tells callbacks what happens to pipes."""
+
+    __slots__ = ("_callbacks", "_queue", "greenlet")
+
+    def __init__(self) -> None:
+        self._callbacks: list[PipeCallback] = []
+        self._queue: deque[PipeEvent] = deque()
+        #: The greenlet that tells, while there is something to tell.
+        self.greenlet: Greenlet[..., Any] | None = None
+
+    def subscribe(self, callback: PipeCallback) -> Callable[[], None]:
+        """Have a callback told from now on; returns what ends it."""
+        self._callbacks.append(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+        return unsubscribe
+
+    def tell(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        """Queue an event. Never blocks."""
+        if not self._callbacks:
+            return
+        self._queue.append(PipeEvent(kind, pipe, pipe.reason))
+        if self.greenlet is None:
+            self.greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        try:
+            while self._queue:
+                event = self._queue.popleft()
+                for callback in list(self._callbacks):
+                    try:
+                        callback(event)
+                    except Exception:
+                        logger.exception("a pipe callback failed on %r", event.kind)
+        finally:
+            self.greenlet = None
+
+    def join(self) -> None:
+        """Block until everything was told, unless called by a callback."""
+        if self.greenlet is not None and self.greenlet is not getcurrent():
+            self.greenlet.join()

@@ -1,0 +1,221 @@
+"""Listeners: make pipes of the peers that connect to one address.
+
+One greenlet accepts. A connection that needs a handshake (TLS, WebSocket, a negotiator) has it in a greenlet of its
+own, with a time limit and a bounded number at a time, so that a slow or hostile peer holds up nobody. While the pipe
+limit is reached nothing is accepted: peers wait in the kernel's backlog instead of being let in and thrown out.
+
+Source: the Go code's connector/listener.go.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import Greenlet, getcurrent
+from gevent.event import Event
+from gevent.lock import BoundedSemaphore
+
+from .. import options as opts
+from ..address import Address
+from ..errors import Closed, MultiSocketError
+from ..options import Options
+from ..transport import Connection, TransportListener
+from .endpoint import Endpoint
+from .pipe import Pipe
+
+if TYPE_CHECKING:
+    from .connector import Connector
+
+__all__ = ["Listener", "ListenerState"]
+
+logger = logging.getLogger("gmultisocket.listener")
+
+#: Errors of accept() that go away only when something is freed: there is no use in trying again at once.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+_LOG_INTERVAL = 60.0
+
+
+class ListenerState(Enum):
+    """Where a listener stands."""
+
+    NEW = "new"
+    LISTENING = "listening"
+    CLOSED = "closed"
+
+
+_MOVES = {
+    ListenerState.NEW: {ListenerState.LISTENING, ListenerState.CLOSED},
+    ListenerState.LISTENING: {ListenerState.CLOSED},
+    ListenerState.CLOSED: frozenset[ListenerState](),
+}
+
+
+class Listener(Endpoint):
+    """Listens at one address.
+
+    Attributes:
+        state: where it stands.
+        accepted: how many connections were taken.
+        refused: how many of those did not become pipes.
+    """
+
+    dials = False
+
+    def __init__(self, connector: Connector, address: Address, options: Options, transport: TransportListener) -> None:
+        super().__init__(connector, address, options)
+        self._transport = transport
+        self.state = ListenerState.NEW
+        self.accepted = 0
+        self.refused = 0
+        self._greenlet: Greenlet[..., Any] | None = None
+        self._handshakes: set[Greenlet[..., Any]] = set()
+        self._places = BoundedSemaphore(options.get(opts.connector.listener.max_handshaking))
+        self._room = Event()
+        self._logged_at = -_LOG_INTERVAL
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.address} {self.state.value}>"
+
+    @property
+    def address(self) -> str:
+        """The address that peers can dial; with the real port after port 0."""
+        return self._transport.address
+
+    @property
+    def transport(self) -> TransportListener:
+        """The transport's side of the listener."""
+        return self._transport
+
+    @property
+    def closed(self) -> bool:
+        return self.state is ListenerState.CLOSED
+
+    def _move(self, state: ListenerState) -> bool:
+        if state not in _MOVES[self.state]:
+            return False
+        self.state = state
+        return True
+
+    def start(self) -> None:
+        """Bind the address and begin to accept. Does not block.
+
+        Raises:
+            AddressInUse, ConnectionFailed: nothing is left bound.
+        """
+        self._transport.listen()
+        if self._move(ListenerState.LISTENING):
+            self._greenlet = gevent.spawn(self._accept_loop)
+
+    def _accept_loop(self) -> None:
+        """Accept until closed (the listener greenlet)."""
+        pause = _FIRST_PAUSE
+        while not self.closed:
+            try:
+                self._wait_for_room()
+                connection = self._transport.accept()
+                pause = _FIRST_PAUSE
+                self.accepted += 1
+                self._take(connection)
+            except Closed:
+                return
+            except OSError as error:
+                if self.closed:
+                    return
+                self._log_accept_error(error)
+                if error.errno in _EXHAUSTED:
+                    gevent.sleep(pause)
+                    pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _wait_for_room(self) -> None:
+        """Block while the socket has as many pipes as it may."""
+        while not self._connector.has_room():
+            self._room.clear()
+            self._room.wait()
+
+    def _log_accept_error(self, error: OSError) -> None:
+        now = monotonic()
+        level = logging.DEBUG
+        if error.errno in _EXHAUSTED and now - self._logged_at >= _LOG_INTERVAL:
+            self._logged_at = now
+            level = logging.ERROR
+        logger.log(level, "%s cannot accept a connection: %s", self.address, error)
+
+    def _take(self, connection: Connection) -> None:
+        """Make a pipe of a connection, or have a greenlet do so."""
+        connector = self._connector
+        try:
+            # Another listener or a dialer may have taken the last place meanwhile: the peer waits, as in the backlog.
+            while not connector.reserve():
+                self._wait_for_room()
+        except BaseException:
+            connection.close()
+            raise
+        if not connection.needs_handshake and connector.negotiator is None:
+            try:
+                connector.add(connector.make_pipe(connection, self))
+            finally:
+                connector.release()
+            return
+        try:
+            self._places.acquire()
+        except BaseException:
+            connection.close()
+            connector.release()
+            raise
+        greenlet = gevent.spawn(self._shake_hands, connection)
+        self._handshakes.add(greenlet)
+        # A link, not a finally clause: a greenlet that is killed before it began runs no code of its own.
+        greenlet.rawlink(lambda ended: self._shaken(ended, connection))
+
+    def _shake_hands(self, connection: Connection) -> Pipe | None:
+        """Do one connection's handshake and negotiation (a greenlet for each connection that needs it)."""
+        try:
+            pipe = self._connector.open(connection, self)
+        except MultiSocketError as error:
+            self._connector.refused(connection, error)
+            return None
+        self._connector.add(pipe)
+        return pipe
+
+    def _shaken(self, greenlet: Greenlet[..., Any], connection: Connection) -> None:
+        if not isinstance(greenlet.value, Pipe):
+            self.refused += 1
+            connection.close()
+        self._handshakes.discard(greenlet)
+        self._places.release()
+        self._connector.release()
+
+    def pipe_closed(self, pipe: Pipe, lived: bool) -> None:
+        """Nothing to do: peers come by themselves."""
+
+    def limit_changed(self) -> None:
+        if self._connector.has_room():
+            self._room.set()
+
+    def close(self) -> None:
+        """Stop listening. Pipes stay open; connections that are still in their handshake are closed. Never blocks."""
+        if not self._move(ListenerState.CLOSED):
+            return
+        self._transport.close()
+        workers = [self._greenlet, *self._handshakes]
+        for greenlet in workers:
+            if greenlet is not None and greenlet is not getcurrent():
+                greenlet.kill(block=False)
+        self._connector.listener_closed(self)
+
+    def join(self) -> None:
+        """Block until its greenlets have ended, the caller excepted."""
+        for greenlet in [self._greenlet, *self._handshakes]:
+            if greenlet is not None and greenlet is not getcurrent():
+                greenlet.join()
+
+    def abandon(self) -> None:
+        """Let go of everything in a forked child, without switching greenlets."""
+        self.state = ListenerState.CLOSED
+        self._transport.abandon()

@@ -1,0 +1,150 @@
+"""The receiving third of a socket: one bounded queue for the messages of all pipes.
+
+A full queue holds up whoever brings messages: reader greenlets wait in ``room``, pipes of this process keep
+theirs. A woken receiver takes its message itself, so a receiver that is killed or timed out first has
+taken nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import gevent
+from gevent.hub import Hub
+
+from .. import options as opts
+from ..errors import Closed, NotSupported, Timeout
+from ..options import Options, follow
+from ..wire import Message
+from .counters import Counters
+from .waiting import Deadline, WaitList
+
+__all__ = ["Receiver"]
+
+
+class Receiver:
+    """Receives for one socket.
+
+    Attributes:
+        queue: messages that have arrived and nobody has taken, oldest first.
+        arrivals: greenlets that wait for a message.
+        room: greenlets and pipes that wait to bring one.
+        closed: whether the socket has begun to close: what comes now is dropped.
+        counters: losses that are no pipe's.
+    """
+
+    def __init__(self, hub: Hub, options: Options) -> None:
+        self.queue: deque[Message] = deque()
+        self.arrivals = WaitList(hub, lambda: self.queue)
+        self.room = WaitList(hub, self.has_room)
+        self.closed = False
+        self.counters = Counters()
+        self._reason = ""
+        self._queued_bytes = 0
+        self._spent = 0
+        follow(options, opts.socket.no_recv, self._set_no_recv)
+        follow(options, opts.socket.recv_queue_size, self._set_limit)
+        follow(options, opts.socket.recv_queue_bytes, self._set_max_bytes)
+        follow(options, opts.socket.yield_messages, self._set_budget)
+
+    # Options. What is queued stays queued, whatever changes.
+
+    def _set_no_recv(self, value: bool) -> None:
+        self.no_recv = value
+
+    def _set_limit(self, value: int) -> None:
+        self.limit = value
+        #: A queue that has been full lets others bring messages again when it is down to this many.
+        self._low = value // 2
+        self.room.wake()
+
+    def _set_max_bytes(self, value: int) -> None:
+        self.max_bytes = value
+        self._queued_bytes = sum(len(message.content or b"") for message in self.queue)
+        self.room.wake()
+
+    def _set_budget(self, value: int) -> None:
+        self._budget = value
+
+    # Receiving
+
+    def recv_msg(self, timeout: float | None) -> Message:
+        """Take the oldest message; see ``Socket.recv_msg``."""
+        queue = self.queue
+        self._spent += 1
+        if not queue or self.arrivals.waiters or self._spent > self._budget:
+            self._wait(timeout)
+        message = queue.popleft()
+        if self.max_bytes:
+            self._queued_bytes -= len(message.content or b"")
+        if self.room.waiters and len(queue) <= self._low:
+            self.room.wake()
+        return message
+
+    def _wait(self, timeout: float | None) -> None:
+        """Block until it is this greenlet's turn to take a message. Nothing is taken here."""
+        deadline = Deadline(timeout)
+        if self._spent > self._budget:
+            # A receiver that always finds a message must not keep the loop from the others.
+            self._spent = 0
+            gevent.sleep(0)
+        woken = False
+        while not self.queue or (self.arrivals.waiters and not woken):
+            if self.no_recv:
+                raise NotSupported("receiving", "the socket has socket.no_recv set")
+            if self.closed and not self.queue:
+                raise Closed("socket", self._reason)
+            self._spent = 0
+            if not self.limit:
+                # Unbuffered: somebody may bring a message now that one is waited for.
+                self.room.wake()
+            woken = self.arrivals.wait(deadline.left())
+            if not woken:
+                raise Timeout("recv", timeout)
+
+    # Bringing
+
+    def has_room(self) -> bool:
+        """Return whether one more message may be brought."""
+        waiting = len(self.queue)
+        if waiting >= self.limit and (self.limit or waiting >= len(self.arrivals.waiters)) and not self.closed:
+            return False
+        return not (self.max_bytes and waiting and self._queued_bytes >= self.max_bytes)
+
+    def take(self, messages: Sequence[Message], past_limit: bool = False) -> Sequence[Message]:
+        """Queue as many messages as there is room for, and return the others. Never switches greenlets.
+
+        Args:
+            past_limit: queue them all, because they had arrived before they were held up.
+        """
+        if (self.closed and not past_limit) or self.no_recv:
+            self.counters.drop("no_recv" if self.no_recv else "closed", len(messages))
+            return ()
+        queue = self.queue
+        rest: Sequence[Message] = ()
+        if past_limit or (len(queue) + len(messages) <= self.limit and not self.max_bytes):
+            queue.extend(messages)
+        elif self.max_bytes or not self.limit:
+            for index, message in enumerate(messages):
+                if not self.has_room():
+                    rest = messages[index:]
+                    break
+                queue.append(message)
+                self._queued_bytes += len(message.content or b"")
+        else:
+            free = max(0, self.limit - len(queue))
+            queue.extend(messages[:free])
+            rest = messages[free:]
+        if self.arrivals.waiters:
+            self.arrivals.wake()
+        return rest
+
+    # Closing
+
+    def stop(self, reason: str) -> None:
+        """Take nothing more, and let those who wait know. What has arrived can still be received."""
+        self.closed = True
+        self._reason = reason
+        self.room.wake_all()
+        self.arrivals.wake_all()

@@ -1,0 +1,536 @@
+"""The sending third of a socket: which pipes a message goes to, and what happens when they are full.
+
+* To one: the next pipe in turn that can take a message. While none can, senders wait in the order in which they came.
+  A message that was queued for a pipe which then closed goes to another one, before anything newer.
+* To all: every pipe, each by its own means; a full one is treated as ``socket.send_overflow`` says, after the others
+  have had theirs.
+* To a destination: the pipe that the path's first id names.
+
+Nothing here waits for one pipe while another could be served, and nothing is locked: the methods that do not block
+run to their end before another greenlet does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.hub import Hub
+
+from .. import options as opts
+from ..errors import BadMessage, BrokenPath, Closed, MessageDropped, MessageTooLong, NoPeers, NotSupported, Timeout
+from ..options import Options, follow
+from ..wire import (
+    DEFAULT_TTL,
+    INTERNAL,
+    MAX_CONTENT,
+    MAX_IDS,
+    RAW,
+    SEND_TYPE_MASK,
+    TO_ALL,
+    TO_DEST,
+    TO_ONE,
+    Message,
+    check_path,
+    encode_frame,
+    first_id,
+)
+from .bytespipe import FLUSH_BYTES, BytesPipe, FramedPipe
+from .counters import Counters
+from .fanout import FanOut
+from .pipe import Pipe, PipeState
+from .waiting import Deadline, WaitList
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Sender", "as_content"]
+
+
+def as_content(content: object) -> bytes:
+    """Return a bytes-like object's bytes; a mutable one is copied, so the caller may change it after sending.
+
+    Raises:
+        TypeError: it is not bytes-like; text must be encoded by the caller, who knows how.
+    """
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, str):
+        raise TypeError("content must be bytes-like, not str: encode it, e.g. content.encode()")
+    try:
+        return bytes(memoryview(content))  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"content must be bytes-like, not {type(content).__name__}") from None
+
+
+class Sender:
+    """Sends for one socket.
+
+    Attributes:
+        queue_limit: messages that a pipe may have queued (``socket.send_queue_size``).
+        queue_bytes: bytes that it may have queued, 0 for any number.
+        flush_bytes: queued bytes that do not wait for the end of the turn.
+        counters: losses that are no pipe's.
+    """
+
+    def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe]) -> None:
+        self._hub = hub
+        self._pipes = pipes
+        self._closed = ""
+        #: Pipes that take a to-one message now, the next one first.
+        self._ready: deque[Pipe] = deque()
+        #: Those who wait to send to one.
+        self._line = WaitList(hub, lambda: self._ready or self._closed)
+        #: All pipes that to-one messages may go to, full or not.
+        self._takers: dict[Pipe, None] = {}
+        #: Accepted to-one messages whose pipe closed before they left.
+        self._again: deque[Message] = deque()
+        #: Whether ``send`` may take the first ready pipe without looking at anything else.
+        self._flowing = False
+        self._fan_outs: dict[str, FanOut] = {}
+        #: Pipes that are in step with no fan-out: to-all messages are put into each.
+        self._loose: dict[Pipe, None] = {}
+        self._dirty_pipes: list[BytesPipe] = []
+        self._dirty_fan_outs: list[FanOut] = []
+        self._turn_scheduled = False
+        self._spent_messages = 0
+        self._spent_bytes = 0
+        self._owes_turn = False
+        self.counters = Counters()
+        self._follow(options)
+
+    # Options
+
+    def _follow(self, options: Options) -> None:
+        """Keep copies of the options that matter for every message."""
+        mine = opts.socket
+        follow(options, mine.send_queue_size, self._set_queue_limit)
+        follow(options, mine.send_queue_bytes, self._set_queue_bytes)
+        follow(options, mine.send_ttl, self._set_ttl)
+        follow(options, mine.send_overflow, self._set_overflow)
+        follow(options, mine.send_best_effort, self._set_best_effort)
+        follow(options, mine.fail_no_peers, self._set_fail_no_peers)
+        follow(options, mine.yield_messages, self._set_yield_messages)
+        follow(options, mine.yield_bytes, self._set_yield_bytes)
+        follow(options, mine.no_send, self._set_no_send)
+        for option in (mine.max_send_content_length, opts.connector.pipe.max_recv_content_length):
+            follow(options, option, lambda value: self._set_max_content(options))
+
+    def _set_overflow(self, value: str) -> None:
+        self._overflow = value
+
+    def _set_best_effort(self, value: bool) -> None:
+        self._best_effort = value
+
+    def _set_fail_no_peers(self, value: bool) -> None:
+        self._fail_no_peers = value
+
+    def _set_yield_messages(self, value: int) -> None:
+        self._yield_messages = value
+
+    def _set_yield_bytes(self, value: int) -> None:
+        self.yield_bytes = value
+
+    def _set_no_send(self, value: bool) -> None:
+        self._no_send = value
+        self._look()
+
+    def _set_queue_limit(self, value: int) -> None:
+        self.queue_limit = value
+        self._limits_changed()
+
+    def _set_queue_bytes(self, value: int) -> None:
+        self.queue_bytes = value
+        self.flush_bytes = min(value, FLUSH_BYTES) if value else FLUSH_BYTES
+        self._limits_changed()
+
+    def _limits_changed(self) -> None:
+        for pipe in self._pipes.values():
+            pipe.limits_changed()
+
+    def _set_ttl(self, value: int) -> None:
+        self._ttl = value or DEFAULT_TTL
+
+    def _set_max_content(self, options: Options) -> None:
+        limit = options.get(opts.socket.max_send_content_length)
+        if limit < 0:
+            limit = options.get(opts.connector.pipe.max_recv_content_length)
+        self._max_content = limit or MAX_CONTENT
+
+    # Sending
+
+    def send(self, content: bytes, timeout: float | None) -> None:
+        """Send to one peer; see ``Socket.send``."""
+        if type(content) is not bytes:
+            content = as_content(content)
+        if len(content) > self._max_content:
+            raise MessageTooLong(len(content), self._max_content)
+        if not self._flowing and not self._wait_in_line(timeout):
+            return
+        ready = self._ready
+        pipe = ready[0]
+        if len(ready) > 1:
+            ready.rotate(-1)
+        pipe.put(TO_ONE, self._ttl, b"", b"", content)
+
+    def send_to(self, destination: bytes, content: bytes, timeout: float | None) -> None:
+        """Send along a path; see ``Socket.send_to``."""
+        destination = check_path(destination)
+        content = self._check_content(content)
+        self._send_to_pipe((TO_DEST, self._ttl, b"", destination, content), timeout)
+
+    def send_all(self, content: bytes, timeout: float | None, flags: int = 0) -> int:
+        """Send to every peer; see ``Socket.send_all``."""
+        content = self._check_content(content)
+        return self._send_to_all((TO_ALL | flags, self._ttl, b"", b"", content), timeout)
+
+    def send_some(self, pipes: Iterable[Pipe], content: bytes, timeout: float | None, flags: int = 0) -> int:
+        """Send to all of some pipes, for protocols that know who wants a message. Returns to how many it went."""
+        content = self._check_content(content)
+        self._check_open()
+        if self._owes_turn:
+            self._yield()
+        return self._put_in_each(list(pipes), (TO_ALL | flags, self._ttl, b"", b"", content), timeout)
+
+    def send_msg(self, message: Message, timeout: float | None) -> int:
+        """Send or forward a message by its own fields; see ``Socket.send_msg``."""
+        flags, ttl, source, destination = message.flags, message.ttl, message.source, message.destination
+        content = self._check_content(message.content)
+        kind = flags & SEND_TYPE_MASK
+        if flags & INTERNAL:
+            raise NotSupported("sending an internal message", "flag 0x04 is for what sockets tell each other")
+        if not 0 <= flags <= 255 or kind not in (TO_ONE, TO_ALL, TO_DEST):
+            raise BadMessage(f"flags {flags:#x} name no send type")
+        if flags & RAW:
+            raise MessageDropped("raw")
+        if ttl <= 0:
+            raise MessageDropped("ttl")
+        if source:
+            check_path(source)
+        if len(source) // 4 >= MAX_IDS:
+            raise MessageDropped("hops")
+        if destination:
+            check_path(destination)
+        fields = (flags, min(ttl, 255), bytes(source), bytes(destination), content)
+        if kind == TO_ALL:
+            return self._send_to_all(fields, timeout)
+        if kind == TO_DEST:
+            if not destination:
+                raise MessageDropped("arrived")
+            self._send_to_pipe(fields, timeout)
+            return 1
+        if not self._flowing and not self._wait_in_line(timeout):
+            return 0
+        pipe = self._ready[0]
+        self._ready.rotate(-1)
+        pipe.put(*fields)
+        return 1
+
+    def _check_content(self, content: object) -> bytes:
+        content = as_content(content)
+        if len(content) > self._max_content:
+            raise MessageTooLong(len(content), self._max_content)
+        return content
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("socket", self._closed)
+        if self._no_send:
+            raise NotSupported("sending", "the socket has socket.no_send set")
+
+    def _yield(self) -> None:
+        """Let others run: this sender has sent its share without waiting once. Before a message is taken, not after."""
+        self._owes_turn = False
+        self._spent_messages = self._spent_bytes = 0
+        gevent.sleep(0)
+        self._look()
+        self._check_open()
+
+    # To one
+
+    def _wait_in_line(self, timeout: float | None) -> bool:
+        """Block until it is this greenlet's turn to take the first ready pipe.
+
+        Returns:
+            False if the message is not to be sent: a policy dropped it.
+        """
+        deadline = Deadline(timeout)
+        woken = False
+        try:
+            while True:
+                self._check_open()
+                if self._owes_turn:
+                    self._yield()
+                if self._ready and (woken or not self._line.waiters):
+                    return True
+                if not self._takers and (self._fail_no_peers or self._best_effort):
+                    raise NoPeers
+                if self._takers and not self._line.waiters and not self._make_way():
+                    return False
+                if self._ready and not self._line.waiters:
+                    return True
+                if not self._line.wait(deadline.left()):
+                    raise Timeout("send", timeout)
+                woken = True
+        finally:
+            self._look()
+
+    def _make_way(self) -> bool:
+        """Do what the overflow policy says when every pipe is full. False if that is to drop the new message."""
+        if self._best_effort:
+            raise MessageDropped("overflow")
+        if self._overflow == "block":
+            return True
+        # The one whose turn it is; it goes to the end of the row.
+        pipe = next(iter(self._takers))
+        del self._takers[pipe]
+        self._takers[pipe] = None
+        return self._make_room(pipe)
+
+    def _make_room(self, pipe: Pipe) -> bool:
+        """Apply a policy other than block to one full pipe. False if the new message is dropped."""
+        if self._overflow == "drop_oldest" and pipe.drop_oldest():
+            pipe.limits_changed()
+            if not pipe.full:
+                return True
+        if self._overflow == "disconnect":
+            pipe.drop("overflow")
+            pipe.close("its send queue was full (socket.send_overflow is disconnect)")
+            return False
+        pipe.drop("overflow")
+        return False
+
+    def offer_again(self, messages: list[Message]) -> None:
+        """Take back to-one messages of a pipe that closed before they left."""
+        if messages:
+            self._again.extend(messages)
+            self._send_again()
+
+    def _send_again(self) -> None:
+        while self._again and self._ready:
+            message = self._again.popleft()
+            pipe = self._ready[0]
+            self._ready.rotate(-1)
+            pipe.put(message.flags, message.ttl, message.source, message.destination, message.content)
+
+    # To a destination
+
+    def _send_to_pipe(self, fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None) -> None:
+        self._check_open()
+        if self._owes_turn:
+            self._yield()
+        pipe_id = first_id(fields[3])
+        pipe = self._pipes.get(pipe_id)
+        if pipe is None or pipe.state is not PipeState.OPEN:
+            raise BrokenPath(pipe_id)
+        if pipe.full and not self._wait_for(pipe, Deadline(timeout)):
+            if pipe.state is not PipeState.OPEN:
+                raise BrokenPath(pipe_id)
+            if self._best_effort:
+                raise MessageDropped("overflow")
+            if self._overflow == "block":
+                raise Timeout("send_to", timeout)
+            return
+        pipe.put(*fields)
+
+    def _wait_for(self, pipe: Pipe, deadline: Deadline) -> bool:
+        """Make or wait for room in one pipe. False if there is none in time, or the pipe has closed."""
+        if self._best_effort:
+            pipe.drop("overflow")
+            return False
+        if self._overflow != "block":
+            return self._make_room(pipe)
+        while pipe.full and pipe.state is PipeState.OPEN:
+            if not pipe.room().wait(deadline.left()):
+                return False
+            self._check_open()
+        return pipe.state is PipeState.OPEN
+
+    # To all
+
+    def _send_to_all(self, fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None) -> int:
+        self._check_open()
+        if self._owes_turn:
+            self._yield()
+        # Looked at before anything is sent: who falls out of step by this message has had it.
+        loose = list(self._loose)
+        count = 0
+        frame = b""
+        for fan_out in self._fan_outs.values():
+            if fan_out.members:
+                frame = frame or encode_frame(*fields)
+                count += len(fan_out.members)
+                fan_out.put(frame)
+        return count + self._put_in_each(loose, fields, timeout) if loose else count
+
+    def _put_in_each(
+        self, pipes: list[Pipe], fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None
+    ) -> int:
+        frames: dict[str, bytes] = {}
+        full: list[Pipe] = []
+        count = 0
+        for pipe in pipes:
+            if pipe.full or pipe.state is not PipeState.OPEN:
+                full.append(pipe)
+                continue
+            count += 1
+            key = pipe.fan_out_key
+            if key is None:
+                pipe.put(*fields)
+                continue
+            assert isinstance(pipe, FramedPipe)
+            frame = frames.get(key)
+            if frame is None:
+                frame = frames[key] = pipe.wrap(encode_frame(*fields))
+            pipe.put_frame(frame)
+        return self._put_when_room(full, fields, timeout, count) if full else count
+
+    def _put_when_room(
+        self, full: list[Pipe], fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None, count: int
+    ) -> int:
+        """Serve the full pipes after the others. Whoever is not served when the wait ends has lost the message."""
+        deadline = Deadline(timeout)
+        reached = 0
+        try:
+            for pipe in full:
+                if pipe.state is PipeState.OPEN and self._wait_for(pipe, deadline):
+                    pipe.put(*fields)
+                    count += 1
+                elif pipe.state is PipeState.OPEN and self._overflow == "block" and not self._best_effort:
+                    raise Timeout("send_all", timeout, count)
+                reached += 1
+        finally:
+            for pipe in full[reached:]:
+                if pipe.state is PipeState.OPEN:
+                    pipe.drop("timeout")
+        return count
+
+    # What pipes tell
+
+    def add(self, pipe: Pipe) -> None:
+        """Take in a new pipe."""
+        if pipe.takes_to_one:
+            self._takers[pipe] = None
+            if not pipe.full:
+                self._ready.append(pipe)
+        self._loose[pipe] = None
+        if isinstance(pipe, BytesPipe):
+            self.mark(pipe)
+        self._readier()
+
+    def remove(self, pipe: Pipe) -> None:
+        """Forget a pipe."""
+        self._takers.pop(pipe, None)
+        self._loose.pop(pipe, None)
+        self._unready(pipe)
+        if isinstance(pipe, BytesPipe) and pipe.fan_out is not None:
+            pipe.leave_fan_out()
+            del self._loose[pipe]
+
+    def pipe_is_full(self, pipe: Pipe) -> None:
+        """Hear that a pipe takes no more for now."""
+        self._unready(pipe)
+
+    def pipe_has_room(self, pipe: Pipe) -> None:
+        """Hear that a full pipe takes messages again."""
+        if pipe in self._takers:
+            self._ready.append(pipe)
+            self._readier()
+
+    def _unready(self, pipe: Pipe) -> None:
+        ready = self._ready
+        # The pipe that was just used is the last one: no search in the usual case.
+        if ready and ready[-1] is pipe:
+            ready.pop()
+        elif pipe in ready:
+            ready.remove(pipe)
+        if not ready:
+            self._look()
+
+    def _readier(self) -> None:
+        if self._again:
+            self._send_again()
+        if self._ready:
+            self._line.wake()
+        self._look()
+
+    def _look(self) -> None:
+        """Find out anew whether a sender may go ahead at once."""
+        self._flowing = bool(
+            self._ready and not (self._closed or self._no_send or self._owes_turn or self._line.waiters)
+        )
+
+    def fell_out(self, pipe: BytesPipe) -> None:
+        """Hear that a pipe is out of step."""
+        self._loose[pipe] = None
+
+    def rejoin(self, pipe: BytesPipe) -> None:
+        """Put a pipe that has nothing queued in step again. Called when a turn ends, after the fan-outs are empty."""
+        key = pipe.fan_out_key
+        if key is None or pipe not in self._loose:
+            return
+        fan_out = self._fan_outs.get(key)
+        if fan_out is None:
+            assert isinstance(pipe, FramedPipe)
+            fan_out = self._fan_outs[key] = FanOut(self, pipe.wrap)
+        if not fan_out.pending:
+            del self._loose[pipe]
+            fan_out.add(pipe)
+
+    # Turns of the loop
+
+    def mark(self, pipe: BytesPipe) -> None:
+        """Have a pipe's ``end_turn`` called when this turn of the loop ends."""
+        self._dirty_pipes.append(pipe)
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._hub.loop.run_callback(self.end_turn)
+
+    def mark_fan_out(self, fan_out: FanOut) -> None:
+        """Have a fan-out's ``end_turn`` called when this turn of the loop ends."""
+        self._dirty_fan_outs.append(fan_out)
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._hub.loop.run_callback(self.end_turn)
+
+    def end_turn(self) -> None:
+        """Send what this turn has left to be sent. Called in the hub, and by ``close()``."""
+        self._turn_scheduled = False
+        self._spent_messages = self._spent_bytes = 0
+        if self._owes_turn:
+            self._owes_turn = False
+            self._look()
+        fan_outs, self._dirty_fan_outs = self._dirty_fan_outs, []
+        pipes, self._dirty_pipes = self._dirty_pipes, []
+        # Fan-outs first: a pipe may come back in step only when nothing is pending there.
+        for fan_out in fan_outs:
+            fan_out.end_turn()
+        for pipe in pipes:
+            pipe.end_turn()
+
+    def spend(self, messages: int, size: int) -> None:
+        """Count what was sent without waiting; past the budget the next sender yields first."""
+        self._spent_messages += messages
+        self._spent_bytes += size
+        if self._spent_messages >= self._yield_messages or self._spent_bytes >= self.yield_bytes:
+            self._owes_turn = True
+            self._flowing = False
+
+    # Closing
+
+    def stop(self, reason: str) -> None:
+        """Refuse everything from now on, and let those who wait know. What is queued stays."""
+        self._closed = reason
+        self._flowing = False
+        self._line.wake_all()
+        for pipe in self._pipes.values():
+            pipe.wake_senders()
+
+    def lose_rest(self) -> int:
+        """Give up the messages that no pipe is left for; return how many."""
+        lost = len(self._again)
+        self._again.clear()
+        self.counters.drop("closed", lost)
+        return lost

@@ -1,0 +1,125 @@
+"""Sending from other OS threads.
+
+A :class:`ThreadsafeSender` takes messages from any thread without waiting, wakes the loop of the socket's thread, and
+sends them there, in order, from one greenlet. It keeps that loop from believing that nothing can happen any more, so it
+is to be closed when the threads have ended.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import Greenlet
+
+from ..errors import Closed, MessageDropped, MultiSocketError
+from ..wire import Message
+from .sender import as_content
+
+if TYPE_CHECKING:
+    from .socket import Socket
+
+__all__ = ["ThreadsafeSender"]
+
+logger = logging.getLogger("gmultisocket.socket")
+
+#: How many messages may wait to be sent before a thread is told that it goes too fast.
+_LIMIT = 10_000
+
+
+class ThreadsafeSender:
+    """Sends through a socket from any thread. The methods return at once: the sending itself happens later.
+
+    Attributes:
+        failed: how many messages were accepted here and then not sent, e.g. because their path was broken.
+    """
+
+    def __init__(self, sock: Socket) -> None:
+        self._socket = sock
+        self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._greenlet: Greenlet[..., Any] | None = None
+        self._closed = False
+        self.failed = 0
+        # A started async watcher both wakes the loop from other threads and keeps it alive.
+        self._watcher = gevent.get_hub().loop.async_()
+        self._watcher.start(self._wake)
+
+    def __enter__(self) -> ThreadsafeSender:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def send(self, content: bytes) -> None:
+        """Have ``content`` sent to one peer.
+
+        Raises:
+            MessageDropped: 10,000 messages wait already.
+            Closed: the handle or the socket is closed.
+        """
+        self._post(self._socket.send, as_content(content))
+
+    def send_all(self, content: bytes) -> None:
+        """Have ``content`` sent to every peer. Raises as :meth:`send` does."""
+        self._post(self._socket.send_all, as_content(content))
+
+    def send_to(self, destination: bytes, content: bytes) -> None:
+        """Have ``content`` sent along a path. Raises as :meth:`send` does."""
+        self._post(self._socket.send_to, bytes(destination), as_content(content))
+
+    def send_msg(self, message: Message) -> None:
+        """Have a message sent as its fields say. Raises as :meth:`send` does."""
+        self._post(self._socket.send_msg, message)
+
+    @property
+    def pending(self) -> int:
+        """How many messages wait to be sent."""
+        return len(self._calls)
+
+    def _post(self, method: Callable[..., object], *args: Any) -> None:
+        if self._closed or self._socket.closed:
+            raise Closed("handle" if self._closed else "socket")
+        if len(self._calls) >= _LIMIT:
+            raise MessageDropped("overflow")
+        # Both steps are safe from any thread: a deque's append, and waking a loop.
+        self._calls.append((method, args))
+        self._watcher.send()
+
+    def _wake(self) -> None:
+        if self._greenlet is None and self._calls:
+            self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        try:
+            while self._calls:
+                method, args = self._calls.popleft()
+                try:
+                    method(*args)
+                except MultiSocketError as error:
+                    self.failed += 1
+                    logger.warning("a message from another thread was not sent: %s", error)
+        finally:
+            self._greenlet = None
+
+    def close(self, timeout: float | None = 5.0) -> int:
+        """Send what waits, and close the handle; in the socket's own thread. Blocks for at most ``timeout`` seconds.
+
+        Returns:
+            How many messages were given up.
+        """
+        if self._closed:
+            return 0
+        self._closed = True
+        self._wake()
+        if self._greenlet is not None:
+            self._greenlet.join(timeout)
+            if self._greenlet is not None:
+                self._greenlet.kill()
+        self._watcher.close()
+        lost = len(self._calls)
+        self._calls.clear()
+        return lost

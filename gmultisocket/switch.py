@@ -1,0 +1,142 @@
+"""A switch: joins two sockets by forwarding every message of one to the other.
+
+What comes in at ``back`` goes out at ``front`` and the other way round, each by its own send type: to one peer there,
+to all, or further along its path. The pipe ids that the switch's sockets put into a message's source on the way out
+lead the replies back. Each switch on the way costs a message one of its ``ttl``.
+
+Nothing that a message or a peer does ends a switch: a message that cannot go on (its path is broken, its ttl used
+up, a peer has gone) is dropped and counted, and so is one for which the middleware raises.
+
+Source: switch.go of the Go code, which any such message ends for good.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import gevent
+from gevent import Greenlet, getcurrent
+
+from .core.socket import Socket
+from .errors import Closed, MessageDropped, MultiSocketError
+from .wire import Message
+
+__all__ = ["Middleware", "Switch"]
+
+logger = logging.getLogger("gmultisocket.switch")
+
+#: Takes a message and returns it, another one in its place, or None to drop it.
+Middleware = Callable[[Message], Message | None]
+
+
+class Switch:
+    """Forwards between two sockets, which stay the caller's: it starts them not, and closes them not.
+
+    Args:
+        back: one socket.
+        front: the other socket.
+        middleware: called with each message before it goes on; see :data:`Middleware`. May block: the messages
+            behind it in its direction wait.
+
+    Attributes:
+        forwarded: messages that went on.
+        drops: messages that did not, by reason.
+    """
+
+    def __init__(self, back: Socket, front: Socket, middleware: Middleware | None = None) -> None:
+        if back is front:
+            raise ValueError("a switch joins two different sockets")
+        self.back = back
+        self.front = front
+        self._middleware = middleware
+        self._greenlets: list[Greenlet[..., Any]] = []
+        self.forwarded = 0
+        self.drops: dict[str, int] = {}
+
+    def __enter__(self) -> Switch:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether it forwards in both directions."""
+        return len(self._greenlets) == 2 and not any(greenlet.ready() for greenlet in self._greenlets)
+
+    def start(self) -> None:
+        """Begin to forward. Does not block; harmless when repeated.
+
+        Raises:
+            RuntimeError: one of the sockets was closed, which ended the switch.
+        """
+        if self._greenlets and not self.running:
+            raise RuntimeError("the switch has ended, as one of its sockets has closed: make a new one")
+        if not self._greenlets:
+            self._greenlets = [
+                gevent.spawn(self._forward, self.back, self.front),
+                gevent.spawn(self._forward, self.front, self.back),
+            ]
+
+    def stop(self) -> None:
+        """Stop forwarding. Blocks until the greenlets have ended; messages stay in their sockets. May be repeated."""
+        greenlets, self._greenlets = self._greenlets, []
+        others = [greenlet for greenlet in greenlets if greenlet is not getcurrent()]
+        gevent.killall(others)
+        for greenlet in greenlets:
+            if greenlet is getcurrent():
+                greenlet.kill(block=False)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Block until the switch has ended because its sockets have closed. Returns False when the time is up."""
+        return len(gevent.joinall(self._greenlets, timeout)) == len(self._greenlets)
+
+    def _forward(self, source: Socket, target: Socket) -> None:
+        """Forward in one direction until a socket closes (one greenlet for each direction)."""
+        while True:
+            try:
+                message: Message | None = source.recv_msg()
+            except Closed:
+                return
+            if self._middleware is not None:
+                message = self._pass(message)
+            if message is None:
+                continue
+            try:
+                if target.send_msg(message):
+                    self.forwarded += 1
+                else:
+                    self._drop("no peer")
+            except Closed:
+                self._drop("closed")
+                return
+            except MessageDropped as error:
+                self._drop(error.reason)
+            except MultiSocketError as error:
+                self._drop(type(error).__name__)
+            except Exception:
+                # What a middleware returned was no message that can be sent.
+                self._fail("a message could not be sent on")
+
+    def _pass(self, message: Message | None) -> Message | None:
+        assert self._middleware is not None and message is not None
+        try:
+            passed = self._middleware(message)
+        except Exception:
+            self._fail("the middleware failed")
+            return None
+        if passed is None:
+            self._drop("middleware")
+        return passed
+
+    def _fail(self, what: str) -> None:
+        """Count an error of the user's own code; the first is logged with its traceback."""
+        logger.log(logging.DEBUG if "error" in self.drops else logging.ERROR, what, exc_info=True)
+        self._drop("error")
+
+    def _drop(self, reason: str) -> None:
+        self.drops[reason] = self.drops.get(reason, 0) + 1

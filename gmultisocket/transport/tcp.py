@@ -1,0 +1,265 @@
+"""tcp: byte streams between hosts.
+
+Addresses are ``tcp://host:port`` with a name, an IPv4 address or an IPv6 one in brackets. To listen on every interface
+write ``*``; nothing else, no empty host above all, stands for it. Port 0 has the kernel choose. Names are resolved at
+every attempt, and every address that a name has is tried.
+
+Source: transport/tcp of the Go code, whose read buffer option sets the write buffer and whose names are resolved once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import struct
+import termios
+from typing import Any, ClassVar
+
+from gevent import socket as gsocket
+
+from .. import options as opts
+from ..address import Address, split_host_port
+from ..errors import AddressError, AddressInUse, Closed, ConnectionFailed, ConnectionRefused
+from ..options import Options
+from .base import Connection, Transport, TransportDialer, TransportListener
+from .stream import SocketConnection, abandon_socket, describe_os_error
+
+__all__ = ["TRANSPORT", "TCPConnection", "TCPDialer", "TCPListener", "configure", "format_address"]
+
+
+def format_address(scheme: str, name: Any) -> str:
+    """Return a socket's name as an address."""
+    try:
+        host, port = name[0], name[1]
+    except (IndexError, TypeError):
+        return f"{scheme}://?"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+class TCPConnection(SocketConnection):
+    """A connected TCP socket."""
+
+    __slots__ = ("_names", "_scheme")
+
+    def __init__(self, sock: gsocket.socket, scheme: str = "tcp") -> None:
+        super().__init__(sock)
+        self._scheme = scheme
+        # Kept: a closed socket has forgotten them, and the log wants them.
+        self._names: tuple[Any, Any] = (_name(sock.getsockname), _name(sock.getpeername))
+
+    @property
+    def local_address(self) -> str:
+        return format_address(self._scheme, self._names[0])
+
+    @property
+    def peer_address(self) -> str:
+        return format_address(self._scheme, self._names[1])
+
+    def unacknowledged(self) -> int:
+        try:
+            raw = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        except (OSError, ValueError):
+            return 0
+        return int(struct.unpack("i", raw)[0])
+
+
+def _name(getter: Any) -> Any:
+    try:
+        return getter()
+    except OSError:
+        return None
+
+
+def _seconds(value: float) -> int:
+    return round(value)
+
+
+def configure(sock: gsocket.socket, options: Options) -> None:
+    """Set a connection's socket options.
+
+    Raises:
+        OSError: the peer has gone already, or the kernel refuses a value.
+    """
+    tcp = opts.transport.tcp
+    protocol = gsocket.IPPROTO_TCP
+    sock.setsockopt(protocol, gsocket.TCP_NODELAY, options.get(tcp.no_delay))
+    keep_alive = options.get(tcp.keep_alive)
+    sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE, keep_alive)
+    if keep_alive:
+        sock.setsockopt(protocol, gsocket.TCP_KEEPIDLE, _seconds(options.get(tcp.keep_alive_period)))
+        sock.setsockopt(protocol, gsocket.TCP_KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval)))
+        sock.setsockopt(protocol, gsocket.TCP_KEEPCNT, options.get(tcp.keep_alive_probes))
+    user_timeout = options.get(tcp.user_timeout)
+    if user_timeout:
+        sock.setsockopt(protocol, gsocket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
+    linger = options.get(tcp.linger)
+    if linger >= 0:
+        sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, linger))
+
+
+def _set_buffers(sock: gsocket.socket, options: Options) -> None:
+    """Set the kernel's buffer sizes; before connecting or listening, as they bound the window that TCP agrees on."""
+    for option, name in (
+        (opts.transport.tcp.read_buffer, gsocket.SO_RCVBUF),
+        (opts.transport.tcp.write_buffer, gsocket.SO_SNDBUF),
+    ):
+        size = options.get(option)
+        if size:
+            sock.setsockopt(gsocket.SOL_SOCKET, name, size)
+
+
+def resolve(host: str, port: int, address: str, passive: bool = False) -> list[Any]:
+    """Return what ``getaddrinfo`` says of a host. Blocks; the caller bounds the time.
+
+    Raises:
+        ConnectionFailed: the name is not known.
+    """
+    flags = gsocket.AI_PASSIVE if passive else 0
+    try:
+        return gsocket.getaddrinfo(host, port, 0, gsocket.SOCK_STREAM, 0, flags)
+    except (gsocket.gaierror, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConnectionFailed(address, f"the host name cannot be resolved: {why}") from error
+
+
+class TCPDialer(TransportDialer):
+    """Connects to one host and port."""
+
+    __slots__ = ("_address", "_host", "_options", "_port")
+
+    def __init__(self, address: Address, options: Options) -> None:
+        self._address = address.bare
+        self._host, self._port = split_host_port(address.location, address)
+        if self._host == "*":
+            raise AddressError(address.text, "* stands for every interface and can only be listened on")
+        if not self._port:
+            raise AddressError(address.text, "port 0 can only be listened on")
+        self._options = options
+
+    def connect(self) -> Connection:
+        return TCPConnection(self.connect_socket())
+
+    def connect_socket(self) -> gsocket.socket:
+        """Return a connected and configured socket."""
+        failure: OSError | None = None
+        for family, kind, protocol, _, name in resolve(self._host, self._port, self._address):
+            sock = gsocket.socket(family, kind, protocol)
+            try:
+                _set_buffers(sock, self._options)
+                sock.connect(name)
+                configure(sock, self._options)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                # The time is up, or the dialer was closed.
+                sock.close()
+                raise
+        raise self._failed(failure) from failure
+
+    def _failed(self, error: OSError | None) -> ConnectionFailed:
+        if isinstance(error, ConnectionRefusedError):
+            return ConnectionRefused(self._address, "nobody listens there")
+        return ConnectionFailed(self._address, describe_os_error(error) if error else "the host has no address")
+
+
+class TCPListener(TransportListener):
+    """Listens at one host and port."""
+
+    __slots__ = ("_address", "_host", "_options", "_port", "_scheme", "_sock")
+
+    def __init__(self, address: Address, options: Options) -> None:
+        self._address = address.bare
+        self._scheme = address.scheme
+        self._host, self._port = split_host_port(address.location, address)
+        self._options = options
+        self._sock: Any = None
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    def listen(self) -> None:
+        host = "" if self._host == "*" else self._host
+        failure: OSError | None = None
+        # Every interface: the IPv6 socket takes IPv4 as well, where there is IPv6.
+        found = _every_interface(self._port) if not host else resolve(host, self._port, self._address, passive=True)
+        for family, kind, protocol, _, name in found:
+            try:
+                self._sock = self._bind(family, kind, protocol, name)
+            except OSError as error:
+                failure = error
+                continue
+            port = self._sock.getsockname()[1]
+            shown = f"[{self._host}]" if ":" in self._host else self._host
+            self._address = f"{self._scheme}://{shown}:{port}"
+            return
+        if failure is not None and failure.errno == errno.EADDRINUSE:
+            raise AddressInUse(self._address, "another listener has the port") from failure
+        raise ConnectionFailed(self._address, describe_os_error(failure) if failure else "no address") from failure
+
+    def _bind(self, family: int, kind: int, protocol: int, name: Any) -> gsocket.socket:
+        sock = gsocket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_REUSEADDR, 1)
+            if self._options.get(opts.transport.tcp.reuse_port):
+                sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_REUSEPORT, 1)
+            if family == gsocket.AF_INET6:
+                sock.setsockopt(gsocket.IPPROTO_IPV6, gsocket.IPV6_V6ONLY, self._host != "*")
+            _set_buffers(sock, self._options)
+            sock.bind(name)
+            sock.listen(self._options.get(opts.connector.listener.backlog))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def accept(self) -> Connection:
+        return TCPConnection(self.accept_socket())
+
+    def accept_socket(self) -> gsocket.socket:
+        """Block until a peer connects, and return its configured socket."""
+        sock = self._sock
+        if sock is None or sock.closed:
+            raise Closed("listener")
+        client: gsocket.socket = sock.accept()[0]
+        try:
+            configure(client, self._options)
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    def close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+
+    def abandon(self) -> None:
+        if self._sock is not None:
+            abandon_socket(self._sock)
+
+
+def _every_interface(port: int) -> list[Any]:
+    stream = gsocket.SOCK_STREAM
+    return [
+        (gsocket.AF_INET6, stream, 0, "", ("::", port)),
+        (gsocket.AF_INET, stream, 0, "", ("0.0.0.0", port)),
+    ]
+
+
+class TCPTransport(Transport):
+    """The tcp transport."""
+
+    __slots__ = ()
+
+    schemes: ClassVar[tuple[str, ...]] = ("tcp",)
+
+    def dialer(self, address: Address, options: Options) -> TransportDialer:
+        return TCPDialer(address, options)
+
+    def listener(self, address: Address, options: Options) -> TransportListener:
+        return TCPListener(address, options)
+
+
+TRANSPORT = TCPTransport()
