@@ -523,8 +523,7 @@ class socket:
     no_send = define("socket.no_send", bool, False, doc="Drop what is sent.")
     recv_queue_size = define(
         "socket.recv_queue_size", int, 64, unit="messages", minimum=0, maximum=65535,
-        doc="How many received messages may wait before reading stops. 0: each waits with its pipe until it is asked
-        for.",
+        doc="How many received messages may wait before reading stops. 0: they wait with their pipes.",
     )
     recv_queue_bytes = define(
         "socket.recv_queue_bytes", int, 0, unit="bytes", minimum=0,

@@ -163,8 +163,8 @@ class BytesPipe(Pipe):
                     self._sender.mark(self)
 
     def take_back(self, frames: list[bytes], taken: int) -> None:
-        """Queue what the kernel did not take of these frames, given how many bytes of them it took; then wait for
-        it.""" self.bytes_sent += taken
+        """Queue what the kernel did not take of these frames, ``taken`` bytes of which it took; then wait for it."""
+        self.bytes_sent += taken
         gone = 0
         while taken >= len(frames[gone]):
             taken -= len(frames[gone])
@@ -260,8 +260,8 @@ class BytesPipe(Pipe):
             self._writer = None
 
     def _broken(self, error: OSError) -> None:
-        """Go deaf: the connection takes no more. What the peer sent before is still to be read; then the pipe
-        closes.""" reason = f"sending failed: {describe_os_error(error)}"
+        """Go deaf: the connection takes no more. The pipe closes once all is read that the peer had sent before."""
+        reason = f"sending failed: {describe_os_error(error)}"
         if self._reader is None:
             self._close(reason)
         elif self._move(PipeState.DEAF):

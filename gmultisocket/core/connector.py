@@ -266,8 +266,9 @@ class Connector:
     def peer_fault(self, pipe: Pipe, error: MultiSocketError) -> None:
         """Note that a peer broke the rules."""
         kind = type(error).__name__
-        hint = " (raise connector.pipe.max_recv_content_length to allow it)" if isinstance(error, ContentTooLong) else
-        "" self._log_rarely(kind, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), error, hint)
+        too_long = isinstance(error, ContentTooLong)
+        hint = " (raise connector.pipe.max_recv_content_length to allow it)" if too_long else ""
+        self._log_rarely(kind, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), error, hint)
 
     def _log_rarely(self, kind: str, text: str, *args: object) -> None:
         """Warn of what a peer did, at most every few seconds for a kind: peers must not fill the disk."""

@@ -170,8 +170,8 @@ class Pipe(ABC):
         """How many messages wait to leave."""
 
     def close(self, reason: str = "closed by the user") -> None:
-        """Close the pipe. Never blocks; harmless when repeated. To-one messages that wait to leave go to other
-        pipes.""" self._close(reason)
+        """Close the pipe; to-one messages that wait to leave go to other pipes. Never blocks; may be repeated."""
+        self._close(reason)
 
     # For the sender
 

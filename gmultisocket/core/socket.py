@@ -365,8 +365,8 @@ class Socket:
         return self._close(Deadline(linger))
 
     def close_nowait(self, linger: float | None = None) -> Greenlet[..., Any]:
-        """Have the socket closed by a greenlet, which is returned; for where nothing may block, such as signal
-        handlers.""" return gevent.spawn(self.close, linger)
+        """Have a greenlet close the socket, and return it; for where nothing may block, such as signal handlers."""
+        return gevent.spawn(self.close, linger)
 
     def _close(self, deadline: Deadline) -> int:
         connector = self._connector

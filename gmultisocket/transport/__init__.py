@@ -101,8 +101,8 @@ def find(scheme: str, address: object = "") -> Transport:
     else:
         transport = _from_entry_point(scheme)
     if transport is None:
-        raise UnknownTransport(address or scheme, f"no transport has the scheme {scheme!r}; known: {',
-        '.join(schemes())}")
+        known = ", ".join(schemes())
+        raise UnknownTransport(address or scheme, f"no transport has the scheme {scheme!r}; known: {known}")
     _found[scheme] = transport
     return transport
 
