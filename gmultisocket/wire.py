@@ -344,7 +344,7 @@ class Decoder:
     """Turns the bytes that one pipe reads into messages, with the receiving rules applied.
 
     Memory grows with the bytes that have come, never with a length that was promised. Flags are returned as the peer
-    set them: whether INTERNAL or RAW is believed is for the pipe to say.
+    set them: whether INTERNAL or RAW is believed is for the pipe to say, which need only look when ``flagged`` is set.
 
     The first bad frame ends the decoder. Messages that came before it are not lost: the :meth:`feed` that finds it
     returns them and leaves the reason in ``error``; it raises where it has nothing to return, and every later call
@@ -357,8 +357,7 @@ class Decoder:
     Attributes:
         max_content: may be changed at any time; holds for frames whose header is read after that.
         error: why the decoder has failed, None while it has not.
-        flagged: set when a message comes that claims INTERNAL or RAW, which not everybody may; the pipe, which looks
-            into such messages, resets it.
+        flagged: set by every :meth:`feed` that returns a message with INTERNAL or RAW; the pipe resets it.
     """
 
     __slots__ = (
@@ -491,5 +490,8 @@ class Decoder:
         content = b"".join(pieces)
         pieces.clear()
         self._missing = 0
+        # Its header came in an earlier call, after which the pipe may have reset this.
+        if self._head[0] & _FLAGGED:
+            self.flagged = True
         messages.append(_new(Message, (*self._head, content, self._pipe_id)))
         return missing

@@ -292,6 +292,26 @@ def test_flag_bits_are_kept_and_send_types_are_checked(flags: int, distance: int
     assert message.send_type == flags & 3
 
 
+@pytest.mark.parametrize("flag", [INTERNAL, RAW])
+@pytest.mark.parametrize("places", [[], [4], [8], [10], [8, 9]], ids=str)
+def test_a_message_that_claims_what_a_peer_may_not_is_marked_by_the_call_that_returns_it(
+    flag: int, places: list[int]
+) -> None:
+    frame = encode(Message(content=b"fine")) + encode(Message(flags=flag, content=b"claim"))
+    start = len(frame) // 2
+    decoder = Decoder(PIPE_ID)
+    for piece in cut(frame, [start + place for place in places]):
+        messages = decoder.feed(piece)
+        if any(message.flags & flag for message in messages):
+            assert decoder.flagged
+            decoder.flagged = False
+            break
+    else:
+        pytest.fail("the message never came")
+    decoder.feed(encode(Message(flags=CONTROL, content=b"fine")))
+    assert not decoder.flagged
+
+
 BAD_HEADERS = {
     "hops would become 256": bad_header(hops=255),
     "hops would become 256, with a destination": bad_header(flags=TO_DEST, hops=255, distance=1),
