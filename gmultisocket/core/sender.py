@@ -209,10 +209,12 @@ class Sender:
             raise MessageDropped("ttl")
         if source:
             check_path(source)
-        if len(source) // 4 >= MAX_IDS:
-            raise MessageDropped("hops")
         if destination:
             check_path(destination)
+        # A peer puts its own id in front of the source, and closes the pipe if that is one too many. Of a message to a
+        # destination it takes another id off.
+        if len(source) + len(destination) >= 4 * (MAX_IDS + (kind == TO_DEST)):
+            raise MessageDropped("hops")
         fields = (flags, min(ttl, 255), bytes(source), bytes(destination), content)
         if kind == TO_ALL:
             return self._send_to_all(fields, timeout)
