@@ -72,7 +72,7 @@ def test_what_is_new_is_off_or_as_in_go() -> None:
     scope = Options()
     assert scope.get(options.socket.send_overflow) == "block"
     assert scope.get(options.socket.send_queue_bytes) == scope.get(options.socket.recv_queue_bytes) == 0
-    assert scope.get(options.socket.max_send_content_length) == 0
+    assert scope.get(options.socket.max_send_content_length) == -1
     assert scope.get(options.socket.fail_no_peers) is False
     assert scope.get(options.connector.pipe.heartbeat_interval) == 0.0
     assert scope.get(options.transport.tcp.reuse_port) is False

@@ -61,6 +61,8 @@ class InprocPipe(Pipe):
             self._hold(message)
         elif not self.messages_sent & 63:
             self._sender.spend(64, 0)
+        if not self._sender.queue_limit:
+            self.limits_changed()
 
     def _hand_over(self, peer: InprocPipe, message: Message) -> bool:
         """Give one message to the peer's socket. False if its queue is full; a message that it refuses is gone."""
@@ -106,7 +108,7 @@ class InprocPipe(Pipe):
             peer._receiver.room.wake()
 
     def switch(self, value: bool) -> None:
-        """Hear that the peer may have room: hand over what fits. Called in the hub, as a waiting greenlet would be."""
+        """Hear that the peer may have room, and hand over what fits. Called as a waiting greenlet would be woken."""
         self._waiting = False
         peer = self._peer()
         if peer is None or self.state is not PipeState.OPEN:
@@ -124,7 +126,15 @@ class InprocPipe(Pipe):
         sender = self._sender
         count = len(self._queue) if self._queue else 0
         limit = sender.queue_bytes
-        if count and (count >= sender.queue_limit or (limit and self._bytes_queued >= limit)):
+        if not sender.queue_limit:
+            # Nothing may wait here: this pipe is full whenever the peer's queue is.
+            peer = self._peer()
+            full = bool(count) or peer is None or not peer._receiver.has_room()
+            if full:
+                self._stand_in_line()
+        else:
+            full = count >= sender.queue_limit or bool(limit and self._bytes_queued >= limit)
+        if full:
             if not self.full:
                 self._became_full()
         elif self.full and self.state is PipeState.OPEN:
@@ -152,14 +162,11 @@ class InprocPipe(Pipe):
             self._close("the peer closed the connection")
             return
         self.connection.pipe = self
+        self.limits_changed()
         peer = self._peer()
         if peer is not None:
             # What was sent before this end was there.
-            peer._stand_in_line_if_holding()
-
-    def _stand_in_line_if_holding(self) -> None:
-        if self._queue:
-            self._stand_in_line()
+            peer.switch(True)
 
     def receiving(self) -> bool:
         return False
