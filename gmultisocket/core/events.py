@@ -2,6 +2,8 @@
 
 The greenlet exists only while there is something to tell. No lock is held meanwhile and nothing of the socket waits for
 it, so a callback may block, send, close pipes, or close the socket.
+
+A protocol's watcher is told at once instead, in whatever greenlet the event happens, and may do nothing of that kind.
 """
 
 from __future__ import annotations
@@ -44,13 +46,15 @@ PipeCallback = Callable[[PipeEvent], object]
 class PipeEvents:
     """Tells callbacks what happens to pipes."""
 
-    __slots__ = ("_callbacks", "_queue", "greenlet")
+    __slots__ = ("_callbacks", "_queue", "greenlet", "watcher")
 
     def __init__(self) -> None:
         self._callbacks: list[PipeCallback] = []
         self._queue: deque[PipeEvent] = deque()
         #: The greenlet that tells, while there is something to tell.
         self.greenlet: Greenlet[..., Any] | None = None
+        #: A protocol's, see ``Seam.on_pipe``; None without one.
+        self.watcher: Callable[[Literal["add", "remove"], Pipe], object] | None = None
 
     def subscribe(self, callback: PipeCallback) -> Callable[[], None]:
         """Have a callback told from now on; returns what ends it."""
@@ -64,6 +68,8 @@ class PipeEvents:
 
     def tell(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         """Queue an event. Never blocks."""
+        if self.watcher is not None:
+            self.watcher(kind, pipe)
         if not self._callbacks:
             return
         self._queue.append(PipeEvent(kind, pipe, pipe.reason))

@@ -67,7 +67,7 @@ class InprocPipe(Pipe):
     def _hand_over(self, peer: InprocPipe, message: Message) -> bool:
         """Give one message to the peer's socket. False if its queue is full; a message that it refuses is gone."""
         receiver = peer._receiver
-        if not receiver.has_room():
+        if receiver.sift is None and not receiver.has_room():
             return False
         size = len(message.content)
         if peer._max_content and size > peer._max_content:
@@ -78,11 +78,12 @@ class InprocPipe(Pipe):
         except BadMessage as error:
             self._refused(error)
             return True
+        if receiver.take((received,)):
+            return False
         self.messages_sent += 1
         self.bytes_sent += size
         peer.messages_received += 1
         peer.bytes_received += size
-        receiver.take((received,))
         return True
 
     def _refused(self, error: MultiSocketError) -> None:

@@ -8,7 +8,7 @@ taken nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gevent
 from gevent.hub import Hub
@@ -31,6 +31,7 @@ class Receiver:
         arrivals: greenlets that wait for a message.
         room: greenlets and pipes that wait to bring one.
         closed: whether the socket has begun to close: what comes now is dropped.
+        sift: a protocol's, see ``Seam.on_message``; None without one.
         counters: losses that are no pipe's.
     """
 
@@ -39,6 +40,7 @@ class Receiver:
         self.arrivals = WaitList(hub, lambda: self.queue)
         self.room = WaitList(hub, self.has_room)
         self.closed = False
+        self.sift: Callable[[Message], bool] | None = None
         self.counters = Counters()
         self._reason = ""
         self._queued_bytes = 0
@@ -121,6 +123,9 @@ class Receiver:
         if (self.closed and not past_limit) or self.no_recv:
             self.counters.drop("no_recv" if self.no_recv else "closed", len(messages))
             return ()
+        sift = self.sift
+        if sift is not None:
+            messages = [message for message in messages if not sift(message)]
         queue = self.queue
         rest: Sequence[Message] = ()
         if past_limit or (len(queue) + len(messages) <= self.limit and not self.max_bytes):

@@ -13,7 +13,7 @@ run to their end before another greenlet does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import gevent
@@ -72,7 +72,9 @@ class Sender:
         queue_limit: messages that a pipe may have queued (``socket.send_queue_size``).
         queue_bytes: bytes that it may have queued, 0 for any number.
         flush_bytes: queued bytes that do not wait for the end of the turn.
+        ttl: the hops that a message may make (``socket.send_ttl``).
         counters: losses that are no pipe's.
+        moved: a protocol's, see ``Seam.on_move``; None without one.
     """
 
     def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe]) -> None:
@@ -99,6 +101,7 @@ class Sender:
         self._spent_bytes = 0
         self._owes_turn = False
         self.counters = Counters()
+        self.moved: Callable[[Message, Pipe | None], bool] | None = None
         self._follow(options)
 
     # Options
@@ -151,7 +154,7 @@ class Sender:
             pipe.limits_changed()
 
     def _set_ttl(self, value: int) -> None:
-        self._ttl = value or DEFAULT_TTL
+        self.ttl = value or DEFAULT_TTL
 
     def _set_max_content(self, options: Options) -> None:
         limit = options.get(opts.socket.max_send_content_length)
@@ -173,18 +176,29 @@ class Sender:
         pipe = ready[0]
         if len(ready) > 1:
             ready.rotate(-1)
-        pipe.put(TO_ONE, self._ttl, b"", b"", content)
+        pipe.put(TO_ONE, self.ttl, b"", b"", content)
+
+    def send_one(self, content: bytes, timeout: float | None, taken: Callable[[Pipe], object]) -> bool:
+        """Send to one peer, and say to which; see ``Seam.send_one``."""
+        content = self._check_content(content)
+        if not self._flowing and not self._wait_in_line(timeout):
+            return False
+        pipe = self._ready[0]
+        self._ready.rotate(-1)
+        taken(pipe)
+        pipe.put(TO_ONE, self.ttl, b"", b"", content)
+        return True
 
     def send_to(self, destination: bytes, content: bytes, timeout: float | None) -> None:
         """Send along a path; see ``Socket.send_to``."""
         destination = check_path(destination)
         content = self._check_content(content)
-        self._send_to_pipe((TO_DEST, self._ttl, b"", destination, content), timeout)
+        self._send_to_pipe((TO_DEST, self.ttl, b"", destination, content), timeout)
 
     def send_all(self, content: bytes, timeout: float | None, flags: int = 0) -> int:
         """Send to every peer; see ``Socket.send_all``."""
         content = self._check_content(content)
-        return self._send_to_all((TO_ALL | flags, self._ttl, b"", b"", content), timeout)
+        return self._send_to_all((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
 
     def send_some(self, pipes: Iterable[Pipe], content: bytes, timeout: float | None, flags: int = 0) -> int:
         """Send to all of some pipes, for protocols that know who wants a message. Returns to how many it went."""
@@ -192,7 +206,7 @@ class Sender:
         self._check_open()
         if self._owes_turn:
             self._yield()
-        return self._put_in_each(list(pipes), (TO_ALL | flags, self._ttl, b"", b"", content), timeout)
+        return self._put_in_each(list(pipes), (TO_ALL | flags, self.ttl, b"", b"", content), timeout)
 
     def send_msg(self, message: Message, timeout: float | None) -> int:
         """Send or forward a message by its own fields; see ``Socket.send_msg``."""
@@ -306,6 +320,9 @@ class Sender:
 
     def offer_again(self, messages: list[Message]) -> None:
         """Take back to-one messages of a pipe that closed before they left."""
+        moved = self.moved
+        if moved is not None:
+            messages = [message for message in messages if moved(message, None)]
         if messages:
             self._again.extend(messages)
             self._send_again()
@@ -314,6 +331,8 @@ class Sender:
         while self._again and self._ready:
             message = self._again.popleft()
             pipe = self._ready[0]
+            if self.moved is not None and not self.moved(message, pipe):
+                continue
             self._ready.rotate(-1)
             pipe.put(message.flags, message.ttl, message.source, message.destination, message.content)
 
