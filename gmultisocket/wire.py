@@ -94,6 +94,8 @@ _ID_SIZE: Final = 4
 # much that a promised length decides what is allocated.
 _READ_SIZE: Final = 64 * 1024
 _MAX_READ_SIZE: Final = 256 * 1024
+# From this size on it pays to read a frame by itself: one more system call instead of one more copy.
+_LARGE: Final = 32 * 1024
 
 # Pieces of a content below this size are copied together as they come: a peer that sends byte by byte must not cost a
 # Python object a byte, nor a few bytes keep the whole chunk alive that they came in.
@@ -394,10 +396,16 @@ class Decoder:
 
     @property
     def read_size(self) -> int:
-        """How many bytes to ask the kernel for next: up to 256 KiB at once inside of a large content."""
-        missing = self._missing
-        if missing <= _READ_SIZE:
+        """How many bytes to ask the kernel for next.
+
+        A large content is read up to its end, and what follows it up to the end of a header: a content that comes in
+        one read is then handed on as it is, not copied.
+        """
+        if self._frame_size < _LARGE or self._rest:
             return _READ_SIZE
+        missing = self._missing
+        if not missing:
+            return HEADER_SIZE
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
@@ -434,6 +442,7 @@ class Decoder:
         """Decode every frame that is complete, and keep what has come of the next."""
         append, new, unpack, local, pipe_id = messages.append, _new, _unpack_header, self._local, self._pipe_id
         limit = self.max_content or MAX_CONTENT
+        begin = position
         end = len(data)
         last_header = end - HEADER_SIZE
         known = -1
@@ -458,6 +467,9 @@ class Decoder:
             position = stop
         else:
             self._rest = data[position:]
+            if position > begin:
+                # Frames come whole: they are not large, or come faster than they are read.
+                self._frame_size = 0
             return
         if length > limit:
             raise ContentTooLong(length, limit)

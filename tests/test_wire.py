@@ -555,8 +555,12 @@ def test_read_size_follows_a_large_content_up_to_a_bound() -> None:
     decoder.feed(header(length=200_000))
     assert decoder.read_size == 200_000
     decoder.feed(bytes(150_000))
+    assert decoder.read_size == 50_000
+    decoder.feed(bytes(50_000))
+    assert decoder.read_size == HEADER_SIZE, "the next content is read by itself"
+    decoder.feed(header(length=5) + b"small")
     assert decoder.read_size == usual
-    decoder.feed(bytes(50_000) + header(length=MAX_CONTENT))
+    decoder.feed(header(length=MAX_CONTENT))
     assert decoder.read_size == 262_144
 
 
