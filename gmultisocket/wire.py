@@ -57,6 +57,7 @@ __all__ = [
     "encode_frame",
     "encode_header",
     "first_id",
+    "pack_bare_header",
     "pack_id",
     "path_ids",
     "receive",
@@ -103,8 +104,8 @@ _SMALL_PIECE: Final = 4096
 
 _pack_id = Struct(">I").pack
 _pack_header = Struct(">BBBBI").pack
-# The same without paths: one argument less to convert.
-_pack_bare_header = Struct(">BBHI").pack
+#: The header of a frame without paths, given flags, ttl, 0 and the length: for whoever cannot afford encode_frame().
+pack_bare_header = Struct(">BBHI").pack
 # The first four bytes of a frame as one int, its shape, and the length.
 _unpack_header = Struct(">II").unpack_from
 _iter_ids = Struct(">I").iter_unpack
@@ -252,7 +253,7 @@ def encode_frame(flags: int, ttl: int, source: bytes, destination: bytes, conten
     if source or destination:
         return encode_header(flags, ttl, source, destination, len(content)) + content
     try:
-        return _pack_bare_header(flags, ttl, 0, len(content)) + content
+        return pack_bare_header(flags, ttl, 0, len(content)) + content
     except StructError:
         raise _misfit(flags, ttl, len(content)) from None
 

@@ -26,6 +26,7 @@ from ..transport import PacketConnection, StreamConnection
 from ..transport.stream import describe_os_error
 from ..wire import (
     DEFAULT_TTL,
+    HEADER_SIZE,
     INTERNAL,
     RAW,
     SEND_TYPE_MASK,
@@ -34,6 +35,7 @@ from ..wire import (
     Message,
     encode_frame,
     encode_header,
+    pack_bare_header,
 )
 from .pipe import Pipe, PipeState
 
@@ -150,35 +152,39 @@ class BytesPipe(Pipe):
 
     def _push(self, frame: bytes) -> None:
         """Send one frame, or queue it."""
-        if not self._busy and (self.fan_out is None or not self.fan_out.pending):
-            self._busy = _TURN
-            self._sender.mark(self)
-            try:
-                taken = self._send(frame)
-            except BlockingIOError:
-                taken = 0
-            except OSError as error:
-                self.lose([frame], error)
-                return
-            if taken == len(frame):
-                self.messages_sent += 1
-                self.bytes_sent += taken
-                return
+        if self.fan_out is not None and (self._busy or self.fan_out.pending):
             self.leave_fan_out()
-            self.take_back([frame], taken)
+        if self._busy:
+            queue = self._queue
+            queue.append(frame)
+            self._queued_bytes += len(frame)
+            sender = self._sender
+            if len(queue) >= sender.queue_limit or self._queued_bytes >= sender.flush_bytes:
+                self._queue_is_long()
             return
-        if self.fan_out is not None:
-            self.leave_fan_out()
-        self._queue.append(frame)
-        self._queued_bytes += len(frame)
-        sender = self._sender
-        if len(self._queue) >= sender.queue_limit or self._queued_bytes >= sender.flush_bytes:
-            if self._busy == _BLOCKED:
-                self._check_full()
-            else:
-                # The kernel is asked before anybody has to wait, and a sender that never waits is made to yield.
-                sender.spend(len(self._queue), self._queued_bytes)
-                self._flush()
+        self._busy = _TURN
+        self._sender.mark(self)
+        try:
+            taken = self._send(frame)
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self.lose([frame], error)
+            return
+        if taken == len(frame):
+            self.messages_sent += 1
+            self.bytes_sent += taken
+            return
+        self.leave_fan_out()
+        self.take_back([frame], taken)
+
+    def _queue_is_long(self) -> None:
+        """Ask the kernel before anybody has to wait; and have a sender that never waits yield."""
+        if self._busy == _BLOCKED:
+            self._check_full()
+        else:
+            self._sender.spend(len(self._queue), self._queued_bytes)
+            self._flush()
 
     def _push_large(self, frame: _Large) -> None:
         """Send one large frame after what is queued, at once if the kernel takes it."""
@@ -509,6 +515,19 @@ class FramedPipe(BytesPipe):
         else:
             self._push_large(_Large(encode_header(flags, ttl, source, destination, len(content)), content))
 
+    def put_one(self, ttl: int, content: bytes) -> None:
+        size = len(content)
+        if size >= _LARGE or not self._busy or self.fan_out is not None:
+            self.put(TO_ONE, ttl, b"", b"", content)
+            return
+        # The second and every further message of a turn: what put() and _push() do, in one frame of the interpreter.
+        queue = self._queue
+        queue.append(pack_bare_header(TO_ONE, ttl, 0, size) + content)
+        queued = self._queued_bytes = self._queued_bytes + HEADER_SIZE + size
+        sender = self._sender
+        if len(queue) >= sender.queue_limit or queued >= sender.flush_bytes:
+            self._queue_is_long()
+
     def wrap(self, frame: bytes) -> bytes:
         """Return the bytes that stand for a frame on this connection, and on all with the same ``fan_out_key``."""
         return frame
@@ -576,6 +595,8 @@ class PacketPipe(FramedPipe):
         super().__init__(pipe_id, connection, connector, endpoint)
         self._codec = connection.codec
         self.fan_out_key = self._codec.key
+
+    put_one = Pipe.put_one
 
     def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & RAW:

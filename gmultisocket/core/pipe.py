@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MultiSocketError, snippet
 from ..options import Option, Options
 from ..transport import Connection
-from ..wire import Message, pack_id
+from ..wire import TO_ONE, Message, pack_id
 from .counters import Counters
 from .waiting import WaitList
 
@@ -178,6 +178,10 @@ class Pipe(ABC):
     @abstractmethod
     def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         """Take one message to send."""
+
+    def put_one(self, ttl: int, content: bytes) -> None:
+        """Take one to-one message of this socket's own to send: :meth:`put` for the most common case."""
+        self.put(TO_ONE, ttl, b"", b"", content)
 
     @abstractmethod
     def drop_oldest(self) -> bool:

@@ -44,7 +44,13 @@ class Receiver:
         self.counters = Counters()
         self._reason = ""
         self._queued_bytes = 0
+        self._receivers = self.arrivals.waiters
+        self._bringers = self.room.waiters
         self._spent = 0
+        self._budget = 0
+        self.limit = 0
+        #: Whether a receiver counts: the queue holds more than it may take without letting others run.
+        self._spending = False
         follow(options, opts.socket.no_recv, self._set_no_recv)
         follow(options, opts.socket.recv_queue_size, self._set_limit)
         follow(options, opts.socket.recv_queue_bytes, self._set_max_bytes)
@@ -59,6 +65,7 @@ class Receiver:
         self.limit = value
         #: A queue that has been full lets others bring messages again when it is down to this many.
         self._low = value // 2
+        self._spending = self.limit > self._budget
         self.room.wake()
 
     def _set_max_bytes(self, value: int) -> None:
@@ -68,29 +75,31 @@ class Receiver:
 
     def _set_budget(self, value: int) -> None:
         self._budget = value
+        self._spending = self.limit > self._budget
 
     # Receiving
 
     def recv_msg(self, timeout: float | None) -> Message:
         """Take the oldest message; see ``Socket.recv_msg``."""
         queue = self.queue
-        self._spent += 1
-        if not queue or self.arrivals.waiters or self._spent > self._budget:
+        if not queue or self._receivers or self._spending:
             self._wait(timeout)
         message = queue.popleft()
+        if self._bringers and len(queue) <= self._low:
+            self.room.wake()
         if self.max_bytes:
             self._queued_bytes -= len(message.content or b"")
-        if self.room.waiters and len(queue) <= self._low:
-            self.room.wake()
         return message
 
     def _wait(self, timeout: float | None) -> None:
         """Block until it is this greenlet's turn to take a message. Nothing is taken here."""
         deadline = Deadline(timeout)
-        if self._spent > self._budget:
-            # A receiver that always finds a message must not keep the loop from the others.
-            self._spent = 0
-            gevent.sleep(0)
+        if self._spending:
+            self._spent += 1
+            if self._spent > self._budget:
+                # A receiver that always finds a message must not keep the loop from the others.
+                self._spent = 0
+                gevent.sleep(0)
         woken = False
         while not self.queue or (self.arrivals.waiters and not woken):
             if self.no_recv:

@@ -176,7 +176,7 @@ class Sender:
         pipe = ready[0]
         if len(ready) > 1:
             ready.rotate(-1)
-        pipe.put(TO_ONE, self.ttl, b"", b"", content)
+        pipe.put_one(self.ttl, content)
 
     def send_one(self, content: bytes, timeout: float | None, taken: Callable[[Pipe], object]) -> bool:
         """Send to one peer, and say to which; see ``Seam.send_one``."""

@@ -58,7 +58,7 @@ class WaitList:
         self._hub = hub
         self._condition = condition
         self._scheduled = False
-        #: Those who wait, first come first. Read it to see whether anybody does.
+        #: Those who wait, first come first; always the same deque. Look at it to see whether anybody does.
         self.waiters: deque[Wakeable] = deque()
 
     def wait(self, timeout: float | None) -> bool:
@@ -106,9 +106,8 @@ class WaitList:
 
     def wake_all(self) -> None:
         """Let the hub wake every greenlet that waits now, whatever the condition says. Never switches."""
-        waiters, self.waiters = self.waiters, deque()
-        for waiter in waiters:
-            self._hub.loop.run_callback(waiter.switch, True)
+        while self.waiters:
+            self._hub.loop.run_callback(self.waiters.popleft().switch, True)
 
     def _run(self) -> None:
         self._scheduled = False
