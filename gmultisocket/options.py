@@ -613,6 +613,11 @@ class connector:
             "connector.listener.handshake_timeout", float, 10.0, unit="seconds", minimum=_SHORTEST,
             doc="How long the opening handshake of an accepted connection may take.",
         )
+        over_limit = define(
+            "connector.listener.over_limit", "choice", "wait", choices=("wait", "refuse"),
+            doc="What becomes of a peer that connects while the socket has its connector.pipe_limit of pipes: it waits "
+            "in the backlog, or its connection is closed.",
+        )
 
     class pipe:
         """``connector.pipe.*``"""

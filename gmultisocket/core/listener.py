@@ -2,7 +2,8 @@
 
 One greenlet accepts. A connection that needs a handshake (TLS, WebSocket, a negotiator) has it in a greenlet of its
 own, with a time limit and a bounded number at a time, so that a slow or hostile peer holds up nobody. While the pipe
-limit is reached nothing is accepted: peers wait in the kernel's backlog instead of being let in and thrown out.
+limit is reached nothing is accepted: peers wait in the kernel's backlog instead of being let in and thrown out,
+unless ``connector.listener.over_limit`` says otherwise.
 
 Source: the Go code's connector/listener.go.
 """
@@ -22,7 +23,7 @@ from gevent.lock import BoundedSemaphore
 
 from .. import options as opts
 from ..address import Address
-from ..errors import Closed, MultiSocketError
+from ..errors import Closed, MultiSocketError, PipeRefused
 from ..options import Options
 from ..transport import Connection, TransportListener
 from .endpoint import Endpoint
@@ -117,7 +118,8 @@ class Listener(Endpoint):
         pause = _FIRST_PAUSE
         while not self.closed:
             try:
-                self._wait_for_room()
+                if not self._refuses():
+                    self._wait_for_room()
                 connection = self._transport.accept()
                 pause = _FIRST_PAUSE
                 self.accepted += 1
@@ -131,6 +133,10 @@ class Listener(Endpoint):
                 if error.errno in _EXHAUSTED:
                     gevent.sleep(pause)
                     pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _refuses(self) -> bool:
+        """Return whether a peer over the pipe limit is thrown out."""
+        return self.options.get(opts.connector.listener.over_limit) == "refuse"
 
     def _wait_for_room(self) -> None:
         """Block while the socket has as many pipes as it may."""
@@ -152,6 +158,11 @@ class Listener(Endpoint):
         try:
             # Another listener or a dialer may have taken the last place meanwhile: the peer waits, as in the backlog.
             while not connector.reserve():
+                if self._refuses():
+                    connector.refused(connection, PipeRefused("the socket has its connector.pipe_limit of pipes"))
+                    connection.close()
+                    self.refused += 1
+                    return
                 self._wait_for_room()
         except BaseException:
             connection.close()

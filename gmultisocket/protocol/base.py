@@ -38,7 +38,7 @@ from ..core.socket import Socket
 from ..core.waiting import Deadline
 from ..errors import BadOptionValue, NotSupported, snippet
 from ..options import Options, OptionValues
-from ..wire import SEND_TYPE_MASK, Message
+from ..wire import Message
 
 __all__ = ["Protocol"]
 
@@ -76,12 +76,11 @@ class Protocol:
         self._seam = Seam(self.socket)
         self._greenlets: set[Greenlet[..., Any]] = set()
         self._closing = False
-        self._closed = False
-        self._close_done: Event | None = None
+        self._close_done = Event()
         self._logged: set[str] = set()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "closing" if self._closing else "open"
+        state = "closed" if self.closed else "closing" if self._closing else "open"
         return f"<{type(self).__name__} {state} pipes={len(self.socket.pipes)}>"
 
     def __enter__(self: _Self) -> _Self:
@@ -172,19 +171,12 @@ class Protocol:
         pipe = self.socket.pipes.get(message.pipe_id)
         return f" from {snippet(pipe.peer_address)}" if pipe is not None else ""
 
-    def _is_plain(self, message: Message) -> bool:
-        """Return whether a message has no flags, as those of most protocols; count it as garbage if it has."""
-        if message.flags & ~SEND_TYPE_MASK:
-            self._drop(message, "garbage")
-            return False
-        return True
-
     # Closing
 
     @property
     def closed(self) -> bool:
         """Whether ``close()`` has done its work."""
-        return self._closed
+        return self._close_done.is_set()
 
     def close(self, linger: float | None = None) -> int:
         """Close the protocol and its socket, as ``Socket.close`` does, whose words hold here.
@@ -202,7 +194,7 @@ class Protocol:
             return 0
         self._seam.check()
         if self._closing:
-            if self._close_done is not None and not self._is_mine(getcurrent()):
+            if not self._is_mine(getcurrent()):
                 self._close_done.wait()
             return 0
         if linger is None:
@@ -215,7 +207,6 @@ class Protocol:
 
     def _close(self, deadline: Deadline) -> int:
         self._closing = True
-        self._close_done = Event()
         lost = 0
         try:
             try:
@@ -227,7 +218,6 @@ class Protocol:
             # Whatever ended the rest, a kill included: nobody is left waiting, and nothing stays behind.
             self._ended()
             self._end_greenlets()
-            self._closed = True
             self._close_done.set()
 
     def _stop(self, deadline: Deadline) -> None:

@@ -1,0 +1,37 @@
+"""Bus: what one sends, all its neighbours get.
+
+* Who talks to whom: each Bus with those that it is connected to. Nothing is forwarded: for a mesh, each connects to
+  each. A switch does forward, from the members on one side of it to those on the other.
+* On the wire: the content, sent to all.
+* What is lost, and when: a neighbour that does not keep up, so that its queue is full, misses messages; they are
+  counted on its pipe (``overflow``), and the first is logged. With ``socket.send_overflow`` ``block`` the sender waits
+  instead. A neighbour that is not connected at the moment gets nothing, then or later.
+"""
+
+from __future__ import annotations
+
+from .plain import PlainReceiver
+
+__all__ = ["Bus"]
+
+
+class Bus(PlainReceiver):
+    """Sends to all neighbours, and receives from any. A message with flags is dropped and counted (``garbage``).
+
+    Args:
+        options: of the socket underneath.
+    """
+
+    defaults = {"socket.send_overflow": "drop_newest"}
+    fixed = {"socket.no_recv": False, "socket.no_send": False}
+
+    def send(self, content: bytes, timeout: float | None = None) -> int:
+        """Send to every neighbour. Does not wait for any, unless ``socket.send_overflow`` is ``block``.
+
+        Returns:
+            The number of neighbours that it went to.
+
+        Raises:
+            Timeout, MessageTooLong, Closed: as ``Socket.send_all`` does.
+        """
+        return self.socket.send_all(content, timeout)
