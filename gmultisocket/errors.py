@@ -28,6 +28,7 @@ __all__ = [
     "OptionError",
     "UnknownOption",
     "BadOptionValue",
+    "BadFile",
     "AddressError",
     "UnknownTransport",
     "ConnectionFailed",
@@ -35,6 +36,14 @@ __all__ = [
     "AddressInUse",
     "HandshakeFailed",
     "TLSError",
+    "NotTLS",
+    "BadCertificate",
+    "UntrustedCertificate",
+    "HostnameMismatch",
+    "CertificateExpired",
+    "CertificateNotYetValid",
+    "CertificateRequired",
+    "CertificateRefused",
     "PipeRefused",
     "PeerGone",
     "snippet",
@@ -262,6 +271,25 @@ class BadOptionValue(OptionError, ValueError):
         return f"option {self.name} cannot be {snippet(self.value)}: expected {self.expected}"
 
 
+class BadFile(OptionError):
+    """A file that an option names cannot be used: a certificate, a key.
+
+    Attributes:
+        name: the option's name.
+        path: the file.
+        why: what is wrong with it.
+    """
+
+    def __init__(self, name: str, path: str, why: str) -> None:
+        super().__init__(name, path, why)
+        self.name = name
+        self.path = path
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.name} {snippet(self.path, 400)}: {self.why}"
+
+
 class AddressError(MultiSocketError, ValueError):
     """An address that cannot be used.
 
@@ -313,7 +341,43 @@ class HandshakeFailed(ConnectionFailed):
 
 
 class TLSError(HandshakeFailed):
-    """The TLS handshake failed; subclasses name the reason where it is known."""
+    """TLS failed, in the handshake or after it; subclasses name the reason where it is known.
+
+    With TLS 1.3 a dialer's handshake is over before the listener has looked at its certificate. What the listener
+    finds wrong with it is then the reason for which the dialer's pipe closes, right after it was added.
+    """
+
+
+class NotTLS(TLSError):
+    """The peer does not speak TLS, or hung up at the first word of it."""
+
+
+class BadCertificate(TLSError):
+    """The peer's certificate was not accepted here; subclasses name the reason where it is a common one."""
+
+
+class UntrustedCertificate(BadCertificate):
+    """No certificate authority that is trusted here stands behind the peer's certificate."""
+
+
+class HostnameMismatch(BadCertificate):
+    """The peer's certificate was not issued for the host that was dialed."""
+
+
+class CertificateExpired(BadCertificate):
+    """The peer's certificate, or one that stands behind it, is no longer valid."""
+
+
+class CertificateNotYetValid(BadCertificate):
+    """The peer's certificate, or one that stands behind it, is not valid yet; maybe a clock is wrong."""
+
+
+class CertificateRequired(TLSError):
+    """The listener requires a certificate of its peers, and the dialer has shown none."""
+
+
+class CertificateRefused(TLSError):
+    """The peer did not accept the certificate of this side."""
 
 
 class PipeRefused(MultiSocketError):

@@ -516,6 +516,32 @@ def _parse_uids(text: str) -> list[int]:
     return [int(uid) for uid in text.split(",")]
 
 
+def _check_ssl_context(value: object) -> object:
+    # By what it can do: importing ssl costs more than importing this library, and most programs need none.
+    if value is not None and not hasattr(value, "wrap_bio"):
+        raise ValueError("an ssl.SSLContext, or None")
+    return value
+
+
+def _check_verify(value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise ValueError("true, false, or None for the usual")
+
+
+def _parse_verify(text: str) -> bool:
+    try:
+        return _parse_bool(text)
+    except ValueError:
+        raise ValueError("true or false") from None
+
+
+def _check_callable(value: object) -> object:
+    if value is not None and not callable(value):
+        raise ValueError("a function that returns it, so that no secret is kept in an option")
+    return value
+
+
 class socket:
     """``socket.*``: sending and receiving."""
 
@@ -690,6 +716,42 @@ class transport:
         )
         reuse_port = define(
             "transport.tcp.reuse_port", bool, False, doc="Let several processes listen at one port (SO_REUSEPORT)."
+        )
+
+    class tls:
+        """``transport.tls.*``: files are read when dial() or listen() is called."""
+
+        context: Option[Any] = define(
+            "transport.tls.context", object, None, checker=_check_ssl_context,
+            doc="An ssl.SSLContext to use as it is, in place of the files below.",
+        )
+        certfile = define(
+            "transport.tls.certfile", str, "",
+            doc="The certificate of this side, with the chain up to its authority (PEM). A listener needs one.",
+        )
+        keyfile = define(
+            "transport.tls.keyfile", str, "", doc="The certificate's private key (PEM), if it is not in certfile."
+        )
+        password: Option[Any] = define(
+            "transport.tls.password", object, None, checker=_check_callable,
+            doc="For an encrypted key: a function that returns its password.",
+        )
+        cafile = define(
+            "transport.tls.cafile", str, "",
+            doc="The authorities whose certificates are accepted (PEM). A dialer without it takes the system's.",
+        )
+        verify: Option[bool | None] = define(
+            "transport.tls.verify", object, None, checker=_check_verify, parser=_parse_verify,
+            doc="Accept only peers with a certificate of an authority in cafile. None: a dialer always, a listener if "
+            "it has a cafile. For a listener, true means mutual TLS; a dialer is told by transport.tls.insecure.",
+        )
+        server_hostname = define(
+            "transport.tls.server_hostname", str, "",
+            doc="The name that the listener's certificate must have, if it is not the host in the dialed address.",
+        )
+        insecure = define(
+            "transport.tls.insecure", bool, False,
+            doc="Dial without any check of the certificate: whoever sits on the way can read and change everything.",
         )
 
     class ipc:

@@ -1,6 +1,6 @@
 """Transports and the registry in which an address' scheme finds its transport.
 
-``tcp``, ``ipc`` and ``inproc`` are built in and imported when first used. Other people's are found
+``tcp``, ``tls+tcp``, ``ipc`` and ``inproc`` are built in and imported when first used. Other people's are found
 by :func:`register`, or by an entry point in the group ``gmultisocket.transports`` whose name is the scheme and whose
 object is a :class:`Transport` or a class of one.
 """
@@ -39,6 +39,8 @@ __all__ = [
 #: Scheme -> module of this package that holds the transport, as its ``TRANSPORT``.
 _BUILT_IN = {
     "tcp": "tcp",
+    "tls+tcp": "tls",
+    "tls": "tls",
     "ipc": "ipc",
     "inproc": "inproc",
     "inproc.channel": "inproc",

@@ -24,7 +24,16 @@ from ..options import Options
 from .base import Connection, Transport, TransportDialer, TransportListener
 from .stream import SocketConnection, abandon_socket, describe_os_error
 
-__all__ = ["TRANSPORT", "TCPConnection", "TCPDialer", "TCPListener", "configure", "format_address"]
+__all__ = [
+    "TRANSPORT",
+    "TCPConnection",
+    "TCPDialer",
+    "TCPListener",
+    "configure",
+    "format_address",
+    "socket_names",
+    "unacknowledged",
+]
 
 
 def format_address(scheme: str, name: Any) -> str:
@@ -36,6 +45,30 @@ def format_address(scheme: str, name: Any) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def socket_names(sock: Any) -> tuple[Any, Any]:
+    """Return the names of both ends of a connected socket, None for one that is not known any more.
+
+    To be kept: a closed socket has forgotten them, and the log wants them.
+    """
+    return _name(sock.getsockname), _name(sock.getpeername)
+
+
+def _name(getter: Any) -> Any:
+    try:
+        return getter()
+    except OSError:
+        return None
+
+
+def unacknowledged(sock: Any) -> int:
+    """Return how many sent bytes the peer's kernel has not acknowledged yet."""
+    try:
+        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    except (OSError, ValueError):
+        return 0
+    return int(struct.unpack("i", raw)[0])
+
+
 class TCPConnection(SocketConnection):
     """A connected TCP socket."""
 
@@ -44,8 +77,7 @@ class TCPConnection(SocketConnection):
     def __init__(self, sock: gsocket.socket, scheme: str = "tcp") -> None:
         super().__init__(sock)
         self._scheme = scheme
-        # Kept: a closed socket has forgotten them, and the log wants them.
-        self._names: tuple[Any, Any] = (_name(sock.getsockname), _name(sock.getpeername))
+        self._names = socket_names(sock)
 
     @property
     def local_address(self) -> str:
@@ -56,18 +88,7 @@ class TCPConnection(SocketConnection):
         return format_address(self._scheme, self._names[1])
 
     def unacknowledged(self) -> int:
-        try:
-            raw = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-        except (OSError, ValueError):
-            return 0
-        return int(struct.unpack("i", raw)[0])
-
-
-def _name(getter: Any) -> Any:
-    try:
-        return getter()
-    except OSError:
-        return None
+        return unacknowledged(self._sock)
 
 
 def _seconds(value: float) -> int:

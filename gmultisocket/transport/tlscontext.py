@@ -1,0 +1,343 @@
+"""TLS settings: from options to an ``ssl.SSLContext``, and from what OpenSSL says to errors with a name.
+
+:class:`ClientSide` and :class:`ServerSide` are made when ``dial()`` or ``listen()`` is called, read the files then, and
+wrap sockets from then on: for tls+tcp, and for wss. What TLS does on a connection is in ``tls.py``.
+
+The contexts made here are ``ssl.create_default_context``'s, which verifies certificates and host names, with TLS 1.2
+as the oldest version and without renegotiation. A program that wants something else, or new certificates without
+a restart, brings a context of its own; its ``load_cert_chain`` may be called again while it is in use.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from gevent import socket as gsocket
+from gevent.ssl import SSLSocket
+
+from .. import options as opts
+from ..address import Address
+from ..errors import (
+    AddressError,
+    BadCertificate,
+    BadFile,
+    BadOptionValue,
+    CertificateExpired,
+    CertificateNotYetValid,
+    CertificateRefused,
+    CertificateRequired,
+    HostnameMismatch,
+    NotTLS,
+    TLSError,
+    UntrustedCertificate,
+)
+from ..options import Option, Options
+from .stream import describe_os_error
+
+__all__ = ["ClientSide", "ServerSide", "explain"]
+
+_tls = opts.transport.tls
+
+
+class ClientSide:
+    """The dialing side of TLS.
+
+    Args:
+        address: the dialed address.
+        host: its host, as the certificate should have it.
+        options: ``transport.tls.*``.
+
+    Raises:
+        BadOptionValue, BadFile: the options make no context.
+        AddressError: the host is no name that a certificate could have.
+    """
+
+    __slots__ = ("_context", "_server_hostname")
+
+    def __init__(self, address: Address, host: str, options: Options) -> None:
+        self._context = _client_context(options)
+        self._server_hostname = _certificate_name(options.get(_tls.server_hostname) or host, address)
+
+    def wrap(self, sock: gsocket.socket) -> SSLSocket:
+        """Return the TLS socket that takes a connected socket over, before its handshake. Does not block.
+
+        Raises:
+            OSError: the peer has gone already. The socket is closed then.
+        """
+        return _wrap(sock, self._context, server_side=False, server_hostname=self._server_hostname)
+
+
+class ServerSide:
+    """The listening side of TLS.
+
+    Args:
+        options: ``transport.tls.*``.
+
+    Raises:
+        BadOptionValue, BadFile: the options make no context: above all, there is no certificate.
+    """
+
+    __slots__ = ("_context",)
+
+    def __init__(self, options: Options) -> None:
+        self._context = _server_context(options)
+
+    def wrap(self, sock: gsocket.socket) -> SSLSocket:
+        """Return the TLS socket that takes an accepted socket over, before its handshake. Does not block.
+
+        Raises:
+            OSError: the peer has gone already. The socket is closed then.
+        """
+        return _wrap(sock, self._context, server_side=True, server_hostname=None)
+
+
+def _wrap(sock: gsocket.socket, context: ssl.SSLContext, server_side: bool, server_hostname: str | None) -> SSLSocket:
+    # Not by context.wrap_socket(): that of a standard library context makes sockets that block the loop.
+    make: Any = SSLSocket
+    try:
+        wrapped = make(
+            sock=sock,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            do_handshake_on_connect=False,
+            _context=context,
+        )
+    except ssl.SSLError as error:
+        sock.close()
+        raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake") from error
+    except BaseException:
+        sock.close()
+        raise
+    if wrapped._sslobj is None:
+        # It was no longer connected.
+        wrapped.close()
+        raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake")
+    return cast(SSLSocket, wrapped)
+
+
+# From options to contexts
+
+
+def _client_context(options: Options) -> ssl.SSLContext:
+    insecure = options.get(_tls.insecure)
+    _check_verify(options.get(_tls.verify), insecure)
+    context: ssl.SSLContext | None = options.get(_tls.context)
+    if context is not None:
+        if context.protocol == ssl.PROTOCOL_TLS_SERVER:
+            raise BadOptionValue(_tls.context.name, context, "a context that can dial, not a PROTOCOL_TLS_SERVER one")
+        if context.verify_mode == ssl.CERT_NONE and not insecure:
+            why = "a context that verifies certificates, or transport.tls.insecure beside it"
+            raise BadOptionValue(_tls.context.name, context, why)
+        return context
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if options.get(_tls.cafile):
+        # In place of the system's authorities, not beside them.
+        context = _without_authorities(context)
+        _load_authorities(context, options)
+    if options.get(_tls.certfile) or options.get(_tls.keyfile):
+        _load_certificate(context, options)
+    return _hardened(context)
+
+
+def _check_verify(verify: bool | None, insecure: bool) -> None:
+    """Refuse what could be meant in two ways, of which one would leave a dialer without protection."""
+    if verify is False and not insecure:
+        why = "true for a dialer: only transport.tls.insecure turns verification off"
+        raise BadOptionValue(_tls.verify.name, verify, why)
+    if verify and insecure:
+        raise BadOptionValue(_tls.insecure.name, insecure, "false where transport.tls.verify is true")
+
+
+def _server_context(options: Options) -> ssl.SSLContext:
+    context: ssl.SSLContext | None = options.get(_tls.context)
+    verify = options.get(_tls.verify)
+    if context is not None:
+        if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+            raise BadOptionValue(_tls.context.name, context, "a context that can listen, not a PROTOCOL_TLS_CLIENT one")
+        if verify and context.verify_mode != ssl.CERT_REQUIRED:
+            why = "false beside a transport.tls.context whose verify_mode is not CERT_REQUIRED"
+            raise BadOptionValue(_tls.verify.name, verify, why)
+        return context
+    if not options.get(_tls.certfile):
+        why = "a PEM file: a TLS listener needs a certificate, or a transport.tls.context that has one"
+        raise BadOptionValue(_tls.certfile.name, "", why)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    _load_certificate(context, options)
+    authorities = options.get(_tls.cafile)
+    if verify and not authorities:
+        # Not the system's: any web site has a certificate of those.
+        raise BadOptionValue(_tls.cafile.name, "", "a PEM file: who may sign the certificates that peers must have?")
+    if authorities and verify is not False:
+        _load_authorities(context, options)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return _hardened(context)
+
+
+def _hardened(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, options: Options) -> None:
+    certfile, keyfile = options.get(_tls.certfile), options.get(_tls.keyfile)
+    if not certfile:
+        raise BadOptionValue(_tls.certfile.name, "", "the certificate that belongs to transport.tls.keyfile")
+    _check_readable(_tls.certfile, certfile)
+    if keyfile:
+        _check_readable(_tls.keyfile, keyfile)
+    try:
+        context.load_cert_chain(certfile, keyfile or None, _password(options))
+    except ssl.SSLError as error:
+        raise _certificate_error(error, certfile, keyfile) from error
+
+
+def _certificate_error(error: ssl.SSLError, certfile: str, keyfile: str) -> BadFile:
+    if error.reason == "KEY_VALUES_MISMATCH":
+        if keyfile:
+            return BadFile(_tls.keyfile.name, keyfile, f"this key does not belong to the certificate {certfile}")
+        return BadFile(_tls.certfile.name, certfile, "the key in it does not belong to its first certificate")
+    if keyfile:
+        why = f"no PEM key in it, a wrong password, or no certificate in {certfile}"
+        return BadFile(_tls.keyfile.name, keyfile, why)
+    return BadFile(_tls.certfile.name, certfile, "no PEM certificate with its key in it, or a wrong password")
+
+
+def _password(options: Options) -> Callable[[], Any]:
+    """Return what OpenSSL calls for the password of an encrypted key. Without one it would ask on the terminal."""
+    ask = options.get(_tls.password)
+
+    def password() -> Any:
+        if ask is None:
+            file = options.get(_tls.keyfile) or options.get(_tls.certfile)
+            raise BadFile(_tls.keyfile.name, file, "the key is encrypted, and transport.tls.password is not set")
+        return ask()
+
+    return password
+
+
+def _without_authorities(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return a context with the same settings that trusts nobody."""
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bare.check_hostname = context.check_hostname
+    bare.verify_mode = context.verify_mode
+    bare.verify_flags = context.verify_flags
+    return bare
+
+
+def _load_authorities(context: ssl.SSLContext, options: Options) -> None:
+    path = options.get(_tls.cafile)
+    _check_readable(_tls.cafile, path)
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise BadFile(_tls.cafile.name, path, "no PEM certificate in it") from error
+
+
+def _check_readable(option: Option[str], path: str) -> None:
+    """Raise an error that names the file, as those of ssl do not."""
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise BadFile(option.name, path, describe_os_error(error)) from error
+    except ValueError as error:
+        raise BadFile(option.name, path, str(error)) from error
+
+
+def _certificate_name(host: str, address: Address) -> str:
+    """Return a host as it stands in certificates: without an IPv6 zone or a closing dot, and in ASCII."""
+    name = host.partition("%")[0].removesuffix(".")
+    try:
+        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise AddressError(address.text, f"the host is no name that a certificate could have: {error}") from error
+    if not ascii_name or ascii_name.startswith(".") or not ascii_name.isprintable():
+        raise AddressError(address.text, "the host is no name that a certificate could have")
+    return ascii_name
+
+
+# From OpenSSL's words to ours
+
+#: X509_V_ERR_* of a verification that failed here -> the error, and what people should read.
+_VERIFY_ERRORS: dict[int, tuple[type[BadCertificate], str]] = {
+    9: (CertificateNotYetValid, "the peer's certificate is not valid yet"),
+    10: (CertificateExpired, "the peer's certificate has expired"),
+    62: (HostnameMismatch, "the peer's certificate is for another host"),
+    64: (HostnameMismatch, "the peer's certificate is for another IP address"),
+}
+#: No issuer found, self-signed, or an untrusted root.
+_UNTRUSTED = {2, 18, 19, 20, 21, 27}
+
+#: Alerts by which a peer refuses our certificate -> what they mean.
+_REFUSALS = {
+    "TLSV1_ALERT_UNKNOWN_CA": "it does not trust the authority",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it is bad",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is not for this purpose",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "it was revoked",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it was not accepted",
+    "TLSV1_ALERT_ACCESS_DENIED": "it may not connect",
+    "TLSV1_ALERT_DECRYPT_ERROR": "its signature is wrong",
+}
+#: What OpenSSL finds in the first bytes of peers that do not speak TLS.
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "HTTPS_PROXY_REQUEST",
+    "UNKNOWN_PROTOCOL",
+    "RECORD_LAYER_FAILURE",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_TOO_SMALL",
+    "BAD_RECORD_TYPE",
+    "UNEXPECTED_RECORD",
+    "BAD_PACKET_LENGTH",
+}
+_OTHERS = {
+    "NO_SHARED_CIPHER": "no cipher is common to both sides; does this side's context have a certificate?",
+    "UNSUPPORTED_PROTOCOL": "no TLS version is common to both sides",
+    "TLSV1_ALERT_PROTOCOL_VERSION": "no TLS version is common to both sides",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": "the peer refused: no common cipher, or it requires a certificate",
+    "UNEXPECTED_EOF_WHILE_READING": "the peer closed the connection",
+}
+
+
+def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
+    """Return the error with a name for one that ``ssl`` raised.
+
+    Args:
+        error: an ``SSLError``, or another OSError of a TLS connection.
+        address: the peer, for people.
+        dialing: whether it ended the handshake of the dialing side.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _explain_verification(error, address)
+    if not isinstance(error, ssl.SSLError):
+        return TLSError(address, describe_os_error(error))
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        if dialing:
+            return NotTLS(address, "the peer closed the connection instead of answering; it may not speak TLS")
+        return TLSError(address, "the peer closed the connection in the TLS handshake")
+    reason = error.reason or ""
+    if reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+        return CertificateRequired(address, "the peer requires a certificate of this side")
+    if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+        return CertificateRequired(address, "the peer has shown no certificate")
+    if reason in _REFUSALS:
+        return CertificateRefused(address, f"the peer refused this side's certificate: {_REFUSALS[reason]}")
+    if reason in _NOT_TLS:
+        return NotTLS(address, "the peer does not speak TLS")
+    return TLSError(address, _OTHERS.get(reason) or f"TLS failed: {reason.lower().replace('_', ' ') or error}")
+
+
+def _explain_verification(error: ssl.SSLCertVerificationError, address: str) -> BadCertificate:
+    kind, why = _VERIFY_ERRORS.get(error.verify_code, (BadCertificate, "the peer's certificate was not accepted"))
+    if error.verify_code in _UNTRUSTED:
+        kind, why = UntrustedCertificate, "no authority that is trusted here stands behind the peer's certificate"
+    return kind(address, f"{why} ({error.verify_message.rstrip('.')})")
