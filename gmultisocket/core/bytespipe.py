@@ -119,7 +119,9 @@ class BytesPipe(Pipe):
         "_sender",
         "_waits_for_room",
         "_writer",
+        "bytes_received",
         "fan_out",
+        "messages_received",
     )
 
     connection: StreamConnection
@@ -128,6 +130,8 @@ class BytesPipe(Pipe):
         super().__init__(pipe_id, connection, connector, endpoint)
         self._sender = connector.sender
         self._send = connection.send
+        self.messages_received = 0
+        self.bytes_received = 0
         self._queue: list[_Frame] = []
         self._queued_bytes = 0
         #: What the kernel has not yet taken of a frame that it has begun to take.

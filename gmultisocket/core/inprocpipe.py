@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import options as opts
 from ..errors import BadMessage, ContentTooLong, MultiSocketError
 from ..transport import MessageConnection
-from ..wire import INTERNAL, RAW, SEND_TYPE_MASK, TO_ONE, Message, receive
+from ..wire import INTERNAL, MAX_CONTENT, RAW, SEND_TYPE_MASK, TO_ONE, Message, receive
 from .pipe import Pipe, PipeState
 
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["InprocPipe"]
 
+_new = tuple.__new__
+
 
 class InprocPipe(Pipe):
     """A pipe to a socket of this process."""
 
-    __slots__ = ("_bytes_queued", "_max_content", "_queue", "_receiver", "_sender", "_waiting")
+    __slots__ = ("_bytes_queued", "_longest", "_peer", "_queue", "_receiver", "_sender", "_waiting")
 
     connection: MessageConnection
 
@@ -33,58 +35,76 @@ class InprocPipe(Pipe):
         super().__init__(pipe_id, connection, connector, endpoint)
         self._sender = connector.sender
         self._receiver = connector.receiver
-        # Made when first needed: most pipes never have anything queued.
+        #: The pipe at the other end; None until that socket has added it.
+        self._peer: InprocPipe | None = None
+        #: Messages that the peer has no room for, as it will receive them; or as they were sent, while there is no peer
+        #: yet. Made when first needed: most pipes never have any.
         self._queue: deque[Message] | None = None
         self._bytes_queued = 0
         #: Whether this pipe stands in the line for room in the peer's queue.
         self._waiting = False
-        self._max_content: int = endpoint.options.get(opts.connector.pipe.max_recv_content_length)
+        self._longest: int = endpoint.options.get(opts.connector.pipe.max_recv_content_length) or MAX_CONTENT
 
     @property
     def queued(self) -> int:
         return len(self._queue) if self._queue else 0
 
-    def _peer(self) -> InprocPipe | None:
-        """Return the pipe at the other end, None until that socket has added it."""
-        peer = self.connection.peer.pipe
-        return peer if isinstance(peer, InprocPipe) else None
-
     # Sending
+
+    def put_one(self, ttl: int, content: bytes) -> None:
+        # What put() does, in one frame of the interpreter; and put() does what is not usual.
+        peer = self._peer
+        size = len(content)
+        if peer is None or size > peer._longest or not ttl:
+            self.put(TO_ONE, ttl, b"", b"", content)
+            return
+        receiver = peer._receiver
+        limit = receiver.plain_limit
+        held = self._queue
+        if not held and len(receiver.queue) < limit:
+            receiver.queue.append(_new(Message, (TO_ONE, ttl - 1, peer.path, b"", content, peer.id)))
+            self.messages_sent += 1
+            self.bytes_sent += size
+            if receiver.receivers:
+                receiver.arrivals.wake()
+        elif held and limit and len(held) + 1 < self._sender.plain_limit:
+            held.append(_new(Message, (TO_ONE, ttl - 1, peer.path, b"", content, peer.id)))
+            self._bytes_queued += size
+        else:
+            self.put(TO_ONE, ttl, b"", b"", content)
 
     def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & (INTERNAL | RAW):
             self.drop("flags")
             return
         message = Message(flags, ttl, source, destination, content, 0)
-        peer = self.connection.peer.pipe
-        if self._queue or peer is None or not self._hand_over(peer, message):
+        peer = self._peer
+        if peer is not None:
+            try:
+                message = self._as_received(peer, message)
+            except BadMessage as error:
+                self._refused(error)
+                return
+        if self._queue or peer is None or peer._receiver.take((message,)):
             self._hold(message)
-        elif not self.messages_sent & 63:
-            self._sender.spend(64, 0)
+        else:
+            self.messages_sent += 1
+            self.bytes_sent += len(content)
+            if not self.messages_sent & 63:
+                self._sender.spend(64, 0)
         if not self._sender.queue_limit:
             self.limits_changed()
 
-    def _hand_over(self, peer: InprocPipe, message: Message) -> bool:
-        """Give one message to the peer's socket. False if its queue is full; a message that it refuses is gone."""
-        receiver = peer._receiver
-        if receiver.sift is None and not receiver.has_room():
-            return False
+    def _as_received(self, peer: InprocPipe, message: Message) -> Message:
+        """Return a message as the peer receives it.
+
+        Raises:
+            BadMessage: it would have to close the pipe.
+        """
         size = len(message.content)
-        if peer._max_content and size > peer._max_content:
-            self._refused(ContentTooLong(size, peer._max_content))
-            return True
-        try:
-            received = receive(message, peer.id, peer.path)
-        except BadMessage as error:
-            self._refused(error)
-            return True
-        if receiver.take((received,)):
-            return False
-        self.messages_sent += 1
-        self.bytes_sent += size
-        peer.messages_received += 1
-        peer.bytes_received += size
-        return True
+        if size > peer._longest:
+            raise ContentTooLong(size, peer._longest)
+        return receive(message, peer.id, peer.path)
 
     def _refused(self, error: MultiSocketError) -> None:
         self.drop("refused")
@@ -98,29 +118,37 @@ class InprocPipe(Pipe):
             self._queue = deque()
         self._queue.append(message)
         self._bytes_queued += len(message.content)
-        self._stand_in_line()
-        self.limits_changed()
+        if not self._waiting:
+            self._stand_in_line()
+        sender = self._sender
+        if len(self._queue) >= sender.queue_limit or sender.queue_bytes:
+            self.limits_changed()
 
     def _stand_in_line(self) -> None:
-        peer = self._peer()
-        if peer is not None and not self._waiting:
+        if self._peer is not None and not self._waiting:
             self._waiting = True
-            peer._receiver.room.waiters.append(self)
-            peer._receiver.room.wake()
+            room = self._peer._receiver.room
+            room.waiters.append(self)
+            room.wake()
 
     def switch(self, value: bool) -> None:
         """Hear that the peer may have room, and hand over what fits. Called as a waiting greenlet would be woken."""
         self._waiting = False
-        peer = self._peer()
+        peer = self._peer
         if peer is None or self.state is not PipeState.OPEN:
             return
         queue = self._queue
-        while queue and self._hand_over(peer, queue[0]):
-            if self.state is not PipeState.OPEN:
-                return
-            self._bytes_queued -= len(queue.popleft().content)
         if queue:
-            self._stand_in_line()
+            held = list(queue)
+            rest = peer._receiver.take(held)
+            queue.clear()
+            queue.extend(rest)
+            left = sum(len(message.content) for message in rest)
+            self.messages_sent += len(held) - len(rest)
+            self.bytes_sent += self._bytes_queued - left
+            self._bytes_queued = left
+            if queue:
+                self._stand_in_line()
         self.limits_changed()
 
     def limits_changed(self) -> None:
@@ -129,8 +157,7 @@ class InprocPipe(Pipe):
         limit = sender.queue_bytes
         if not sender.queue_limit:
             # Nothing may wait here: this pipe is full whenever the peer's queue is.
-            peer = self._peer()
-            full = bool(count) or peer is None or not peer._receiver.has_room()
+            full = bool(count) or self._peer is None or not self._peer._receiver.has_room()
             if full:
                 self._stand_in_line()
         else:
@@ -152,22 +179,48 @@ class InprocPipe(Pipe):
         """Nothing waits for the end of a turn here."""
 
     def _take_queue(self) -> tuple[list[Message], int]:
-        queue, self._queue = self._queue, None
-        again = [message for message in queue or () if message.flags & SEND_TYPE_MASK == TO_ONE]
-        return again, len(queue or ()) - len(again)
+        queue, self._queue = self._queue or deque(), None
+        again = [self._as_sent(message) for message in queue if message.flags & SEND_TYPE_MASK == TO_ONE]
+        return again, len(queue) - len(again)
+
+    def _as_sent(self, message: Message) -> Message:
+        """Undo :meth:`_as_received` for a to-one message."""
+        if not message.pipe_id:
+            return message
+        return message.replace(ttl=message.ttl + 1, source=message.source[4:], pipe_id=0)
 
     # Receiving
+
+    # Every message is counted once, where it is sent: what this pipe has received is what its peer has sent.
+
+    @property
+    def messages_received(self) -> int:  # type: ignore[override]
+        """How many messages have come."""
+        return self._peer.messages_sent if self._peer is not None else 0
+
+    @property
+    def bytes_received(self) -> int:  # type: ignore[override]
+        """How many bytes of contents have come."""
+        return self._peer.bytes_sent if self._peer is not None else 0
 
     def start(self) -> None:
         if self.connection.peer.closed:
             self._close("the peer closed the connection")
             return
         self.connection.pipe = self
+        peer = self.connection.peer.pipe
+        if isinstance(peer, InprocPipe):
+            self._peer = peer
+            peer._meet(self)
         self.limits_changed()
-        peer = self._peer()
-        if peer is not None:
-            # What was sent before this end was there.
-            peer.switch(True)
+
+    def _meet(self, peer: InprocPipe) -> None:
+        """Hear that the other end is there; what was sent before can go now."""
+        self._peer = peer
+        held, self._queue, self._bytes_queued = self._queue or deque(), None, 0
+        for message in held:
+            self.put(message.flags, message.ttl, message.source, message.destination, message.content)
+        self.limits_changed()
 
     def receiving(self) -> bool:
         return False
@@ -177,4 +230,4 @@ class InprocPipe(Pipe):
 
     def option_changed(self, option: object) -> None:
         if option is opts.connector.pipe.max_recv_content_length:
-            self._max_content = self.options.get(opts.connector.pipe.max_recv_content_length)
+            self._longest = self.options.get(opts.connector.pipe.max_recv_content_length) or MAX_CONTENT

@@ -73,19 +73,19 @@ class Pipe(ABC):
         "_endpoint",
         "_options",
         "_room",
-        "bytes_received",
         "bytes_sent",
         "connection",
         "fan_out_key",
         "full",
         "id",
-        "messages_received",
         "messages_sent",
         "path",
         "reason",
         "state",
     )
 
+    messages_received: int
+    bytes_received: int
     raw = False
     #: Whether to-one messages may go here.
     takes_to_one = True
@@ -101,8 +101,6 @@ class Pipe(ABC):
         self._drops: dict[str, int] | None = None
         self.messages_sent = 0
         self.bytes_sent = 0
-        self.messages_received = 0
-        self.bytes_received = 0
         self.full = False
         #: Pipes with the same key write the same bytes for a to-all message; None for one that shares them with none.
         self.fan_out_key: str | None = None

@@ -44,11 +44,14 @@ class Receiver:
         self.counters = Counters()
         self._reason = ""
         self._queued_bytes = 0
-        self._receivers = self.arrivals.waiters
+        self.receivers = self.arrivals.waiters
         self._bringers = self.room.waiters
         self._spent = 0
         self._budget = 0
         self.limit = 0
+        self.no_recv = False
+        self.max_bytes = 0
+        self.plain_limit = 0
         #: Whether a receiver counts: the queue holds more than it may take without letting others run.
         self._spending = False
         follow(options, opts.socket.no_recv, self._set_no_recv)
@@ -60,29 +63,43 @@ class Receiver:
 
     def _set_no_recv(self, value: bool) -> None:
         self.no_recv = value
+        self._look()
 
     def _set_limit(self, value: int) -> None:
         self.limit = value
         #: A queue that has been full lets others bring messages again when it is down to this many.
         self._low = value // 2
         self._spending = self.limit > self._budget
+        self._look()
         self.room.wake()
 
     def _set_max_bytes(self, value: int) -> None:
         self.max_bytes = value
         self._queued_bytes = sum(len(message.content or b"") for message in self.queue)
+        self._look()
         self.room.wake()
+
+    def set_sift(self, sift: Callable[[Message], bool]) -> None:
+        """Have a protocol see each message first; see ``Seam.on_message``."""
+        self.sift = sift
+        self._look()
+
+    def _look(self) -> None:
+        """Find out anew up to how many messages one may be put into the queue without looking at anything else."""
+        special = self.no_recv or self.max_bytes or self.closed or self.sift is not None
+        self.plain_limit = 0 if special else min(self.limit, self._budget)
 
     def _set_budget(self, value: int) -> None:
         self._budget = value
         self._spending = self.limit > self._budget
+        self._look()
 
     # Receiving
 
     def recv_msg(self, timeout: float | None) -> Message:
         """Take the oldest message; see ``Socket.recv_msg``."""
         queue = self.queue
-        if not queue or self._receivers or self._spending:
+        if not queue or self.receivers or self._spending:
             self._wait(timeout)
         message = queue.popleft()
         if self._bringers and len(queue) <= self._low:
@@ -135,6 +152,8 @@ class Receiver:
         sift = self.sift
         if sift is not None:
             messages = [message for message in messages if not sift(message)]
+            if not messages:
+                return ()
         queue = self.queue
         rest: Sequence[Message] = ()
         if past_limit or (len(queue) + len(messages) <= self.limit and not self.max_bytes):
@@ -159,6 +178,7 @@ class Receiver:
     def stop(self, reason: str) -> None:
         """Take nothing more, and let those who wait know. What has arrived can still be received."""
         self.closed = True
+        self._look()
         self._reason = reason
         self.room.wake_all()
         self.arrivals.wake_all()

@@ -64,7 +64,7 @@ class Seam:
         shown again while that is full, so the callback must have done nothing then. All that came by a pipe is
         shown before the pipe is seen to close, unless this side closes it.
         """
-        self._receiver.sift = callback
+        self._receiver.set_sift(callback)
 
     def on_pipe(self, callback: Callable[[Literal["add", "remove"], Pipe], object]) -> None:
         """Have ``callback(kind, pipe)`` called when a pipe comes or goes: at once, and before anybody else hears of it.

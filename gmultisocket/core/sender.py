@@ -81,6 +81,7 @@ class Sender:
         self._hub = hub
         self._pipes = pipes
         self._closed = ""
+        self.queue_bytes = 0
         #: Pipes that take a to-one message now, the next one first.
         self._ready: deque[Pipe] = deque()
         #: Those who wait to send to one.
@@ -142,10 +143,16 @@ class Sender:
 
     def _set_queue_limit(self, value: int) -> None:
         self.queue_limit = value
+        self._set_plain_limit()
         self._limits_changed()
+
+    def _set_plain_limit(self) -> None:
+        #: Up to how many messages a pipe may queue one without looking at anything else.
+        self.plain_limit = 0 if self.queue_bytes else self.queue_limit
 
     def _set_queue_bytes(self, value: int) -> None:
         self.queue_bytes = value
+        self._set_plain_limit()
         self.flush_bytes = min(value, FLUSH_BYTES) if value else FLUSH_BYTES
         self._limits_changed()
 
