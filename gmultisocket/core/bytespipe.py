@@ -212,6 +212,11 @@ class BytesPipe(Pipe):
             self.messages_sent -= 1
             self._push(_Note(data))
 
+    def _answer(self, data: bytes) -> None:
+        """Send what a protocol owes the peer, unless that does not read: its answers would pile up here."""
+        if not self.full:
+            self._note(data)
+
     def leave_fan_out(self) -> None:
         """Take over what the fan-out still holds for this pipe, and go on alone."""
         fan_out = self.fan_out
@@ -620,7 +625,7 @@ class PacketPipe(FramedPipe):
         packets = codec.feed(data)
         owed = codec.replies()
         if owed:
-            self._note(owed)
+            self._answer(owed)
         for packet in packets:
             try:
                 messages += super()._decode(packet)
@@ -679,7 +684,7 @@ class RawPipe(BytesPipe):
         chunks = self._codec.feed(data)
         owed = self._codec.replies()
         if owed:
-            self._note(owed)
+            self._answer(owed)
         return [self._message(chunk) for chunk in chunks]
 
     def _end_of_stream(self) -> str | None:

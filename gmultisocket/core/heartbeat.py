@@ -46,7 +46,9 @@ class Heartbeat:
         kind, rest = message.content[:1], message.content[1:]
         if kind == PING and len(rest) <= _MOST_ECHOED:
             pipe.knows_internal = True
-            pipe.put_internal(PONG + rest)
+            if not pipe.full:
+                # Of a peer that does not read, the answers would pile up here.
+                pipe.put_internal(PONG + rest)
         elif kind == PONG:
             pipe.knows_internal = True
         elif kind == CLOSE:

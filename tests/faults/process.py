@@ -1,0 +1,100 @@
+"""What a test asks of the operating system: memory, processor time, descriptors, other processes, tools."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from gevent import subprocess as gsubprocess
+
+__all__ = ["MIB", "ROOT", "cpu_time", "descriptors_exhausted", "needs", "resident", "run_script", "spawn_script"]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MIB = 1 << 20
+_PAGE = resource.getpagesize()
+
+
+def resident() -> int:
+    """Return the bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+
+
+def cpu_time(pid: int | None = None) -> float:
+    """Return the seconds of processor time that a process has used, by default this one."""
+    if pid is None:
+        return time.process_time()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def descriptors_exhausted(spare: int = 0) -> Iterator[None]:
+    """Let this process open ``spare`` more descriptors and no others."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    # One above the highest in use: all gaps below are filled.
+    top = max(map(int, os.listdir("/proc/self/fd"))) + 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
+    try:
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            for _ in range(spare):
+                os.close(held.pop())
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def needs(*tools: str, root: bool = False) -> pytest.MarkDecorator:
+    """Skip a test, with the reason, where a program is missing or it takes root."""
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    why = f"{', '.join(missing)} is not installed" if missing else "it takes root" if root and os.geteuid() else ""
+    return pytest.mark.skipif(bool(why), reason=why or "nothing is missing")
+
+
+def _command(script: str, arguments: tuple[object, ...], wrapper: tuple[str, ...]) -> list[str]:
+    return [*wrapper, sys.executable, "-c", script, *map(str, arguments)]
+
+
+def run_script(script: str, *arguments: object, wrapper: tuple[str, ...] = (), timeout: float = 50) -> str:
+    """Run a Python program to its end, and return what it printed. Other greenlets run meanwhile.
+
+    Args:
+        script: the program; its directory is the checkout.
+        wrapper: a command that runs the command that follows it.
+
+    Raises:
+        AssertionError: it failed; with what it had to say.
+    """
+    done = gsubprocess.run(
+        _command(script, arguments, wrapper),
+        cwd=ROOT, stdin=gsubprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return str(done.stdout)
+
+
+@contextmanager
+def spawn_script(script: str, *arguments: object, wrapper: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Python program beside the test; it is killed when the test is done with it. Its output is a pipe."""
+    child = gsubprocess.Popen(
+        _command(script, arguments, wrapper), cwd=ROOT, stdin=gsubprocess.DEVNULL, stdout=gsubprocess.PIPE
+    )
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
