@@ -91,6 +91,7 @@ class Sender:
         #: Accepted to-one messages whose pipe closed before they left.
         self._again: deque[Message] = deque()
         #: Whether ``send`` may take the first ready pipe without looking at anything else.
+        self._sending_again = False
         self._flowing = False
         self._fan_outs: dict[str, FanOut] = {}
         #: Pipes that are in step with no fan-out: to-all messages are put into each.
@@ -335,13 +336,21 @@ class Sender:
             self._send_again()
 
     def _send_again(self) -> None:
-        while self._again and self._ready:
-            message = self._again.popleft()
-            pipe = self._ready[0]
-            if self.moved is not None and not self.moved(message, pipe):
-                continue
-            self._ready.rotate(-1)
-            pipe.put(message.flags, message.ttl, message.source, message.destination, message.content)
+        if self._sending_again:
+            # A pipe has broken under the message that it was given below. That message is in line again; a call
+            # within the call for each broken pipe would run out of stack when hundreds break at once.
+            return
+        self._sending_again = True
+        try:
+            while self._again and self._ready:
+                message = self._again.popleft()
+                pipe = self._ready[0]
+                if self.moved is not None and not self.moved(message, pipe):
+                    continue
+                self._ready.rotate(-1)
+                pipe.put(message.flags, message.ttl, message.source, message.destination, message.content)
+        finally:
+            self._sending_again = False
 
     # To a destination
 
@@ -391,14 +400,13 @@ class Sender:
                 frame = frame or encode_frame(*fields)
                 count += len(fan_out.members)
                 fan_out.put(frame)
-        return count + self._put_in_each(loose, fields, timeout) if loose else count
+        return self._put_in_each(loose, fields, timeout, count) if loose else count
 
     def _put_in_each(
-        self, pipes: list[Pipe], fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None
+        self, pipes: list[Pipe], fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None, count: int = 0
     ) -> int:
         frames: dict[str, bytes] = {}
         full: list[Pipe] = []
-        count = 0
         for pipe in pipes:
             if pipe.full or pipe.state is not PipeState.OPEN:
                 full.append(pipe)
