@@ -10,7 +10,7 @@ they must not raise, block, switch greenlets, or send. What takes any of that is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Literal
 
 from ..wire import TO_ONE, Message
@@ -83,16 +83,30 @@ class Seam:
 
     # Sending
 
-    def send_one(self, content: bytes, timeout: float | None, taken: Callable[[Pipe], object]) -> bool:
+    def send_one(
+        self,
+        content: bytes,
+        timeout: float | None,
+        taken: Callable[[Pipe], object],
+        flags: int = 0,
+        source: bytes = b"",
+    ) -> bool:
         """Send to one peer as ``Socket.send`` does, after ``taken(pipe)``, which is a callback as the others are.
 
         Blocks and raises as ``Socket.send`` does; ``taken`` is called only when nothing can fail any more.
+
+        Args:
+            content: bytes-like.
+            timeout: seconds.
+            taken: told the pipe.
+            flags: flags of the message, e.g. ``wire.CONTROL``.
+            source: ids that the message's way begins with, before it has gone anywhere.
 
         Returns:
             False if ``socket.send_overflow`` has dropped the message.
         """
         self._socket._check()
-        return self._sender.send_one(content, timeout, taken)
+        return self._sender.send_one(content, timeout, taken, flags, source)
 
     def send_again(self, content: bytes) -> None:
         """Send to one peer ahead of all others, as what has lost its pipe is. Never blocks.
@@ -100,6 +114,39 @@ class Seam:
         May be called from an ``on_pipe`` callback. Who gets it, and when, is told to the ``on_move`` callback.
         """
         self._sender.offer_again([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
+
+    def send_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None) -> int:
+        """Send to all of some pipes, as ``Socket.send_some`` does, and faster where they are all that there are.
+
+        Args:
+            pipes: each once, and none that ``on_pipe`` has said is gone.
+            content: bytes-like.
+            timeout: seconds.
+
+        Returns:
+            The number of pipes that it went to.
+        """
+        return self._sender.send_group(pipes, content, timeout)
+
+    def wait_room(self, pipe: Pipe, timeout: float | None = None) -> bool:
+        """Block until one pipe takes another message, whatever ``socket.send_overflow`` says.
+
+        Returns:
+            False if the pipe has closed, or the time is up.
+
+        Raises:
+            Closed: the socket is closed.
+        """
+        return self._sender.wait_room(pipe, timeout)
+
+    def put(self, pipe: Pipe, message: Message) -> None:
+        """Send a message by one pipe, whatever its send type. Never blocks: :meth:`wait_room` comes before it."""
+        pipe.put(message.flags, self._sender.ttl, message.source, message.destination, message.content)
+
+    @property
+    def max_content(self) -> int:
+        """The longest content that the socket sends, in bytes."""
+        return self._sender.max_content
 
     # Receiving
 

@@ -13,7 +13,7 @@ run to their end before another greenlet does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 import gevent
@@ -73,6 +73,7 @@ class Sender:
         queue_bytes: bytes that it may have queued, 0 for any number.
         flush_bytes: queued bytes that do not wait for the end of the turn.
         ttl: the hops that a message may make (``socket.send_ttl``).
+        max_content: the longest content that may be sent, in bytes.
         counters: losses that are no pipe's.
         moved: a protocol's, see ``Seam.on_move``; None without one.
     """
@@ -90,8 +91,8 @@ class Sender:
         self._takers: dict[Pipe, None] = {}
         #: Accepted to-one messages whose pipe closed before they left.
         self._again: deque[Message] = deque()
-        #: Whether ``send`` may take the first ready pipe without looking at anything else.
         self._sending_again = False
+        #: Whether ``send`` may take the first ready pipe without looking at anything else.
         self._flowing = False
         self._fan_outs: dict[str, FanOut] = {}
         #: Pipes that are in step with no fan-out: to-all messages are put into each.
@@ -168,7 +169,7 @@ class Sender:
         limit = options.get(opts.socket.max_send_content_length)
         if limit < 0:
             limit = options.get(opts.connector.pipe.max_recv_content_length)
-        self._max_content = limit or MAX_CONTENT
+        self.max_content = limit or MAX_CONTENT
 
     # Sending
 
@@ -176,8 +177,8 @@ class Sender:
         """Send to one peer; see ``Socket.send``."""
         if type(content) is not bytes:
             content = as_content(content)
-        if len(content) > self._max_content:
-            raise MessageTooLong(len(content), self._max_content)
+        if len(content) > self.max_content:
+            raise MessageTooLong(len(content), self.max_content)
         if not self._flowing and not self._wait_in_line(timeout):
             return
         ready = self._ready
@@ -186,7 +187,14 @@ class Sender:
             ready.rotate(-1)
         pipe.put_one(self.ttl, content)
 
-    def send_one(self, content: bytes, timeout: float | None, taken: Callable[[Pipe], object]) -> bool:
+    def send_one(
+        self,
+        content: bytes,
+        timeout: float | None,
+        taken: Callable[[Pipe], object],
+        flags: int = 0,
+        source: bytes = b"",
+    ) -> bool:
         """Send to one peer, and say to which; see ``Seam.send_one``."""
         content = self._check_content(content)
         if not self._flowing and not self._wait_in_line(timeout):
@@ -194,7 +202,7 @@ class Sender:
         pipe = self._ready[0]
         self._ready.rotate(-1)
         taken(pipe)
-        pipe.put(TO_ONE, self.ttl, b"", b"", content)
+        pipe.put(TO_ONE | flags, self.ttl, source, b"", content)
         return True
 
     def send_to(self, destination: bytes, content: bytes, timeout: float | None) -> None:
@@ -210,11 +218,18 @@ class Sender:
 
     def send_some(self, pipes: Iterable[Pipe], content: bytes, timeout: float | None, flags: int = 0) -> int:
         """Send to all of some pipes, for protocols that know who wants a message. Returns to how many it went."""
-        content = self._check_content(content)
+        fields = (TO_ALL | flags, self.ttl, b"", b"", self._check_content(content))
         self._check_open()
         if self._owes_turn:
             self._yield()
-        return self._put_in_each(list(pipes), (TO_ALL | flags, self.ttl, b"", b"", content), timeout)
+        return self._put_in_each(list(pipes), fields, timeout)
+
+    def send_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None) -> int:
+        """Send to all of some pipes that are open, each named once; see ``Seam.send_group``."""
+        # All that there are is what a fan-out is for: the message is put once, and not into each.
+        if len(pipes) == len(self._pipes):
+            return self.send_all(content, timeout)
+        return self.send_some(pipes, content, timeout)
 
     def send_msg(self, message: Message, timeout: float | None) -> int:
         """Send or forward a message by its own fields; see ``Socket.send_msg``."""
@@ -254,8 +269,8 @@ class Sender:
 
     def _check_content(self, content: object) -> bytes:
         content = as_content(content)
-        if len(content) > self._max_content:
-            raise MessageTooLong(len(content), self._max_content)
+        if len(content) > self.max_content:
+            raise MessageTooLong(len(content), self.max_content)
         return content
 
     def _check_open(self) -> None:
@@ -385,6 +400,18 @@ class Sender:
             self._check_open()
         return pipe.state is PipeState.OPEN
 
+    def wait_room(self, pipe: Pipe, timeout: float | None) -> bool:
+        """Block until one pipe takes another message; see ``Seam.wait_room``."""
+        self._check_open()
+        if self._owes_turn:
+            self._yield()
+        deadline = Deadline(timeout)
+        while pipe.full and pipe.state is PipeState.OPEN:
+            if not pipe.room().wait(deadline.left()):
+                return False
+            self._check_open()
+        return pipe.state is PipeState.OPEN
+
     # To all
 
     def _send_to_all(self, fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None) -> int:
@@ -405,6 +432,7 @@ class Sender:
     def _put_in_each(
         self, pipes: list[Pipe], fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None, count: int = 0
     ) -> int:
+        """Send to each of some pipes. Returns to how many it went, ``count`` others included."""
         frames: dict[str, bytes] = {}
         full: list[Pipe] = []
         for pipe in pipes:
