@@ -20,11 +20,13 @@ __all__ = [
     "WrongThread",
     "ForkedSocketError",
     "BadPath",
+    "BadTopic",
     "BrokenPath",
     "MessageDropped",
     "MessageTooLong",
     "BadMessage",
     "ContentTooLong",
+    "BadPacket",
     "OptionError",
     "UnknownOption",
     "BadOptionValue",
@@ -35,6 +37,7 @@ __all__ = [
     "ConnectionRefused",
     "AddressInUse",
     "HandshakeFailed",
+    "RequestRefused",
     "TLSError",
     "NotTLS",
     "BadCertificate",
@@ -152,6 +155,23 @@ class BadPath(MultiSocketError, ValueError):
         return f"bad path {snippet(self.path)}: {self.why}"
 
 
+class BadTopic(MultiSocketError, ValueError):
+    """What is no topic to publish under, or no pattern to subscribe to.
+
+    Attributes:
+        topic: the topic or pattern as it was given.
+        why: what is wrong and what would be right.
+    """
+
+    def __init__(self, topic: object, why: str) -> None:
+        super().__init__(topic, why)
+        self.topic = topic
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"bad topic {snippet(self.topic)!r}: {self.why}"
+
+
 class BrokenPath(MultiSocketError):
     """A destination's first id names no open pipe of this socket: the peer has gone.
 
@@ -228,6 +248,24 @@ class ContentTooLong(BadMessage):
         self.args = (size, limit)
         self.size = size
         self.limit = limit
+
+
+class BadPacket(BadMessage):
+    """A peer broke the rules of the protocol that carries the messages: WebSocket.
+
+    Attributes:
+        why: the rule that was broken.
+        code: what the peer is told, a close code of RFC 6455.
+    """
+
+    def __init__(self, why: str, code: int) -> None:
+        super().__init__(why)
+        # What makes the error anew, for copy and pickle.
+        self.args = (why, code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"bad packet: {self.why}"
 
 
 class OptionError(MultiSocketError):
@@ -338,6 +376,27 @@ class AddressInUse(ConnectionFailed):
 
 class HandshakeFailed(ConnectionFailed):
     """A connection was made, but its opening handshake (WebSocket, negotiator) failed or took too long."""
+
+
+class RequestRefused(HandshakeFailed):
+    """A WebSocket request was answered with an HTTP status other than 101.
+
+    Raised where the dialed listener refused; and by an ``authorize`` function, to refuse with a status of its choice.
+
+    Attributes:
+        status: the HTTP status, 400 to 599.
+        address: who refused, or was refused.
+        why: the reason in words.
+    """
+
+    def __init__(self, status: int, why: str = "", address: str = "") -> None:
+        super().__init__(address, why)
+        self.args = (status, why, address)
+        self.status = status
+
+    def __str__(self) -> str:
+        where = f"{snippet(self.address, 200)}: " if self.address else ""
+        return f"{where}refused with HTTP status {self.status}" + (f": {self.why}" if self.why else "")
 
 
 class TLSError(HandshakeFailed):
