@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from gevent import get_hub
 from gevent.hub import Hub
+from gevent.lock import Semaphore
 from gevent.queue import SimpleQueue
 
 from .. import options as opts
@@ -74,15 +75,15 @@ def connected_pair(address: str) -> tuple[InprocConnection, InprocConnection]:
 
 
 class _Listener(TransportListener):
-    __slots__ = ("_address", "_backlog", "_closed", "_hub", "_name")
+    __slots__ = ("_address", "_backlog", "_closed", "_hub", "_name", "_places")
 
     def __init__(self, address: Address, options: Options) -> None:
         self._name = address.location
         self._address = address.bare
         self._hub: Hub = get_hub()
-        self._backlog: SimpleQueue[InprocConnection | None] = SimpleQueue(
-            options.get(opts.connector.listener.backlog)
-        )
+        #: Connections that are not accepted yet; None once closed.
+        self._backlog: SimpleQueue[InprocConnection | None] = SimpleQueue()
+        self._places = Semaphore(options.get(opts.connector.listener.backlog))
         self._closed = False
 
     @property
@@ -98,18 +99,21 @@ class _Listener(TransportListener):
         """Put one end into the backlog, waiting while that is full, and return the other."""
         if self._hub is not get_hub():
             raise ConnectionFailed(address, "it is listened to in another OS thread; inproc works within one")
+        self._places.acquire()
+        if self._closed:
+            # Whoever waits behind this one is to find it out as well.
+            self._places.release()
+            raise ConnectionRefused(address, "nobody listens to the name")
         near, far = connected_pair(self._address)
         self._backlog.put(far)
-        if self._closed:
-            near.close()
-            raise ConnectionRefused(address, "nobody listens to the name")
         return near
 
     def accept(self) -> Connection:
-        # The queue is empty and there is nobody to end a wait once it is closed.
-        connection = None if self._closed else self._backlog.get()
+        connection = self._backlog.get()
         if connection is None:
+            self._backlog.put(None)
             raise Closed("listener")
+        self._places.release()
         return connection
 
     def close(self) -> None:
@@ -122,6 +126,8 @@ class _Listener(TransportListener):
             connection = self._backlog.get_nowait()
             if connection is not None:
                 connection.close()
+                self._places.release()
+        self._backlog.put(None)
 
     def abandon(self) -> None:
         self._closed = True
