@@ -13,10 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from gevent import socket as gsocket
+from gevent.monkey import get_original
 
 from .base import StreamConnection
 
 __all__ = ["SocketConnection", "abandon_socket", "describe_os_error"]
+
+#: Under monkey patching ``os.close`` leaves the closing to the loop, which may never run again in a forked child.
+_close_now = get_original("os", "close")
 
 
 def describe_os_error(error: OSError) -> str:
@@ -35,7 +39,7 @@ def abandon_socket(sock: Any) -> None:
     try:
         sock._read_event.stop()
         sock._write_event.stop()
-        os.close(sock._sock.detach())
+        _close_now(sock._sock.detach())
     except (OSError, AttributeError):
         # Closed or half made when the fork happened.
         pass
