@@ -1,10 +1,34 @@
 """What people need to test their own use of gmultisocket, and their own transports and protocols.
 
+* :func:`wait_until` waits for a condition.
+* :class:`FakeStream` and :class:`FakeTransport` put a script in the place of a network.
+* :class:`StreamTransportChecks`, :class:`PacketTransportChecks` and :class:`MessageTransportChecks` are test classes
+  to subclass for a transport; :func:`check_transport` runs them without a test runner.
+* :func:`nothing_left` checks that a piece of code leaves no descriptor and no greenlet behind.
+
 Nothing in the library imports this package. Its checks raise ``AssertionError`` and need no particular test runner.
 """
 
 from __future__ import annotations
 
+from ._bench import Bench, nothing_left
+from ._fakes import FakeStream, FakeTransport
+from ._message import MessageTransportChecks
+from ._run import check_transport, run_checks
+from ._stream import PacketTransportChecks, StreamTransportChecks
+from ._transport import TransportChecks
 from ._wait import wait_until
 
-__all__ = ["wait_until"]
+__all__ = [
+    "Bench",
+    "FakeStream",
+    "FakeTransport",
+    "MessageTransportChecks",
+    "PacketTransportChecks",
+    "StreamTransportChecks",
+    "TransportChecks",
+    "check_transport",
+    "nothing_left",
+    "run_checks",
+    "wait_until",
+]

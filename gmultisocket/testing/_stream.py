@@ -1,0 +1,286 @@
+"""Checks for transports whose connections are byte streams, and for those that put packets on one.
+
+They use the connections as a pipe does: ``send`` never waits, one greenlet may wait to read while another waits to
+write, and only ``close`` ends a wait.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+import gevent
+
+from ..errors import BadMessage
+from ..transport import PacketCodec, PacketConnection, StreamConnection
+from ._bench import attempt, fill, finish, never_switches, read_all
+from ._transport import TransportChecks
+from ._wait import wait_until
+
+__all__ = ["PacketTransportChecks", "StreamTransportChecks"]
+
+#: A wait that ends so often without anything having become possible does not wait.
+_ROUNDS = 1000
+
+
+class StreamTransportChecks(TransportChecks):
+    """What a transport of :class:`~gmultisocket.transport.StreamConnection` must do; see :class:`TransportChecks`.
+
+    Attributes:
+        half_close: whether one side of a connection can be ended while the other goes on.
+    """
+
+    half_close: ClassVar[bool] = True
+
+    # Sending
+
+    def test_send_says_how_many_bytes_it_took(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            for data in (b"x", b"hello", memoryview(b"a view")):
+                with never_switches("send()"):
+                    taken = one.send(data)
+                assert isinstance(taken, int) and 1 <= taken <= len(data), f"send({bytes(data)!r}) returned {taken!r}"
+                assert other.read_exactly(taken) == data[:taken], "other bytes arrived than were sent"
+
+    def test_a_full_send_raises_blocking_io_error_at_once(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            with never_switches("send() to a peer that does not read"):
+                sent = fill(one)
+            assert sent, "nothing at all was taken"
+            received = other.read_exactly(sent)
+            assert received == bytes(sent), "what was taken before did not arrive as it was sent"
+
+    def test_sendmsg_sends_several_buffers_in_order(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            buffers: list[bytes | memoryview] = [b"%d," % number for number in range(63)]
+            buffers.append(memoryview(b"end"))
+            whole = b"".join(buffers)
+            with never_switches("sendmsg()"):
+                taken = one.sendmsg(buffers)
+            assert isinstance(taken, int) and 1 <= taken <= len(whole), f"sendmsg() returned {taken!r}"
+            assert other.read_exactly(taken) == whole[:taken], "the buffers arrived in another order"
+            fill(one)
+            with never_switches("sendmsg() to a peer that does not read"):
+                outcome = self._sendmsg_until_full(one)
+            assert isinstance(outcome, BlockingIOError), f"a full sendmsg() gave {outcome!r}"
+
+    def _sendmsg_until_full(self, connection: StreamConnection) -> object:
+        for _ in range(_ROUNDS):
+            outcome = attempt(connection.sendmsg, [bytes(1 << 16), bytes(1 << 16)])
+            if not isinstance(outcome, int):
+                return outcome
+        return outcome
+
+    def test_wait_writable_ends_when_the_peer_reads(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            sent = fill(one)
+            sending = gevent.spawn(attempt, self._send_when_possible, one)
+            # Buffers between the two may take a little more before all is really full.
+            gevent.sleep(0.01)
+            other.read_exactly(sent)
+            taken = finish(sending, self.limit, "wait_writable() did not end though the peer has read everything")
+            assert isinstance(taken, int), f"sending failed: {taken!r}"
+
+    def _send_when_possible(self, connection: StreamConnection) -> int:
+        for _ in range(_ROUNDS):
+            try:
+                return connection.send(b"more")
+            except BlockingIOError:
+                connection.wait_writable()
+        raise AssertionError(f"wait_writable() returned {_ROUNDS} times while nothing could be sent")
+
+    def test_wait_writable_returns_where_nothing_is_in_the_way(self) -> None:
+        with self.bench() as bench:
+            one, _ = bench.connect_streams()
+            waiting = gevent.spawn(attempt, one.wait_writable)
+            outcome = finish(waiting, self.limit, "wait_writable() waits although send() could take bytes")
+            assert outcome is None, f"wait_writable() gave {outcome!r}"
+
+    def test_large_streams_go_both_ways_at_once(self) -> None:
+        size = 4 << 20
+        there, back = random.Random(1).randbytes(size), random.Random(2).randbytes(size)
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            writers = [gevent.spawn(one.write_all, there), gevent.spawn(other.write_all, back)]
+            readers = [gevent.spawn(other.read_exactly, size), gevent.spawn(one.read_exactly, size)]
+            for reader, expected in zip(readers, (there, back), strict=True):
+                received = finish(reader, self.limit, f"{size} bytes did not arrive")
+                assert received == expected, "bytes changed on the way, or their order did"
+            gevent.joinall(writers, raise_error=True)
+
+    def test_what_is_on_its_way_is_counted(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            one.write_all(b"hello")
+            other.read_exactly(5)
+            wait_until(lambda: one.unacknowledged() == 0, self.limit, "unacknowledged() to be 0 when all was read")
+
+    # Receiving
+
+    def test_recv_returns_what_is_there_and_never_more_than_asked_for(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            one.write_all(b"0123456789")
+            first = other.recv(4)
+            assert isinstance(first, bytes) and 1 <= len(first) <= 4, f"recv(4) returned {first!r}"
+            rest = other.read_exactly(10 - len(first))
+            assert first + rest == b"0123456789", "bytes were lost between two reads"
+            one.write_all(b"short")
+            assert other.recv(1 << 18), "recv() of more than there is must return what there is"
+
+    def test_recv_waits_without_holding_up_others(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            reading = gevent.spawn(attempt, other.read_exactly, 4)
+            gevent.sleep(0.01)
+            assert not reading.ready(), f"recv() returned though nothing was sent: {reading.value!r}"
+            one.write_all(b"ping")
+            assert finish(reading, self.limit, "recv() did not return") == b"ping"
+
+    def test_a_reader_that_is_killed_loses_nothing(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            for data in (b"first", b"second"):
+                reading = gevent.spawn(attempt, other.recv, 100)
+                gevent.sleep(0)
+                reading.kill()
+                one.write_all(data)
+                received = finish(gevent.spawn(attempt, other.read_exactly, len(data)), self.limit, "recv() hangs")
+                assert received == data, f"after a killed recv() came {received!r} instead of {data!r}"
+
+    def test_the_end_of_the_stream_comes_after_its_last_byte(self) -> None:
+        with self.bench() as bench:
+            for one, other in (bench.connect_streams(), bench.connect_streams()[::-1]):
+                one.write_all(b"last words")
+                one.close()
+                received = finish(gevent.spawn(attempt, read_all, other), self.limit, "the stream did not end")
+                assert received == b"last words", f"before the end came {received!r}"
+                assert other.recv(10) == b"", "the end of the stream must stay the end"
+
+    def test_one_side_can_end_while_the_other_goes_on(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            one.write_all(b"question")
+            one.shutdown_write()
+            if not self.half_close:
+                return
+            received = finish(gevent.spawn(attempt, read_all, other), self.limit, "shutdown_write() ended nothing")
+            assert received == b"question", f"before the end came {received!r}"
+            other.write_all(b"answer")
+            answer = finish(gevent.spawn(attempt, one.read_exactly, 6), self.limit, "the other side ended as well")
+            assert answer == b"answer", f"the other side sent b'answer', and {answer!r} came"
+
+    def test_sending_to_a_peer_that_has_gone_is_an_error(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            other.close()
+            outcome = finish(gevent.spawn(attempt, self._send_on, one), self.limit, "sending to nobody went on")
+            assert isinstance(outcome, OSError), f"sending to a closed peer gave {outcome!r}"
+            assert not isinstance(outcome, BlockingIOError), "send() to a closed peer says that it may work later"
+
+    def _send_on(self, connection: StreamConnection) -> None:
+        while True:
+            connection.write_all(b"anybody there?")
+            gevent.sleep(0.001)
+
+    # Closing
+
+    def test_close_ends_a_waiting_recv(self) -> None:
+        with self.bench() as bench:
+            one, _ = bench.connect_streams()
+            reading = gevent.spawn(attempt, one.recv, 100)
+            gevent.sleep(0)
+            one.close()
+            outcome = finish(reading, self.limit, "close() did not end a recv() that was waiting")
+            assert outcome == b"" or isinstance(outcome, OSError), f"recv() ended with {outcome!r}"
+
+    def test_close_ends_a_waiting_writer(self) -> None:
+        with self.bench() as bench:
+            one, _ = bench.connect_streams()
+            fill(one)
+            sending = gevent.spawn(attempt, one.write_all, bytes(1 << 24))
+            gevent.sleep(0.01)
+            one.close()
+            outcome = finish(sending, self.limit, "close() did not end a wait_writable()")
+            assert isinstance(outcome, OSError), f"the writer ended with {outcome!r}"
+
+    def test_nothing_can_be_done_after_close(self) -> None:
+        with self.bench() as bench:
+            one, _ = bench.connect_streams()
+            one.close()
+            # A descriptor may need a turn of the loop to close, so that nobody is left waiting for it.
+            gevent.sleep(0)
+            outcome = finish(gevent.spawn(attempt, one.recv, 10), self.limit, "recv() after close() hangs")
+            assert outcome == b"" or isinstance(outcome, OSError), f"recv() after close() gave {outcome!r}"
+            outcome = attempt(one.send, b"x")
+            assert isinstance(outcome, OSError), f"send() after close() gave {outcome!r}"
+            waiting = gevent.spawn(attempt, one.wait_writable)
+            outcome = finish(waiting, self.limit, "wait_writable() after close() hangs")
+            assert outcome is None or isinstance(outcome, OSError), f"wait_writable() after close() gave {outcome!r}"
+            one.shutdown_write()
+            assert one.unacknowledged() == 0, "nothing is on its way from a closed connection"
+
+
+class PacketTransportChecks(StreamTransportChecks):
+    """What a transport of :class:`~gmultisocket.transport.PacketConnection` must do; see :class:`TransportChecks`."""
+
+    FRAMES: ClassVar[tuple[bytes, ...]] = (b"\x00" * 8, bytes(range(256)), b"\xff" * 70_000, b"one more frame")
+
+    def _codecs(self, *ends: StreamConnection) -> list[PacketCodec]:
+        codecs = []
+        for end in ends:
+            assert isinstance(end, PacketConnection), f"{type(end).__name__} is no PacketConnection"
+            codecs.append(end.codec)
+        return codecs
+
+    def test_what_one_side_wraps_the_other_side_reads(self) -> None:
+        with self.bench() as bench:
+            for one, other in (bench.connect_streams(), bench.connect_streams()[::-1]):
+                sender, receiver = self._codecs(one, other)
+                packets = [sender.wrap(frame) for frame in self.FRAMES]
+                received = receiver.feed(b"".join(packets))
+                assert received == list(self.FRAMES), f"of {len(packets)} packets {len(received)} others came"
+
+    def test_packets_may_come_in_pieces_of_any_size(self) -> None:
+        with self.bench() as bench:
+            sender, receiver = self._codecs(*bench.connect_streams())
+            data = b"".join(sender.wrap(frame) for frame in self.FRAMES[:2])
+            received = [packet for byte in data for packet in receiver.feed(bytes([byte]))]
+            assert received == list(self.FRAMES[:2]), f"byte by byte came {received!r}"
+
+    def test_unwrap_undoes_wrap(self) -> None:
+        with self.bench() as bench:
+            for codec in self._codecs(*bench.connect_streams()):
+                for frame in self.FRAMES:
+                    assert codec.unwrap(codec.wrap(frame)) == frame, "unwrap(wrap(frame)) is not the frame"
+
+    def test_codecs_with_the_same_key_make_the_same_packets(self) -> None:
+        with self.bench() as bench:
+            codecs = self._codecs(*bench.connect_streams(), *bench.connect_streams())
+            for frame in self.FRAMES:
+                packets: dict[str, bytes] = {}
+                for codec in codecs:
+                    if codec.key is not None:
+                        packet = codec.wrap(frame)
+                        same = packets.setdefault(codec.key, packet) == packet
+                        assert same, f"two codecs with the key {codec.key!r} wrap a frame differently"
+
+    def test_a_goodbye_ends_the_packet_protocol(self) -> None:
+        with self.bench() as bench:
+            sender, receiver = self._codecs(*bench.connect_streams())
+            assert receiver.end() == "", f"end() is {receiver.end()!r} before anybody said goodbye"
+            assert receiver.feed(sender.wrap(b"last") + sender.goodbye(None)) == [b"last"]
+            assert isinstance(receiver.end(), str)
+            assert isinstance(receiver.replies(), bytes)
+
+    def test_bytes_that_are_no_packets_are_a_bad_message(self) -> None:
+        rng = random.Random(3)
+        with self.bench() as bench:
+            for _ in range(20):
+                _, codec = self._codecs(*bench.connect_streams())
+                outcome = attempt(codec.feed, rng.randbytes(1000))
+                assert isinstance(outcome, (list, BadMessage)), f"random bytes gave {outcome!r}"
