@@ -8,7 +8,7 @@ import gevent
 import pytest
 from gevent import monkey
 
-pytest_plugins = ("tests.oracle",)
+pytest_plugins = ("tests.oracle", "tests.addresses")
 
 
 def pytest_configure(config: pytest.Config) -> None:
