@@ -346,7 +346,10 @@ class Sender:
         moved = self.moved
         if moved is not None:
             messages = [message for message in messages if moved(message, None)]
-        if messages:
+        if self._sending_again:
+            # Their next pipe has broken as well: they stay in front of those that were behind them.
+            self._again.extendleft(reversed(messages))
+        elif messages:
             self._again.extend(messages)
             self._send_again()
 

@@ -20,7 +20,6 @@ __all__ = [
     "frame",
     "free_port",
     "header",
-    "ipc_connected",
     "listening",
     "messages",
     "port_of",
@@ -74,13 +73,19 @@ def free_port() -> int:
     raise AssertionError("no port is free")
 
 
-def _connect(port: int, receive_buffer: int = 0) -> socket.socket:
-    sock = socket.socket()
+def _connect(target: Listener | str, receive_buffer: int = 0) -> socket.socket:
+    address = target if isinstance(target, str) else target.address
+    scheme, _, location = address.partition("://")
+    sock = socket.socket(socket.AF_UNIX if scheme == "ipc" else socket.AF_INET)
     try:
         if receive_buffer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.settimeout(10)
-        sock.connect(("127.0.0.1", port))
+        if scheme == "ipc":
+            sock.connect(location.replace("@", "\0", 1) if location.startswith("@") else location)
+        else:
+            host, _, port = location.rpartition(":")
+            sock.connect((host, int(port)))
     except BaseException:
         sock.close()
         raise
@@ -88,43 +93,31 @@ def _connect(port: int, receive_buffer: int = 0) -> socket.socket:
 
 
 @contextmanager
-def connected(listener: Listener | int) -> Iterator[socket.socket]:
-    """Connect to a listener, or a port."""
-    port = listener if isinstance(listener, int) else port_of(listener)
-    with closing(_connect(port)) as sock:
+def connected(target: Listener | str) -> Iterator[socket.socket]:
+    """Connect to a listener, or to an address of tcp or ipc."""
+    with closing(_connect(target)) as sock:
         yield sock
 
 
 @contextmanager
-def stuck(listener: Listener | int, count: int = 1, room: int = 128) -> Iterator[list[socket.socket]]:
+def stuck(target: Listener | str, count: int = 1, room: int = 128) -> Iterator[list[socket.socket]]:
     """Connect peers that have little room for what is sent to them (SO_RCVBUF), and read nothing unless told to.
 
     With next to no room, as by default, they read slowly when they do: TCP waits before it opens so small a window.
     """
-    port = listener if isinstance(listener, int) else port_of(listener)
     with _all_closed() as socks:
         for _ in range(count):
-            socks.append(_connect(port, receive_buffer=room))
+            socks.append(_connect(target, receive_buffer=room))
         yield socks
 
 
 @contextmanager
-def crowd(listener: Listener | int, count: int) -> Iterator[list[socket.socket]]:
+def crowd(target: Listener | str, count: int) -> Iterator[list[socket.socket]]:
     """Connect many peers."""
-    port = listener if isinstance(listener, int) else port_of(listener)
     with _all_closed() as socks:
         for _ in range(count):
-            socks.append(_connect(port))
+            socks.append(_connect(target))
         yield socks
-
-
-@contextmanager
-def ipc_connected(path: object) -> Iterator[socket.socket]:
-    """Connect to a unix socket."""
-    with closing(socket.socket(socket.AF_UNIX)) as sock:
-        sock.settimeout(10)
-        sock.connect(str(path))
-        yield sock
 
 
 @contextmanager
