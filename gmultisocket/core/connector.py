@@ -324,14 +324,16 @@ class Connector:
         """Block until everything queued has left for the peers, or the time is up."""
         pause = 0.0
         self.sender.end_turn()
-        waiting = [pipe for pipe in self.pipes.values() if not _has_left(pipe)]
-        while waiting:
+        waiting: list[Pipe] = []
+        while True:
+            waiting = [pipe for pipe in waiting if not _has_left(pipe)]
+            # At the end all of them once more: what one could not send has been offered to the others.
+            waiting = waiting or [pipe for pipe in self.pipes.values() if not _has_left(pipe)]
             left = deadline.left()
-            if left is not None and left <= 0:
+            if not waiting or (left is not None and left <= 0):
                 return
             gevent.sleep(pause if left is None else min(pause, left))
             pause = min(0.02, pause + 0.001)
-            waiting = [pipe for pipe in waiting if not _has_left(pipe)]
 
     def close_pipes(self, reason: str) -> tuple[int, list[Pipe]]:
         """Close every pipe. Returns how many messages are lost by it, and the pipes, to be joined."""
