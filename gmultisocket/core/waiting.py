@@ -80,7 +80,8 @@ class WaitList:
                 raise
         timer = self._hub.loop.timer(timeout)
         try:
-            timer.start(waiter.switch, False)
+            # The loop's own clock stands still while greenlets run: a wait would lose the time that they took before.
+            timer.start(waiter.switch, False, update=True)
             woken = bool(waiter.get())
         except BaseException:
             self._leave(waiter)

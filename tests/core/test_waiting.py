@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic
+
+import gevent
+import pytest
+from gevent import get_hub
+from gevent.event import Event
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmultisocket.core.waiting import Deadline, WaitList
+
+
+class Shop:
+    """Things that greenlets wait for: what a WaitList is for, in its simplest form."""
+
+    def __init__(self) -> None:
+        self.things: deque[object] = deque()
+        self.line = WaitList(get_hub(), lambda: self.things)
+
+    def put(self, thing: object) -> None:
+        self.things.append(thing)
+        self.line.wake()
+
+    def take(self, timeout: float | None = None) -> object:
+        woken = False
+        while not self.things or (self.line.waiters and not woken):
+            woken = self.line.wait(timeout)
+            if not woken:
+                raise TimeoutError
+        return self.things.popleft()
+
+
+def wait_until_waiting(line: WaitList, count: int) -> None:
+    while len(line.waiters) < count:
+        gevent.sleep(0)
+
+
+def test_waiters_are_woken_in_the_order_in_which_they_came() -> None:
+    shop = Shop()
+    got: list[tuple[int, object]] = []
+    takers = [gevent.spawn(lambda number=number: got.append((number, shop.take()))) for number in range(20)]
+    wait_until_waiting(shop.line, 20)
+    for thing in range(20):
+        shop.put(thing)
+    gevent.joinall(takers, raise_error=True)
+    assert got == [(number, number) for number in range(20)]
+
+
+def test_a_wait_with_no_time_left_does_not_wait() -> None:
+    shop = Shop()
+    assert shop.line.wait(0) is False
+    assert shop.line.wait(-1.0) is False
+    assert not shop.line.waiters
+
+
+def test_a_wait_ends_when_its_time_is_up_and_leaves_the_line() -> None:
+    shop = Shop()
+    assert shop.line.wait(0.001) is False
+    assert not shop.line.waiters
+
+
+def test_the_time_that_the_loop_was_busy_before_is_not_part_of_a_wait() -> None:
+    shop = Shop()
+    gevent.sleep(0.001)
+    end = monotonic() + 0.1
+    while monotonic() < end:
+        pass
+    # The loop's clock still stands where it was before: a timer that is set by it would be over already.
+    start = monotonic()
+    assert shop.line.wait(0.08) is False
+    assert monotonic() - start >= 0.07  # at least: how much longer is the machine's business
+
+
+def test_a_wake_without_anything_to_have_wakes_nobody() -> None:
+    shop = Shop()
+    taker = gevent.spawn(shop.take)
+    wait_until_waiting(shop.line, 1)
+    shop.line.wake()
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert len(shop.line.waiters) == 1
+    shop.put("thing")
+    assert taker.get(timeout=5) == "thing"
+
+
+def test_only_as_many_are_woken_as_there_are_things() -> None:
+    shop = Shop()
+    takers = [gevent.spawn(shop.take) for _ in range(3)]
+    wait_until_waiting(shop.line, 3)
+    shop.put("a")
+    shop.put("b")
+    assert [taker.get(timeout=5) for taker in takers[:2]] == ["a", "b"]
+    assert len(shop.line.waiters) == 1
+    takers[2].kill()
+
+
+@pytest.mark.parametrize("wake_first", [True, False])
+def test_a_waiter_that_is_killed_with_its_wake_up_on_the_way_leaves_the_thing_to_the_next(wake_first: bool) -> None:
+    shop = Shop()
+    first, second = gevent.spawn(shop.take), gevent.spawn(shop.take)
+    wait_until_waiting(shop.line, 2)
+    if wake_first:
+        shop.put("thing")
+        first.kill(block=False)
+    else:
+        first.kill(block=False)
+        shop.put("thing")
+    gevent.joinall([first])
+    # The first had it before the kill reached it, or never: in no case is it lost.
+    if first.value == "thing":
+        shop.put("another")
+        assert second.get(timeout=5) == "another"
+    else:
+        assert second.get(timeout=5) == "thing"
+    assert not shop.things
+
+
+def test_a_waiter_that_is_killed_after_wake_all_passes_the_turn_on() -> None:
+    shop = Shop()
+    first, second = gevent.spawn(shop.take), gevent.spawn(shop.take)
+    wait_until_waiting(shop.line, 1)
+    first.kill(block=False)
+    shop.line.wake_all()
+    shop.put("thing")
+    assert second.get(timeout=5) == "thing"
+    first.join()
+
+
+def test_wake_all_wakes_everybody_whatever_the_condition_says() -> None:
+    line = WaitList(get_hub(), lambda: False)
+    waiters = [gevent.spawn(line.wait, None) for _ in range(5)]
+    wait_until_waiting(line, 5)
+    line.wake_all()
+    assert [waiter.get(timeout=5) for waiter in waiters] == [True] * 5
+    assert not line.waiters
+
+
+def test_an_object_in_the_line_is_told_by_its_switch_method() -> None:
+    told: list[bool] = []
+
+    class Worker:
+        def switch(self, value: bool) -> None:
+            told.append(value)
+
+    line = WaitList(get_hub(), lambda: True)
+    line.waiters.append(Worker())
+    line.wake()
+    gevent.sleep(0)
+    assert told == [True]
+
+
+def test_one_that_comes_back_to_the_line_again_and_again_does_not_keep_the_loop() -> None:
+    line = WaitList(get_hub(), lambda: True)
+    rounds = 0
+
+    def come_back() -> None:
+        nonlocal rounds
+        while True:
+            line.wait(None)
+            line.wake()
+            rounds += 1
+
+    greenlet = gevent.spawn(come_back)
+    wait_until_waiting(line, 1)
+    line.wake()
+    done = Event()
+    gevent.spawn_later(0.001, done.set)
+    assert done.wait(5)
+    greenlet.kill()
+    assert rounds
+
+
+def test_a_deadline_counts_down_and_never_below_zero() -> None:
+    assert Deadline(None).left() is None
+    assert Deadline(0).left() == 0.0
+    assert Deadline(-5).left() == 0.0
+    left = Deadline(60).left()
+    assert left is not None and 0 < left <= 60
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["take", "take_timed", "put", "kill", "turn"]), max_size=60))
+def test_nothing_is_lost_and_nobody_waits_beside_a_thing_whatever_happens(script: list[str]) -> None:
+    shop = Shop()
+    greenlets: list[gevent.Greenlet] = []
+    put = 0
+    for step in script:
+        match step:
+            case "take":
+                greenlets.append(gevent.spawn(shop.take))
+            case "take_timed":
+                greenlets.append(gevent.spawn(_take_if_in_time, shop))
+            case "put":
+                shop.put(put)
+                put += 1
+            case "kill":
+                alive = [greenlet for greenlet in greenlets if not greenlet.dead]
+                if alive:
+                    alive[len(alive) // 2].kill(block=False)
+            case "turn":
+                gevent.sleep(0)
+    for _ in range(6):
+        gevent.sleep(0)
+    taken = [greenlet.value for greenlet in greenlets if isinstance(greenlet.value, int)]
+    assert sorted([*taken, *shop.things]) == list(range(put))
+    assert not (shop.things and shop.line.waiters)
+    gevent.killall(greenlets)
+
+
+def _take_if_in_time(shop: Shop) -> object:
+    try:
+        return shop.take(timeout=0.00001)
+    except TimeoutError:
+        return None
