@@ -68,11 +68,17 @@ class Protocol:
     instead: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: OptionValues | None = None) -> None:
-        self.socket = Socket({**self.defaults, **self.fixed})
-        for name, value in self.fixed.items():
-            self.socket.options.on_change(name, _nothing, partial(_refuse_other, name, value, type(self).__name__))
-        for option, value in (options or {}).items():
-            self.socket.options.set(option, value)
+        values = {**self.defaults, **self.fixed}
+        kind = type(self).__name__
+        refusals = {name: partial(_refuse_other, name, value, kind) for name, value in self.fixed.items()}
+        for key, value in (options or {}).items():
+            option = opts.lookup(key)
+            if option.name in self.fixed:
+                refusals[option.name](option.validate(value))
+            values[option.name] = value
+        self.socket = Socket(values)
+        for name in self.fixed:
+            self.socket.options.on_change(name, _nothing, refusals[name])
         self._seam = Seam(self.socket)
         self._greenlets: set[Greenlet[..., Any]] = set()
         self._closing = False

@@ -1,0 +1,50 @@
+"""Every protocol class, on every transport, does what a protocol must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gmultisocket.testing import protocols
+
+
+class OnEveryTransport:
+    """Runs checks on each transport."""
+
+    @pytest.fixture(autouse=True, params=["inproc", "ipc", "tcp"])
+    def set_address(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+        places = {"inproc": "inproc://checks", "ipc": f"ipc://{tmp_path}/checks", "tcp": "tcp://127.0.0.1:0"}
+        self.address = places[request.param]
+
+
+class TestReq(OnEveryTransport, protocols.ReqChecks):
+    pass
+
+
+class TestRep(OnEveryTransport, protocols.RepChecks):
+    pass
+
+
+class TestPush(OnEveryTransport, protocols.PushChecks):
+    pass
+
+
+class TestPull(OnEveryTransport, protocols.PullChecks):
+    pass
+
+
+class TestBus(OnEveryTransport, protocols.BusChecks):
+    pass
+
+
+class TestPair(OnEveryTransport, protocols.PairChecks):
+    pass
+
+
+class TestSurveyor(OnEveryTransport, protocols.SurveyorChecks):
+    pass
+
+
+class TestRespondent(OnEveryTransport, protocols.RespondentChecks):
+    pass
