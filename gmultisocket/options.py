@@ -2,8 +2,8 @@
 
 Here live :class:`Option` (one declaration), the registry of all of them (:func:`define`, :func:`lookup`,
 :func:`describe`), :class:`Options` (the values of one socket, dialer, listener or pipe) and, at the end, every
-option that this library reads, as attributes of ``socket``, ``connector`` and ``transport``. What an option does
-is the business of whoever reads it; the text form of a whole address is that of :mod:`gmultisocket.address`.
+option that this library reads, as attributes of ``socket``, ``connector``, ``transport`` and ``protocol``. What an
+option does is the business of whoever reads it; the text form of an address is that of :mod:`gmultisocket.address`.
 
 A name is written ``socket.send_queue_size``. Go's spelling, ``Socket.SendQueueSize``, means the same and may be in
 any case. Durations are seconds. Nothing here blocks, switches greenlets or takes a lock.
@@ -34,6 +34,7 @@ __all__ = [
     "describe",
     "follow",
     "lookup",
+    "protocol",
     "socket",
     "transport",
 ]
@@ -781,3 +782,29 @@ class transport:
                 "transport.inproc.channel.buffer_size", int, 16, unit="messages", minimum=0, maximum=_INT32,
                 doc="No effect here: the peer's receive queue is the buffer.",
             )
+
+
+class protocol:
+    """``protocol.*``: what belongs to one protocol."""
+
+    class pubsub:
+        """``protocol.pubsub.*``"""
+
+        max_patterns = define(
+            "protocol.pubsub.max_patterns", int, 16384, minimum=1,
+            doc="How many patterns those behind one pipe of a Pub may be subscribed to; more are refused.",
+        )
+        max_pattern_length = define(
+            "protocol.pubsub.max_pattern_length", int, 1024, unit="bytes", minimum=1, maximum=65535,
+            doc="How long a pattern may be that a Pub accepts.",
+        )
+        refresh_interval = define(
+            "protocol.pubsub.refresh_interval", float, 5.0, unit="seconds", minimum=0,
+            doc="How often a Sub repeats its subscriptions through a switch, behind which publishers may have come "
+            "unseen. 0: never.",
+        )
+        expiry = define(
+            "protocol.pubsub.expiry", float, 30.0, unit="seconds", minimum=0,
+            doc="After how much silence a Pub forgets a subscriber behind a switch that used to repeat its "
+            "subscriptions. 0: never.",
+        )

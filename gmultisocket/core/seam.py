@@ -126,6 +126,7 @@ class Seam:
         Returns:
             The number of pipes that it went to.
         """
+        self._socket._check()
         return self._sender.send_group(pipes, content, timeout)
 
     def wait_room(self, pipe: Pipe, timeout: float | None = None) -> bool:

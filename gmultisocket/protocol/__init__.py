@@ -11,6 +11,7 @@ from .base import Protocol
 from .bus import Bus
 from .pair import Pair
 from .pipeline import Pull, Push
+from .pubsub import Pub, Sub
 from .reqrep import Rep, Req, Request
 from .survey import Respondent, Survey, Surveyor
 
@@ -19,6 +20,7 @@ __all__ = [
     "Handler",
     "Pair",
     "Protocol",
+    "Pub",
     "Pull",
     "Push",
     "Question",
@@ -26,6 +28,7 @@ __all__ = [
     "Req",
     "Request",
     "Respondent",
+    "Sub",
     "Survey",
     "Surveyor",
 ]
