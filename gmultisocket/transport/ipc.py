@@ -22,6 +22,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import gevent
 from gevent import socket as gsocket
 
 from .. import options as opts
@@ -36,6 +37,8 @@ __all__ = ["TRANSPORT", "IPCConnection"]
 #: What a unix socket address can hold, in bytes (sun_path, without its closing zero).
 _LONGEST_PATH = 107
 _CREDENTIALS = struct.Struct("3i")
+#: Between attempts to connect to a listener whose backlog is full, in seconds.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
 
 class IPCConnection(SocketConnection):
@@ -88,7 +91,7 @@ class _Dialer(TransportDialer):
     def connect(self) -> Connection:
         sock = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)
         try:
-            sock.connect(self._name)
+            self._connect(sock)
             return IPCConnection(sock, self._address)
         except OSError as error:
             sock.close()
@@ -97,11 +100,22 @@ class _Dialer(TransportDialer):
             sock.close()
             raise
 
+    def _connect(self, sock: gsocket.socket) -> None:
+        """Connect, waiting while the listener's backlog is full, as tcp does."""
+        # A local connect is made or refused at once. EAGAIN says that the backlog is full, and the kernel has no way to
+        # say when that changes: the socket counts as writable, so a connect that waits for that would spin.
+        sock.setblocking(False)
+        pause = _FIRST_PAUSE
+        while (answer := sock.connect_ex(self._name)) == errno.EAGAIN:
+            gevent.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        if answer:
+            raise OSError(answer, os.strerror(answer))
+        sock.setblocking(True)
+
     def _failed(self, error: OSError) -> ConnectionFailed:
         if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
             return ConnectionRefused(self._address, "nobody listens there")
-        if error.errno == errno.EAGAIN:
-            return ConnectionFailed(self._address, "the listener's backlog is full")
         return ConnectionFailed(self._address, describe_os_error(error))
 
 
