@@ -13,9 +13,11 @@ import errno
 import fcntl
 import struct
 import termios
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gevent import socket as gsocket
+from gevent.monkey import get_original
 
 from .. import options as opts
 from ..address import Address, split_host_port
@@ -34,6 +36,8 @@ __all__ = [
     "socket_names",
     "unacknowledged",
 ]
+
+_read_numbers: Callable[..., list[Any]] = get_original("socket", "getaddrinfo")
 
 
 def format_address(scheme: str, name: Any) -> str:
@@ -130,12 +134,17 @@ def _set_buffers(sock: gsocket.socket, options: Options) -> None:
 
 
 def resolve(host: str, port: int, address: str, passive: bool = False) -> list[Any]:
-    """Return what ``getaddrinfo`` says of a host. Blocks; the caller bounds the time.
+    """Return what ``getaddrinfo`` says of a host. Blocks while a name is looked up; the caller bounds the time.
 
     Raises:
         ConnectionFailed: the name is not known.
     """
     flags = gsocket.AI_PASSIVE if passive else 0
+    try:
+        # An IP address needs no lookup: it must not stand in the resolver's line behind names that nobody answers.
+        return _read_numbers(host, port, 0, gsocket.SOCK_STREAM, 0, flags | gsocket.AI_NUMERICHOST)
+    except (gsocket.gaierror, UnicodeError):
+        pass
     try:
         return gsocket.getaddrinfo(host, port, 0, gsocket.SOCK_STREAM, 0, flags)
     except (gsocket.gaierror, UnicodeError) as error:
