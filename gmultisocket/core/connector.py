@@ -29,6 +29,7 @@ from ..errors import (
 )
 from ..options import Options
 from ..transport import Connection, MessageConnection, StreamConnection, TransportDialer, find
+from ..transport.stream import describe_os_error
 from ..wire import Message
 from .bytespipe import FramedPipe, make_pipe
 from .counters import Counters
@@ -180,8 +181,14 @@ class Connector:
             ConnectionFailed, PipeRefused: and nothing is left open.
         """
         seconds = dialer.options.get(opts.connector.dialer.dial_timeout)
-        with time_limit(seconds, ConnectionFailed(dialer.address, f"no connection within {seconds} s")):
-            connection = transport.connect()
+        try:
+            with time_limit(seconds, ConnectionFailed(dialer.address, f"no connection within {seconds} s")):
+                connection = transport.connect()
+        except MultiSocketError:
+            raise
+        except OSError as error:
+            # Transports name what they expect to fail. That a socket cannot be made at all is expected nowhere.
+            raise ConnectionFailed(dialer.address, describe_os_error(error)) from error
         try:
             return self.open(connection, dialer)
         except BaseException:
