@@ -121,12 +121,12 @@ class Connector:
         """Make a listener and have it listen; see ``Socket.listen``."""
         self._check_open("listening")
         listener = Listener(self, address, options, find(address.scheme, address).listener(address, options))
+        self.listeners.append(listener)
         try:
             listener.start()
         except BaseException:
             listener.close()
             raise
-        self.listeners.append(listener)
         return listener
 
     def _check_open(self, operation: str) -> None:

@@ -104,14 +104,17 @@ class Listener(Endpoint):
         return True
 
     def start(self) -> None:
-        """Bind the address and begin to accept. Does not block.
+        """Bind the address and begin to accept. Does not block, except to look a host name up.
 
         Raises:
             AddressInUse, ConnectionFailed: nothing is left bound.
+            Closed: the listener was closed while a name was looked up.
         """
         self._transport.listen()
-        if self._move(ListenerState.LISTENING):
-            self._greenlet = gevent.spawn(self._accept_loop)
+        if not self._move(ListenerState.LISTENING):
+            self._transport.close()
+            raise Closed("listener")
+        self._greenlet = gevent.spawn(self._accept_loop)
 
     def _accept_loop(self) -> None:
         """Accept until closed (the listener greenlet)."""

@@ -103,7 +103,7 @@ class Socket:
         return self._connector.dial(parsed, Options(parsed.merged(options), parent=self.options))
 
     def listen(self, address: str | Address, options: OptionValues | None = None) -> Listener:
-        """Accept connections at an address. Does not block.
+        """Accept connections at an address. Blocks only to look a host name up.
 
         Args:
             address: e.g. ``"tcp://127.0.0.1:0"``: the listener's ``address`` then has the real port.

@@ -138,13 +138,23 @@ class _Listener(TransportListener):
     def listen(self) -> None:
         try:
             if self._name.startswith("\0"):
-                self._sock = self._bind(self._name)
+                self._sock = self._bind_abstract()
             else:
                 self._listen_at_path()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise AddressInUse(self._address, "another listener has it") from error
             raise ConnectionFailed(self._address, describe_os_error(error)) from error
+
+    def _bind_abstract(self) -> gsocket.socket:
+        try:
+            return self._bind(self._name)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        # One that was closed in this very turn of the loop has the name until the turn ends.
+        gevent.sleep(0)
+        return self._bind(self._name)
 
     def _bind(self, name: str) -> gsocket.socket:
         sock = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_STREAM)

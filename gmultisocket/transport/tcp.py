@@ -262,7 +262,9 @@ class TCPListener(TransportListener):
         return client
 
     def close(self) -> None:
-        if self._sock is not None:
+        if self._sock is not None and not self._sock.closed:
+            # The loop closes a socket that somebody waits for later; the port is to be free now.
+            self._sock.shutdown(gsocket.SHUT_RDWR)
             self._sock.close()
 
     def abandon(self) -> None:
