@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, GreenletExit, getcurrent
 
 from .. import options as opts
 from ..address import Address
@@ -59,7 +60,7 @@ _MOVES = {
     _S.DIALING: {_S.CONNECTED, _S.IDLE, _S.PAUSED, _S.CLOSED},
     _S.CONNECTED: {_S.IDLE, _S.CLOSED},
     _S.PAUSED: {_S.DIALING, _S.HELD, _S.CLOSED},
-    _S.HELD: {_S.DIALING, _S.CLOSED},
+    _S.HELD: {_S.DIALING, _S.PAUSED, _S.CLOSED},
     _S.CLOSED: frozenset[DialerState](),
 }
 
@@ -114,19 +115,25 @@ class Dialer(Endpoint):
     # Dialing
 
     def dial_now(self) -> None:
-        """Connect in the calling greenlet. Blocks for at most ``connector.dialer.dial_timeout``.
+        """Connect. Blocks for at most ``connector.dialer.dial_timeout``.
 
         Raises:
             ConnectionFailed: nothing was connected.
             PipeRefused: by a negotiator, or by this socket's pipe limit.
             Closed: the dialer was closed meanwhile.
         """
-        if not self._connector.reserve():
-            raise PipeRefused(f"the socket has its {self._connector.pipe_limit} pipes (connector.pipe_limit)")
+        # In a greenlet of the dialer's own, so that close() can end the attempt without touching the caller's.
+        worker = self._greenlet = gevent.spawn(self._work, self._dial_once)
         try:
-            self._attempt()
-        finally:
-            self._connector.release()
+            error = worker.get()
+        except BaseException:
+            # The caller's time is up, or it was killed.
+            worker.kill()
+            if self._pipe is not None:
+                self._pipe.close("dial() was given up")
+            raise
+        if error is not None:
+            raise Closed("dialer") if isinstance(error, GreenletExit) else error
 
     def dial_later(self) -> None:
         """Connect in a greenlet of the dialer's own, as often as it takes."""
@@ -134,37 +141,53 @@ class Dialer(Endpoint):
 
     def _spawn(self, pause: float) -> None:
         if self._greenlet is None and not self.closed:
-            self._greenlet = gevent.spawn(self._run, pause)
+            self._greenlet = gevent.spawn(self._work, self._dial_until_connected, pause)
 
-    def _run(self, pause: float) -> None:
-        """Connect, with pauses, until a pipe is there or the dialer closes (the dialer greenlet)."""
+    def _work(self, task: Callable[..., Exception | None], *arguments: float) -> Exception | None:
+        """Do what the dialer's greenlet is there for."""
         me = getcurrent()
         try:
-            while not self.closed:
-                if pause and self._move(DialerState.PAUSED):
-                    gevent.sleep(pause)
-                if self.closed:
-                    return
-                if not self._connector.reserve():
-                    # limit_changed() starts anew.
-                    self._move(DialerState.HELD)
-                    return
-                try:
-                    self._attempt()
-                    return
-                except Closed:
-                    return
-                except MultiSocketError as error:
-                    logger.debug("dialing %s failed: %s", self.address, error)
-                finally:
-                    self._connector.release()
-                pause = self._next_pause()
+            return task(*arguments)
         finally:
             if self._greenlet is me:
                 self._greenlet = None
-            # The pipe may have closed, or the limit been lifted, while this greenlet was still here to be seen.
+            # The pipe may have closed while this greenlet was still here to be seen.
             if self.state is DialerState.IDLE and self._connected_before:
                 self._redial()
+
+    def _dial_once(self) -> Exception | None:
+        """Connect, or return why not."""
+        if not self._connector.reserve():
+            return PipeRefused(f"the socket has its {self._connector.pipe_limit} pipes (connector.pipe_limit)")
+        try:
+            self._attempt()
+        except Exception as error:
+            return error
+        finally:
+            self._connector.release()
+        return None
+
+    def _dial_until_connected(self, pause: float) -> None:
+        """Connect, with pauses, until a pipe is there or the dialer closes."""
+        while not self.closed:
+            if pause and self._move(DialerState.PAUSED):
+                gevent.sleep(pause)
+            if self.closed:
+                return
+            if not self._connector.reserve():
+                # limit_changed() starts anew.
+                self._move(DialerState.HELD)
+                return
+            try:
+                self._attempt()
+                return
+            except Closed:
+                return
+            except MultiSocketError as error:
+                logger.debug("dialing %s failed: %s", self.address, error)
+            finally:
+                self._connector.release()
+            pause = self._next_pause()
 
     def _attempt(self) -> None:
         """Make one connection and its pipe."""

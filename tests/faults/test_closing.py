@@ -12,6 +12,7 @@ from gevent.event import Event
 
 from gmultisocket import Socket
 from gmultisocket.errors import Closed
+from tests.faults.peers import listening
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "tcp://*:0", "ipc://{}/socket", "ipc://@{}", "inproc://{}"])
@@ -45,3 +46,50 @@ def test_closing_a_socket_that_looks_a_listeners_name_up_leaves_nothing_listenin
     with pytest.raises(Closed):
         listen.get(timeout=5)
     assert not server.listeners
+
+
+def test_closing_a_socket_ends_a_dial_that_waits(tmp_path: Path) -> None:
+    client = Socket()
+    client.set_negotiator(lambda negotiation: negotiation.recv(1))
+    with listening() as (silent, address):
+        dial = gevent.spawn(client.dial, address)
+        peer, _ = silent.accept()
+        client.close()
+        with pytest.raises(Closed):
+            dial.get(timeout=5)
+        assert peer.recv(1) == b""
+        peer.close()
+
+
+def test_closing_a_dialer_ends_a_dial_that_waits() -> None:
+    with Socket() as client, listening() as (silent, address):
+        client.set_negotiator(lambda negotiation: negotiation.recv(1))
+        dial = gevent.spawn(client.dial, address)
+        peer, _ = silent.accept()
+        assert client.stop_dial(address) == 1
+        with pytest.raises(Closed):
+            dial.get(timeout=5)
+        assert peer.recv(1) == b""
+        assert not client.dialers
+        peer.close()
+
+
+@pytest.mark.parametrize("end", ["timeout", "kill"])
+def test_a_dial_that_its_caller_gives_up_leaves_nothing(end: str) -> None:
+    with Socket() as client, listening() as (silent, address):
+        client.set_negotiator(lambda negotiation: negotiation.recv(1))
+
+        def dial() -> None:
+            with gevent.Timeout(0.05 if end == "timeout" else None):
+                client.dial(address)
+
+        caller = gevent.spawn(dial)
+        peer, _ = silent.accept()
+        if end == "kill":
+            caller.kill()
+        else:
+            with pytest.raises(gevent.Timeout):
+                caller.get()
+        assert peer.recv(1) == b""
+        assert not client.dialers and not client.pipes
+        peer.close()
