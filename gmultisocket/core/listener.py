@@ -36,8 +36,15 @@ __all__ = ["Listener", "ListenerState"]
 
 logger = logging.getLogger("gmultisocket.listener")
 
-#: Errors of accept() that go away only when something is freed: there is no use in trying again at once.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+#: As many connections are accepted before others get their turn, however many wait.
+_MOST_AT_ONCE = 16
+
+#: Errors of accept() that came with one connection and are gone with it. After any other there is no use in trying
+#: again at once: descriptors or memory have run out, or the listening socket is of no use any more.
+_WITH_CONNECTION = {
+    errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.ENONET, errno.ENOPROTOOPT, errno.ENOTCONN, errno.EOPNOTSUPP, errno.EPIPE, errno.EPROTO, errno.ETIMEDOUT,
+}  # fmt: skip
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 _LOG_INTERVAL = 60.0
 
@@ -127,14 +134,17 @@ class Listener(Endpoint):
                 pause = _FIRST_PAUSE
                 self.accepted += 1
                 self._take(connection)
+                if self.accepted % _MOST_AT_ONCE == 0:
+                    gevent.sleep(0)
             except Closed:
                 return
             except OSError as error:
                 if self.closed:
                     return
-                self._log_accept_error(error)
-                if error.errno in _EXHAUSTED:
-                    gevent.sleep(pause)
+                passing = error.errno in _WITH_CONNECTION
+                self._log_accept_error(error, passing)
+                gevent.sleep(0 if passing else pause)
+                if not passing:
                     pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _refuses(self) -> bool:
@@ -147,10 +157,10 @@ class Listener(Endpoint):
             self._room.clear()
             self._room.wait()
 
-    def _log_accept_error(self, error: OSError) -> None:
+    def _log_accept_error(self, error: OSError, passing: bool) -> None:
         now = monotonic()
         level = logging.DEBUG
-        if error.errno in _EXHAUSTED and now - self._logged_at >= _LOG_INTERVAL:
+        if not passing and now - self._logged_at >= _LOG_INTERVAL:
             self._logged_at = now
             level = logging.ERROR
         logger.log(level, "%s cannot accept a connection: %s", self.address, error)

@@ -256,9 +256,9 @@ class TCPListener(TransportListener):
         client: gsocket.socket = sock.accept()[0]
         try:
             configure(client, self._options)
-        except BaseException:
+        except OSError as error:
             client.close()
-            raise
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"a peer could not be set up: {error}") from error
         return client
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,22 @@ def descriptors_exhausted(spare: int = 0) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def needs(*tools: str, root: bool = False) -> pytest.MarkDecorator:
-    """Skip a test, with the reason, where a program is missing or it takes root."""
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    why = f"{', '.join(missing)} is not installed" if missing else "it takes root" if root and os.geteuid() else ""
+def needs(*commands: str) -> pytest.MarkDecorator:
+    """Skip a test, with the reason, where one of some commands is missing or fails.
+
+    Args:
+        commands: each one with arguments that make it try what the test needs and do nothing else.
+    """
+    why = next(filter(None, map(_why_not, commands)), "")
     return pytest.mark.skipif(bool(why), reason=why or "nothing is missing")
+
+
+@cache
+def _why_not(command: str) -> str:
+    if shutil.which(command.split()[0]) is None:
+        return f"{command.split()[0]} is not installed"
+    tried = subprocess.run(command.split(), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    return f"{command!r} fails here: {tried.stderr.strip()[:200]}" if tried.returncode else ""
 
 
 def _command(script: str, arguments: tuple[object, ...], wrapper: tuple[str, ...]) -> list[str]:

@@ -1,0 +1,178 @@
+"""Accepting under fire: descriptors run out, peers reset before they are let in, connections come in floods."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+
+import gevent
+import pytest
+from gevent import socket
+
+from gmultisocket import Socket
+from gmultisocket.address import Address
+from gmultisocket.options import Options
+from gmultisocket.testing import wait_until
+from gmultisocket.transport import Connection, Transport, TransportDialer, TransportListener, register, unregister
+from gmultisocket.transport.tcp import TCPDialer, TCPListener
+from tests.faults.peers import connected, crowd, frame, port_of
+from tests.faults.process import cpu_time, descriptors_exhausted, needs, run_script
+
+
+class FailingListener(TCPListener):
+    """A tcp listener whose accept() fails as long as there are errors in the transport's list."""
+
+    def accept(self) -> Connection:
+        if FAILING.errors:
+            FAILING.attempts += 1
+            number = FAILING.errors[0]
+            if not FAILING.for_ever:
+                FAILING.errors.pop(0)
+            raise OSError(number, os.strerror(number))
+        return super().accept()
+
+
+class FailingTransport(Transport):
+    schemes = ("failing",)
+    errors: list[int] = []
+    for_ever = False
+    attempts = 0
+
+    def dialer(self, address: Address, options: Options) -> TransportDialer:
+        return TCPDialer(address, options)
+
+    def listener(self, address: Address, options: Options) -> TransportListener:
+        return FailingListener(address, options)
+
+
+FAILING = FailingTransport()
+
+
+@pytest.fixture
+def failing() -> Iterator[FailingTransport]:
+    register(FAILING)
+    FAILING.errors, FAILING.for_ever, FAILING.attempts = [], False, 0
+    yield FAILING
+    unregister(FAILING)
+
+
+def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was logged of accepting that an operator sees."""
+    return [record.getMessage() for record in caplog.records if "cannot accept" in record.getMessage()
+            and record.levelno >= logging.WARNING]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EINVAL, errno.EPERM])
+def test_an_error_that_does_not_pass_is_tried_again_with_pauses_and_logged_once(
+    number: int, failing: FailingTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing.errors, failing.for_ever = [number], True
+    before = cpu_time()
+    with Socket() as server:
+        listener = server.listen("failing://127.0.0.1:0")
+        with connected(f"tcp://127.0.0.1:{port_of(listener)}") as peer:
+            wait_until(lambda: failing.attempts >= 6)
+            assert failing.attempts < 50
+            assert cpu_time() - before < 0.3
+            [complaint] = complaints(caplog)
+            assert os.strerror(number) in complaint
+            failing.errors = []
+            peer.sendall(frame(b"let in at last"))
+            assert server.recv(timeout=5) == b"let in at last"
+
+
+def test_a_peer_that_goes_before_it_is_accepted_holds_nobody_up(
+    failing: FailingTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing.errors = [errno.ECONNABORTED, errno.EPROTO, errno.ECONNRESET] * 1000
+    with Socket() as server:
+        listener = server.listen("failing://127.0.0.1:0")
+        with connected(f"tcp://127.0.0.1:{port_of(listener)}") as peer:
+            peer.sendall(frame(b"next, please"))
+            # With the shortest of pauses after each of them it would be half a minute.
+            assert server.recv(timeout=10) == b"next, please"
+    assert failing.attempts == 3000
+    assert not complaints(caplog)
+
+
+def test_without_descriptors_peers_wait_and_nothing_spins(caplog: pytest.LogCaptureFixture) -> None:
+    with Socket() as server, socket.socket() as peer:
+        listener = server.listen("tcp://127.0.0.1:0")
+        with descriptors_exhausted():
+            before = cpu_time()
+            peer.connect(("127.0.0.1", port_of(listener)))
+            peer.sendall(frame(b"patient"))
+            gevent.sleep(1)
+            assert cpu_time() - before < 0.3
+            assert not server.pipes
+            [complaint] = complaints(caplog)
+            assert "Too many open files" in complaint
+        assert server.recv(timeout=5) == b"patient"
+
+
+def test_a_flood_of_connections_leaves_turns_for_others() -> None:
+    with Socket({"connector.pipe_limit": 1}) as server:
+        seen: list[int] = []
+
+        def others() -> None:
+            while True:
+                seen.append(len(server.pipes))
+                gevent.sleep(0)
+
+        with crowd(server.listen("tcp://127.0.0.1:0"), 200):
+            worker = gevent.spawn(others)
+            server.set_option("connector.pipe_limit", -1)
+            wait_until(lambda: len(server.pipes) == 200)
+            worker.kill()
+    steps = sorted(set(seen))
+    assert max(after - before for before, after in zip(steps, steps[1:], strict=False)) <= 50
+
+
+INJECTED = """
+import gevent
+from gevent import socket
+from gmultisocket import Socket
+from gmultisocket.testing import wait_until
+
+def closed(peer):
+    try:
+        return peer.recv(1) == b""
+    except OSError:
+        return True
+
+with Socket() as server:
+    host, port = server.listen("tcp://127.0.0.1:0").address[6:].split(":")
+    for number in range(20):
+        with socket.create_connection((host, int(port)), timeout=20) as peer:
+            peer.sendall(bytes([0, 16, 0, 0, 0, 0, 0, 1, number]))
+            turned_away = gevent.spawn(closed, peer)
+            wait_until(lambda: server.queued or turned_away.ready(), timeout=20)
+            print(server.recv()[0] if server.queued else "turned away")
+            turned_away.kill()
+"""
+
+
+@needs("strace -o /dev/null true")
+@pytest.mark.parametrize(
+    ("injected", "turned_away"),
+    [
+        ("accept4:error=EMFILE:when=1..3", 0),
+        ("accept4:error=ENFILE:when=2", 0),
+        ("accept4:error=ENOMEM:when=3..4", 0),
+        ("accept4:error=ECONNABORTED:when=1..9", 0),
+        ("accept4:error=EINTR:when=1..9", 0),
+        # The first is for the listener, and five are for each peer: two peers are reset before they are set up.
+        ("setsockopt:error=ECONNRESET:when=3", 1),
+        ("setsockopt:error=EINVAL:when=6..7", 2),
+    ],
+)
+def test_accept_goes_on_after_whatever_the_kernel_answers(injected: str, turned_away: int) -> None:
+    call = injected.partition(":")[0]
+    trace = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={injected}")
+    answers = run_script(INJECTED, wrapper=trace).split("\n")[:-1]
+    assert answers.count("turned away") == turned_away
+    assert [answer for answer in answers if answer != "turned away"] == [
+        str(number) for number in range(20) if answers[number] != "turned away"
+    ]
