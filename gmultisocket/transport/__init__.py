@@ -104,7 +104,7 @@ def find(scheme: str, address: object = "") -> Transport:
         transport = _from_entry_point(scheme)
     if transport is None:
         known = ", ".join(schemes())
-        raise UnknownTransport(address or scheme, f"no transport has the scheme {scheme!r}; known: {known}")
+        raise UnknownTransport(str(address or scheme), f"no transport has the scheme {scheme!r}; known: {known}")
     _found[scheme] = transport
     return transport
 
