@@ -148,8 +148,11 @@ def check_connected(one: Connection, other: Connection) -> None:
         return
     assert isinstance(one, StreamConnection) and isinstance(other, StreamConnection)
     for sender, receiver, data in ((one, other, b"there"), (other, one, b"and back")):
-        sender.write_all(data)
-        received = receiver.read_exactly(len(data))
+        try:
+            sender.write_all(data)
+            received = receiver.read_exactly(len(data))
+        except OSError as error:
+            raise AssertionError(f"one end does not reach the other: {error}") from error
         assert received == data, f"sent {data!r}, received {received!r}"
 
 
@@ -210,6 +213,7 @@ def nothing_left(limit: float = 5.0) -> Iterator[None]:
     finally:
         Greenlet.remove_spawn_callback(note)
 
+    # Not where the body raised: what that left is of no interest.
     def left() -> list[str]:
         opened = [f"descriptor {number} ({target})" for number, target in open_descriptors() - before]
         return opened + [f"{greenlet!r}" for greenlet in started if not greenlet.ready()]
