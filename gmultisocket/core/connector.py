@@ -365,8 +365,11 @@ class Connector:
 
     def abandon(self) -> None:
         """Let go of everything in a forked child, without switching greenlets and without a goodbye."""
+        self.dials = False
         for listener in self.listeners:
             listener.abandon()
+        for dialer in self.dialers:
+            dialer.abandon()
         for pipe in self.pipes.values():
             pipe.abandon()
 

@@ -248,6 +248,11 @@ class Dialer(Endpoint):
                 self._greenlet.kill(block=False)
             self._connector.dialer_closed(self)
 
+    def abandon(self) -> None:
+        """Stop dialing in a forked child, without switching greenlets."""
+        self.state = DialerState.CLOSED
+        self._transport.abandon()
+
     def join(self) -> None:
         """Block until its greenlet has ended, unless that is the caller."""
         if self._greenlet is not None and self._greenlet is not getcurrent():

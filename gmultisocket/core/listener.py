@@ -23,7 +23,7 @@ from gevent.lock import BoundedSemaphore
 
 from .. import options as opts
 from ..address import Address
-from ..errors import Closed, MultiSocketError, PipeRefused
+from ..errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused
 from ..options import Options
 from ..transport import Connection, TransportListener
 from .endpoint import Endpoint
@@ -47,6 +47,10 @@ _WITH_CONNECTION = {
 }  # fmt: skip
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 _LOG_INTERVAL = 60.0
+
+#: A handshake that has taken so long, in seconds, is ended when another one needs its place: peers that connect and say
+#: nothing must not keep others out until their time is up. It is time for three round trips around the world.
+_PATIENCE = 1.0
 
 
 class ListenerState(Enum):
@@ -82,7 +86,8 @@ class Listener(Endpoint):
         self.accepted = 0
         self.refused = 0
         self._greenlet: Greenlet[..., Any] | None = None
-        self._handshakes: set[Greenlet[..., Any]] = set()
+        #: The connections in their handshake, those that began it first in front, and when they did.
+        self._handshakes: dict[Greenlet[..., Any], tuple[Connection, float]] = {}
         self._places = BoundedSemaphore(options.get(opts.connector.listener.max_handshaking))
         self._room = Event()
         self._logged_at = -_LOG_INTERVAL
@@ -187,15 +192,25 @@ class Listener(Endpoint):
                 connector.release()
             return
         try:
-            self._places.acquire()
+            self._take_place()
         except BaseException:
             connection.close()
             connector.release()
             raise
         greenlet = gevent.spawn(self._shake_hands, connection)
-        self._handshakes.add(greenlet)
+        self._handshakes[greenlet] = connection, monotonic()
         # A link, not a finally clause: a greenlet that is killed before it began runs no code of its own.
         greenlet.rawlink(lambda ended: self._shaken(ended, connection))
+
+    def _take_place(self) -> None:
+        """Block until one more handshake may begin. Those who dawdle give their place up to those who wait."""
+        if self._places.acquire(blocking=False):
+            return
+        greenlet, (connection, began) = next(iter(self._handshakes.items()))
+        if not self._places.acquire(timeout=max(0.0, began + _PATIENCE - monotonic())):
+            self._connector.refused(connection, HandshakeFailed(connection.peer_address, "too slow, and others wait"))
+            greenlet.kill(block=False)
+            self._places.acquire()
 
     def _shake_hands(self, connection: Connection) -> Pipe | None:
         """Do one connection's handshake and negotiation (a greenlet for each connection that needs it)."""
@@ -211,7 +226,7 @@ class Listener(Endpoint):
         if not isinstance(greenlet.value, Pipe):
             self.refused += 1
             connection.close()
-        self._handshakes.discard(greenlet)
+        self._handshakes.pop(greenlet, None)
         self._places.release()
         self._connector.release()
 
@@ -243,3 +258,5 @@ class Listener(Endpoint):
         """Let go of everything in a forked child, without switching greenlets."""
         self.state = ListenerState.CLOSED
         self._transport.abandon()
+        for connection, _ in self._handshakes.values():
+            connection.abandon()

@@ -217,6 +217,9 @@ class TransportDialer(ABC):
             ConnectionFailed: and nothing is left open.
         """
 
+    def abandon(self) -> None:  # noqa: B027, where connecting takes no time there is nothing to let go of
+        """Let go, in a forked child, of the descriptor of a connection that is being made; switch to nobody."""
+
 
 class TransportListener(ABC):
     """Takes connections at one address."""

@@ -14,6 +14,7 @@ import fcntl
 import struct
 import termios
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from gevent import socket as gsocket
@@ -155,9 +156,11 @@ def resolve(host: str, port: int, address: str, passive: bool = False) -> list[A
 class TCPDialer(TransportDialer):
     """Connects to one host and port."""
 
-    __slots__ = ("_address", "_host", "_options", "_port")
+    __slots__ = ("_address", "_host", "_let_go", "_options", "_port")
 
     def __init__(self, address: Address, options: Options) -> None:
+        #: What abandons the connection that is being made.
+        self._let_go: Callable[[], None] | None = None
         self._address = address.bare
         self._host, self._port = split_host_port(address.location, address)
         if self._host == "*":
@@ -174,6 +177,7 @@ class TCPDialer(TransportDialer):
         failure: OSError | None = None
         for family, kind, protocol, _, name in resolve(self._host, self._port, self._address):
             sock = gsocket.socket(family, kind, protocol)
+            self._let_go = partial(abandon_socket, sock)
             try:
                 _set_buffers(sock, self._options)
                 sock.connect(name)
@@ -186,7 +190,13 @@ class TCPDialer(TransportDialer):
                 # The time is up, or the dialer was closed.
                 sock.close()
                 raise
+            finally:
+                self._let_go = None
         raise self._failed(failure) from failure
+
+    def abandon(self) -> None:
+        if self._let_go is not None:
+            self._let_go()
 
     def _failed(self, error: OSError | None) -> ConnectionFailed:
         if isinstance(error, ConnectionRefusedError):

@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from gevent import sleep
-from gevent import socket as gsocket
 from gevent.ssl import SSLSocket
 
 from ..address import Address
@@ -27,7 +26,7 @@ from .stream import abandon_socket
 from .tcp import TCPDialer, TCPListener, format_address, socket_names, unacknowledged
 from .tlscontext import ClientSide, ServerSide, explain
 
-__all__ = ["TRANSPORT", "TLSConnection", "TLSDialer", "TLSListener", "connect"]
+__all__ = ["TRANSPORT", "TLSConnection", "TLSDialer", "TLSListener"]
 
 #: The most bytes that one TLS record carries. OpenSSL reads and writes one of them at a time.
 _RECORD = 16384
@@ -159,7 +158,16 @@ class TLSConnection(StreamConnection):
         return taken + len(record)
 
     def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
-        return self.send(b"".join(buffers))
+        # As much as the first record takes is joined; a large content behind a header is not copied.
+        first = b"".join(buffers[:-1])
+        last = buffers[-1]
+        room = _RECORD - len(first)
+        if not 0 < room < len(last):
+            return self.send(first + last)
+        taken = self.send(first + last[:room])
+        if taken == _RECORD and self._begun is None:
+            taken += self.send(memoryview(last)[room:])
+        return taken
 
     def _begin(self, record: bytes | memoryview) -> None:
         """Have the loop finish a record that the kernel did not take whole."""
@@ -309,26 +317,6 @@ def _use_closed(_: object) -> Any:
     raise _closed()
 
 
-def connect(sock: gsocket.socket, side: ClientSide, scheme: str, address: str) -> TLSConnection:
-    """Make a connected socket a TLS connection: do the dialing side's handshake. Blocks; the caller bounds the time.
-
-    The socket is closed when anything ends that, an expired time limit included.
-
-    Raises:
-        TLSError: the handshake failed; the class says why.
-    """
-    try:
-        connection = TLSConnection(side.wrap(sock), scheme, address)
-    except OSError as error:
-        raise explain(error, address) from error
-    try:
-        connection.handshake()
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
 class TLSDialer(TCPDialer):
     """Connects to one host and port, and speaks TLS there."""
 
@@ -340,7 +328,29 @@ class TLSDialer(TCPDialer):
         self._side = ClientSide(address, self._host, options)
 
     def connect(self) -> Connection:
-        return connect(self.connect_socket(), self._side, self._scheme, self._address)
+        return self.connect_tls()
+
+    def connect_tls(self) -> TLSConnection:
+        """Return a connection after its handshake. Blocks; the caller bounds the time.
+
+        Raises:
+            ConnectionFailed: and nothing is left open. A TLSError says what is wrong with the peer.
+        """
+        sock = self.connect_socket()
+        try:
+            connection = TLSConnection(self._side.wrap(sock), self._scheme, self._address)
+        except OSError as error:
+            raise explain(error, self._address) from error
+        self._let_go = connection.abandon
+        try:
+            connection.handshake()
+        except BaseException:
+            # The time may be up, or the dialer closed.
+            connection.close()
+            raise
+        finally:
+            self._let_go = None
+        return connection
 
 
 class TLSListener(TCPListener):
@@ -353,6 +363,10 @@ class TLSListener(TCPListener):
         self._side = ServerSide(options)
 
     def accept(self) -> Connection:
+        return self.accept_tls()
+
+    def accept_tls(self) -> TLSConnection:
+        """Block until a peer connects, and return the connection before its handshake."""
         return TLSConnection(self._side.wrap(self.accept_socket()), self._scheme)
 
 
