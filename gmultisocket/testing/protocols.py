@@ -18,7 +18,7 @@ from ..core.events import PipeEvent
 from ..core.socket import Socket
 from ..errors import BadOptionValue, Closed, MultiSocketError, NotSupported, Timeout, UnknownOption, WrongThread
 from ..options import OptionValues
-from ..protocol import Bus, Pair, Protocol, Pull, Push, Rep, Req, Respondent, Surveyor
+from ..protocol import Bus, Pair, Protocol, Pub, Pull, Push, Rep, Req, Respondent, Sub, Surveyor
 from ..wire import CONTROL, Message
 from ._bench import finish, nothing_left
 from ._wait import wait_until
@@ -27,11 +27,13 @@ __all__ = [
     "BusChecks",
     "PairChecks",
     "ProtocolChecks",
+    "PubChecks",
     "PullChecks",
     "PushChecks",
     "RepChecks",
     "ReqChecks",
     "RespondentChecks",
+    "SubChecks",
     "SurveyorChecks",
 ]
 
@@ -498,6 +500,63 @@ class PairChecks(ProtocolChecks):
             assert [protocol.recv(self.limit) for _ in range(3)] == [b"0", b"1", b"2"]
             assert protocol.counters.drops == {"garbage": 3}
             assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
+
+
+class PubChecks(ProtocolChecks):
+    """The checks of Pub."""
+
+    lacks = ("send", "recv")
+    garbage = (
+        Message(content=b"\0\1apublished"),
+        Message(flags=CONTROL),
+        Message(flags=CONTROL, content=b"\1a..b"),
+        Message(flags=CONTROL, content=b"\2a"),
+    )
+
+    def make(self, options: OptionValues | None = None) -> Protocol:
+        return Pub(options)
+
+    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+        return Sub(options)
+
+    def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
+        peer.subscribe("topic.>", self.limit)
+        protocol.publish("topic.of.it", content)
+        topic, arrived = peer.recv(self.limit)
+        assert topic == "topic.of.it", f"it arrived under the topic {topic}"
+        return bytes(arrived)
+
+    def calls(self, protocol: Any) -> Mapping[str, Call]:
+        return {"publish": lambda timeout: protocol.publish("topic", b"", timeout)}
+
+
+class SubChecks(PubChecks):
+    """The checks of Sub."""
+
+    lacks = ("send",)
+    waits = ("recv",)
+    garbage = (
+        Message(content=b"\0"),
+        Message(content=b"\0\0empty"),
+        Message(content=b"\1\0too short"),
+        Message(flags=CONTROL, content=b"\1a"),
+    )
+
+    def make(self, options: OptionValues | None = None) -> Protocol:
+        return Sub(options)
+
+    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+        return Pub(options)
+
+    def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
+        return super().exchange(peer, protocol, content)
+
+    def calls(self, protocol: Any) -> Mapping[str, Call]:
+        return {
+            "recv": lambda timeout: protocol.recv(timeout),
+            "subscribe": lambda timeout: protocol.subscribe("topic", timeout),
+            "unsubscribe": lambda timeout: protocol.unsubscribe("topic"),
+        }
 
 
 class SurveyorChecks(ProtocolChecks):

@@ -48,3 +48,11 @@ class TestSurveyor(OnEveryTransport, protocols.SurveyorChecks):
 
 class TestRespondent(OnEveryTransport, protocols.RespondentChecks):
     pass
+
+
+class TestPub(OnEveryTransport, protocols.PubChecks):
+    pass
+
+
+class TestSub(OnEveryTransport, protocols.SubChecks):
+    pass

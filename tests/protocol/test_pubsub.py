@@ -1,0 +1,659 @@
+"""Publish and subscribe: who gets what, through whatever is between, and what is lost when."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import gevent
+import pytest
+from gevent import socket as gsocket
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmultisocket import Pipe, Socket, Switch
+from gmultisocket.core.bytespipe import BytesPipe
+from gmultisocket.errors import BadTopic, Closed, Timeout
+from gmultisocket.protocol import Pub, Sub
+from gmultisocket.testing import wait_until
+from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode
+from tests.addresses import plain_connection
+from tests.protocol.net import Net
+
+QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
+#: For what happens behind switches, where nobody is told.
+REFRESHING = {**QUICK, "protocol.pubsub.refresh_interval": 0.05}
+LONG = 20.0
+
+
+def publication(topic: str, content: bytes) -> bytes:
+    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
+
+
+def only_pipe(end: Pub | Sub | Socket) -> Pipe:
+    (pipe,) = end.pipes.values()
+    return pipe
+
+
+def received(sub: Sub, until: bytes = b"end") -> list[tuple[str, bytes]]:
+    """Return what a Sub receives before a content that is published last."""
+    got = []
+    while (publication := sub.recv(LONG))[1] != until:
+        got.append(publication)
+    return got
+
+
+# Everywhere
+
+
+def test_what_is_published_reaches_those_who_subscribed(net: Net) -> None:
+    with Pub() as pub, Sub() as orders, Sub() as all_of_it, Sub() as nothing:
+        net.connect(pub, orders, all_of_it, nothing)
+        orders.subscribe("orders.*.created", LONG)
+        all_of_it.subscribe(">", LONG)
+        nothing.subscribe("something.else", LONG)
+        pub.publish("orders.eu.created", b"1")
+        pub.publish("orders.eu", b"2")
+        pub.publish("orders.us.created", b"")
+        for sub in (orders, all_of_it, nothing):
+            sub.subscribe("end", LONG)
+        pub.publish("end", b"end")
+        assert received(orders) == [("orders.eu.created", b"1"), ("orders.us.created", b"")]
+        assert received(all_of_it) == [("orders.eu.created", b"1"), ("orders.eu", b"2"), ("orders.us.created", b"")]
+        assert received(nothing) == []
+
+
+def test_a_pub_may_dial_and_a_sub_listen(net: Net) -> None:
+    with Sub() as sub, Pub() as one, Pub() as other:
+        net.connect(sub, one, other)
+        sub.subscribe("a", LONG)
+        wait_until(lambda: one.subscriptions == other.subscriptions == 1)
+        one.publish("a", b"one")
+        other.publish("a", b"other")
+        assert {sub.recv(LONG), sub.recv(LONG)} == {("a", b"one"), ("a", b"other")}
+
+
+def test_what_is_published_after_subscribe_has_returned_is_never_missed(net: Net) -> None:
+    with Pub() as pub, Sub() as sub:
+        net.connect(pub, sub)
+        for number in range(100):
+            sub.subscribe(f"topic.{number}", LONG)
+            assert pub.publish(f"topic.{number}", b"%d" % number) == 1
+            assert sub.recv(LONG) == (f"topic.{number}", b"%d" % number)
+
+
+def test_a_message_that_several_patterns_match_comes_once(net: Net) -> None:
+    with Pub() as pub, Sub() as sub:
+        net.connect(pub, sub)
+        for pattern in ("a.b", "a.*", "*.b", "a.>", ">"):
+            sub.subscribe(pattern, LONG)
+        assert pub.subscriptions == 5
+        assert pub.publish("a.b", b"once") == 1
+        pub.publish("z", b"end")
+        assert received(sub) == [("a.b", b"once")]
+
+
+def test_unsubscribe_stops_what_no_other_pattern_matches(net: Net) -> None:
+    with Pub() as pub, Sub() as sub:
+        net.connect(pub, sub)
+        sub.subscribe("a.*", LONG)
+        sub.subscribe("a.b", LONG)
+        sub.subscribe("end", LONG)
+        pub.publish("a.c", b"had arrived")
+        wait_until(lambda: sub.socket.queued == 1)
+        assert sub.unsubscribe("a.*")
+        assert not sub.unsubscribe("a.*")
+        assert sub.patterns == ("a.b", "end")
+        pub.publish("a.c", b"maybe on its way")
+        wait_until(lambda: pub.subscriptions == 2)
+        assert pub.publish("a.c", b"nobody's") == 0
+        assert pub.publish("a.b", b"still wanted") == 1
+        pub.publish("end", b"end")
+        assert received(sub) == [("a.b", b"still wanted")]
+
+
+def test_unsubscribing_from_all_leaves_nothing_behind(net: Net) -> None:
+    with Pub() as pub, Sub() as sub:
+        net.connect(pub, sub)
+        for pattern in ("a", "b.*"):
+            sub.subscribe(pattern, LONG)
+        for pattern in sub.patterns:
+            sub.unsubscribe(pattern)
+        wait_until(lambda: pub.subscriptions == 0)
+        sub.subscribe("a", LONG)
+        assert pub.publish("a", b"again") == 1
+        assert sub.recv(LONG) == ("a", b"again")
+
+
+def test_a_sub_as_written_by_hand(net: Net) -> None:
+    with Pub() as pub, Socket() as by_hand:
+        net.connect(pub, by_hand)
+        by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01a.*"))
+        acknowledgement = by_hand.recv_msg(LONG)
+        assert (acknowledgement.flags, acknowledgement.destination) == (CONTROL | TO_DEST, b"")
+        assert acknowledgement.content == b"\x02a.*"
+        assert pub.publish("a.ü", b"content") == 1
+        message = by_hand.recv_msg(LONG)
+        assert (message.flags, message.content) == (TO_ALL, publication("a.ü", b"content"))
+        by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x00a.*"))
+        wait_until(lambda: pub.subscriptions == 0)
+        assert pub.publish("a.ü", b"nobody's") == 0
+
+
+def test_a_pub_as_written_by_hand(net: Net) -> None:
+    with Socket() as by_hand, Sub() as sub:
+        net.connect(by_hand, sub)
+        waiting = gevent.spawn(sub.subscribe, "a.>", LONG)
+        asked = by_hand.recv_msg(LONG)
+        assert (asked.flags, asked.content) == (CONTROL | TO_ALL, b"\x01a.>")
+        assert not waiting.ready()
+        by_hand.send_msg(Message(flags=CONTROL | TO_DEST, destination=asked.source, content=b"\x02a.>"))
+        waiting.get(timeout=LONG)
+        by_hand.send_all(publication("a.b", b"content"))
+        by_hand.send_all(publication("b", b"not subscribed to"))
+        by_hand.send_all(publication("a.c", b""))
+        assert [sub.recv(LONG), sub.recv(LONG)] == [("a.b", b"content"), ("a.c", b"")]
+        assert sub.counters.drops == {"not subscribed": 1}
+        sub.unsubscribe("a.>")
+        assert by_hand.recv_msg(LONG).content == b"\x00a.>"
+
+
+def test_a_sub_that_was_cut_off_subscribes_again(net: Net) -> None:
+    with Pub(QUICK) as pub, Sub(QUICK) as sub:
+        net.connect(pub, sub)
+        sub.subscribe("a.*", LONG)
+        for number in range(3):
+            before = only_pipe(sub)
+            before.close("cut off by the test")
+            wait_until(lambda before=before: sub.pipes and before not in sub.pipes.values())  # type: ignore[misc]
+            sub.subscribe("a.*", LONG)
+            pub.publish("a.b", b"%d" % number)
+            assert sub.recv(LONG) == ("a.b", b"%d" % number)
+
+
+# Many
+
+
+def test_random_subscriptions_get_what_they_match_and_nothing_else(net: Net) -> None:
+    choose = random.Random(7)
+    tokens = ["a", "b", "c"]
+    with Pub() as pub, ExitStack() as stack:
+        subs = [stack.enter_context(Sub()) for _ in range(5)]
+        net.connect(pub, *subs)
+        patterns = [
+            {".".join(choose.choices([*tokens, "*"], k=choose.randint(1, 3))) for _ in range(3)} for _ in subs
+        ]
+        for sub, wanted in zip(subs, patterns, strict=True):
+            for pattern in (*wanted, "end"):
+                sub.subscribe(pattern, LONG)
+        topics = [".".join(choose.choices(tokens, k=choose.randint(1, 3))) for _ in range(60)]
+        for topic in topics:
+            pub.publish(topic, topic.encode())
+        pub.publish("end", b"end")
+        for sub, wanted in zip(subs, patterns, strict=True):
+            expected = [topic for topic in topics if any(plain_match(pattern, topic) for pattern in wanted)]
+            assert [topic for topic, _ in received(sub)] == expected
+
+
+def plain_match(pattern: str, topic: str) -> bool:
+    wanted, tokens = pattern.split("."), topic.split(".")
+    return len(wanted) == len(tokens) and all(want in ("*", token) for want, token in zip(wanted, tokens, strict=True))
+
+
+@contextmanager
+def many_subs(net: Net, pub: Pub, count: int) -> Iterator[list[Sub]]:
+    """Subscribers to everything, acknowledged."""
+    subs = [Sub() for _ in range(count)]
+    try:
+        net.connect(pub, *subs)
+        for sub in subs:
+            sub.subscribe(">")
+        wait_until(lambda: pub.subscriptions >= count, LONG)
+        yield subs
+    finally:
+        for sub in subs:
+            sub.close(0)
+
+
+@pytest.mark.timeout(120)
+def test_of_a_thousand_with_one_stuck_the_others_get_everything_and_its_drops_are_counted(direct: Net) -> None:
+    rounds, batch, content = 5, 20, bytes(8192)
+    options = {"transport.tcp.write_buffer": 65536}
+    with Pub(options) as pub, many_subs(direct, pub, 999) as subs, stuck_subscriber(direct, pub) as stuck:
+        sent = 0
+        for _ in range(rounds):
+            for _ in range(batch):
+                sent += pub.publish("a", content)
+            for sub in subs:
+                for _ in range(batch):
+                    assert sub.recv(LONG) == ("a", content)
+        dropped = stuck.counters.drops["overflow"]
+        accepted = rounds * batch - dropped
+        assert 0 < accepted < rounds * batch
+        assert sent == 999 * rounds * batch + accepted
+        assert [pipe.counters.drops for pipe in pub.pipes.values() if pipe is not stuck] == [{}] * 999
+
+
+@contextmanager
+def stuck_subscriber(net: Net, pub: Pub) -> Iterator[Pipe]:
+    """A subscriber to everything that takes next to nothing; the publisher's pipe to it."""
+    before = set(pub.pipes)
+    address = pub.socket.listeners[0].address
+    if net.transport == "inproc":
+        peer: Socket | gsocket.socket = Socket({"socket.recv_queue_size": 1})
+        peer.dial(address)
+        peer.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01>"))
+    else:
+        peer = plain_connection(address)
+        peer.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_RCVBUF, 4096)
+        peer.sendall(encode(Message(flags=CONTROL | TO_ALL, content=b"\x01>")))
+    with peer:
+        wait_until(lambda: pub.subscriptions == 1000)
+        (pipe_id,) = set(pub.pipes) - before
+        yield pub.pipes[pipe_id]
+
+
+def test_a_stuck_subscriber_gets_in_order_what_was_not_dropped() -> None:
+    with Pub({"socket.send_queue_size": 8, "transport.tcp.write_buffer": 65536}) as pub:
+        address = pub.listen("tcp://127.0.0.1:0").address
+        with plain_connection(address) as peer:
+            peer.sendall(encode(Message(flags=CONTROL | TO_ALL, content=b"\x01n")))
+            wait_until(lambda: pub.subscriptions == 1)
+            pipe = only_pipe(pub)
+            accepted = []
+            for number in range(300):
+                if pub.publish("n", struct.pack(">I", number) + bytes(60_000)):
+                    accepted.append(number)
+            assert pipe.counters.drops == {"overflow": 300 - len(accepted)}
+            decoder, got = Decoder(1, 0), []
+            while len(got) < len(accepted):
+                for message in decoder.feed(peer.recv(65536)):
+                    if message.flags == TO_ALL:
+                        got.append(struct.unpack(">I", message.content[3:7])[0])
+            assert got == accepted
+
+
+def test_a_full_receive_queue_stops_no_other_subscriber_of_the_process(direct: Net) -> None:
+    with Pub() as pub, Sub({"socket.recv_queue_size": 1}) as lazy, Sub() as busy:
+        direct.connect(pub, lazy, busy)
+        lazy.subscribe("a", LONG)
+        busy.subscribe("a", LONG)
+        for number in range(500):
+            pub.publish("a", b"%d" % number + bytes(4096))
+            assert busy.recv(LONG) == ("a", b"%d" % number + bytes(4096))
+        assert lazy.recv(LONG) == ("a", b"0" + bytes(4096))
+
+
+def test_a_pub_may_be_told_to_wait_instead_of_dropping() -> None:
+    with Pub({"socket.send_overflow": "block", "socket.send_queue_size": 1}) as pub:
+        with Sub({"socket.recv_queue_size": 1}) as sub:
+            sub.dial(pub.listen("inproc://waits").address)
+            sub.subscribe("a", LONG)
+            published = gevent.spawn(lambda: [pub.publish("a", b"%d" % number) for number in range(100)])
+            assert [sub.recv(LONG)[1] for _ in range(100)] == [b"%d" % number for number in range(100)]
+            assert published.get(timeout=LONG) == [1] * 100
+            with pytest.raises(Timeout):
+                for _ in range(3):
+                    pub.publish("a", b"", timeout=0.01)
+
+
+def test_what_goes_to_all_pipes_leaves_them_in_step() -> None:
+    with Pub() as pub, ExitStack() as stack:
+        address = pub.listen("tcp://127.0.0.1:0").address
+        subs = [stack.enter_context(Sub()) for _ in range(10)]
+        for sub in subs:
+            sub.dial(address)
+            sub.subscribe("a", LONG)
+        wait_until(lambda: all(isinstance(pipe, BytesPipe) and pipe.fan_out for pipe in pub.pipes.values()))
+        for number in range(5):
+            assert pub.publish("a", b"%d" % number) == 10
+        assert all(isinstance(pipe, BytesPipe) and pipe.fan_out for pipe in pub.pipes.values())
+        for sub in subs:
+            assert [sub.recv(LONG)[1] for _ in range(5)] == [b"%d" % number for number in range(5)]
+
+
+def test_a_pipe_without_a_subscriber_gets_nothing_among_many_that_do() -> None:
+    with Pub() as pub, ExitStack() as stack:
+        address = pub.listen("tcp://127.0.0.1:0").address
+        subs = [stack.enter_context(Sub()) for _ in range(10)]
+        for sub in subs:
+            sub.dial(address)
+            sub.subscribe("a", LONG)
+        other = stack.enter_context(Socket())
+        other.dial(address)
+        pub.wait_pipes(11, LONG)
+        for number in range(5):
+            assert pub.publish("a", b"%d" % number) == 10
+        for sub in subs:
+            assert [sub.recv(LONG)[1] for _ in range(5)] == [b"%d" % number for number in range(5)]
+        wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [0] + [6] * 10)
+
+
+# The publisher's bookkeeping
+
+
+def test_new_subscriptions_count_for_topics_that_were_published_before() -> None:
+    with Pub() as pub, Sub() as one, Sub() as other:
+        address = pub.listen("inproc://before").address
+        one.dial(address)
+        other.dial(address)
+        assert (pub.publish("a", b""), pub.reach("a")) == (0, 0)
+        one.subscribe("a", LONG)
+        assert (pub.publish("a", b""), pub.reach("a")) == (1, 1)
+        other.subscribe(">", LONG)
+        assert (pub.publish("a", b""), pub.reach("a")) == (2, 2)
+        one.close()
+        assert (pub.publish("a", b""), pub.reach("a")) == (1, 1)
+
+
+def test_more_topics_than_are_remembered_are_published_right() -> None:
+    with Pub() as pub, Sub() as sub:
+        sub.dial(pub.listen("inproc://topics").address)
+        sub.subscribe("even.*", LONG)
+        for number in range(3000):
+            topic = f"{'odd' if number % 2 else 'even'}.{number}"
+            assert pub.publish(topic, b"") == 1 - number % 2
+            if not number % 2:
+                assert sub.recv(LONG) == (topic, b"")
+
+
+def test_a_subscriber_that_goes_is_forgotten_at_once(direct: Net) -> None:
+    with Pub() as pub, Sub() as sub:
+        direct.connect(pub, sub)
+        for number in range(10):
+            sub.subscribe(f"a.{number}", LONG)
+        assert pub.subscriptions == 10
+        only_pipe(pub).close()
+        assert pub.subscriptions == 0
+        assert pub.publish("a.1", b"") == 0
+
+
+def test_subscriptions_over_the_limit_are_refused_and_counted() -> None:
+    limits = {"protocol.pubsub.max_patterns": 3, "protocol.pubsub.max_pattern_length": 10}
+    with Pub(limits) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        with pytest.raises(Timeout):
+            sub.subscribe("a" * 11, 0.01)
+        sub.unsubscribe("a" * 11)
+        for pattern in ("a" * 10, "b", "c"):
+            sub.subscribe(pattern, LONG)
+        with pytest.raises(Timeout):
+            sub.subscribe("d", 0.01)
+        wait_until(lambda: pub.counters.drops == {"refused subscription": 2})
+        assert pub.subscriptions == 3
+        sub.unsubscribe("d")
+        sub.unsubscribe("b")
+        sub.subscribe("e", LONG)
+        assert (pub.publish("e", b""), pub.publish("d", b"")) == (1, 0)
+
+
+def test_what_is_no_topic_cannot_be_published_nor_subscribed_to() -> None:
+    with Pub() as pub, Sub() as sub:
+        for topic in ("", "a..b", "a.*", ">"):
+            with pytest.raises(BadTopic):
+                pub.publish(topic, b"")
+        for pattern in ("", "a..b", ">.a", "a*"):
+            with pytest.raises(BadTopic):
+                sub.subscribe(pattern)
+        assert sub.patterns == ()
+
+
+BAD_PUBLICATIONS = [b"", b"\0", b"\0\0", b"\0\0content", b"\0\5abc", b"\0\1*", b"\0\2a.", b"\0\2\xff\xffcontent"]
+
+
+def test_a_sub_survives_what_is_no_publication() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("tcp://127.0.0.1:0").address)
+        sub.subscribe(">")
+        for content in BAD_PUBLICATIONS:
+            by_hand.send_all(content)
+            by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=content))
+        for content in (b"\x01a", b"\x02a..b", b"\x03a", b"\x02"):
+            by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=content))
+        by_hand.send_all(publication("a", b"good"))
+        assert sub.recv(LONG) == ("a", b"good")
+        assert sub.counters.drops == {"garbage": 2 * len(BAD_PUBLICATIONS) + 4}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=12)), max_size=20))
+def test_a_pub_survives_anything_that_is_a_message(messages: list[tuple[int, bytes]]) -> None:
+    with Pub() as pub, Socket() as stranger, Sub() as sub:
+        address = pub.listen("inproc://anything").address
+        stranger.dial(address)
+        sub.dial(address)
+        sub.subscribe("a.good", LONG)
+        for flags, content in messages:
+            flags &= ~0x17
+            stranger.send_msg(Message(flags=flags | TO_ALL, content=content))
+        pub.publish("a.good", b"good")
+        assert sub.recv(LONG) == ("a.good", b"good")
+        stranger.close(0)
+        assert pub.subscriptions == 1
+
+
+# Acknowledgements
+
+
+def test_subscribe_waits_for_nobody_where_nobody_is() -> None:
+    with Sub() as sub, Pub() as pub:
+        sub.subscribe("a", 0)
+        sub.dial(pub.listen("inproc://later").address)
+        wait_until(lambda: pub.subscriptions == 1)
+        assert pub.publish("a", b"later") == 1
+
+
+def test_a_subscription_that_nobody_acknowledged_in_time_stays() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://silent").address)
+        with pytest.raises(Timeout) as caught:
+            sub.subscribe("a", 0.01)
+        assert caught.value.seconds == 0.01
+        with pytest.raises(Timeout):
+            sub.subscribe("a", 0)
+        by_hand.send_all(publication("a", b"all the same"))
+        assert sub.recv(LONG) == ("a", b"all the same")
+
+
+def test_the_acknowledgement_of_an_earlier_subscription_is_not_taken_for_that_of_a_new_one() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://order").address)
+        sub.subscribe("a")
+        first = by_hand.recv_msg(LONG)
+        sub.unsubscribe("a")
+        assert by_hand.recv_msg(LONG).content == b"\x00a"
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        assert by_hand.recv_msg(LONG).content == b"\x01a"
+        acknowledgement = Message(flags=CONTROL | TO_DEST, destination=first.source, content=b"\x02a")
+        by_hand.send_msg(acknowledgement)
+        gevent.idle()
+        assert not waiting.ready()
+        by_hand.send_msg(acknowledgement)
+        waiting.get(timeout=LONG)
+
+
+def test_subscribing_and_leaving_at_once_ends_as_it_was_left() -> None:
+    with Pub() as pub, Sub() as sub:
+        sub.dial(pub.listen("inproc://fickle").address)
+        for _ in range(3):
+            sub.subscribe("a")
+            sub.unsubscribe("a")
+        sub.subscribe("b", LONG)
+        wait_until(lambda: pub.subscriptions == 1)
+        for _ in range(3):
+            sub.unsubscribe("b")
+            sub.subscribe("b")
+        sub.subscribe("b", LONG)
+        assert pub.publish("b", b"") == 1
+
+
+def test_a_pub_that_never_answers_costs_a_bounded_amount_of_memory() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://mute").address)
+        for number in range(3000):
+            sub.subscribe(f"a.{number}")
+            assert by_hand.recv(LONG)[:1] == b"\x01"
+            sub.unsubscribe(f"a.{number}")
+            assert by_hand.recv(LONG)[:1] == b"\x00"
+        (feed,) = sub._feeds.values()
+        assert len(feed.awaited) <= 1024
+
+
+def test_subscribe_waits_for_the_slowest_of_the_publishers() -> None:
+    with Socket() as by_hand, Pub() as pub, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://slow").address)
+        sub.dial(pub.listen("inproc://fast").address)
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        asked = by_hand.recv_msg(LONG)
+        wait_until(lambda: pub.subscriptions == 1)
+        gevent.idle()
+        assert not waiting.ready()
+        by_hand.close_pipe(asked.pipe_id)
+        waiting.get(timeout=LONG)
+
+
+def test_close_ends_a_subscribe_that_waits() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://closing").address)
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        by_hand.recv(LONG)
+        sub.close()
+        with pytest.raises(Closed):
+            waiting.get(timeout=LONG)
+
+
+def test_iteration_ends_with_close_after_what_had_arrived() -> None:
+    with Pub() as pub, Sub() as sub:
+        sub.dial(pub.listen("inproc://iteration").address)
+        sub.subscribe("a", LONG)
+        for number in range(3):
+            pub.publish("a", b"%d" % number)
+        wait_until(lambda: sub.socket.queued == 3)
+        sub.close()
+        assert list(sub) == [("a", b"0"), ("a", b"1"), ("a", b"2")]
+
+
+# Behind switches
+
+
+@contextmanager
+def switched(pub_side: str = "tcp://127.0.0.1:0", sub_side: str = "tcp://127.0.0.1:0") -> Iterator[tuple[str, str]]:
+    """A switch with a listener at either side; their addresses."""
+    with Socket() as back, Socket() as front, Switch(back, front):
+        yield back.listen(pub_side).address, front.listen(sub_side).address
+
+
+def test_behind_a_switch_one_may_leave_a_pattern_that_another_one_has() -> None:
+    with switched() as (pubs, subs), Pub() as pub, Sub() as one, Sub() as other:
+        pub.dial(pubs)
+        one.dial(subs)
+        other.dial(subs)
+        one.subscribe("a", LONG)
+        other.subscribe("a", LONG)
+        assert pub.subscriptions == 2
+        one.unsubscribe("a")
+        wait_until(lambda: pub.subscriptions == 1)
+        assert pub.publish("a", b"for the other") == 1
+        assert other.recv(LONG) == ("a", b"for the other")
+        wait_until(lambda: one.counters.drops == {"not subscribed": 1})
+        other.unsubscribe("a")
+        wait_until(lambda: pub.subscriptions == 0)
+        assert pub.publish("a", b"nobody's") == 0
+
+
+def test_a_switch_behind_which_nobody_subscribed_gets_nothing() -> None:
+    with switched() as (here, subs), switched() as (there, _), Pub() as pub, Sub() as sub:
+        pub.dial(here)
+        pub.dial(there)
+        sub.dial(subs)
+        sub.subscribe("a", LONG)
+        for _ in range(10):
+            assert pub.publish("a", b"") == 1
+            assert pub.publish("b", b"") == 0
+        wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [0, 11])
+
+
+def test_a_sub_that_leaves_a_switch_in_order_says_so() -> None:
+    with switched() as (pubs, subs), Pub() as pub, Sub() as sub:
+        pub.dial(pubs)
+        sub.dial(subs)
+        for pattern in ("a", "b"):
+            sub.subscribe(pattern, LONG)
+        assert sub.close() == 0
+        wait_until(lambda: pub.subscriptions == 0)
+        assert pub.publish("a", b"") == 0
+
+
+def test_publishers_that_come_behind_a_switch_are_found() -> None:
+    with switched() as (pubs, subs), Sub(REFRESHING) as sub:
+        sub.dial(subs)
+        sub.subscribe("a.*")
+        for number in range(3):
+            with Pub(QUICK) as pub:
+                pub.dial(pubs)
+                wait_until(lambda pub=pub: pub.reach("a.b") == 1)  # type: ignore[misc]
+                pub.publish("a.b", b"%d" % number)
+                assert sub.recv(LONG) == ("a.b", b"%d" % number)
+
+
+def test_behind_a_switch_subscribe_waits_for_all_publishers_that_were_heard_of() -> None:
+    with switched() as (pubs, subs), Pub() as one, Socket() as other, Sub() as sub:
+        sub.dial(subs)
+        one.dial(pubs)
+        other.dial(pubs)
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        asked = other.recv_msg(LONG)
+        other.send_msg(Message(flags=CONTROL | TO_DEST, destination=asked.source, content=b"\x02a"))
+        waiting.get(timeout=LONG)
+        wait_until(lambda: all(len(feed.publishers) == 2 for feed in sub._feeds.values()))
+        waiting = gevent.spawn(sub.subscribe, "b", LONG)
+        asked = other.recv_msg(LONG)
+        wait_until(lambda: one.reach("b") == 1)
+        gevent.idle()
+        assert not waiting.ready()
+        other.send_msg(Message(flags=CONTROL | TO_DEST, destination=asked.source, content=b"\x02b"))
+        waiting.get(timeout=LONG)
+        # One that has gone is waited for once more, and then forgotten.
+        other.close(0)
+        with pytest.raises(Timeout):
+            sub.subscribe("c", 0.1)
+        sub.subscribe("d", LONG)
+
+
+def test_a_sub_that_died_behind_a_switch_is_forgotten_after_a_while_and_a_living_one_is_not() -> None:
+    with switched() as (pubs, subs), Pub({"protocol.pubsub.expiry": 0.5}) as pub, Sub(REFRESHING) as sub:
+        pub.dial(pubs)
+        with Socket() as dying:
+            dying.dial(subs)
+            for _ in range(3):
+                dying.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01dead"))
+                assert dying.recv(LONG) == b"\x02dead"
+            assert pub.reach("dead") == 1
+        sub.dial(subs)
+        sub.subscribe("alive", LONG)
+        wait_until(lambda: pub.reach("dead") == 0)
+        assert pub.publish("alive", b"and well") == 1
+        assert sub.recv(LONG) == ("alive", b"and well")
+
+
+def subscribe_by_hand(by_hand: Socket, address: str, pattern: bytes) -> None:
+    by_hand.dial(address)
+    by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01" + pattern))
+    assert by_hand.recv(LONG) == b"\x02" + pattern
+
+
+def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_room() -> None:
+    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_patterns": 2}
+    with switched() as (pubs, subs), Pub(options) as pub, Socket() as once, Socket() as second, Sub(REFRESHING) as sub:
+        pub.dial(pubs)
+        subscribe_by_hand(once, subs, b"once")
+        (peer,) = pub._peers.values()
+        wait_until(lambda: all(subscriber.silence > 5 for subscriber in peer.subscribers.values()))
+        assert pub.publish("once", b"content") == 1
+        assert once.recv(LONG) == publication("once", b"content")
+        subscribe_by_hand(second, subs, b"second")
+        sub.dial(subs)
+        sub.subscribe("third", LONG)
+        assert pub.publish("third", b"") == 1
