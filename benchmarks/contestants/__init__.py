@@ -1,0 +1,43 @@
+"""The libraries that are compared, one adapter each, and where to find them.
+
+An adapter is imported only in the process that uses it: this module knows names only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .base import Contestant
+
+__all__ = ["CONTESTANTS", "load", "missing"]
+
+
+class _Place(NamedTuple):
+    module: str
+    requires: str
+
+
+CONTESTANTS = {
+    "gmultisocket": _Place("ours", "gmultisocket"),
+    "pyzmq": _Place("pyzmq", "zmq"),
+    "zmq.green": _Place("green", "zmq"),
+    "pynng": _Place("nng", "pynng"),
+    "gevent": _Place("bare", "gevent"),
+    "SimpleQueue": _Place("queue", "gevent"),
+}
+
+
+def missing(name: str) -> str:
+    """Say why a contestant cannot take part, "" if it can."""
+    requires = CONTESTANTS[name].requires
+    return "" if find_spec(requires) else f"{requires} is not installed"
+
+
+def load(name: str) -> Contestant:
+    """Return a new contestant."""
+    adapter = import_module(f".{CONTESTANTS[name].module}", __name__)
+    contestant: Contestant = adapter.Adapter()
+    return contestant

@@ -1,0 +1,59 @@
+"""gmultisocket, with the options that it comes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gmultisocket import Socket
+
+from .base import Contestant
+
+__all__ = ["Adapter"]
+
+_HEADER = 8
+
+
+class Adapter(Contestant):
+    green = True
+
+    def __init__(self) -> None:
+        self.socket = Socket()
+        self.send = self.socket.send
+        self.recv = self.socket.recv
+        self.publish = self.socket.send_all
+
+    def listen(self, purpose: str, address: str) -> str:
+        return self.socket.listen(address).address
+
+    def dial(self, purpose: str, address: str) -> None:
+        self.socket.dial(address)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def echo(self, count: int) -> None:
+        for message in self.socket:
+            self.socket.send_to(message.source, message.content)
+            count -= 1
+            if not count:
+                return
+
+    def frame_size(self, size: int) -> int:
+        return _HEADER + size
+
+    def wait_peers(self, count: int) -> None:
+        self.socket.wait_pipes(count)
+
+    def stuff(self) -> None:
+        """Fill the queue of the peer that connected last and does not read; what it cannot take is dropped from now on."""
+        self.socket.set_option("socket.send_overflow", "drop_newest")
+        pipe = list(self.socket.pipes.values())[-1]
+        while not pipe.full:
+            self.socket.send_to(pipe.path, bytes(65536))
+
+    def in_process(self) -> tuple[Callable[[bytes], Any], Callable[[], bytes]]:
+        receiver = Socket()
+        receiver.listen("inproc://benchmark")
+        self.socket.dial("inproc://benchmark")
+        return self.send, receiver.recv

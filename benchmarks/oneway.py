@@ -1,0 +1,81 @@
+"""One way: a sender and a receiver, one ``send`` and one ``recv`` a message, from the first call to the last return."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from .contestants import load
+from .contestants.base import ONE_WAY
+from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .worker import hear, say
+
+__all__ = ["rows"]
+
+_CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
+#: Content bytes -> messages in a run.
+_COUNTS = {64: 100_000, 1024: 100_000, 65536: 8_000}
+_QUICK_COUNT = 500
+_FIGURES = {
+    64: (Figure("gmultisocket", "zmq.green", at_least=8), Figure("gmultisocket", "pyzmq", at_least=0.8)),
+    1024: (Figure("gmultisocket", "zmq.green", at_least=6), Figure("gmultisocket", "pyzmq", at_least=0.8)),
+    65536: (Figure("gmultisocket", "pyzmq", at_least=1.2),),
+}
+_OURS_BY_TCP = "gmultisocket by tcp"
+
+
+def rows() -> list[Row]:
+    """Return the rows of this work."""
+    return [_row(transport, size) for transport in ("tcp", "ipc") for size in _COUNTS]
+
+
+def _row(transport: str, size: int) -> Row:
+    entries = [Entry(name, partial(_run, name, transport, size), name) for name in _CONTESTANTS]
+    figures = list(_FIGURES[size])
+    if transport == "ipc":
+        entries.insert(1, Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp", size), "gmultisocket"))
+        figures = [Figure("gmultisocket", _OURS_BY_TCP, at_least=1)]
+    title = f"{transport} one way, {{size}}"
+    return Row(f"oneway-{transport}-{size}", title, "messages/s", True, entries, figures)
+
+
+def _run(contestant: str, transport: str, size: int, scale: Scale) -> Outcome:
+    count = scale.count(_COUNTS[size], _QUICK_COUNT)
+    with address_of(transport) as address, started(scale) as start:
+        receiver = start("oneway:receive", contestant=contestant, address=address, count=count)
+        sender = start("oneway:send", contestant=contestant, size=size, count=count)
+        sender.tell(address=receiver.hear()["address"])
+        receiver.hear()
+        sender.tell()
+        begin = sender.hear()["begin"]
+        received = receiver.hear()
+        return Outcome(count / (received["end"] - begin), received["size"])
+
+
+def receive(contestant: str, address: str, count: int) -> None:
+    """Receive one message and then the others (worker)."""
+    peer = load(contestant)
+    say(address=peer.listen(ONE_WAY, address))
+    recv = peer.recv
+    size = len(recv())
+    say(ready=True)
+    for _ in range(count):
+        content = recv()
+    end = time.monotonic()
+    assert len(content) == size
+    say(end=end, size=size)
+
+
+def send(contestant: str, size: int, count: int) -> None:
+    """Send one message, and when told so the others (worker)."""
+    peer = load(contestant)
+    peer.dial(ONE_WAY, hear()["address"])
+    content = b"x" * size
+    send = peer.send
+    send(content)
+    hear()
+    begin = time.monotonic()
+    for _ in range(count):
+        send(content)
+    say(begin=begin)
+    peer.close()

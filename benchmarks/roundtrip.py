@@ -1,0 +1,71 @@
+"""Request and reply, one at a time: how long a peer waits for its answer."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+from .contestants import load
+from .contestants.base import ECHO
+from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .worker import hear, say
+
+__all__ = ["rows"]
+
+_CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
+_SIZE = 64
+_WARM_UP = 100
+_OURS_BY_TCP = "gmultisocket by tcp"
+_FIGURES = {
+    "tcp": (Figure("gmultisocket", "gevent", at_most=1.6), Figure("gmultisocket", "zmq.green", at_most=0.5)),
+    "ipc": (Figure("gmultisocket", _OURS_BY_TCP, at_most=1),),
+}
+
+
+def rows() -> list[Row]:
+    """Return the rows of this work."""
+    return [_row(transport) for transport in ("tcp", "ipc")]
+
+
+def _row(transport: str) -> Row:
+    entries = [Entry(name, partial(_run, name, transport), name) for name in _CONTESTANTS]
+    if transport == "ipc":
+        entries.insert(1, Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp"), "gmultisocket"))
+    title = f"{transport} request and reply, {{size}}, one at a time"
+    return Row(f"roundtrip-{transport}", title, "µs", False, entries, _FIGURES[transport])
+
+
+def _run(contestant: str, transport: str, scale: Scale) -> Outcome:
+    count = scale.count(5000, 100)
+    with address_of(transport) as address, started(scale) as start:
+        server = start("roundtrip:serve", contestant=contestant, address=address, count=count + _WARM_UP)
+        client = start("roundtrip:ask", contestant=contestant, count=count)
+        client.tell(address=server.hear()["address"])
+        answered = client.hear()
+        return Outcome(answered["seconds"] / count * 1e6, answered["size"])
+
+
+def serve(contestant: str, address: str, count: int) -> None:
+    """Answer with what was asked (worker)."""
+    peer = load(contestant)
+    say(address=peer.listen(ECHO, address))
+    peer.echo(count)
+    # The last answer may still be on its way: the conductor ends this process when it is there.
+    peer.close()
+    hear()
+
+
+def ask(contestant: str, count: int) -> None:
+    """Ask and wait for the answer, again and again (worker)."""
+    peer = load(contestant)
+    peer.dial(ECHO, hear()["address"])
+    content = b"x" * _SIZE
+    send, recv = peer.send, peer.recv
+    for _ in range(_WARM_UP):
+        send(content)
+        size = len(recv())
+    begin = time.monotonic()
+    for _ in range(count):
+        send(content)
+        recv()
+    say(seconds=time.monotonic() - begin, size=size)
