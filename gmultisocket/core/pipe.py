@@ -82,6 +82,7 @@ class Pipe(ABC):
         "path",
         "reason",
         "state",
+        "turn",
     )
 
     messages_received: int
@@ -98,6 +99,8 @@ class Pipe(ABC):
         self._endpoint = endpoint
         self._options: Options | None = None
         self._room: WaitList | None = None
+        #: Whose turn it is when there is room; for the sender.
+        self.turn = 0
         self._drops: dict[str, int] | None = None
         self.messages_sent = 0
         self.bytes_sent = 0
@@ -189,6 +192,11 @@ class Pipe(ABC):
     def limits_changed(self) -> None:
         """Find out anew whether the pipe is full."""
 
+    def wake_next(self) -> None:
+        """Wake the first of those who wait for room in this pipe, if there is room."""
+        if self._room is not None:
+            self._room.wake()
+
     def wake_senders(self) -> None:
         """Wake those who wait for room in this pipe, to let them see that the socket has closed."""
         if self._room is not None:
@@ -219,12 +227,14 @@ class Pipe(ABC):
         self.full = True
         self._connector.sender.pipe_is_full(self)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for room in this very pipe."""
+        return self._room is not None and bool(self._room.waiters)
+
     def _has_room(self) -> None:
         self.full = False
-        if self.state is PipeState.OPEN:
-            self._connector.sender.pipe_has_room(self)
-        if self._room is not None:
-            self._room.wake()
+        self._connector.sender.pipe_has_room(self)
 
     # For the connector
 

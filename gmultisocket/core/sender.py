@@ -86,7 +86,9 @@ class Sender:
         #: Pipes that take a to-one message now, the next one first.
         self._ready: deque[Pipe] = deque()
         #: Those who wait to send to one.
-        self._line = WaitList(hub, lambda: self._ready or self._closed)
+        self._line = WaitList(hub, self._may_go_on)
+        #: Those whose to-all message some full pipes have not got yet.
+        self._lagging = WaitList(hub, lambda: True)
         #: All pipes that to-one messages may go to, full or not.
         self._takers: dict[Pipe, None] = {}
         #: Accepted to-one messages whose pipe closed before they left.
@@ -126,12 +128,15 @@ class Sender:
 
     def _set_overflow(self, value: str) -> None:
         self._overflow = value
+        self._wake_senders()
 
     def _set_best_effort(self, value: bool) -> None:
         self._best_effort = value
+        self._wake_senders()
 
     def _set_fail_no_peers(self, value: bool) -> None:
         self._fail_no_peers = value
+        self._wake_senders()
 
     def _set_yield_messages(self, value: int) -> None:
         self._yield_messages = value
@@ -142,11 +147,13 @@ class Sender:
     def _set_no_send(self, value: bool) -> None:
         self._no_send = value
         self._look()
+        self._wake_senders()
 
     def _set_queue_limit(self, value: int) -> None:
         self.queue_limit = value
         self._set_plain_limit()
         self._limits_changed()
+        self._look()
 
     def _set_plain_limit(self) -> None:
         #: Up to how many messages a pipe may queue one without looking at anything else.
@@ -159,7 +166,8 @@ class Sender:
         self._limits_changed()
 
     def _limits_changed(self) -> None:
-        for pipe in self._pipes.values():
+        # A pipe that has room again may be given a message, break under it, and be gone.
+        for pipe in list(self._pipes.values()):
             pipe.limits_changed()
 
     def _set_ttl(self, value: int) -> None:
@@ -297,24 +305,47 @@ class Sender:
         """
         deadline = Deadline(timeout)
         woken = False
+        # A greenlet that tries again and again must not keep the loop, whatever comes of it.
+        self.spend(1, 0)
         try:
             while True:
                 self._check_open()
-                if self._owes_turn:
+                if self._owes_turn and not woken:
                     self._yield()
-                if self._ready and (woken or not self._line.waiters):
-                    return True
-                if not self._takers and (self._fail_no_peers or self._best_effort):
-                    raise NoPeers
-                if self._takers and not self._line.waiters and not self._make_way():
-                    return False
-                if self._ready and not self._line.waiters:
-                    return True
-                if not self._line.wait(deadline.left()):
+                if woken or not self._line.waiters:
+                    if self._has_ready():
+                        return True
+                    if not self._takers and (self._fail_no_peers or self._best_effort):
+                        raise NoPeers
+                    if self._takers and not self._make_way():
+                        return False
+                    if self._ready:
+                        return True
+                woken = self._line.wait(deadline.left())
+                if not woken:
                     raise Timeout("send", timeout)
-                woken = True
         finally:
             self._look()
+
+    def _may_go_on(self) -> bool:
+        """Return whether the first in line can be told now what becomes of its message."""
+        if self._closed or self._no_send or self._has_ready():
+            return True
+        if self._takers:
+            return self._may_not_wait()
+        return self._best_effort or self._fail_no_peers
+
+    def _has_ready(self) -> bool:
+        """Return whether a pipe takes a message now."""
+        if not self.queue_limit:
+            # Where nothing may wait, a pipe of this process has room only while its peer waits for a message: whoever
+            # waited when the pipe said so may have given up since.
+            while self._ready:
+                pipe = self._ready[0]
+                pipe.limits_changed()
+                if not pipe.full:
+                    break
+        return bool(self._ready)
 
     def _make_way(self) -> bool:
         """Do what the overflow policy says when every pipe is full. False if that is to drop the new message."""
@@ -330,8 +361,11 @@ class Sender:
 
     def _make_room(self, pipe: Pipe) -> bool:
         """Apply a policy other than block to one full pipe. False if the new message is dropped."""
-        if self._overflow == "drop_oldest" and pipe.drop_oldest():
-            pipe.limits_changed()
+        self.spend(1, 0)
+        if self._overflow == "drop_oldest":
+            # A limit in bytes may take several small ones for a large one.
+            while pipe.full and pipe.drop_oldest():
+                pipe.limits_changed()
             if not pipe.full:
                 return True
         if self._overflow == "disconnect":
@@ -380,7 +414,9 @@ class Sender:
         pipe = self._pipes.get(pipe_id)
         if pipe is None or pipe.state is not PipeState.OPEN:
             raise BrokenPath(pipe_id)
-        if pipe.full and not self._wait_for(pipe, Deadline(timeout)):
+        if not self.queue_limit:
+            pipe.limits_changed()
+        if (pipe.full or pipe.awaited) and not self._wait_for(pipe, Deadline(timeout)):
             if pipe.state is not PipeState.OPEN:
                 raise BrokenPath(pipe_id)
             if self._best_effort:
@@ -392,16 +428,26 @@ class Sender:
 
     def _wait_for(self, pipe: Pipe, deadline: Deadline) -> bool:
         """Make or wait for room in one pipe. False if there is none in time, or the pipe has closed."""
-        if self._best_effort:
-            pipe.drop("overflow")
-            return False
-        if self._overflow != "block":
-            return self._make_room(pipe)
-        while pipe.full and pipe.state is PipeState.OPEN:
-            if not pipe.room().wait(deadline.left()):
+        woken = False
+        while (pipe.full or (pipe.awaited and not woken)) and pipe.state is PipeState.OPEN:
+            if self._may_not_wait():
+                return self._force(pipe)
+            woken = pipe.room().wait(deadline.left())
+            if not woken:
+                self.spend(1, 0)
                 return False
             self._check_open()
         return pipe.state is PipeState.OPEN
+
+    def _may_not_wait(self) -> bool:
+        return self._best_effort or self._overflow != "block"
+
+    def _force(self, pipe: Pipe) -> bool:
+        """Do what the options say instead of waiting for one full pipe. False if the new message is dropped."""
+        if self._best_effort:
+            pipe.drop("overflow")
+            return False
+        return self._make_room(pipe)
 
     def wait_room(self, pipe: Pipe, timeout: float | None) -> bool:
         """Block until one pipe takes another message; see ``Seam.wait_room``."""
@@ -430,6 +476,9 @@ class Sender:
                 frame = frame or encode_frame(*fields)
                 count += len(fan_out.members)
                 fan_out.put(frame)
+        if not count:
+            # Whatever writes counts for itself; a greenlet that sends to nobody at all must let others run as well.
+            self.spend(len(loose) or 1, 0)
         return self._put_in_each(loose, fields, timeout, count) if loose else count
 
     def _put_in_each(
@@ -457,22 +506,37 @@ class Sender:
     def _put_when_room(
         self, full: list[Pipe], fields: tuple[int, int, bytes, bytes, bytes], timeout: float | None, count: int
     ) -> int:
-        """Serve the full pipes after the others. Whoever is not served when the wait ends has lost the message."""
+        """Serve each of the full pipes when it has room. Who is not served when the wait ends has lost the message."""
         deadline = Deadline(timeout)
-        reached = 0
         try:
-            for pipe in full:
-                if pipe.state is PipeState.OPEN and self._wait_for(pipe, deadline):
-                    pipe.put(*fields)
-                    count += 1
-                elif pipe.state is PipeState.OPEN and self._overflow == "block" and not self._best_effort:
+            while True:
+                waiting = []
+                for pipe in full:
+                    if pipe.state is not PipeState.OPEN:
+                        continue
+                    if not pipe.full or (self._may_not_wait() and self._force(pipe)):
+                        pipe.put(*fields)
+                        count += 1
+                    elif not self._may_not_wait():
+                        waiting.append(pipe)
+                full = waiting
+                if not full:
+                    return count
+                if not self._lagging.wait(deadline.left()):
+                    self.spend(1, 0)
                     raise Timeout("send_all", timeout, count)
-                reached += 1
+                self._check_open()
         finally:
-            for pipe in full[reached:]:
+            for pipe in full:
                 if pipe.state is PipeState.OPEN:
                     pipe.drop("timeout")
-        return count
+
+    def _wake_senders(self) -> None:
+        """Have everybody who waits look again at what there is to wait for."""
+        self._line.wake_all()
+        self._lagging.wake_all()
+        for pipe in self._pipes.values():
+            pipe.wake_senders()
 
     # What pipes tell
 
@@ -492,6 +556,9 @@ class Sender:
         self._takers.pop(pipe, None)
         self._loose.pop(pipe, None)
         self._unready(pipe)
+        # Without a peer some options have a sender fail instead of waiting.
+        self._line.wake()
+        self._lagging.wake_all()
         if isinstance(pipe, BytesPipe) and pipe.fan_out is not None:
             pipe.leave_fan_out()
             del self._loose[pipe]
@@ -504,7 +571,14 @@ class Sender:
         """Hear that a full pipe takes messages again."""
         if pipe in self._takers:
             self._ready.append(pipe)
-            self._readier()
+            if self._again:
+                self._send_again()
+        # Whoever is woken first may fill the pipe again: each way to send is the first in its turn, and none starves.
+        wakes = (self._line.wake, pipe.wake_next, self._lagging.wake_all)
+        pipe.turn = (pipe.turn + 1) % len(wakes)
+        for wake in wakes[pipe.turn :] + wakes[: pipe.turn]:
+            wake()
+        self._look()
 
     def _unready(self, pipe: Pipe) -> None:
         ready = self._ready
@@ -519,15 +593,14 @@ class Sender:
     def _readier(self) -> None:
         if self._again:
             self._send_again()
-        if self._ready:
-            self._line.wake()
+        self._line.wake()
         self._look()
 
     def _look(self) -> None:
         """Find out anew whether a sender may go ahead at once."""
-        self._flowing = bool(
-            self._ready and not (self._closed or self._no_send or self._owes_turn or self._line.waiters)
-        )
+        # Without a queue, each send has to find out anew which pipes take a message.
+        usual = self._ready and self.queue_limit and not self._line.waiters
+        self._flowing = bool(usual and not (self._closed or self._no_send or self._owes_turn))
 
     def fell_out(self, pipe: BytesPipe) -> None:
         """Hear that a pipe is out of step."""
@@ -591,9 +664,7 @@ class Sender:
         """Refuse everything from now on, and let those who wait know. What is queued stays."""
         self._closed = reason
         self._flowing = False
-        self._line.wake_all()
-        for pipe in self._pipes.values():
-            pipe.wake_senders()
+        self._wake_senders()
 
     def lose_rest(self) -> int:
         """Give up the messages that no pipe is left for; return how many."""
