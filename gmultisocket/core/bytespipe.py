@@ -425,7 +425,8 @@ class BytesPipe(Pipe):
             reason = f"receiving failed: {describe_os_error(error)}"
         finally:
             self._reader = None
-            if self.state is PipeState.DEAF:
+            if self.state is PipeState.DEAF and not isinstance(reason, MultiSocketError):
+                # An error with a name is the peer's own word on why it takes no more: a certificate that it refused.
                 reason = self.reason
             if reason is not None:
                 self._close(reason)
@@ -563,6 +564,8 @@ class FramedPipe(BytesPipe):
         messages = decoder.feed(data)
         if decoder.flagged:
             decoder.flagged = False
+            if self.bytes_received == len(data) and _begins_tls(data):
+                raise BadMessage("the peer speaks TLS, as over tls+tcp or wss, and this is a plain connection")
             messages = self._sift(messages)
         self._error = decoder.error
         return messages
@@ -705,6 +708,15 @@ class RawPipe(BytesPipe):
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.raw_recv_buf_size:
             self._size = self.options.get(option)
+
+
+def _begins_tls(data: bytes) -> bool:
+    """Tell whether a connection's first bytes are those of a TLS handshake.
+
+    As a header they mean a message of 64 KiB that is flagged both as internal and as raw, which no peer sends, and both
+    sides would wait for the rest.
+    """
+    return data[0] == 0x16 and data[1] == 3 and data[2] <= 4
 
 
 def _say_goodbye(pipe: BytesPipe, data: bytes) -> None:

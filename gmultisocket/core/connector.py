@@ -255,7 +255,7 @@ class Connector:
 
     def refused(self, connection: Connection, error: MultiSocketError) -> None:
         """Note that a peer was not let in."""
-        self._log_rarely(type(error).__name__, "refused %s: %s", snippet(connection.peer_address), error)
+        self._log_rarely(type(error).__name__, "refused %s: %s", snippet(connection.peer_address), _why(error))
 
     # From pipes
 
@@ -275,7 +275,7 @@ class Connector:
         kind = type(error).__name__
         too_long = isinstance(error, ContentTooLong)
         hint = " (raise connector.pipe.max_recv_content_length to allow it)" if too_long else ""
-        self._log_rarely(kind, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), error, hint)
+        self._log_rarely(kind, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), _why(error), hint)
 
     def _log_rarely(self, kind: str, text: str, *args: object) -> None:
         """Warn of what a peer did, at most every few seconds for a kind: peers must not fill the disk."""
@@ -372,6 +372,11 @@ class Connector:
             dialer.abandon()
         for pipe in self.pipes.values():
             pipe.abandon()
+
+
+def _why(error: MultiSocketError) -> object:
+    """Return what a log line says of an error, whose address is in the line already."""
+    return error.why if isinstance(error, ConnectionFailed) else error
 
 
 def _has_left(pipe: Pipe) -> bool:
