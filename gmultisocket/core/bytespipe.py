@@ -58,6 +58,10 @@ _READ_BUDGET = 1 << 17
 _LARGE = 1 << 15
 
 
+#: How long, in seconds, a pipe that can send no more stays for what its peer had sent, while nothing of that is read.
+DEAF_TIME = 5.0
+
+
 class _Busy(IntEnum):
     """What a pipe does with the next frame."""
 
@@ -109,6 +113,7 @@ class BytesPipe(Pipe):
 
     __slots__ = (
         "_busy",
+        "_deafness",
         "_decoder",
         "_error",
         "_partial",
@@ -140,6 +145,8 @@ class BytesPipe(Pipe):
         self._reader: greenlet | None = None
         self._writer: Greenlet[..., Any] | None = None
         self._waits_for_room = False
+        #: The timer that looks after a deaf pipe.
+        self._deafness: Any = None
         self._error: MultiSocketError | None = None
         #: The fan-out that this pipe is in step with: all that it was given has left, or waits in the fan-out.
         self.fan_out: FanOut | None = None
@@ -350,6 +357,16 @@ class BytesPipe(Pipe):
         elif self._move(PipeState.DEAF):
             self.reason = reason
             self._stop_sending()
+            if self.state is PipeState.DEAF:
+                self._deafness = self._connector.hub.loop.timer(DEAF_TIME, DEAF_TIME)
+                self._deafness.start(self._look_deaf, self.bytes_received)
+
+    def _look_deaf(self, received: int) -> None:
+        """Close a deaf pipe if nothing was read since: its peer has not gone, or nobody takes what it had sent."""
+        if self.bytes_received == received:
+            self._close(self.reason)
+        else:
+            self._deafness.start(self._look_deaf, self.bytes_received)
 
     def lose(self, frames: list[bytes], error: OSError) -> None:
         """Go deaf with these frames unsent."""
@@ -492,6 +509,9 @@ class BytesPipe(Pipe):
 
     def _close(self, reason: str | MultiSocketError) -> None:
         super()._close(reason)
+        if self._deafness is not None:
+            self._deafness.close()
+            self._deafness = None
         if self._waits_for_room:
             # Every other wait of a reader or writer ends by the connection's closing.
             self._connector.hub.loop.run_callback(self._stop_reader)
