@@ -161,16 +161,20 @@ class Connector:
     def release(self) -> None:
         """Give the place back: the pipe is there and counts itself, or there will be none."""
         self._reserved -= 1
-        self._limit_changed()
+        self._place_is_free()
 
     def _set_limit(self, value: int) -> None:
         self.pipe_limit = value
         self._limit_changed()
 
+    def _place_is_free(self) -> None:
+        # Without a limit nobody waits for places: a thousand dialers that lose their pipes must not tell a thousand each.
+        if self.pipe_limit >= 0 and self.has_room():
+            self._limit_changed()
+
     def _limit_changed(self) -> None:
-        if self.pipe_limit >= 0 or self._reserved == 0:
-            for endpoint in [*self.dialers, *self.listeners]:
-                endpoint.limit_changed()
+        for endpoint in [*self.dialers, *self.listeners]:
+            endpoint.limit_changed()
 
     # From connections to pipes
 
@@ -268,7 +272,7 @@ class Connector:
         self.gone.add(pipe.counters)
         self.events.tell("remove", pipe)
         pipe.endpoint.pipe_closed(pipe, pipe.messages_received > 0)
-        self._limit_changed()
+        self._place_is_free()
 
     def peer_fault(self, pipe: Pipe, error: MultiSocketError) -> None:
         """Note that a peer broke the rules."""
