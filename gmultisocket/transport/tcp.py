@@ -123,6 +123,18 @@ def configure(sock: gsocket.socket, options: Options) -> None:
         sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, linger))
 
 
+def _check_other_end(sock: gsocket.socket) -> None:
+    """Refuse a connection of a socket to itself.
+
+    TCP makes one where nobody listens and the kernel happens to choose the dialed port for this end. A dialer that kept
+    it would keep the port from its listener.
+    """
+    if sock.getsockname() == sock.getpeername():
+        # Reset: a connection that waits out its end would keep the port as well.
+        sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, 0))
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "it was connected to itself")
+
+
 def _set_buffers(sock: gsocket.socket, options: Options) -> None:
     """Set the kernel's buffer sizes; before connecting or listening, as they bound the window that TCP agrees on."""
     for option, name in (
@@ -181,6 +193,7 @@ class TCPDialer(TransportDialer):
             try:
                 _set_buffers(sock, self._options)
                 sock.connect(name)
+                _check_other_end(sock)
                 configure(sock, self._options)
                 return sock
             except OSError as error:
