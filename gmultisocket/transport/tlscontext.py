@@ -41,6 +41,9 @@ __all__ = ["ClientSide", "ServerSide", "explain"]
 
 _tls = opts.transport.tls
 
+#: OpenSSL takes 1024 bytes; a character may be four.
+_LONGEST_PASSWORD = 255
+
 
 class ClientSide:
     """The dialing side of TLS.
@@ -209,15 +212,18 @@ def _certificate_error(error: ssl.SSLError, certfile: str, keyfile: str) -> BadF
     return BadFile(_tls.certfile.name, certfile, "no PEM certificate with its key in it, or a wrong password")
 
 
-def _password(options: Options) -> Callable[[], Any]:
+def _password(options: Options) -> Callable[[], str | bytes]:
     """Return what OpenSSL calls for the password of an encrypted key. Without one it would ask on the terminal."""
     ask = options.get(_tls.password)
+    file = options.get(_tls.keyfile) or options.get(_tls.certfile)
 
-    def password() -> Any:
+    def password() -> str | bytes:
         if ask is None:
-            file = options.get(_tls.keyfile) or options.get(_tls.certfile)
             raise BadFile(_tls.keyfile.name, file, "the key is encrypted, and transport.tls.password is not set")
-        return ask()
+        answer = ask()
+        if not isinstance(answer, (str, bytes)) or len(answer) > _LONGEST_PASSWORD:
+            raise BadFile(_tls.keyfile.name, file, "transport.tls.password did not return a password")
+        return answer
 
     return password
 
