@@ -97,28 +97,38 @@ class ServerSide:
         return _wrap(sock, self._context, server_side=True, server_hostname=None)
 
 
+class _Socket(SSLSocket):
+    """gevent's TLS socket, closed where it cannot be made: gevent forgets it when the peer turns out to have gone."""
+
+    def __init__(self, sock: gsocket.socket, **arguments: Any) -> None:
+        try:
+            super().__init__(sock, **arguments)
+        except OSError:
+            if sock.fileno() < 0:
+                # It had taken the descriptor over.
+                self.close()
+            raise
+
+
 def _wrap(sock: gsocket.socket, context: ssl.SSLContext, server_side: bool, server_hostname: str | None) -> SSLSocket:
-    # Not by context.wrap_socket(): that of a standard library context makes sockets that block the loop.
-    make: Any = SSLSocket
     try:
-        wrapped = make(
-            sock=sock,
+        # Raises if the peer has gone; it may still go before the next line does the same.
+        sock.getpeername()
+        # Not by context.wrap_socket(): that of a standard library context makes sockets that block the loop.
+        wrapped = _Socket(
+            sock,
             server_side=server_side,
             server_hostname=server_hostname,
             do_handshake_on_connect=False,
             _context=context,
         )
-    except ssl.SSLError as error:
+    except OSError as error:
         sock.close()
         raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake") from error
-    except BaseException:
-        sock.close()
-        raise
-    if wrapped._sslobj is None:
-        # It was no longer connected.
+    if cast(Any, wrapped)._sslobj is None:
         wrapped.close()
         raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake")
-    return cast(SSLSocket, wrapped)
+    return wrapped
 
 
 # From options to contexts
