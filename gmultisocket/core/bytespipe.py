@@ -11,7 +11,7 @@ queue is full; the kernel's buffers then hold up the peer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,6 +58,10 @@ _READ_BUDGET = 1 << 17
 _LARGE = 1 << 15
 
 
+#: While the receiver has no room, a pipe decodes so many bytes at a time: the smallest frames take a dozen times the
+#: memory once they are messages, and a peer may make a thousand connections.
+_PORTION = 4096
+
 #: How long, in seconds, a pipe that can send no more stays for what its peer had sent, while nothing of that is read.
 DEAF_TIME = 5.0
 
@@ -75,6 +79,10 @@ _IDLE, _TURN, _BLOCKED = _Busy.IDLE, _Busy.TURN, _Busy.BLOCKED
 
 class _StopReading(BaseException):
     """Thrown into a reader that waits for room, to end it."""
+
+
+class _NobodyReceives(_StopReading):
+    """Thrown into the reader of a deaf pipe that waits for room in vain."""
 
 
 class _Note(bytes):
@@ -363,10 +371,12 @@ class BytesPipe(Pipe):
 
     def _look_deaf(self, received: int) -> None:
         """Close a deaf pipe if nothing was read since: its peer has not gone, or nobody takes what it had sent."""
-        if self.bytes_received == received:
-            self._close(self.reason)
-        else:
+        if self.bytes_received != received:
             self._deafness.start(self._look_deaf, self.bytes_received)
+        elif self._waits_for_room and self._reader is not None:
+            self._reader.throw(_NobodyReceives)
+        else:
+            self._close(self.reason)
 
     def lose(self, frames: list[bytes], error: OSError) -> None:
         """Go deaf with these frames unsent."""
@@ -456,6 +466,7 @@ class BytesPipe(Pipe):
         """
         connection = self.connection
         connector = self._connector
+        receiver = connector.receiver
         budget = min(connector.sender.yield_bytes, _READ_BUDGET)
         spent = 0
         while True:
@@ -464,12 +475,13 @@ class BytesPipe(Pipe):
                 return self._end_of_stream()
             size = len(data)
             self.bytes_received += size
-            messages = self._decode(data)
-            if messages:
-                self.messages_received += len(messages)
-                self._deliver(messages)
-            if self._error is not None:
-                raise self._error
+            for portion in (data,) if size <= _PORTION or receiver.has_room() else self._portions(data):
+                messages = self._decode(portion)
+                if messages:
+                    self.messages_received += len(messages)
+                    self._deliver(messages)
+                if self._error is not None:
+                    raise self._error
             if self.state is PipeState.CLOSED:
                 return self.reason
             spent += size
@@ -487,6 +499,11 @@ class BytesPipe(Pipe):
                 receiver.room.wait(None)
                 self._waits_for_room = False
                 rest = receiver.take(rest, past_limit=receiver.closed)
+        except _NobodyReceives:
+            # One peer after another could bring its share past the limit, and go.
+            self._waits_for_room = False
+            self.drop("unread", len(rest))
+            raise
         except BaseException:
             # These had arrived before whatever ended the wait: they are not lost.
             self._waits_for_room = False
@@ -503,6 +520,10 @@ class BytesPipe(Pipe):
         What breaks the rules after good messages is left in ``_error``, so that those are delivered first.
         """
         raise NotImplementedError
+
+    def _portions(self, data: bytes) -> Iterable[bytes]:
+        """Return in portions what has been read, each to be decoded when the one before has been taken."""
+        return (data[start : start + _PORTION] for start in range(0, len(data), _PORTION))
 
     def _end_of_stream(self) -> str | None:
         return "the peer closed the connection"
@@ -709,6 +730,9 @@ class RawPipe(BytesPipe):
         if owed:
             self._answer(owed)
         return [self._message(chunk) for chunk in chunks]
+
+    def _portions(self, data: bytes) -> Iterable[bytes]:
+        return (data,)
 
     def _end_of_stream(self) -> str | None:
         if self.options.get(opts.connector.pipe.close_on_eof):

@@ -168,7 +168,7 @@ class Connector:
         self._limit_changed()
 
     def _place_is_free(self) -> None:
-        # Without a limit nobody waits for places: a thousand dialers that lose their pipes must not tell a thousand each.
+        # Without a limit nobody waits for places: a thousand dialers that lose their pipes need not tell a thousand.
         if self.pipe_limit >= 0 and self.has_room():
             self._limit_changed()
 

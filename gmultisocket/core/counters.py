@@ -21,7 +21,8 @@ class Counters:
         bytes_received: bytes that came in, on the same terms.
         drops: messages lost on this side, by reason: ``"overflow"`` (a queue's policy), ``"disconnect"`` (queued for a
             pipe that closed), ``"timeout"`` (a ``send_all`` ran out of time), ``"no_recv"``, ``"closed"`` (came
-            while the socket closed), ``"internal"``, ``"flags"`` (not for a raw pipe), ``"ttl"``.
+            while the socket closed), ``"unread"`` (nobody received them, and their peer is gone), ``"internal"``,
+            ``"flags"`` (not for a raw pipe), ``"ttl"``.
     """
 
     messages_sent: int = 0

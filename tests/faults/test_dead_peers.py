@@ -114,3 +114,19 @@ def test_what_a_peer_had_sent_before_it_died_is_read_however_slowly(monkeypatch:
             gevent.sleep(0.02)
         assert received == sent
         wait_until(lambda: not server.pipes)
+
+
+def test_what_nobody_receives_from_dead_peers_is_dropped_and_counted_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bytespipe, "DEAF_TIME", 0.1)
+    with Socket({"socket.recv_queue_size": 10}) as server:
+        listener = server.listen(f"ipc://{tmp_path}/socket")
+        for _ in range(10):
+            with connected(listener) as peer:
+                peer.sendall(frame(b"unread") * 100)
+                wait_until(lambda: server.pipes and all(pipe.messages_received for pipe in server.pipes.values()))
+            server.send_all(b"nobody is there")
+            wait_until(lambda: not server.pipes)
+        assert server.queued == 10
+        assert server.counters.drops["unread"] == 990
