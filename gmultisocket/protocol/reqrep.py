@@ -93,7 +93,8 @@ class Request:
         if self._state is _ASKED:
             self._req._seam.check()
             if self._waiters is None:
-                self._waiters = WaitList(self._req._hub, self._is_done)
+                # All are woken at once. A condition that knew this request would make a cycle for the collector.
+                self._waiters = WaitList(self._req._hub, lambda: True)
             self._waiters.wait(timeout)
         # A match would look up each of these; the first is the usual case.
         state = self._state
@@ -108,9 +109,6 @@ class Request:
     def cancel(self) -> bool:
         """Give it up: its reply will be dropped. Returns False if it was decided already."""
         return self._req._forget(self)
-
-    def _is_done(self) -> bool:
-        return self._state is not _ASKED
 
     def _decide(self, state: _State, reply: bytes = b"", reason: str = "") -> None:
         self._state = state

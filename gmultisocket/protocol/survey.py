@@ -45,7 +45,8 @@ class Survey:
         self._surveyor = surveyor
         self._end = monotonic() + timeout
         self._replies: deque[bytes] = deque()
-        self._arrivals = WaitList(surveyor._hub, self._may_go_on)
+        # Those who wait look for themselves; a condition that knew this survey would keep it when nobody holds it.
+        self._arrivals = WaitList(surveyor._hub, lambda: True)
         self._over = False
         self.sent = 0
 
@@ -56,24 +57,26 @@ class Survey:
         """Return the next reply. Blocks until there is one; ends at the deadline, or when the Surveyor is closed."""
         self._surveyor._seam.check()
         while not self._replies:
-            left = self._end - monotonic()
-            if self._over or left <= 0:
+            left = self.seconds_left
+            if not left:
                 self._over = True
                 raise StopIteration
             self._arrivals.wait(left)
         return self._replies.popleft()
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the deadline, 0.0 once it is over."""
+        return 0.0 if self._over else max(0.0, self._end - monotonic())
 
     def close(self) -> None:
         """End it before its deadline. What has come can still be taken. Harmless when repeated."""
         self._over = True
         self._arrivals.wake_all()
 
-    def _may_go_on(self) -> bool:
-        return bool(self._replies) or self._over
-
     def _take(self, reply: bytes) -> str:
         """Take a reply; returns why not, "" if it was taken."""
-        if self._over or monotonic() >= self._end:
+        if not self.seconds_left:
             return "late"
         if len(self._replies) >= _MAX_WAITING:
             return "overflow"

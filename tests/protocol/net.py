@@ -1,0 +1,58 @@
+"""How the ends of a protocol are connected in these tests: over each transport, directly and through switches."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+from gmultisocket import Socket, Switch
+from gmultisocket.protocol import Protocol
+
+TRANSPORTS = ("inproc", "ipc", "tcp")
+
+
+class Net:
+    """Connects protocols and sockets, and takes everything down that it has put between them.
+
+    Attributes:
+        transport: the scheme of its addresses.
+        switches: how many switches are between any two ends.
+    """
+
+    def __init__(self, transport: str, switches: int, folder: Path) -> None:
+        self.transport = transport
+        self.switches = switches
+        self._folder = folder
+        self._numbers = count()
+        self._switches: list[Switch] = []
+
+    def address(self) -> str:
+        """Return an address that is free."""
+        places = {
+            "inproc": f"inproc://net{next(self._numbers)}",
+            "ipc": f"ipc://{self._folder}/{next(self._numbers)}",
+            "tcp": "tcp://127.0.0.1:0",
+        }
+        return places[self.transport]
+
+    def connect(self, hub: Protocol | Socket, *leaves: Protocol | Socket) -> None:
+        """Connect a hub with each of the leaves. Blocks until all pipes are there."""
+        address = hub.listen(self.address()).address
+        last: Protocol | Socket = hub
+        for _ in range(self.switches):
+            back, front = Socket(), Socket()
+            self._switches.append(Switch(back, front))
+            back.dial(address)
+            last.wait_pipes(1, timeout=5)
+            address = front.listen(self.address()).address
+            last = front
+            self._switches[-1].start()
+        for leaf in leaves:
+            leaf.dial(address)
+        last.wait_pipes(len(leaves), timeout=10)
+
+    def close(self) -> None:
+        for switch in self._switches:
+            switch.back.close(0)
+            switch.front.close(0)
+            switch.stop()
