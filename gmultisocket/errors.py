@@ -49,6 +49,8 @@ __all__ = [
     "CertificateRefused",
     "PipeRefused",
     "PeerGone",
+    "StreamClosed",
+    "StreamReset",
     "snippet",
 ]
 
@@ -467,3 +469,29 @@ class PeerGone(MultiSocketError):
 
     def __str__(self) -> str:
         return f"the peer has gone before it answered: {self.reason}"
+
+
+class StreamClosed(Closed, BrokenPipeError):
+    """A stream's connection was closed, or shut down for this, on this side.
+
+    Attributes:
+        errno: EBADF or EPIPE, as with a socket.
+        reason: what was done.
+    """
+
+    def __init__(self, errno: int, reason: str) -> None:
+        OSError.__init__(self, errno, reason)
+        self.what = "stream"
+        self.reason = reason
+
+
+class StreamReset(MultiSocketError, ConnectionResetError):
+    """A stream's connection has ended without its peer's goodbye. What had arrived was received before this.
+
+    Attributes:
+        errno: ECONNRESET, as with a socket.
+        strerror: why.
+    """
+
+    def __str__(self) -> str:
+        return f"the stream was reset: {self.strerror}"

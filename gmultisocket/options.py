@@ -808,3 +808,30 @@ class protocol:
             doc="After how much silence a Pub forgets a subscriber behind a switch that used to repeat its "
             "subscriptions. 0: never.",
         )
+
+    class stream:
+        """``protocol.stream.*``"""
+
+        window = define(
+            "protocol.stream.window", int, 1048576, unit="bytes", minimum=65536, maximum=_INT32,
+            doc="How many bytes a connection holds for a reader that does not read. Its peer then waits.",
+        )
+        acceptable = define(
+            "protocol.stream.acceptable", bool, True, doc="Take connections that peers open; else they are refused."
+        )
+        accept_queue_size = define(
+            "protocol.stream.accept_queue_size", int, 1024, minimum=1,
+            doc="How many connections that peers have opened may wait for accept(); more are refused.",
+        )
+        keep_alive_idle = define(
+            "protocol.stream.keep_alive_idle", float, 30.0, unit="seconds", minimum=0,
+            doc="Ask the peer of a connection that was silent for so long whether it is there. 0: never.",
+        )
+        keep_alive_interval = define(
+            "protocol.stream.keep_alive_interval", float, 1.0, unit="seconds", minimum=_SHORTEST,
+            doc="The time between such questions.",
+        )
+        keep_alive_probes = define(
+            "protocol.stream.keep_alive_probes", int, 7, minimum=1,
+            doc="How many of them without an answer end the connection.",
+        )

@@ -161,6 +161,11 @@ class Seam:
         receiver.counters.drop("closed", len(receiver.queue))
         receiver.queue.clear()
 
+    @property
+    def drained(self) -> bool:
+        """Whether nothing that the ``on_message`` callback has left for the receive queue is there, or waits for it."""
+        return not self._receiver.queue and not self._receiver.room.waiters
+
     def count_drop(self, reason: str, pipe_id: int = 0) -> None:
         """Count a message that the protocol dropped, on the pipe that it came by, if that is open, and the socket."""
         pipe = self._connector.pipes.get(pipe_id)

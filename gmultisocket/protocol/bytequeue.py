@@ -1,0 +1,95 @@
+"""A queue of bytes: they go in as they come, and come out in pieces of any size, in order.
+
+Large pieces are handed on without being copied where that can be, and never copied more than once; small ones are
+gathered, so that a peer that sends byte by byte does not cost an object a byte. Pure: no gevent, no sockets.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+__all__ = ["ByteQueue"]
+
+#: Pieces below this are gathered.
+_SMALL = 4096
+
+
+class ByteQueue:
+    """Bytes that have come and nobody has taken."""
+
+    __slots__ = ("_pieces", "_size", "_taken")
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._size = 0
+        #: Bytes of the first piece that are gone.
+        self._taken = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, data: bytes) -> None:
+        """Put bytes at the end."""
+        size = len(data)
+        if not size:
+            return
+        self._size += size
+        pieces = self._pieces
+        if size < _SMALL and pieces and len(pieces[-1]) < _SMALL:
+            last = pieces[-1]
+            if isinstance(last, bytes):
+                last = pieces[-1] = bytearray(last)
+            last += data
+        else:
+            pieces.append(data)
+
+    def take(self, size: int) -> bytes:
+        """Take at least one byte and at most ``size`` from the front, as much as can be without cutting a piece in two.
+
+        Returns nothing where there is nothing.
+        """
+        pieces = self._pieces
+        if not pieces or size <= 0:
+            return b""
+        first = pieces[0]
+        left = len(first) - self._taken
+        if left > size:
+            data = bytes(memoryview(first)[self._taken : self._taken + size])
+            self._taken += size
+            self._size -= size
+            return data
+        if self._taken:
+            first = memoryview(first)[self._taken :].tobytes()
+            self._taken = 0
+        pieces.popleft()
+        if not pieces or left + len(pieces[0]) > size:
+            self._size -= left
+            return bytes(first)
+        whole = [first]
+        while pieces and left + len(pieces[0]) <= size:
+            left += len(pieces[0])
+            whole.append(pieces.popleft())
+        self._size -= left
+        return b"".join(whole)
+
+    def take_into(self, buffer: memoryview) -> int:
+        """Fill a buffer of bytes from the front, as far as there is something; returns how much that was."""
+        filled = 0
+        size = min(len(buffer), self._size)
+        pieces = self._pieces
+        while filled < size:
+            with memoryview(pieces[0])[self._taken : self._taken + size - filled] as part:
+                buffer[filled : filled + len(part)] = part
+                filled += len(part)
+                self._taken += len(part)
+            if self._taken == len(pieces[0]):
+                pieces.popleft()
+                self._taken = 0
+        self._size -= filled
+        return filled
+
+    def clear(self) -> int:
+        """Drop everything; returns how much that was."""
+        size, self._size, self._taken = self._size, 0, 0
+        self._pieces.clear()
+        return size
