@@ -505,7 +505,7 @@ class PairChecks(ProtocolChecks):
 class PubChecks(ProtocolChecks):
     """The checks of Pub."""
 
-    lacks = ("send", "recv")
+    lacks: ClassVar[tuple[str, ...]] = ("send", "recv")
     garbage = (
         Message(content=b"\0\1apublished"),
         Message(flags=CONTROL),
