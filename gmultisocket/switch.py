@@ -126,7 +126,7 @@ class Switch:
         assert self._middleware is not None and message is not None
         try:
             passed = self._middleware(message)
-        except Exception:
+        except (Exception, gevent.Timeout):
             self._fail("the middleware failed")
             return None
         if passed is None:

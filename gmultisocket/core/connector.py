@@ -55,11 +55,11 @@ _LOG_INTERVAL = 10.0
 
 
 @contextmanager
-def time_limit(seconds: float, error: MultiSocketError) -> Iterator[None]:
+def time_limit(seconds: float, error: MultiSocketError) -> Iterator[gevent.Timeout]:
     """Raise an error if the body takes longer; other people's ``gevent.Timeout`` passes through."""
     timeout = gevent.Timeout.start_new(seconds)
     try:
-        yield
+        yield timeout
     except gevent.Timeout as expired:
         if expired is timeout:
             raise error from None
@@ -214,17 +214,20 @@ class Connector:
         pipe_id = next_pipe_id()
         if self.negotiator is not None:
             seconds = options.get(opts.connector.pipe.negotiate_timeout)
-            with time_limit(seconds, PipeRefused(f"no end to the negotiation within {seconds} s")):
-                self._negotiate(Negotiation(connection, pipe_id, endpoint.dials))
+            with time_limit(seconds, PipeRefused(f"no end to the negotiation within {seconds} s")) as limit:
+                self._negotiate(Negotiation(connection, pipe_id, endpoint.dials), limit)
         return self.make_pipe(connection, endpoint, pipe_id)
 
-    def _negotiate(self, negotiation: Negotiation) -> None:
+    def _negotiate(self, negotiation: Negotiation, limit: gevent.Timeout) -> None:
         assert self.negotiator is not None
         try:
             self.negotiator(negotiation)
         except MultiSocketError:
             raise
-        except Exception as error:
+        except (Exception, gevent.Timeout) as error:
+            # No caller's time runs here: a timeout that is not ours is one that the negotiator did not catch.
+            if error is limit:
+                raise
             logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
             raise PipeRefused(f"{type(error).__name__}: {error}") from error
 

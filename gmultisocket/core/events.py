@@ -83,7 +83,7 @@ class PipeEvents:
                 for callback in list(self._callbacks):
                     try:
                         callback(event)
-                    except Exception:
+                    except (Exception, gevent.Timeout):
                         logger.exception("a pipe callback failed on %r", event.kind)
         finally:
             self.greenlet = None
