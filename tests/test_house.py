@@ -66,7 +66,7 @@ def name_of(path: Path) -> str:
 def row_of(path: Path) -> str:
     """Return the row of the house that a module belongs to."""
     first = path.relative_to(PACKAGE).parts[0]
-    return "gmultisocket" if first == "__init__.py" else first.removesuffix(".py")
+    return {"__init__.py": "gmultisocket", "__main__.py": "cli"}.get(first, first.removesuffix(".py"))
 
 
 def imports(path: Path, tree: ast.AST) -> Iterator[tuple[str, ...]]:
