@@ -1,0 +1,48 @@
+"""Quick start, the server: two workers answer whoever writes. Ends on Ctrl-C, or after ``--messages N``.
+
+    python3 examples/quickstart_server.py
+    python3 examples/quickstart_client.py           (in another terminal)
+"""
+
+import argparse
+import signal
+
+import gevent
+
+from gmultisocket import Message, Socket
+from gmultisocket.errors import BrokenPath
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("address", nargs="?", default="tcp://127.0.0.1:30001")
+    parser.add_argument("--messages", type=int, default=0, help="end after so many")
+    arguments = parser.parse_args()
+
+    with Socket() as sock:
+        print("listening at", sock.listen(arguments.address).address, flush=True)
+        gevent.signal_handler(signal.SIGINT, sock.close)
+        answered = 0
+
+        def answer(number: int, message: Message) -> None:
+            try:
+                # A message's source is the path that it came by, and so the way back to who sent it.
+                sock.send_to(message.source, b"[#%d] Hello, %s" % (number, message.content))
+            except BrokenPath:
+                print("a client has gone before it got its answer")
+
+        def work(number: int) -> None:
+            nonlocal answered
+            for message in sock:  # ends when the socket closes
+                answer(number, message)
+                answered += 1
+                if answered == arguments.messages:
+                    sock.close_nowait()
+
+        # Any number of greenlets may receive at once: each message goes to one of them.
+        gevent.joinall([gevent.spawn(work, number) for number in range(2)])
+    print("answered", answered, "messages")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Raw pipes: peers that know nothing of messages, such as nc and telnet, talk to a Socket.
+
+    python3 examples/raw_pipe.py
+
+The peer here is a plain TCP socket. To be it yourself, start this and connect to it with nc:
+
+    gmultisocket cat --listen 'tcp://127.0.0.1:30002?connector.pipe.raw=true' --to last
+    nc 127.0.0.1 30002
+"""
+
+import gevent
+from gevent import socket as gevent_socket
+
+from gmultisocket import Socket
+
+
+def serve(sock: Socket) -> None:
+    for message in sock:
+        if not message.content:
+            # The first message of a raw pipe is empty: somebody is there, and can be greeted.
+            sock.send_to(message.source, b"welcome, whoever you are\n")
+        else:
+            # What came in one read is one message. Where a line ends is for us to find out.
+            sock.send_to(message.source, b"you said " + message.content)
+
+
+def main() -> None:
+    with Socket() as sock:
+        address = sock.listen("tcp://127.0.0.1:0", {"connector.pipe.raw": True}).address
+        serving = gevent.spawn(serve, sock)
+        host, port = address.removeprefix("tcp://").split(":")
+
+        with gevent_socket.create_connection((host, int(port))) as peer, peer.makefile("rb") as lines:
+            print("peer reads: ", lines.readline())
+            peer.sendall(b"just bytes\n")
+            print("peer reads: ", lines.readline())
+            # To all reaches raw pipes as well; to one does not.
+            sock.send_all(b"news for everybody\n")
+            print("peer reads: ", lines.readline())
+    serving.join()
+
+
+if __name__ == "__main__":
+    main()
