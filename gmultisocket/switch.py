@@ -5,7 +5,8 @@ to all, or further along its path. The pipe ids that the switch's sockets put in
 lead the replies back. Each switch on the way costs a message one of its ``ttl``.
 
 Nothing that a message or a peer does ends a switch: a message that cannot go on (its path is broken, its ttl used
-up, a peer has gone) is dropped and counted, and so is one for which the middleware raises.
+up, a peer has gone) is dropped and counted, and so is one for which the middleware raises. A peer that guesses paths is
+cut off.
 
 Source: switch.go of the Go code, which any such message ends for good.
 """
@@ -16,17 +17,23 @@ import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import gevent
 from gevent import Greenlet, getcurrent
 
+from .core.ids import was_pipe_id
+from .core.pipe import Pipe
 from .core.socket import Socket
-from .errors import Closed, MessageDropped, MultiSocketError
+from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError
 from .wire import Message
 
 __all__ = ["Middleware", "Switch"]
 
 logger = logging.getLogger("gmultisocket.switch")
+
+#: So many ids that no pipe ever had may a peer name before it is cut off. An honest one does not name any.
+_MOST_GUESSES = 16
 
 #: Takes a message and returns it, another one in its place, or None to drop it.
 Middleware = Callable[[Message], Message | None]
@@ -53,6 +60,8 @@ class Switch:
         self.front = front
         self._middleware = middleware
         self._greenlets: list[Greenlet[..., Any]] = []
+        #: How often a pipe has named one that never was.
+        self._guesses: WeakKeyDictionary[Pipe, int] = WeakKeyDictionary()
         self.forwarded = 0
         self.drops: dict[str, int] = {}
 
@@ -116,6 +125,9 @@ class Switch:
                 return
             except MessageDropped as error:
                 self._drop(error.reason)
+            except BrokenPath as error:
+                self._drop("BrokenPath")
+                self._suspect(source, message, error.pipe_id)
             except MultiSocketError as error:
                 self._drop(type(error).__name__)
             except Exception:
@@ -132,6 +144,18 @@ class Switch:
         if passed is None:
             self._drop("middleware")
         return passed
+
+    def _suspect(self, source: Socket, message: Message, pipe_id: int) -> None:
+        """Cut a peer off that tries ids to find a pipe that it has no path to.
+
+        Only for what it says to have made itself: a switch before this one is not to blame for those behind it.
+        """
+        pipe = source.pipes.get(message.pipe_id)
+        if pipe is None or message.hops > 1 or was_pipe_id(pipe_id):
+            return
+        guesses = self._guesses[pipe] = self._guesses.get(pipe, 0) + 1
+        if guesses >= _MOST_GUESSES:
+            pipe.close("it sends to paths that never were")
 
     def _fail(self, what: str) -> None:
         """Count an error of the user's own code; the first is logged with its traceback."""

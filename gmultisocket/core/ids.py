@@ -9,47 +9,73 @@ gives ids out again.)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from hashlib import blake2b
 
-__all__ = ["next_pipe_id"]
+__all__ = ["next_pipe_id", "was_pipe_id"]
 
 _BITS = 31
 _HIGH, _LOW = 16, 15
 _ROUNDS = 4
 
 
+def _mix(value: int, turn: int, key: bytes) -> int:
+    """Return bits that depend on one half of a number, to hide the other half with."""
+    width = (_HIGH, _LOW)[turn % 2]
+    digest = blake2b(value.to_bytes(2, "big"), digest_size=4, key=key, salt=bytes([turn])).digest()
+    return int.from_bytes(digest, "big") & ((1 << width) - 1)
+
+
 def _permute(value: int, key: bytes) -> int:
     """Map a 31-bit number to another one, one to one (an unbalanced Feistel network)."""
     high, low = value >> _LOW, value & ((1 << _LOW) - 1)
-    widths = (_HIGH, _LOW)
     for turn in range(_ROUNDS):
-        width = widths[turn % 2]
-        digest = blake2b(low.to_bytes(2, "big"), digest_size=4, key=key, salt=bytes([turn])).digest()
-        high, low = low, high ^ (int.from_bytes(digest, "big") & ((1 << width) - 1))
+        high, low = low, high ^ _mix(low, turn, key)
     return high << _LOW | low
 
 
-def _sequence() -> Iterator[int]:
-    key = os.urandom(16)
-    for counter in range(1 << _BITS):
-        pipe_id = _permute(counter, key)
-        if pipe_id:
-            yield pipe_id
-    raise OverflowError("all 2^31-1 pipe ids of this process are used up")
+def _restore(value: int, key: bytes) -> int:
+    """Return the number that :func:`_permute` made ``value`` of."""
+    high, low = value >> _LOW, value & ((1 << _LOW) - 1)
+    for turn in reversed(range(_ROUNDS)):
+        high, low = low ^ _mix(high, turn, key), high
+    return high << _LOW | low
 
 
-_ids = _sequence()
+class _Ids:
+    """The ids of one process."""
+
+    def __init__(self) -> None:
+        self._key = os.urandom(16)
+        self._used = 0
+
+    def next(self) -> int:
+        while self._used < 1 << _BITS:
+            pipe_id = _permute(self._used, self._key)
+            self._used += 1
+            if pipe_id:
+                return pipe_id
+        raise OverflowError("all 2^31-1 pipe ids of this process are used up")
+
+    def include(self, pipe_id: int) -> bool:
+        return 0 < pipe_id < 1 << _BITS and _restore(pipe_id, self._key) < self._used
+
+
+_ids = _Ids()
 
 
 def next_pipe_id() -> int:
     """Return an id that no pipe of this process has had or will have again (1 to 2^31-1)."""
-    return next(_ids)
+    return _ids.next()
 
 
-def _new_key_after_fork() -> None:
+def was_pipe_id(pipe_id: int) -> bool:
+    """Tell whether a pipe of this process has the id or has had it: who names another one is guessing."""
+    return _ids.include(pipe_id)
+
+
+def _new_ids_after_fork() -> None:
     global _ids
-    _ids = _sequence()
+    _ids = _Ids()
 
 
-os.register_at_fork(after_in_child=_new_key_after_fork)
+os.register_at_fork(after_in_child=_new_ids_after_fork)
