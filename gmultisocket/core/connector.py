@@ -35,7 +35,7 @@ from .bytespipe import FramedPipe, make_pipe
 from .counters import Counters
 from .dialer import Dialer
 from .endpoint import Endpoint
-from .events import PipeEvents
+from .events import PipeEvents, Teller
 from .heartbeat import Heartbeat
 from .ids import next_pipe_id
 from .inprocpipe import InprocPipe
@@ -349,16 +349,15 @@ class Connector:
             gevent.sleep(pause if left is None else min(pause, left))
             pause = min(0.02, pause + 0.001)
 
-    def close_pipes(self, reason: str) -> tuple[int, list[Pipe]]:
-        """Close every pipe. Returns how many messages are lost by it, and the pipes, to be joined."""
+    def close_pipes(self, reason: str) -> list[Pipe]:
+        """Close every pipe. Returns the pipes, to be joined."""
         pipes = list(self.pipes.values())
-        before = sum(self.counters().drops.values())
         for pipe in pipes:
             pipe.close(reason)
         self.sender.lose_rest()
         if self._heartbeat is not None:
             self._heartbeat.stop()
-        return sum(self.counters().drops.values()) - before, pipes
+        return pipes
 
     def join(self) -> None:
         """Block until nothing works for the socket any more, callbacks included; the caller may be one of them."""
@@ -366,9 +365,15 @@ class Connector:
             self._heartbeat.join()
         self.events.join()
 
-    def is_mine(self, greenlet: object) -> bool:
-        """Return whether a greenlet works for the socket, so that ``close()`` cannot wait for it."""
-        return self.events.greenlet is greenlet
+    def lost(self) -> int:
+        """Return how many accepted messages have been lost with their pipe, or for want of one."""
+        counters = [self.gone, self.sender.counters, *(pipe.counters for pipe in self.pipes.values())]
+        return sum(each.drops.get(reason, 0) for each in counters for reason in ("disconnect", "refused", "closed"))
+
+    @staticmethod
+    def is_mine(greenlet: object) -> bool:
+        """Return whether a pipe callback runs in a greenlet, so that ``close()`` may not have it wait."""
+        return isinstance(greenlet, Teller)
 
     def abandon(self) -> None:
         """Let go of everything in a forked child, without switching greenlets and without a goodbye."""

@@ -12,15 +12,14 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, Timeout, getcurrent
 
 if TYPE_CHECKING:
     from .pipe import Pipe
 
-__all__ = ["PipeCallback", "PipeEvent", "PipeEvents"]
+__all__ = ["PipeCallback", "PipeEvent", "PipeEvents", "Teller"]
 
 logger = logging.getLogger("gmultisocket.socket")
 
@@ -43,6 +42,14 @@ class PipeEvent:
 PipeCallback = Callable[[PipeEvent], object]
 
 
+class Teller(Greenlet):  # type: ignore[type-arg]  # at run time it takes none
+    """The greenlet that a socket's callbacks run in.
+
+    Whoever closes a socket from one waits for no callback, of whatever socket: two sockets whose callbacks close each
+    other would wait for one another.
+    """
+
+
 class PipeEvents:
     """Tells callbacks what happens to pipes."""
 
@@ -52,7 +59,7 @@ class PipeEvents:
         self._callbacks: list[PipeCallback] = []
         self._queue: deque[PipeEvent] = deque()
         #: The greenlet that tells, while there is something to tell.
-        self.greenlet: Greenlet[..., Any] | None = None
+        self.greenlet: Teller | None = None
         #: A protocol's, see ``Seam.on_pipe``; None without one.
         self.watcher: Callable[[Literal["add", "remove"], Pipe], object] | None = None
 
@@ -74,7 +81,7 @@ class PipeEvents:
             return
         self._queue.append(PipeEvent(kind, pipe, pipe.reason))
         if self.greenlet is None:
-            self.greenlet = gevent.spawn(self._run)
+            self.greenlet = Teller.spawn(self._run)
 
     def _run(self) -> None:
         try:
@@ -82,13 +89,14 @@ class PipeEvents:
                 event = self._queue.popleft()
                 for callback in list(self._callbacks):
                     try:
-                        callback(event)
-                    except (Exception, gevent.Timeout):
+                        if callback in self._callbacks:
+                            callback(event)
+                    except (Exception, Timeout):
                         logger.exception("a pipe callback failed on %r", event.kind)
         finally:
             self.greenlet = None
 
     def join(self) -> None:
         """Block until everything was told, unless called by a callback."""
-        if self.greenlet is not None and self.greenlet is not getcurrent():
+        if self.greenlet is not None and not isinstance(getcurrent(), Teller):
             self.greenlet.join()

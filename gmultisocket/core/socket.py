@@ -372,7 +372,7 @@ class Socket:
         connector = self._connector
         self._closing = True
         self._closed = Event()
-        lost = 0
+        lost_before = connector.lost()
         try:
             reason = "closed by close()"
             self._sender.stop(reason)
@@ -382,11 +382,11 @@ class Socket:
                 connector.flush(deadline)
             finally:
                 # Whatever ended the flush, a kill included: nothing stays behind.
-                lost, pipes = connector.close_pipes("the socket was closed")
+                pipes = connector.close_pipes("the socket was closed")
             for worker in [*stopped, *pipes]:
                 worker.join()
             connector.join()
-            return lost
+            return connector.lost() - lost_before
         finally:
             owner.unregister(self)
             self._closed.set()
