@@ -20,8 +20,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with Socket() as sock:
-        print("listening at", sock.listen(arguments.address).address, flush=True)
         gevent.signal_handler(signal.SIGINT, sock.close)
+        print("listening at", sock.listen(arguments.address).address, flush=True)
         answered = 0
 
         def answer(number: int, message: Message) -> None:
