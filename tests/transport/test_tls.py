@@ -108,6 +108,49 @@ def read_frames(peer: ssl.SSLSocket, count: int) -> Iterator[bytes]:
             yield content
 
 
+def test_a_write_that_needs_a_read_first_goes_on_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a renegotiation: OpenSSL sends a record when the reader has read what must come before."""
+    with connected() as (one, other):
+        write, needs = one._write, [True, True]
+
+        def write_after_reads(data: bytes | memoryview) -> int:
+            if needs:
+                raise ssl.SSLWantReadError
+            return write(data)
+
+        monkeypatch.setattr(one, "_write", write_after_reads)
+        reading = gevent.spawn(one.read_exactly, 2)
+        gevent.sleep(0)
+        assert one.send(b"a record") == 8
+        sending = gevent.spawn(one.write_all, b" and more")
+        for byte in (b"x", b"y"):
+            gevent.sleep(0.02)
+            assert not sending.ready() and one._begun == b"a record"
+            needs.pop()
+            other.write_all(byte)
+        assert finish(reading, 5.0, "the reader") == b"xy"
+        # The reader looks again only when it has something to read.
+        reading = gevent.spawn(one.recv, 1)
+        assert other.read_exactly(17) == b"a record and more"
+        finish(sending, 5.0, "the writer")
+        reading.kill()
+
+
+def test_a_read_that_needs_a_write_first_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected() as (one, other):
+        read, needs = one._read, [True, True]
+
+        def read_after_writes(size: int) -> bytes:
+            if needs:
+                needs.pop()
+                raise ssl.SSLWantWriteError
+            return read(size)
+
+        monkeypatch.setattr(one, "_read", read_after_writes)
+        other.write_all(b"x")
+        assert finish(gevent.spawn(one.recv, 10), 5.0, "recv()") == b"x"
+
+
 def test_several_buffers_are_sent_in_order_however_large_they_are() -> None:
     rng = random.Random(3)
     with connected() as (one, other):
