@@ -4,6 +4,7 @@
 * :class:`FakeStream` and :class:`FakeTransport` put a script in the place of a network.
 * :class:`StreamTransportChecks`, :class:`PacketTransportChecks` and :class:`MessageTransportChecks` are test classes
   to subclass for a transport; :func:`check_transport` runs them without a test runner.
+* :class:`ProtocolChecks` is the same for a protocol; ``gmultisocket.testing.protocols`` has those of the library's.
 * :func:`nothing_left` checks that a piece of code leaves no descriptor and no greenlet behind.
 
 Nothing in the library imports this package. Its checks raise ``AssertionError`` and need no particular test runner.
@@ -14,6 +15,7 @@ from __future__ import annotations
 from ._bench import Bench, nothing_left
 from ._fakes import FakeStream, FakeTransport
 from ._message import MessageTransportChecks
+from ._protocol import ProtocolChecks
 from ._run import check_transport, run_checks
 from ._stream import PacketTransportChecks, StreamTransportChecks
 from ._transport import TransportChecks
@@ -25,6 +27,7 @@ __all__ = [
     "FakeTransport",
     "MessageTransportChecks",
     "PacketTransportChecks",
+    "ProtocolChecks",
     "StreamTransportChecks",
     "TransportChecks",
     "check_transport",

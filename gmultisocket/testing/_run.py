@@ -1,4 +1,4 @@
-"""Running the checks of a transport without a test runner."""
+"""Running checks without a test runner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ._transport import TransportChecks
 __all__ = ["check_transport", "run_checks"]
 
 
-def run_checks(checks: TransportChecks) -> list[str]:
+def run_checks(checks: object) -> list[str]:
     """Run every check of an object and return their names. Blocks until all have ended.
 
     Raises:

@@ -1,0 +1,360 @@
+"""Checks that every protocol passes, whoever talks to whom and whatever is on its wire."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import gevent
+from gevent.threadpool import ThreadPool
+
+from ..core.events import PipeEvent
+from ..core.socket import Socket
+from ..errors import (
+    BadOptionValue,
+    Closed,
+    ForkedSocketError,
+    MultiSocketError,
+    NotSupported,
+    Timeout,
+    UnknownOption,
+    WrongThread,
+)
+from ..options import OptionValues
+from ..protocol import Protocol
+from ..wire import CONTROL, Message
+from ._bench import finish, nothing_left
+from ._fork import in_forked_child
+from ._wait import wait_until
+
+__all__ = ["Call", "ProtocolChecks", "Warnings"]
+
+Call = Callable[[float | None], object]
+
+#: So that a lost pipe is back before anybody gets impatient.
+_QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
+
+
+class ProtocolChecks:
+    """What any protocol must do. Subclass it, say what to check, and have a test runner find the methods.
+
+    With pytest that is all::
+
+        class TestChat(ProtocolChecks):
+            address = "tcp://127.0.0.1:0"
+
+            def make(self, options=None):
+                return Chat(options)
+
+            make_peer = make
+
+            def exchange(self, protocol, peer, content):
+                protocol.say(content)
+                return peer.hear(self.limit)
+
+            def calls(self, protocol):
+                return {"hear": lambda timeout: protocol.hear(timeout), "say": lambda timeout: protocol.say(b"")}
+
+            waits = ("hear",)
+
+    Each check is a method ``test_...``, takes no argument, cleans up, and raises ``AssertionError`` with what went
+    wrong. One that does not hold for a protocol, for a reason, is overridden and says so.
+
+    Attributes:
+        address: where to listen, again and again. Override :meth:`make_address` where it takes more than that.
+        waits: those of :meth:`calls` that block while nobody is connected.
+        lacks: methods of ``Protocol`` that this one has no use for.
+        garbage: messages that no honest peer sends.
+        limit: the longest that any one step may take, in seconds.
+    """
+
+    address: ClassVar[str] = ""
+    waits: ClassVar[tuple[str, ...]] = ()
+    lacks: ClassVar[tuple[str, ...]] = ()
+    garbage: ClassVar[tuple[Message, ...]] = (Message(flags=CONTROL, content=b"who are you?"),)
+    limit: ClassVar[float] = 10.0
+
+    def make_address(self) -> str:
+        """Return an address to listen at; by default ``address``."""
+        assert self.address, f"{type(self).__name__} must set 'address' or override make_address()"
+        return self.address
+
+    # What a subclass says
+
+    def make(self, options: OptionValues | None = None) -> Protocol:
+        """Return the protocol that is checked."""
+        raise NotImplementedError
+
+    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+        """Return what it talks to."""
+        raise NotImplementedError
+
+    def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
+        """Send a content from one to the other, by whatever the protocol does, and return what arrived.
+
+        When several do so at once they may get each other's.
+        """
+        raise NotImplementedError
+
+    def calls(self, protocol: Any) -> Mapping[str, Call]:
+        """Return the protocol's calls by name, each taking a timeout, which it may ignore if it never blocks."""
+        raise NotImplementedError
+
+    # What checks are made of
+
+    @contextmanager
+    def connected(self) -> Iterator[tuple[Any, Any]]:
+        """Make both ends, connect them, and see afterwards that nothing is left of them."""
+        with nothing_left(), self.make(_QUICK) as protocol, self.make_peer(_QUICK) as peer:
+            peer.dial(protocol.listen(self.make_address()).address)
+            self.wait_connected(protocol, peer)
+            yield protocol, peer
+
+    def wait_connected(self, *protocols: Protocol) -> None:
+        """Block until each has a peer."""
+        for protocol in protocols:
+            protocol.wait_pipes(1, self.limit)
+
+    def check_exchange(self, protocol: Protocol, peer: Protocol, content: bytes = b"content") -> None:
+        """Check that one content arrives, in time."""
+        work = gevent.spawn(self.exchange, protocol, peer, content)
+        arrived = finish(work, self.limit, "the exchange did not end")
+        assert arrived == content, f"sent {content[:50]!r}, and {arrived[:50]!r} arrived"
+
+    def blocked(self, protocol: Protocol, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
+        """Return a greenlet that is in one of the calls, and waits there."""
+        greenlet = gevent.spawn(_outcome, self.calls(protocol)[name], timeout)
+        gevent.sleep(0)
+        assert not greenlet.ready(), f"{name} did not wait but ended with {greenlet.value!r}"
+        return greenlet
+
+    # Talking
+
+    def test_contents_of_any_size_arrive(self) -> None:
+        with self.connected() as (protocol, peer):
+            for size in (0, 1, 1000, 100_000):
+                self.check_exchange(protocol, peer, bytes(range(256)) * (size // 256) + bytes(size % 256))
+
+    def test_any_bytes_like_object_can_be_sent_and_text_cannot(self) -> None:
+        with self.connected() as (protocol, peer):
+            contents: tuple[Any, ...] = (bytearray(b"bytes"), memoryview(b"bytes"))
+            for content in contents:
+                work = gevent.spawn(self.exchange, protocol, peer, content)
+                assert finish(work, self.limit, "the exchange did not end") == b"bytes"
+            try:
+                self.exchange(protocol, peer, "text")  # type: ignore[arg-type]
+            except TypeError:
+                pass
+            else:
+                raise AssertionError("text was sent: as what?")
+            self.check_exchange(protocol, peer)
+
+    def test_many_greenlets_may_talk_at_once(self) -> None:
+        contents = [b"%d" % number for number in range(50)]
+        with self.connected() as (protocol, peer):
+            talks = [gevent.spawn(self.exchange, protocol, peer, content) for content in contents]
+            arrived = [finish(talk, self.limit, "an exchange did not end") for talk in talks]
+            assert sorted(arrived) == sorted(contents), f"{set(contents) - set(arrived)} did not arrive"
+
+    def test_a_lost_pipe_is_replaced_and_talk_goes_on(self) -> None:
+        with self.connected() as (protocol, peer):
+            for end in (protocol, peer):
+                self.check_exchange(protocol, peer)
+                lost = set(protocol.pipes)
+                end.socket.close_pipe(next(iter(end.pipes)))
+                wait_until(lambda lost=lost: protocol.pipes and not lost & set(protocol.pipes), self.limit)  # type: ignore[misc]
+                self.wait_connected(peer)
+            self.check_exchange(protocol, peer)
+
+    def test_pipes_are_told_of_as_they_come_and_go(self) -> None:
+        events: list[PipeEvent] = []
+        with nothing_left(), self.make() as protocol, self.make_peer() as peer:
+            end_watch = protocol.on_pipe(events.append)
+            peer.dial(protocol.listen(self.make_address()).address)
+            wait_until(lambda: [event.kind for event in events] == ["add"], self.limit)
+            assert events[0].pipe is next(iter(protocol.pipes.values()))
+            peer.close(0)
+            wait_until(lambda: [event.kind for event in events] == ["add", "remove"], self.limit)
+            end_watch()
+
+    # Timeouts and cancellation
+
+    def test_a_wait_ends_with_its_timeout_and_spoils_nothing(self) -> None:
+        with nothing_left(), self.make() as protocol, self.make_peer() as peer:
+            for name in self.waits:
+                for timeout in (0, 0.01):
+                    outcome = finish(gevent.spawn(_outcome, self.calls(protocol)[name], timeout), self.limit, name)
+                    assert isinstance(outcome, Timeout), f"{name} for {timeout} s ended with {outcome!r}"
+            peer.dial(protocol.listen(self.make_address()).address)
+            self.wait_connected(protocol, peer)
+            self.check_exchange(protocol, peer)
+
+    def test_a_wait_can_be_killed_or_timed_out_from_outside_and_spoils_nothing(self) -> None:
+        with nothing_left(), self.make() as protocol, self.make_peer() as peer:
+            for name in self.waits:
+                self.blocked(protocol, name).kill()
+                outside = gevent.Timeout(0.01)
+                outcome = finish(gevent.spawn(_outcome, self.calls(protocol)[name], None, outside), self.limit, name)
+                assert outcome is outside, f"{name} took a gevent.Timeout of the caller's, and ended with {outcome!r}"
+            peer.dial(protocol.listen(self.make_address()).address)
+            self.wait_connected(protocol, peer)
+            self.check_exchange(protocol, peer)
+
+    # What it does not do
+
+    def test_what_it_lacks_is_an_error_that_says_so(self) -> None:
+        with self.make() as protocol:
+            lacking: Mapping[str, Call] = {
+                "send": lambda timeout: protocol.send(b"", timeout),
+                "recv": lambda timeout: protocol.recv(timeout),
+            }
+            for name in self.lacks:
+                outcome = _outcome(lacking[name], 0)
+                assert isinstance(outcome, NotSupported), f"{name} ended with {outcome!r}"
+                assert type(protocol).__name__ in str(outcome), f"the error does not name the protocol: {outcome}"
+
+    def test_garbage_is_counted_and_logged_once_and_talk_goes_on(self) -> None:
+        with self.connected() as (protocol, peer), Socket() as stranger, Warnings() as log:
+            stranger.dial(next(iter(protocol.socket.listeners)).address)
+            for _ in range(3):
+                for message in self.garbage:
+                    stranger.send_msg(message, self.limit)
+            count = 3 * len(self.garbage)
+            wait_until(lambda: protocol.counters.drops.get("garbage") == count, self.limit, f"{count} dropped")
+            assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
+            stranger.close(0)
+            wait_until(lambda: len(protocol.pipes) == 1, self.limit)
+            self.check_exchange(protocol, peer)
+
+    # Options
+
+    def test_options_are_those_of_its_socket(self) -> None:
+        with self.make({"socket.send_queue_size": 3, "Socket.RecvQueueSize": 5}) as protocol:
+            assert protocol.options.get("socket.send_queue_size") == 3
+            assert protocol.socket.get_option("socket.recv_queue_size") == 5
+        outcome = _outcome(lambda timeout: self.make({"socket.no_such": 1}), None)
+        assert isinstance(outcome, UnknownOption), f"an unknown option ended with {outcome!r}"
+
+    def test_options_that_it_depends_on_cannot_be_changed(self) -> None:
+        with self.make() as protocol:
+            fixed = protocol.fixed
+        for name, value in fixed.items():
+            assert isinstance(value, (bool, str, int))
+            other = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
+            made = _outcome(lambda timeout, name=name, other=other: self.make({name: other}), None)  # type: ignore[misc]
+            assert isinstance(made, BadOptionValue), f"{name}={other} ended with {made!r}"
+            with self.make({name: value}) as protocol:
+                changed = _outcome(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]
+                assert isinstance(changed, BadOptionValue) and protocol.options.get(name) == value
+
+    # Closing
+
+    def test_closing_twice_or_at_the_same_time_is_harmless(self) -> None:
+        with self.connected() as (protocol, peer):
+            self.check_exchange(protocol, peer)
+            assert not protocol.closed
+            closers = [gevent.spawn(protocol.close) for _ in range(3)]
+            for closer in closers:
+                assert finish(closer, self.limit, "close() did not return") == 0, "close() lost what had arrived"
+            assert protocol.closed and not protocol.pipes
+            assert protocol.close() == 0
+
+    def test_after_close_every_call_says_closed(self) -> None:
+        protocol = self.make()
+        protocol.close()
+        calls = {
+            **self.calls(protocol),
+            "dial": lambda timeout: protocol.dial(self.make_address()),
+            "listen": lambda timeout: protocol.listen(self.make_address()),
+            "wait_pipes": lambda timeout: protocol.wait_pipes(1, timeout),
+        }
+        for name, call in calls.items():
+            outcome = finish(gevent.spawn(_outcome, call, None), self.limit, f"{name} did not return")
+            assert isinstance(outcome, Closed), f"{name} ended with {outcome!r}"
+
+    def test_close_ends_every_wait(self) -> None:
+        for name in self.waits:
+            with nothing_left(), self.make() as protocol:
+                waiting = [self.blocked(protocol, name) for _ in range(3)]
+                protocol.close()
+                for greenlet in waiting:
+                    outcome = finish(greenlet, self.limit, f"{name} still waits after close()")
+                    assert isinstance(outcome, Closed), f"{name} ended with {outcome!r}"
+
+    def test_a_pipe_callback_may_close_it(self) -> None:
+        with nothing_left(), self.make() as protocol, self.make_peer() as peer:
+            protocol.on_pipe(lambda event: protocol.close(0))
+            peer.dial(protocol.listen(self.make_address()).address)
+            wait_until(lambda: protocol.closed, self.limit, "close() in a callback did not return")
+
+    def test_nothing_runs_before_it_is_connected(self) -> None:
+        with nothing_left():
+            protocol = self.make()
+        protocol.close()
+
+    # Threads and processes
+
+    def test_from_another_thread_every_call_says_so(self) -> None:
+        with self.make() as protocol:
+            calls = {
+                **self.calls(protocol),
+                "dial": lambda timeout: protocol.dial(self.make_address()),
+                "listen": lambda timeout: protocol.listen(self.make_address()),
+                "close": lambda timeout: protocol.close(),
+            }
+            pool = ThreadPool(1)
+            try:
+                for name, call in calls.items():
+                    outcome = pool.apply(_outcome, (call, 0))
+                    assert isinstance(outcome, WrongThread), f"{name} ended with {outcome!r}"
+            finally:
+                pool.kill()
+            assert not protocol.closed
+
+    def test_a_forked_child_can_neither_use_nor_disturb_it(self) -> None:
+        with self.connected() as (protocol, peer):
+
+            def child(report: int) -> None:
+                for name, call in self.calls(protocol).items():
+                    outcome = _outcome(call, 0)
+                    assert isinstance(outcome, ForkedSocketError), f"{name} ended with {outcome!r}"
+                assert protocol.close() == 0
+
+            in_forked_child(child, self.limit)
+            self.check_exchange(protocol, peer)
+
+
+def _outcome(call: Call, timeout: float | None, outside: gevent.Timeout | None = None) -> object:
+    """Return what a call returns or raises, a ``gevent.Timeout`` of its caller's included."""
+    try:
+        if outside is None:
+            return call(timeout)
+        with outside:
+            return call(timeout)
+    except (MultiSocketError, gevent.Timeout) as error:
+        return error
+
+
+class Warnings(logging.Handler):
+    """What protocols warn of in the body of a ``with`` statement.
+
+    Attributes:
+        warnings: the texts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.warnings: list[str] = []
+        self._logger = logging.getLogger("gmultisocket.protocol")
+
+    def __enter__(self) -> Warnings:
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.warnings.append(record.getMessage())
