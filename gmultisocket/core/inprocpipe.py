@@ -210,7 +210,8 @@ class InprocPipe(Pipe):
         self.connection.pipe = self
         peer = self.connection.peer.pipe
         if isinstance(peer, InprocPipe):
-            self._peer = peer
+            # Both may have been given something: this one by its sender, when it was added and before it was started.
+            self._meet(peer)
             peer._meet(self)
         self.limits_changed()
 

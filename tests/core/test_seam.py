@@ -1,0 +1,182 @@
+"""What a protocol sees through the seam, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import gevent
+import pytest
+
+from gmultisocket import Message, Pipe, Socket
+from gmultisocket.core.seam import Seam
+from gmultisocket.errors import Closed, MessageTooLong, Timeout
+from gmultisocket.testing import wait_until
+
+LONG = 10.0
+
+
+@pytest.fixture(params=["inproc", "tcp"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Socket, Socket]]:
+    """Two sockets of which the second has dialed the first."""
+    address = {"inproc": "inproc://seam", "tcp": "tcp://127.0.0.1:0"}[request.param]
+    with Socket() as one, Socket() as other:
+        other.dial(one.listen(address).address)
+        one.wait_pipes(1, LONG)
+        yield one, other
+
+
+# Messages
+
+
+def test_what_the_callback_takes_never_gets_into_the_queue(ends: tuple[Socket, Socket]) -> None:
+    one, other = ends
+    seen: list[bytes] = []
+
+    def callback(message: Message) -> bool:
+        seen.append(message.content)
+        return message.content.startswith(b"mine")
+
+    Seam(one).on_message(callback)
+    for content in (b"mine 1", b"yours 1", b"mine 2", b"yours 2"):
+        other.send(content)
+    assert [one.recv(LONG) for _ in range(2)] == [b"yours 1", b"yours 2"]
+    assert seen == [b"mine 1", b"yours 1", b"mine 2", b"yours 2"]
+    assert one.queued == 0
+
+
+@pytest.mark.parametrize("address", ["inproc://seam", "tcp://127.0.0.1:0"])
+def test_what_the_callback_takes_needs_no_room_in_the_queue(address: str) -> None:
+    taken: list[bytes] = []
+
+    def callback(message: Message) -> bool:
+        if message.content != b"mine":
+            return False
+        taken.append(message.content)
+        return True
+
+    with Socket({"socket.recv_queue_size": 1}) as one, Socket() as other:
+        Seam(one).on_message(callback)
+        other.dial(one.listen(address).address)
+        other.send(b"yours")
+        for _ in range(1000):
+            other.send(b"mine", LONG)
+        wait_until(lambda: len(taken) == 1000)
+        assert one.queued == 1 and one.recv(LONG) == b"yours"
+
+
+def test_all_that_came_by_a_pipe_is_shown_before_the_pipe_is_seen_to_close() -> None:
+    with Socket() as one:
+        seen: list[str] = []
+        Seam(one).on_message(lambda message: not seen.append(message.content.decode()))
+        Seam(one).on_pipe(lambda kind, pipe: seen.append(kind))
+        address = one.listen("tcp://127.0.0.1:0").address
+        for _ in range(20):
+            with Socket() as other:
+                other.dial(address)
+                for number in range(3):
+                    other.send(b"%d" % number)
+            wait_until(lambda: len(seen) == 5)
+            assert seen == ["add", "0", "1", "2", "remove"]
+            seen.clear()
+
+
+# Pipes
+
+
+def test_the_callback_hears_of_a_pipe_at_once_and_before_others(ends: tuple[Socket, Socket]) -> None:
+    one, _ = ends
+    heard: list[str] = []
+    one.on_pipe(lambda event: heard.append(f"others: {event.kind}"))
+
+    def callback(kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        heard.append(f"{kind} {pipe.closed}")
+
+    Seam(one).on_pipe(callback)
+    one.close_pipe(next(iter(one.pipes)))
+    assert heard == ["remove True"]
+    wait_until(lambda: heard[1:2] == ["others: remove"])
+
+
+# Sending
+
+
+def test_send_one_says_to_which_pipe_and_only_if_it_is_sent(ends: tuple[Socket, Socket]) -> None:
+    one, other = ends
+    taken: list[Pipe] = []
+    assert Seam(one).send_one(b"content", LONG, taken.append)
+    assert taken == list(one.pipes.values())
+    assert other.recv(LONG) == b"content"
+    with pytest.raises(MessageTooLong):
+        Seam(one).send_one(bytes(1 << 20), LONG, taken.append)
+    with Socket() as alone, pytest.raises(Timeout):
+        Seam(alone).send_one(b"content", 0, taken.append)
+    assert len(taken) == 1
+
+
+def test_a_message_that_loses_its_pipe_is_seen_to_move_or_is_forgotten() -> None:
+    moves: list[tuple[bytes, Pipe | None]] = []
+
+    def moved(message: Message, pipe: Pipe | None) -> bool:
+        moves.append((message.content, pipe))
+        return message.content != b"unwanted"
+
+    with Socket() as one, Socket({"socket.recv_queue_size": 1}) as stuck, Socket() as other:
+        Seam(one).on_move(moved)
+        address = one.listen("inproc://moves").address
+        stuck.dial(address)
+        one.wait_pipes(1, LONG)
+        for content in (b"arrives", b"wanted", b"unwanted"):
+            one.send(content)
+        (pipe,) = one.pipes.values()
+        assert pipe.queued == 2
+        pipe.close()
+        assert moves == [(b"wanted", None), (b"unwanted", None)]
+        stuck.close()
+        other.dial(address)
+        assert other.recv(LONG) == b"wanted"
+        assert moves[2:] == [(b"wanted", next(iter(one.pipes.values())))]
+
+
+def test_what_is_sent_again_waits_for_a_pipe_and_goes_first() -> None:
+    with Socket() as one, Socket() as other:
+        Seam(one).send_again(b"again")
+        waiting = gevent.spawn(one.send, b"after it", LONG)
+        gevent.sleep(0)
+        other.dial(one.listen("inproc://again").address)
+        assert [other.recv(LONG), other.recv(LONG)] == [b"again", b"after it"]
+        waiting.get(timeout=LONG)
+
+
+# Receiving
+
+
+def test_a_socket_that_has_stopped_receiving_still_sends(ends: tuple[Socket, Socket]) -> None:
+    one, other = ends
+    waiting = gevent.spawn(pytest.raises, Closed, one.recv)
+    gevent.sleep(0)
+    Seam(one).stop_receiving("enough")
+    waiting.get(timeout=LONG)
+    other.send(b"too late")
+    wait_until(lambda: one.counters.drops == {"closed": 1})
+    one.send(b"still here")
+    assert other.recv(LONG) == b"still here"
+
+
+def test_what_nobody_had_taken_is_counted_when_receiving_stops(ends: tuple[Socket, Socket]) -> None:
+    one, other = ends
+    other.send(b"unread")
+    wait_until(lambda: one.queued == 1)
+    Seam(one).stop_receiving("enough")
+    assert one.queued == 0
+    assert one.counters.drops == {"closed": 1}
+
+
+def test_drops_are_counted_on_the_pipe_while_it_is_open_and_on_the_socket(ends: tuple[Socket, Socket]) -> None:
+    one, _ = ends
+    (pipe,) = one.pipes.values()
+    Seam(one).count_drop("garbage", pipe.id)
+    assert pipe.counters.drops == {"garbage": 1}
+    one.close_pipe(pipe.id)
+    Seam(one).count_drop("garbage", pipe.id)
+    assert one.counters.drops == {"garbage": 2}
