@@ -248,7 +248,7 @@ class Connector:
 
     def _adopt(self, pipe: Pipe) -> None:
         if not self.dials:
-            pipe.close("the socket is closing")
+            pipe.discard("the socket is closing")
             return
         self.pipes[pipe.id] = pipe
         self.sender.add(pipe)

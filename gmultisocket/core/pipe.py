@@ -298,5 +298,11 @@ class Pipe(ABC):
         logger.debug("pipe %d to %s closed: %s", self.id, snippet(self.peer_address), snippet(self.reason, 200))
         self._connector.pipe_closed(self)
 
+    def discard(self, reason: str) -> None:
+        """Close a pipe that nobody has heard of yet."""
+        self._move(PipeState.CLOSED)
+        self.reason = reason
+        self.connection.close()
+
     def _end(self, reason: str | MultiSocketError) -> None:  # noqa: B027
         """Say goodbye to the peer where the transport has words for it. Never blocks."""

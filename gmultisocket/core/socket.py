@@ -386,6 +386,8 @@ class Socket:
             for worker in [*stopped, *pipes]:
                 worker.join()
             connector.join()
+            # What was closed before this call may be waiting for the loop's next turn to be let go.
+            gevent.sleep(0)
             return connector.lost() - lost_before
         finally:
             owner.unregister(self)
