@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import fanout, importtime, inproc, memory, oneway, roundtrip
 from .contestants import CONTESTANTS, missing
-from .harness import Entry, Row, measure
+from .harness import Entry, Row, Scale, measure
 from .report import Measured, machine, to_json, to_rst, to_text
 from .worker import raise_descriptor_limit
 
@@ -36,7 +36,7 @@ def main() -> int:
         row = dataclasses.replace(row, entries=[entry for entry in row.entries if not only or entry.contestant in only])
         if not row.entries:
             continue
-        scale = dataclasses.replace(row.scale, quick=arguments.quick)
+        scale = Scale(arguments.quick, row.seconds)
         repeats = arguments.repeats or (1 if arguments.quick else row.repeats)
         table.append(Measured(row, measure(row, scale, repeats, _missing)))
         if not arguments.json:

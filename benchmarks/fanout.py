@@ -51,18 +51,18 @@ def _many() -> Row:
     ]
     figure = Figure("gmultisocket, 10,000 peers", "gmultisocket, 1,000 peers", at_most=1.3)
     title = "a delivery of {size} at 10,000 tcp peers, one publish at a time"
-    return Row("fanout-10000", title, "µs", False, entries, [figure], scale=Scale(seconds=60))
+    return Row("fanout-10000", title, "µs", False, entries, [figure], seconds=60)
 
 
 def _rate(contestant: str, burst: int, stuck: int, scale: Scale) -> Outcome:
     peers = scale.count(_PEERS, 20)
-    bursts = scale.count(max(10, 200 // burst), 2)
+    bursts = scale.count(max(10, 100 // burst), 2)
     seconds, size = _run(contestant, scale, peers=peers, burst=burst, bursts=bursts, stuck=stuck)
     return Outcome(peers * burst * bursts / seconds, size)
 
 
 def _cost(contestant: str, peers: int, scale: Scale) -> Outcome:
-    bursts = scale.count(200_000 // peers, 2)
+    bursts = scale.count(100_000 // peers, 2)
     peers = scale.count(peers, peers // 100)
     seconds, size = _run(contestant, scale, peers=peers, burst=1, bursts=bursts, stuck=0)
     return Outcome(seconds / (peers * bursts) * 1e6, size)

@@ -59,8 +59,8 @@ class Scale:
         seconds: when a run is given up.
     """
 
-    quick: bool = False
-    seconds: float = 20.0
+    quick: bool
+    seconds: float
 
     def count(self, full: int, quick: int) -> int:
         """Return one of two amounts."""
@@ -123,6 +123,8 @@ class Row:
         title: for people; ``{size}`` stands for the measured content bytes.
         unit: of the values.
         more_is_better: or less.
+        repeats: of every entry.
+        seconds: when a run is given up.
     """
 
     name: str
@@ -132,7 +134,7 @@ class Row:
     entries: Sequence[Entry]
     figures: Sequence[Figure] = ()
     repeats: int = 5
-    scale: Scale = field(default_factory=Scale)
+    seconds: float = 20.0
 
 
 @dataclass
@@ -206,14 +208,15 @@ class Peer:
 
     Args:
         task: ``"module:function"``.
-        deadline: by ``time.monotonic()``: when to stop waiting for what it says.
+        scale: says how long to wait for what it says, from its start on.
         peers: all of the run; where one has failed, none is waited for.
         arguments: of the function.
     """
 
-    def __init__(self, task: str, deadline: float, peers: Sequence[Peer], arguments: dict[str, Any]) -> None:
+    def __init__(self, task: str, scale: Scale, peers: Sequence[Peer], arguments: dict[str, Any]) -> None:
         self._task = task
-        self._deadline = deadline
+        self._patience = scale.seconds
+        self._deadline = time.monotonic() + scale.seconds
         self._peers = peers
         self._said = b""
         self._stderr = tempfile.TemporaryFile()
@@ -233,7 +236,7 @@ class Peer:
         while b"\n" not in self._said:
             left = self._deadline - time.monotonic()
             if left <= 0:
-                raise RunTimeout("hangs")
+                raise RunTimeout(f"hangs: not done in {self._patience:g} s")
             if not select.select([self._process.stdout], [], [], min(left, _LOOK_AROUND))[0]:
                 for peer in self._peers:
                     peer._check()
@@ -288,11 +291,10 @@ def address_of(transport: str) -> Iterator[str]:
 @contextmanager
 def started(scale: Scale) -> Iterator[Callable[..., Peer]]:
     """Give a function ``start(task, **arguments) -> Peer``, and end all that it started."""
-    deadline = time.monotonic() + scale.seconds
     peers: list[Peer] = []
 
     def start(task: str, **arguments: Any) -> Peer:
-        peers.append(Peer(task, deadline, peers, arguments))
+        peers.append(Peer(task, scale, peers, arguments))
         return peers[-1]
 
     try:

@@ -30,7 +30,8 @@ def rows() -> list[Row]:
             f"inproc-20000-{task}", f"20,000 inproc clients x 10 {task}, {{size}}", "s", False,
             [Entry("gmultisocket", partial(_crowd, task), "gmultisocket")],
             [Figure("gmultisocket", limit=limit)],
-            scale=Scale(seconds=60),
+            repeats=3,
+            seconds=60,
         )
         for task, limit in (("replies", 5.0), ("send_all", 3.5))
     ]  # fmt: skip

@@ -25,7 +25,7 @@ def rows() -> list[Row]:
     figure = Figure("gmultisocket", limit=12.0)
     title = "memory of an idle tcp peer on the server, 10,000 peers"
     # The same every time but for a page or two: three runs say it.
-    return [Row("memory", title, "KiB", False, entries, [figure], repeats=3, scale=Scale(seconds=60))]
+    return [Row("memory", title, "KiB", False, entries, [figure], repeats=3, seconds=60)]
 
 
 def _run(contestant: str, scale: Scale) -> Outcome:

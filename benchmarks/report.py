@@ -89,7 +89,7 @@ def _cells(measured: Measured) -> Iterable[tuple[str, str, str, str]]:
     for index, result in enumerate(measured.results):
         value = result.median
         ratio = ""
-        if index and value and first:
+        if index and value and first and measured.results[0].entry.contestant == "gmultisocket":
             ratio = f"{first / value if row.more_is_better else value / first:.2f}x"
         yield result.entry.name, "" if value is None else f"{_number(value)} {row.unit}", ratio, result.remark
 
@@ -116,23 +116,26 @@ def to_text(measured: Measured) -> str:
 
 def to_rst(table: Sequence[Measured]) -> str:
     """Return the tables of a whole run as reStructuredText: the figures, and then what was measured."""
-    figures = [
-        (measured.title, *line) for measured in table for line in _verdict_lines(measured)
-    ]  # fmt: skip
-    values = [(measured.title if not index else "", *cells)
-              for measured in table for index, cells in enumerate(_cells(measured))]  # fmt: skip
-    return "\n".join([
-        f"Measured with {machine()}.", "",
-        *_list_table(("work", "what", "measured", "figure", "reached"), figures), "",
-        *_list_table(("work", "who", "median", "gmultisocket is better by", "remark"), values), "",
-    ])  # fmt: skip
+    figures = [(measured.title, *line) for measured in table for line in _verdict_lines(measured)]
+    values = [(measured.title, *cells) for measured in table for cells in _cells(measured)]
+    lines = [
+        f"Measured with {machine()}.",
+        "",
+        *_list_table(("work", "what", "measured", "figure", "reached"), figures),
+        "",
+        *_list_table(("work", "who", "median", "gmultisocket is better by", "remark"), values),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _list_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterable[str]:
     yield from (".. list-table::", "   :header-rows: 1", "")
+    work = None
     for line in (head, *lines):
-        for index, cell in enumerate(line):
-            yield f"   {'-' if index else '*'}{' -' if not index else '  '} {cell}".rstrip()
+        # The same work as on the line above is not named again.
+        first, work = "" if line[0] == work else line[0], line[0]
+        for index, cell in enumerate((first, *line[1:])):
+            yield f"   {'  -' if index else '* -'} {cell}".rstrip()
 
 
 def to_json(table: Sequence[Measured]) -> str:

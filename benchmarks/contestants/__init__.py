@@ -23,6 +23,7 @@ class _Place(NamedTuple):
 CONTESTANTS = {
     "gmultisocket": _Place("ours", "gmultisocket"),
     "pyzmq": _Place("pyzmq", "zmq"),
+    "pyzmq, no limit": _Place("unlimited", "zmq"),
     "zmq.green": _Place("green", "zmq"),
     "pynng": _Place("nng", "pynng"),
     "gevent": _Place("bare", "gevent"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from gevent import Greenlet, sleep, socket, spawn
+from gevent import sleep, socket
 from gevent.server import StreamServer
 
 from .base import FAN_OUT, Contestant
@@ -20,24 +20,23 @@ class Adapter(Contestant):
     green = True
 
     def __init__(self) -> None:
+        self._listener: Any = None
+        self._socket: Any = None
         self._buffer = bytearray()
         self._peers: list[Any] = []
-        self._readers: list[Greenlet[..., Any]] = []
         self.send, self.recv, self.publish = self._send, self._recv, self._publish
 
     def listen(self, purpose: str, address: str) -> str:
         if address.startswith("ipc://"):
-            listener = socket.socket(socket.AF_UNIX)
-            listener.bind(address.removeprefix("ipc://"))
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(address.removeprefix("ipc://"))
         else:
-            listener = socket.socket()
-            listener.bind(("127.0.0.1", 0))
-            address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        listener.listen(4096)
+            self._listener = socket.socket()
+            self._listener.bind(("127.0.0.1", 0))
+            address = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener.listen(4096)
         if purpose == FAN_OUT:
-            StreamServer(listener, self._keep).start()
-        else:
-            spawn(self._accept, listener)
+            StreamServer(self._listener, self._keep).start()
         return address
 
     def dial(self, purpose: str, address: str) -> None:
@@ -63,8 +62,8 @@ class Adapter(Contestant):
     def burst(self, content: bytes, count: int) -> None:
         self._write((_LENGTH.pack(len(content)) + content) * count)
 
-    def _accept(self, listener: Any) -> None:
-        self._socket, _ = listener.accept()
+    def _accept(self) -> None:
+        self._socket, _ = self._listener.accept()
         if self._socket.family == socket.AF_INET:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -74,8 +73,8 @@ class Adapter(Contestant):
     def _recv(self) -> bytes:
         buffer = self._buffer
         while len(buffer) < 4 or len(buffer) < 4 + _LENGTH.unpack_from(buffer)[0]:
-            while not hasattr(self, "_socket"):
-                sleep(0.005)
+            if self._socket is None:
+                self._accept()
             data = self._socket.recv(_READ_SIZE)
             if not data:
                 raise ConnectionError("the peer closed the connection")

@@ -46,7 +46,7 @@ class Adapter(Contestant):
         self.socket.wait_pipes(count)
 
     def stuff(self) -> None:
-        """Fill the queue of the peer that connected last and does not read; what it cannot take is dropped from now on."""
+        """Fill the queue of the last peer, which does not read; what a peer cannot take is dropped from now on."""
         self.socket.set_option("socket.send_overflow", "drop_newest")
         pipe = list(self.socket.pipes.values())[-1]
         while not pipe.full:

@@ -1,8 +1,8 @@
 """Plain pyzmq: its I/O thread does the network's work, and its calls hold up the thread that makes them.
 
-PUSH and PULL for one way: they block at the high-water mark, 1,000 by default, and lose nothing. DEALER at both ends
-for the round trip: measured against REQ and REP, and PAIR, it is the fastest. XPUB for fan-outs, without a high-water
-mark so that nothing is dropped: PUB is the same code, but cannot tell when all have subscribed.
+PUSH and PULL for one way: they block at the high-water mark, 1,000 messages by default, and lose nothing. DEALER at
+both ends for the round trip: measured against REQ and REP, and PAIR, it is the fastest. XPUB for fan-outs, without a
+high-water mark so that nothing is dropped: PUB is the same code, but cannot tell when all have subscribed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ _SHORT = 255
 class Adapter(Contestant):
     handshake = "zmtp"
     library: ModuleType = zmq
+    #: Messages that may wait at either end of a one-way connection; 0 for any number.
+    high_water_mark = 1000
 
     def __init__(self) -> None:
         self.context = self.library.Context()
 
     def _use(self, kind: int) -> Any:
         self.socket = self.context.socket(kind)
+        self.socket.set_hwm(self.high_water_mark)
         self.send = self.publish = self.socket.send
         self.recv = self.socket.recv
         return self.socket

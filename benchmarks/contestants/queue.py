@@ -1,4 +1,4 @@
-"""gevent's SimpleQueue between two greenlets, bounded as our queues are: the least that handing something over costs."""
+"""gevent's SimpleQueue between two greenlets, bounded as our queues are: the least that a handover costs."""
 
 from __future__ import annotations
 
