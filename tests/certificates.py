@@ -108,3 +108,8 @@ def write_authority(folder: Path, ca: trustme.CA | None = None, name: str = "ca"
     path = folder / f"{name}.pem"
     (ca or authority()).cert_pem.write_to_path(str(path))
     return {TLS.cafile.name: str(path)}
+
+
+def listen_query(folder: Path) -> str:
+    """Write the listener's certificate, and return the options of an address that name it."""
+    return "&".join(f"{name}={path}" for name, path in write_certificate(folder, server_certificate(), "server").items())
