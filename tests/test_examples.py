@@ -30,10 +30,25 @@ peer reads:  b'welcome, whoever you are\\n'
 peer reads:  b'you said just bytes\\n'
 peer reads:  b'news for everybody\\n'
 """,
+    "reqrep.py": """\
+one at a time:   [0, 1, 4, 9, 16]
+100 at once:     328350
+a bad request:   request timed out after 0.1 s
+a Rep that dies: 10 answered, 2 told that it has gone
+""",
+    "pair.py": """\
+  guest: Is anybody in?
+   host: Come in.
+         (a stranger has knocked, and the host still has 1 peer)
+   host: Next, please.
+""",
 }
 #: What it prints somewhere, where not.
 HOLDS = {
+    "bus.py": "Eve heard: hello from Ada, hello from Bob, hello from Cid, hello from Dot\n",
     "custom_transport.py": "through a transport of our own\n",
+    "pipeline.py": "total   14850000\n",
+    "survey.py": "4 asked, 2 answered: east 70, north 12\n",
 }
 
 

@@ -1,0 +1,55 @@
+"""Request and reply: one Req asks, three Reps answer, one of them dies, and nobody is left without an answer.
+
+    python3 examples/reqrep.py
+"""
+
+import gevent
+
+from gmultisocket.errors import PeerGone, Timeout
+from gmultisocket.protocol import Rep, Req
+
+
+def square(content: bytes) -> bytes:
+    """The handler: takes a request's payload and returns the reply's. It may block, as others run meanwhile."""
+    gevent.sleep(0.01)
+    return b"%d" % int(content) ** 2
+
+
+def main() -> None:
+    with Req() as req:
+        address = req.listen("tcp://127.0.0.1:0").address
+        reps = [Rep(square, concurrency=4) for _ in range(3)]
+        for rep in reps:
+            rep.dial(address)
+            rep.start()
+        req.wait_pipes(3, timeout=5)
+
+        print("one at a time:  ", [int(req.request(b"%d" % number)) for number in range(5)])
+
+        requests = [req.request_async(b"%d" % number) for number in range(100)]
+        print("100 at once:    ", sum(int(request.get(timeout=5)) for request in requests))
+
+        # A handler that fails answers nothing. That is logged on its side; here the time runs out.
+        try:
+            req.request(b"no number", timeout=0.1)
+        except Timeout as error:
+            print("a bad request:  ", error)
+
+        # Without retry the requests that were with a Rep which goes away fail at once. With it another Rep is asked,
+        # which is for requests that do no harm when they are executed twice.
+        requests = [req.request_async(b"%d" % number, retry=number % 2) for number in range(12)]
+        reps[0].close(linger=0)
+        outcomes = []
+        for number, request in enumerate(requests):
+            try:
+                outcomes.append(int(request.get(timeout=5)) == number**2)
+            except PeerGone:
+                outcomes.append(None)
+        print("a Rep that dies:", outcomes.count(True), "answered,", outcomes.count(None), "told that it has gone")
+
+        for rep in reps[1:]:
+            rep.close()
+
+
+if __name__ == "__main__":
+    main()
