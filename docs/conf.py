@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import sys
 from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
 _setup = configparser.ConfigParser()
-_setup.read(Path(__file__).resolve().parent.parent / "setup.cfg")
+_setup.read(ROOT / "setup.cfg")
 
 project = "gmultisocket"
 author = "The gmultisocket authors"
@@ -21,3 +30,31 @@ highlight_language = "python"
 
 html_theme = "furo"
 html_title = f"gmultisocket {release}"
+
+
+class OptionTable(SphinxDirective):
+    """``.. option-table:: socket``: a table of the options whose names begin so, from their own declarations."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        from gmultisocket.options import describe
+
+        prefix = f"{self.arguments[0]}."
+        options = [option for option in describe() if option.name.startswith(prefix)]
+        if not options:
+            raise self.error(f"no option begins with {prefix}")
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 14 52", ""]
+        for row in [("Option", "Default", "What it does"), *map(self._row, options)]:
+            lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
+        return self.parse_text_to_nodes(StringList(lines, "options"))
+
+    def _row(self, option: Any) -> tuple[str, str, str]:
+        default = oct(option.default) if option.name.endswith(".mode") else repr(option.default)
+        unit = f" {option.unit}" if option.unit and option.default else ""
+        expected = option.expected[0].upper() + option.expected[1:]
+        return f"``{option.name}``", f"``{default}``{unit}", f"{option.doc} *{expected}.*"
+
+
+def setup(app: Any) -> None:
+    app.add_directive("option-table", OptionTable)
