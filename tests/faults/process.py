@@ -16,7 +16,17 @@ from pathlib import Path
 import pytest
 from gevent import subprocess as gsubprocess
 
-__all__ = ["MIB", "ROOT", "cpu_time", "descriptors_exhausted", "needs", "resident", "run_script", "spawn_script"]
+__all__ = [
+    "MIB",
+    "ROOT",
+    "cpu_time",
+    "descriptors_exhausted",
+    "many_descriptors",
+    "needs",
+    "resident",
+    "run_script",
+    "spawn_script",
+]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 1 << 20
@@ -55,6 +65,19 @@ def descriptors_exhausted(spare: int = 0) -> Iterator[None]:
     finally:
         for descriptor in held:
             os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@contextmanager
+def many_descriptors(count: int) -> Iterator[None]:
+    """Let this process have so many descriptors; the test is skipped where the system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count:
+        pytest.skip(f"takes {count} descriptors, and {hard} is the limit here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+
+import gevent
+import pytest
+
 from gmultisocket import Socket
+from gmultisocket.errors import MessageTooLong, Timeout
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import INTERNAL, Decoder
-from tests.faults.peers import crowd, frame, read_message, stuck
-from tests.faults.process import MIB, resident
+from tests.faults.peers import crowd, frame, read_message, read_until_closed, reset, stuck
+from tests.faults.process import MIB, resident, spawn_script
 
 PING, PONG = b"\x01", b"\x02"
 
@@ -45,3 +53,199 @@ def test_peers_that_flood_a_program_which_does_not_receive_cost_little_more_than
         assert resident() - before < 50 * MIB
         for _ in range(1000):
             assert server.recv(timeout=5) == b""
+
+
+CAP = 64 * 65536
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest", "disconnect"])
+def test_a_stuck_peer_costs_a_to_all_sender_its_own_messages_only(policy: str) -> None:
+    """100 contents of 64 KiB to three peers of which one does not read, as fast as the others take them."""
+    with Socket({"socket.send_overflow": policy}) as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 65536})
+        with stuck(listener), Socket() as first, Socket() as second:
+            server.wait_pipes(1, timeout=5)
+            [blocked] = server.pipes.values()
+            for client in (first, second):
+                client.dial(listener.address)
+            server.wait_pipes(3, timeout=5)
+            before = resident()
+            sent = [b"%d" % number + bytes(65536) for number in range(100)]
+            for content in sent:
+                server.send_all(content, timeout=5)
+                for client in (first, second):
+                    assert client.recv(timeout=5) == content
+            assert resident() - before < 2 * CAP
+            if policy == "disconnect":
+                assert blocked.closed
+                assert blocked.reason == "its send queue was full (socket.send_overflow is disconnect)"
+                assert len(server.pipes) == 2
+            else:
+                assert blocked.queued <= server.get_option("socket.send_queue_size") + 1
+                dropped = blocked.counters.drops["overflow"]
+                assert blocked.counters.messages_sent + blocked.queued + dropped == 100
+
+
+def test_a_to_all_sender_that_waits_for_a_stuck_peer_has_served_the_others_first() -> None:
+    """With ``block``: 2 of 3 get everything up to the message that the third has no room for, that one included."""
+    with Socket() as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 65536})
+        with stuck(listener), Socket() as first, Socket() as second:
+            server.wait_pipes(1, timeout=5)
+            for client in (first, second):
+                client.dial(listener.address, {"socket.recv_queue_size": 1000})
+            server.wait_pipes(3, timeout=5)
+            number = 0
+            with pytest.raises(Timeout) as caught:
+                while True:
+                    server.send_all(b"%d" % number + bytes(65536), timeout=0.1)
+                    for client in (first, second):
+                        assert client.recv(timeout=5).rstrip(b"\0") == b"%d" % number
+                    number += 1
+            assert caught.value.sent == 2
+            for client in (first, second):
+                assert client.recv(timeout=5).rstrip(b"\0") == b"%d" % number
+            # To one, to a destination, a look at the pipes, a close: none of it waits for the stuck peer.
+            server.send(b"to one", timeout=5)
+            first.send(b"hello")
+            message = server.recv_msg(timeout=5)
+            server.send_to(message.source, b"to you", timeout=5)
+            server.close(linger=0)
+
+
+def test_peers_that_are_full_for_a_moment_do_not_wait_behind_one_that_is_stuck() -> None:
+    with Socket({"socket.send_queue_size": 2}) as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 65536})
+        with stuck(listener), stuck(listener, room=65536) as [slow]:
+            server.wait_pipes(2, timeout=5)
+            with pytest.raises(Timeout):
+                while True:
+                    server.send_all(bytes(65536), timeout=0)
+            while not all(pipe.full for pipe in server.pipes.values()):
+                with contextlib.suppress(Timeout):
+                    server.send_all(bytes(65536), timeout=0)
+            sender = gevent.spawn(server.send_all, b"last")
+            decoder = Decoder(1)
+            while b"last" not in [message.content for message in read_message(slow, decoder)]:
+                pass
+            assert not sender.ready()
+            sender.kill()
+
+
+def test_a_stuck_peer_that_dies_during_a_to_all_send_locks_nothing_up() -> None:
+    """After its reset: to-all, to-one and to-destination sends, new peers, and close() all go on."""
+    with Socket() as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 65536})
+        with stuck(listener) as [peer], Socket() as client:
+            client.dial(listener.address)
+            server.wait_pipes(2, timeout=5)
+
+            def send_for_ever() -> None:
+                while True:
+                    server.send_all(bytes(65536))
+
+            sender = gevent.spawn(send_for_ever)
+            stuck_pipe = next(pipe for pipe in server.pipes.values() if pipe.peer_address != client_end(client))
+            while not stuck_pipe.full:
+                client.recv(timeout=5)
+            reset(peer)
+            for _ in range(300):
+                assert len(client.recv(timeout=5)) == 65536
+            sender.kill()
+            with Socket() as late:
+                late.dial(listener.address)
+                server.wait_pipes(2, timeout=5)
+                late.send(b"hello")
+                way_back = server.recv_msg(timeout=5).source
+                server.send_to(way_back, b"to you", timeout=5)
+                assert late.recv(timeout=5) == b"to you"
+            assert server.close(linger=0) >= 0
+
+
+def client_end(client: Socket) -> str:
+    """Return the address under which a client's only pipe is known to its server."""
+    return next(iter(client.pipes.values())).local_address
+
+
+RECEIVES = """
+import sys
+from gmultisocket import Socket
+with Socket() as sock:
+    sock.dial(sys.argv[1])
+    sock.send(b"ready")
+    while True:
+        content = sock.recv()
+        if content[:4] == b"last":
+            sock.send(b"%d" % sock.counters.messages_received)
+"""
+
+
+def test_a_stopped_process_costs_bounded_memory_and_goes_on_when_it_is_continued() -> None:
+    """SIGSTOP for as long as it takes to offer 128 MiB, then SIGCONT: what comes out is in order and whole."""
+    with Socket({"socket.send_overflow": "drop_newest"}) as server:
+        listener = server.listen("tcp://127.0.0.1:0")
+        with spawn_script(RECEIVES, listener.address) as child:
+            assert server.recv(timeout=20) == b"ready"
+            [pipe] = server.pipes.values()
+            os.kill(child.pid, signal.SIGSTOP)
+            before = resident()
+            for number in range(2048):
+                server.send_all(b"%d" % number + bytes(65536))
+            assert pipe.full
+            assert resident() - before < 2 * CAP
+            assert pipe.counters.drops["overflow"] > 1000
+            os.kill(child.pid, signal.SIGCONT)
+            wait_until(lambda: not pipe.queued, timeout=20)
+            server.send_all(b"last")
+            arrived = int(server.recv(timeout=20))
+            assert arrived == 2049 - pipe.counters.drops["overflow"]
+            assert len(server.pipes) == 1
+
+
+def test_stuck_peers_of_a_fan_out_share_the_memory_of_what_waits_for_them() -> None:
+    """1 MiB waits for each of 50 stuck peers, the same for all of them."""
+    options = {"socket.send_overflow": "drop_newest", "socket.send_queue_bytes": MIB}
+    with Socket(options) as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 4096})
+        with stuck(listener, 50), crowd(listener, 50) as readers:
+            server.wait_pipes(100, timeout=5)
+            before = resident()
+            workers = [gevent.spawn(read_until_closed, reader) for reader in readers]
+            for _ in range(64):
+                server.send_all(bytes(131072))
+                gevent.sleep(0)
+            full = [pipe for pipe in server.pipes.values() if pipe.full]
+            assert len(full) >= 50
+            assert resident() - before < 24 * MIB
+            server.close(linger=0)
+            gevent.joinall(workers, raise_error=True)
+
+
+def test_a_content_over_the_limit_is_an_error_of_the_sender_and_harms_no_connection() -> None:
+    with Socket() as server, Socket() as client:
+        dialer = client.dial(server.listen("tcp://127.0.0.1:0").address)
+        poison = bytes(8 * MIB)
+        for send in (client.send, client.send_all):
+            with pytest.raises(MessageTooLong) as caught:
+                send(poison)
+            assert (caught.value.size, caught.value.limit) == (8 * MIB, 131072)
+        client.send(b"harmless")
+        assert server.recv(timeout=5) == b"harmless"
+        assert dialer.reconnects == 0
+
+
+def test_a_content_over_the_peers_limit_costs_one_connection_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """It is not offered to one peer after the other: each of them would close its pipe."""
+    options = {"socket.max_send_content_length": 0, "connector.dialer.min_reconnect_time": 0.01}
+    with Socket() as one, Socket() as other, Socket(options) as client:
+        dialers = [client.dial(server.listen("tcp://127.0.0.1:0").address) for server in (one, other)]
+        client.send(bytes(8 * MIB))
+        for number in range(20):
+            client.send(b"%d" % number, timeout=5)
+        wait_until(lambda: sum(dialer.reconnects for dialer in dialers) == 1 and len(client.pipes) == 2)
+        wait_until(lambda: one.queued + other.queued == 20)
+        assert client.counters.drops == {"disconnect": 1}
+        client.send(b"still two peers", timeout=5)
+        wait_until(lambda: one.queued + other.queued == 21)
+        assert sum(dialer.reconnects for dialer in dialers) == 1
+    assert "max_recv_content_length" in caplog.text
