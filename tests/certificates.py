@@ -112,4 +112,5 @@ def write_authority(folder: Path, ca: trustme.CA | None = None, name: str = "ca"
 
 def listen_query(folder: Path) -> str:
     """Write the listener's certificate, and return the options of an address that name it."""
-    return "&".join(f"{name}={path}" for name, path in write_certificate(folder, server_certificate(), "server").items())
+    files = write_certificate(folder, server_certificate(), "server")
+    return "&".join(f"{name}={path}" for name, path in files.items())
