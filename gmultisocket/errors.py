@@ -387,14 +387,16 @@ class RequestRefused(HandshakeFailed):
 
     Attributes:
         status: the HTTP status, 400 to 599.
+        why: the reason in words, which is what the peer reads as well.
+        headers: further headers of the answer, ``WWW-Authenticate`` say.
         address: who refused, or was refused.
-        why: the reason in words.
     """
 
-    def __init__(self, status: int, why: str = "", address: str = "") -> None:
+    def __init__(self, status: int, why: str = "", headers: dict[str, str] | None = None, address: str = "") -> None:
         super().__init__(address, why)
-        self.args = (status, why, address)
+        self.args = (status, why, headers, address)
         self.status = status
+        self.headers = headers or {}
 
     def __str__(self) -> str:
         where = f"{snippet(self.address, 200)}: " if self.address else ""

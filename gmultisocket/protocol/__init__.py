@@ -13,10 +13,13 @@ from .pair import Pair
 from .pipeline import Pull, Push
 from .pubsub import Pub, Sub
 from .reqrep import Rep, Req, Request
+from .stream import Connection, Stream
+from .streamproxy import StreamProxy
 from .survey import Respondent, Survey, Surveyor
 
 __all__ = [
     "Bus",
+    "Connection",
     "Handler",
     "Pair",
     "Protocol",
@@ -28,6 +31,8 @@ __all__ = [
     "Req",
     "Request",
     "Respondent",
+    "Stream",
+    "StreamProxy",
     "Sub",
     "Survey",
     "Surveyor",
