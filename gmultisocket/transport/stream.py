@@ -2,7 +2,7 @@
 
 The hot calls go to the C socket below the gevent one, and to the hub, directly: ``send`` must not wait, and
 ``recv`` knows when trying again would only cost a system call. Three names of gevent's that are not in its
-manual are used for that, here and nowhere else: ``_sock``, ``_read_event`` and ``_write_event``.
+manual are used for that, here and in ``tls.py`` and nowhere else: ``_sock``, ``_read_event`` and ``_write_event``.
 """
 
 from __future__ import annotations

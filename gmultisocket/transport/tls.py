@@ -6,7 +6,8 @@ certificate, and with ``transport.tls.cafile`` it requires one of its peers as w
 in its identity.
 
 Here is what TLS does on a connection: :class:`TLSConnection`, which wss uses too, and the transport around it.
-Certificates, contexts and the names of errors are in ``tlscontext.py``.
+Certificates, contexts and the names of errors are in ``tlscontext.py``. Of gevent's TLS socket a name is used that is
+not in its manual, ``_sslobj``: what reads and writes without waiting. ``stream.py`` has the others.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import ssl
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -20,6 +22,7 @@ from gmultisocket import Socket
 from gmultisocket.errors import ConnectionFailed, MultiSocketError, TLSError
 from gmultisocket.testing import Bench, StreamTransportChecks, wait_until
 from gmultisocket.testing._bench import attempt, fill, finish, never_switches
+from gmultisocket.transport import tls, tlscontext
 from gmultisocket.transport.tls import TLSConnection
 from gmultisocket.wire import TO_ALL, TO_ONE
 from tests.certificates import authority, dial_options, listen_options
@@ -55,6 +58,29 @@ def plain_tls_peer(address: str) -> Iterator[ssl.SSLSocket]:
     authority().configure_trust(context)
     with context.wrap_socket(sock, server_hostname="127.0.0.1", suppress_ragged_eofs=False) as peer:
         yield peer
+
+
+# What is used of gevent that its manual does not promise
+
+
+def test_gevent_still_has_the_names_that_are_used_here() -> None:
+    why = "gevent has changed: gmultisocket.transport.tls cannot work without this name"
+    with connected() as (one, _):
+        for name in ("read", "write", "shutdown"):
+            assert callable(getattr(one._sock._sslobj, name, None)), f"_sslobj.{name}: {why}"
+        assert one._sock._sock.gettimeout() == 0.0, f"the C socket must never wait: {why}"
+        one.close()
+        assert one._sock._sslobj is None, f"close() lets go of OpenSSL's side: {why}"
+
+
+def test_no_other_names_of_gevents_own_are_used() -> None:
+    used = set()
+    for module in (tls, tlscontext):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr):
+                if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                    used.add(node.attr)
+    assert used == {"_sslobj", "_read_event", "_write_event"}
 
 
 # Sending
