@@ -56,7 +56,7 @@ def _many() -> Row:
 
 def _rate(contestant: str, burst: int, stuck: int, scale: Scale) -> Outcome:
     peers = scale.count(_PEERS, 20)
-    bursts = scale.count(max(10, 100 // burst), 2)
+    bursts = scale.count(max(5, 100 // burst), 2)
     seconds, size = _run(contestant, scale, peers=peers, burst=burst, bursts=bursts, stuck=stuck)
     return Outcome(peers * burst * bursts / seconds, size)
 

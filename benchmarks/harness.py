@@ -265,6 +265,11 @@ class Peer:
             assert stream is not None
             stream.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
     def _check(self) -> None:
         """Raise if the process has failed."""
         if self._process.poll():
