@@ -543,11 +543,48 @@ def _check_callable(value: object) -> object:
     return value
 
 
+def _check_function(value: object) -> Callable[..., Any] | None:
+    if value is None or callable(value):
+        return cast("Callable[..., Any] | None", value)
+    raise ValueError("a function, or None")
+
+
+def _check_origins(value: object) -> tuple[str | re.Pattern[str], ...]:
+    if isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray)):
+        # Browsers write them in lower case.
+        origins = tuple([origin.lower() if isinstance(origin, str) else origin for origin in value])
+        if all(isinstance(origin, re.Pattern) or _is_origin(origin) for origin in origins):
+            return origins
+    raise ValueError("a collection of origins like https://example.com, or of compiled patterns")
+
+
+def _is_origin(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", value) is not None
+
+
+def _check_headers(value: object) -> Mapping[str, str] | Callable[[], Mapping[str, str]]:
+    if callable(value):
+        return cast("Callable[[], Mapping[str, str]]", value)
+    if isinstance(value, Mapping) and all(is_header(name, text) for name, text in value.items()):
+        return dict(value)
+    raise ValueError("a mapping of header names to values without line breaks, or a function that returns one")
+
+
+def is_header(name: object, value: object) -> bool:
+    """Tell whether two texts can be the name and value of an HTTP header: a line break in one would make two."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, str)
+        and re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) is not None
+        and re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is not None
+    )
+
+
 class socket:
     """``socket.*``: sending and receiving."""
 
     no_recv = define("socket.no_recv", bool, False, doc="Drop what arrives; receiving is an error.")
-    no_send = define("socket.no_send", bool, False, doc="Drop what is sent.")
+    no_send = define("socket.no_send", bool, False, doc="Sending is an error.")
     recv_queue_size = define(
         "socket.recv_queue_size", int, 64, unit="messages", minimum=0, maximum=65535,
         doc="How many received messages may wait before reading stops. 0: they wait with their pipes.",
@@ -754,6 +791,61 @@ class transport:
             "transport.tls.insecure", bool, False,
             doc="Dial without any check of the certificate: whoever sits on the way can read and change everything.",
         )
+
+    class ws:
+        """``transport.ws.*``: WebSocket, with TLS (``wss``) and without."""
+
+        read_buffer_size = define(
+            "transport.ws.read_buffer_size", int, 4096, unit="bytes", minimum=0, maximum=_INT32,
+            doc="No effect here: reads are as large as the pipe asks for. Accepted because Go programs set it.",
+        )
+        write_buffer_size = define(
+            "transport.ws.write_buffer_size", int, 4096, unit="bytes", minimum=0, maximum=_INT32,
+            doc="No effect here: there is no buffer but the pipe's queue. Accepted because Go programs set it.",
+        )
+        ping_interval = define(
+            "transport.ws.ping_interval", float, 20.0, unit="seconds", minimum=0,
+            doc="Ping a peer that was silent for so long; connector.pipe.heartbeat_interval goes before it. 0: never.",
+        )
+        ping_timeout = define(
+            "transport.ws.ping_timeout", float, 20.0, unit="seconds", minimum=0,
+            doc="Close the pipe of a peer that is silent for so long after a ping. 0: never.",
+        )
+        headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
+            "transport.ws.headers", object, {}, checker=_check_headers,
+            doc="For dialers: further HTTP headers, such as Authorization or Origin, or a function that returns them.",
+        )
+
+        class listener:
+            """``transport.ws.listener.*``"""
+
+            check_origin = define(
+                "transport.ws.listener.check_origin", bool, True,
+                doc="Refuse pages that come from elsewhere than the host itself and transport.ws.listener.origins. "
+                "A request without an Origin header is no page's. False: any page may connect.",
+            )
+            origins: Option[Collection[str | re.Pattern[str]]] = define(
+                "transport.ws.listener.origins", object, (), checker=_check_origins,
+                parser=lambda text: text.split(","),
+                doc="Further origins whose pages may connect, like https://example.com; in an address with commas.",
+            )
+            origin_checker: Option[Callable[..., Any] | None] = define(
+                "transport.ws.listener.origin_checker", object, None, checker=_check_function,
+                doc="A function of the request that says whether its origin is right, in place of that check.",
+            )
+            authorize: Option[Callable[..., Any] | None] = define(
+                "transport.ws.listener.authorize", object, None, checker=_check_function,
+                doc="A function of the request, called before it is accepted. It may block. It returns None, or what "
+                "is then the pipe's identity; to refuse it returns an HTTP status or raises.",
+            )
+            external_listen = define(
+                "transport.ws.listener.external_listen", bool, False,
+                doc="Bind nothing: connections are handed over by somebody else's HTTP server.",
+            )
+            pending_size = define(
+                "transport.ws.listener.pending_size", int, 16, minimum=0, maximum=65535,
+                doc="How many requests may wait for the socket to take them; later ones wait for their place.",
+            )
 
     class ipc:
         """``transport.ipc.*``"""

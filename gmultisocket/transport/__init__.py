@@ -1,8 +1,8 @@
 """Transports and the registry in which an address' scheme finds its transport.
 
-``tcp``, ``tls+tcp``, ``ipc`` and ``inproc`` are built in and imported when first used. Other people's are found
-by :func:`register`, or by an entry point in the group ``gmultisocket.transports`` whose name is the scheme and whose
-object is a :class:`Transport` or a class of one.
+``tcp``, ``tls+tcp``, ``ws``, ``wss``, ``ipc`` and ``inproc`` are built in and imported when first used. Other
+people's are found by :func:`register`, or by an entry point in the group ``gmultisocket.transports`` whose name is the
+scheme and whose object is a :class:`Transport` or a class of one.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ _BUILT_IN = {
     "tcp": "tcp",
     "tls+tcp": "tls",
     "tls": "tls",
+    "ws": "ws",
+    "ws.sr": "ws",
+    "ws.rw": "ws",
+    "wss": "ws",
     "ipc": "ipc",
     "inproc": "inproc",
     "inproc.channel": "inproc",

@@ -26,6 +26,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from ..address import Address
+from ..errors import BadMessage, MultiSocketError
 from ..options import Options
 
 __all__ = [
@@ -148,6 +149,12 @@ class PacketCodec(Protocol):
     #: Pipes whose codecs have the same key get the same bytes for a frame: a broadcast is wrapped once a key.
     #: None when every packet differs from peer to peer (masked WebSocket frames).
     key: str | None
+    #: Whether each packet that comes is one whole frame. Otherwise packets are pieces of a stream of frames.
+    whole: bool
+    #: The longest content of a message, in bytes; 0 sets no limit. Set by the pipe, whenever its option changes.
+    max_content: int
+    #: Why this codec has failed, None while it has not.
+    error: BadMessage | None
 
     def wrap(self, frame: bytes) -> bytes:
         """Return the packet for one frame (pure)."""
@@ -159,29 +166,53 @@ class PacketCodec(Protocol):
         """Take received bytes and return the packets that are complete, each one frame or, for a raw pipe, one chunk.
 
         Raises:
-            BadMessage: the bytes break the packet protocol; the pipe closes. What was complete before is lost
-                to nobody: it is returned first, and the error raised by the next call.
+            BadMessage: the bytes break the packet protocol; the pipe closes. What was complete before is lost to
+                nobody: it is returned first, the reason is in ``error``, and the next call raises it.
         """
 
-    def replies(self) -> bytes:
-        """Return bytes that the packet protocol owes the peer (pongs, close frames), to be sent before any packet."""
+    @property
+    def read_size(self) -> int:
+        """How many bytes to ask the kernel for next."""
 
-    def goodbye(self, reason: Exception | None) -> bytes:
-        """Return the bytes that end the packet protocol in order, given why the pipe closes."""
+    def replies(self) -> bytes:
+        """Return bytes that the packet protocol owes the peer (pongs), to be sent before any packet."""
+
+    def ping(self) -> bytes:
+        """Return bytes that make the peer show that it is there, b"" if the packet protocol has none."""
+
+    def goodbye(self, reason: MultiSocketError | None) -> bytes:
+        """Return the bytes that end the packet protocol in order, or that answer the peer's; b"" the next time.
+
+        Args:
+            reason: what went wrong; :class:`~gmultisocket.errors.Closed` when this side is going away, None when it
+                has simply had enough.
+        """
 
     def end(self) -> str:
         """Return why the peer ended the packet protocol, "" if it has not."""
 
 
 class PacketConnection(StreamConnection):
-    """A stream connection on which every message is one packet of the transport's own."""
+    """A stream connection on which every message is one packet of the transport's own.
+
+    The methods of a stream see the packets' bytes as they are on the wire.
+    """
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def codec(self) -> PacketCodec:
-        """The state of the packet protocol on this connection."""
+        """The state of the packet protocol on this connection, once the handshake is done."""
+
+    @property
+    def keepalive(self) -> tuple[float, float]:
+        """After how many seconds of silence to ping the peer, and to give it up; 0 never."""
+        return 0.0, 0.0
+
+    @abstractmethod
+    def unread(self, data: bytes) -> None:
+        """Take bytes back that were read too early: the next ``recv`` returns them first."""
 
 
 class MessageConnection(Connection):
@@ -251,6 +282,9 @@ class TransportListener(ABC):
     @abstractmethod
     def close(self) -> None:
         """Stop listening and remove what listening created. Never blocks; harmless when repeated."""
+
+    def join(self) -> None:  # noqa: B027, most have none
+        """Block until no greenlet of the transport's own works for the closed listener; the caller may be one."""
 
     @abstractmethod
     def abandon(self) -> None:

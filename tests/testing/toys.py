@@ -33,11 +33,14 @@ class NetstringCodec:
     """A packet is a netstring, ``5:hello,``; the empty one says goodbye."""
 
     key: str | None = "netstring"
+    whole = True
+    read_size = 1 << 16
 
     def __init__(self) -> None:
+        self.max_content = 0
+        self.error: BadMessage | None = None
         self._rest = b""
         self._ended = False
-        self._failed = False
 
     def wrap(self, frame: bytes) -> bytes:
         return b"%d:%s," % (len(frame), frame)
@@ -46,9 +49,9 @@ class NetstringCodec:
         return packet[packet.index(b":") + 1 : -1]
 
     def feed(self, data: bytes) -> list[bytes]:
-        if self._failed:
-            raise BadMessage("no netstring")
-        packets = []
+        if self.error is not None:
+            raise self.error
+        packets: list[bytes] = []
         self._rest += data
         while self._rest:
             digits, colon, rest = self._rest.partition(b":")
@@ -67,12 +70,15 @@ class NetstringCodec:
         return packets
 
     def _fail(self, packets: list[bytes]) -> list[bytes]:
-        self._failed = True
+        self.error = BadMessage("no netstring")
         if not packets:
-            raise BadMessage("no netstring")
+            raise self.error
         return packets
 
     def replies(self) -> bytes:
+        return b""
+
+    def ping(self) -> bytes:
         return b""
 
     def goodbye(self, reason: Exception | None) -> bytes:
@@ -85,7 +91,7 @@ class NetstringCodec:
 class ToyPackets(SocketConnection, PacketConnection):
     """One end of a socketpair on which netstrings travel."""
 
-    __slots__ = ("codec",)
+    __slots__ = ("_early", "codec")
 
     local_address = peer_address = "toy+packets://socketpair"
     make_codec: ClassVar[type[NetstringCodec]] = NetstringCodec
@@ -95,6 +101,14 @@ class ToyPackets(SocketConnection, PacketConnection):
     def __init__(self, sock: Any) -> None:
         super().__init__(sock)
         self.codec = self.make_codec()
+        self._early = b""
+
+    def unread(self, data: bytes) -> None:
+        self._early = data + self._early
+
+    def recv(self, size: int, /) -> bytes:
+        early, self._early = self._early[:size], self._early[size:]
+        return early or super().recv(size)
 
 
 class ToyMessages(MessageConnection):

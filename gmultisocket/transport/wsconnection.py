@@ -1,0 +1,205 @@
+"""WebSocket connections: a byte stream of another transport's, tcp or TLS, with a :class:`FrameCodec` on top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from websockets.http11 import Request, Response
+
+from .. import options as opts
+from ..errors import RequestRefused
+from ..options import Options
+from .base import PacketCodec, PacketConnection, StreamConnection
+from .wsframes import ClientFrames, ServerFrames
+from .wshandshake import UpgradeRequest, accept, authorize, check_origin, refusal
+
+__all__ = ["AcceptedWS", "WSConnection"]
+
+
+class WSConnection(PacketConnection):
+    """A WebSocket connection.
+
+    Args:
+        stream: what carries it; belongs to this object from now on.
+        scheme: of the address.
+        options: of the dialer or listener.
+        early: bytes that came behind the head of the opening handshake.
+    """
+
+    __slots__ = ("_codec", "_early", "_options", "_scheme", "_stream", "recv", "send", "sendmsg", "wait_writable")
+
+    # The stream's own, without a Python frame in between.
+    send: Callable[[bytes | memoryview], int]
+    sendmsg: Callable[[list[bytes | memoryview]], int]
+    wait_writable: Callable[[], None]
+    recv: Callable[[int], bytes]
+
+    def __init__(self, stream: StreamConnection, scheme: str, options: Options, early: bytes = b"") -> None:
+        self._stream = stream
+        self._scheme = scheme
+        self._options = options
+        self._codec: PacketCodec | None = None
+        self._early = b""
+        self.send = stream.send
+        self.sendmsg = stream.sendmsg
+        self.wait_writable = stream.wait_writable
+        self.recv = stream.recv
+        if early:
+            self.unread(early)
+
+    @classmethod
+    def dialed(
+        cls, stream: StreamConnection, scheme: str, options: Options, *, text: bool, early: bytes
+    ) -> WSConnection:
+        """Return the dialing end of a connection whose handshake is done."""
+        connection = cls(stream, scheme, options, early)
+        connection._codec = ClientFrames(text, *_codec_options(scheme, options))
+        return connection
+
+    @property
+    def codec(self) -> PacketCodec:
+        assert self._codec is not None, "the handshake is not done"
+        return self._codec
+
+    @property
+    def keepalive(self) -> tuple[float, float]:
+        interval = self._options.get(opts.transport.ws.ping_interval)
+        timeout = self._options.get(opts.transport.ws.ping_timeout)
+        return interval, interval + timeout if timeout else 0.0
+
+    @property
+    def local_address(self) -> str:
+        return self._named(self._stream.local_address)
+
+    @property
+    def peer_address(self) -> str:
+        return self._named(self._stream.peer_address)
+
+    def _named(self, address: str) -> str:
+        return f"{self._scheme}://{address.partition('://')[2]}"
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._stream.identity
+
+    # Bytes that were read too early
+
+    def unread(self, data: bytes) -> None:
+        self._early = data + self._early
+        self.recv = self._recv_early
+
+    def _recv_early(self, size: int) -> bytes:
+        early = self._early
+        if not early:
+            self.recv = self._stream.recv
+            return self.recv(size)
+        self._early = early[size:]
+        return early[:size]
+
+    # What the stream does
+
+    def shutdown_write(self) -> None:
+        self._stream.shutdown_write()
+
+    def unacknowledged(self) -> int:
+        return self._stream.unacknowledged()
+
+    def close(self) -> None:
+        self._early = b""
+        self._stream.close()
+
+    def abandon(self) -> None:
+        self._stream.abandon()
+
+
+class AcceptedWS(WSConnection):
+    """The listening end: a request has come, and :meth:`handshake` answers it.
+
+    Args:
+        stream: what carries it; belongs to this object from now on.
+        scheme: of the listener's address.
+        options: of the listener.
+        early: bytes that came behind the request.
+        request: the request.
+        respond: sends the answer that accepts it; given where it is not ours to write on the stream.
+        environ: what a WSGI server says about the request.
+    """
+
+    __slots__ = ("_environ", "_identity", "_request", "_respond")
+
+    needs_handshake = True
+
+    def __init__(
+        self,
+        stream: StreamConnection,
+        scheme: str,
+        options: Options,
+        early: bytes,
+        *,
+        request: Request,
+        respond: Callable[[Response], object] | None = None,
+        environ: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(stream, scheme, options, early)
+        # These are let go of after the handshake: an idle peer shall cost little.
+        self._request: Request | None = request
+        self._respond = respond
+        self._environ = environ
+        self._identity: Mapping[str, Any] | None = None
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the stream knows, and what ``transport.ws.listener.authorize`` has found out."""
+        return self._stream.identity if self._identity is None else self._identity
+
+    def handshake(self) -> None:
+        assert self._request is not None, "the handshake was done"
+        try:
+            response, text = accept(self._request)
+            request = self._upgrade_request(self._request)
+            check_origin(request, self._options)
+            identity = authorize(request, self._options)
+            if self._respond is None:
+                self.write_all(response.serialize())
+            else:
+                self._respond(response)
+        except RequestRefused as error:
+            self.refuse(error)
+            raise
+        if identity is not request.identity:
+            self._identity = identity
+        self._request = self._respond = self._environ = None
+        self._codec = ServerFrames(text, *_codec_options(self._scheme, self._options))
+
+    def _upgrade_request(self, request: Request) -> UpgradeRequest:
+        path, _, query = request.path.partition("?")
+        identity = self._stream.identity
+        return UpgradeRequest(path, query, request.headers, self.peer_address, identity, self._environ or {})
+
+    def refuse(self, error: RequestRefused) -> None:
+        """Answer the request with a refusal, if it was not answered. Never blocks."""
+        if self._request is not None:
+            self._request = None
+            if self._respond is None:
+                answer_with_refusal(self._stream, error)
+
+    def close(self) -> None:
+        self.refuse(RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now"))
+        super().close()
+
+
+def answer_with_refusal(stream: StreamConnection, error: RequestRefused) -> None:
+    """Refuse a request on a stream on which nothing was sent yet, so that it takes the answer at once."""
+    try:
+        stream.send(refusal(error).serialize())
+        stream.shutdown_write()
+    except OSError:
+        # The peer was faster.
+        pass
+
+
+def _codec_options(scheme: str, options: Options) -> tuple[int, bool]:
+    """Return the longest content, and whether a message is a whole frame."""
+    return options.get(opts.connector.pipe.max_recv_content_length), not scheme.endswith(".rw")

@@ -1,0 +1,456 @@
+"""WebSocket frames (RFC 6455, section 5): the packet protocol of the ws transport, as a :class:`PacketCodec`.
+
+Computes only: no I/O, no gevent, no clock. The opening handshake is in ``wshandshake.py``. What may stand in a close
+frame is left to the ``websockets`` package, and so is unmasking where its C code was built; the frames are done
+here because a codec of our own takes a fifth of the time.
+
+Opcodes and UTF-8. A side that agreed on ``multisocket.text`` sends its messages as text, but a header or content that
+is no UTF-8, which would make any strict peer hang up, goes out as a binary message. (The Go code puts all of them in
+text messages; it reads either kind.) What comes may be of either kind; a text message that is no UTF-8 closes the pipe
+with 1007, as the RFC demands. Go peers offer both subprotocols, and then binary is chosen, so they never get there.
+
+Limits. A message may be as long as the longest content with the longest paths, in 16,384 fragments at most. Nothing is
+allocated from a length that was announced: buffers grow with the bytes that have come. Of the pings that come in
+one read the last few are answered, so that a flood of them costs its sender more than us.
+
+Compression is not implemented: it is refused in the handshake, and a frame that claims to be compressed is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import copy
+from struct import Struct
+from typing import ClassVar, Final
+
+from websockets.exceptions import ProtocolError
+from websockets.frames import Close, CloseCode
+
+from ..errors import BadMessage, BadPacket, Closed, ContentTooLong, MultiSocketError, Timeout, snippet
+from ..wire import HEADER_SIZE, MAX_CONTENT, MAX_IDS
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:
+    from websockets.utils import apply_mask
+
+__all__ = ["MAX_FRAGMENTS", "ClientFrames", "FrameCodec", "ServerFrames"]
+
+#: The most frames that one message may come in.
+MAX_FRAGMENTS: Final = 16384
+
+CONTINUATION: Final = 0x0
+TEXT: Final = 0x1
+BINARY: Final = 0x2
+CLOSE: Final = 0x8
+PING: Final = 0x9
+PONG: Final = 0xA
+
+_FIN: Final = 0x80
+_RESERVED: Final = 0x70
+_OPCODE: Final = 0x0F
+#: The bit that says control frame.
+_CONTROL: Final = 0x08
+_MASKED: Final = 0x80
+
+_WHOLE_BINARY: Final = _FIN | BINARY
+#: The longest payload whose length stands in the second byte; what a control frame may have.
+_SHORT: Final = 125
+_LENGTH_16: Final = 126
+_LENGTH_64: Final = 127
+
+_pack_16 = Struct(">BBH").pack
+_pack_64 = Struct(">BBQ").pack
+_get_16 = Struct(">H").unpack_from
+_get_64 = Struct(">Q").unpack_from
+
+#: What a packet may have beside the longest content.
+_OVERHEAD: Final = HEADER_SIZE + 4 * MAX_IDS
+#: Pings in one read that are answered: the last ones.
+_MOST_PONGS: Final = 16
+#: The longest text in a close frame, in bytes.
+_MOST_REASON: Final = 123
+# What a codec tells its reader to ask the kernel for; see wire.Decoder.
+_READ_SIZE: Final = 64 * 1024
+_MAX_READ_SIZE: Final = 256 * 1024
+
+
+# Masks made in advance: asking the kernel for four bytes at a time would cost more than all the rest of a short frame.
+_masks: list[bytes] = []
+# A forked child makes its own, or it would use those of its parent.
+os.register_at_fork(after_in_child=_masks.clear)
+
+
+def _new_mask() -> bytes:
+    """Return four bytes that nobody can foretell."""
+    while True:
+        try:
+            return _masks.pop()
+        except IndexError:
+            many = os.urandom(4096)
+            _masks.extend([many[start : start + 4] for start in range(0, len(many), 4)])
+
+
+def _header(first: int, mask_bit: int, size: int) -> bytes:
+    """Return a frame's header, without its mask."""
+    if size <= _SHORT:
+        return bytes((first, mask_bit | size))
+    if size < 1 << 16:
+        return _pack_16(first, mask_bit | _LENGTH_16, size)
+    return _pack_64(first, mask_bit | _LENGTH_64, size)
+
+
+def _is_utf8(data: bytes | bytearray) -> bool:
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class FrameCodec:
+    """One connection's frames, both ways; :class:`ServerFrames` and :class:`ClientFrames` differ in who masks.
+
+    Args:
+        text: send text messages (``multisocket.text``).
+        max_content: the longest content of a message, in bytes; 0 sets no limit. May be changed at any time.
+        whole: whether each message is one frame of ours; otherwise they are pieces of one stream of them (``ws.rw``).
+    """
+
+    __slots__ = (
+        "_close",
+        "_ended",
+        "_fragments",
+        "_head",
+        "_message",
+        "_missing",
+        "_opcode",
+        "_payload",
+        "_pings",
+        "_rest",
+        "_text",
+        "error",
+        "key",
+        "max_content",
+        "whole",
+    )
+
+    #: What the second byte of a received frame must have in its highest bit.
+    _mask_bit: ClassVar[int]
+
+    def __init__(self, text: bool = False, max_content: int = 131072, whole: bool = True) -> None:
+        self.key: str | None = None
+        self.max_content = max_content
+        self.whole = whole
+        self.error: BadMessage | None = None
+        self._text = text
+        #: The payload of the peer's close frame.
+        self._close: bytes | None = None
+        #: Whether this side's close frame was made.
+        self._ended = False
+        #: Pings that are not answered yet.
+        self._pings: list[bytes] | None = None
+        # A message in fragments: what has come of it, in how many, and what kind it is; None between messages.
+        self._message: bytearray | None = None
+        self._fragments = 0
+        self._opcode = 0
+        # A frame is cut either in its header or a short payload, and `_rest` has what came of it; or in a long payload,
+        # of which `_missing` bytes are to come, `_payload` has come, and `_head` has the first byte and the mask.
+        self._rest = b""
+        self._head = (0, b"")
+        self._payload: bytearray | None = None
+        self._missing = 0
+
+    # Sending
+
+    def wrap(self, frame: bytes) -> bytes:
+        """Return the packet of one frame."""
+        raise NotImplementedError
+
+    def unwrap(self, packet: bytes) -> bytes:
+        """Return the frame of a packet that :meth:`wrap` made."""
+        raise NotImplementedError
+
+    def _encode(self, opcode: int, payload: bytes) -> bytes:
+        """Return a whole frame of any kind."""
+        raise NotImplementedError
+
+    def _opcode_for(self, payload: bytes) -> int:
+        return TEXT if self._text and _is_utf8(payload) else BINARY
+
+    def ping(self) -> bytes:
+        """Return a ping. Any byte from the peer answers it, so it needs no payload to be known by."""
+        return self._encode(PING, b"")
+
+    def replies(self) -> bytes:
+        """Return the pongs that are owed."""
+        pings, self._pings = self._pings, None
+        return b"".join([self._encode(PONG, payload) for payload in pings or ()])
+
+    def goodbye(self, reason: MultiSocketError | None) -> bytes:
+        """Return a close frame, the first time; the answer to the peer's, if that has come."""
+        if self._ended:
+            return b""
+        self._ended = True
+        if self._close is not None:
+            # An answer repeats the code.
+            return self._encode(CLOSE, self._close[:2])
+        text = "" if reason is None else snippet(str(reason), _MOST_REASON)
+        return self._encode(CLOSE, Close(_close_code(reason), text).serialize())
+
+    def end(self) -> str:
+        """Return why the peer ended the connection, "" while it has not."""
+        if self._close is None:
+            return ""
+        return f"the peer closed the WebSocket: {snippet(str(Close.parse(self._close)), 200)}"
+
+    # Receiving
+
+    @property
+    def read_size(self) -> int:
+        """How many bytes to ask the kernel for next."""
+        return min(max(self._missing, _READ_SIZE), _MAX_READ_SIZE)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a message has begun to come and is not complete."""
+        return bool(self._rest) or self._payload is not None or self._message is not None
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take received bytes and return the messages that they complete; what follows a close frame is ignored.
+
+        Raises:
+            BadPacket: the peer broke a rule of RFC 6455, or the limit of fragments.
+            ContentTooLong: a message is longer than one with ``max_content`` bytes of content can be.
+        """
+        if self.error is not None:
+            raise copy(self.error)
+        packets: list[bytes] = []
+        try:
+            self._take(data, packets)
+        except BadMessage as error:
+            self.error = copy(error)
+            self._forget()
+            if not packets:
+                raise
+        return packets
+
+    def _forget(self) -> None:
+        """Let go of what has come of an incomplete message."""
+        self._message = self._payload = self._pings = None
+        self._rest = b""
+        self._missing = 0
+
+    def _take(self, data: bytes, packets: list[bytes]) -> None:
+        """Decode every frame that is complete, and keep what has come of the next."""
+        position = 0
+        if self._close is not None:
+            return
+        if self._missing:
+            position = self._continue_payload(data, packets)
+        elif self._rest:
+            data = self._rest + data
+            self._rest = b""
+        mask_bit = self._mask_bit
+        start_of_short = 6 if mask_bit else 2
+        append = packets.append
+        end = len(data)
+        while position + 1 < end:
+            size = data[position + 1] ^ mask_bit
+            # Nearly all frames are short and a message each.
+            if size <= _SHORT and data[position] == _WHOLE_BINARY and self._message is None:
+                start = position + start_of_short
+                stop = start + size
+                if stop > end:
+                    break
+                payload = data[start:stop]
+                append(apply_mask(payload, data[start - 4 : start]) if mask_bit else payload)
+                position = stop
+                continue
+            stop = self._take_frame(data, position, packets)
+            if stop < 0:
+                break
+            position = stop
+            if self._close is not None:
+                self._forget()
+                return
+        if position < end:
+            self._rest = data[position:]
+
+    def _take_frame(self, data: bytes, position: int, packets: list[bytes]) -> int:
+        """Decode one frame of any kind. Return where it ends, -1 where it must wait for more bytes."""
+        first, second = data[position], data[position + 1] ^ self._mask_bit
+        self._check_head(first, second)
+        start, size = position + 2, second
+        if size > _SHORT:
+            get, width = (_get_16, 2) if size == _LENGTH_16 else (_get_64, 8)
+            if start + width > len(data):
+                return -1
+            (size,) = get(data, start)
+            start += width
+        self._check_size(first, size)
+        mask = b""
+        if self._mask_bit:
+            mask = data[start : start + 4]
+            start += 4
+        stop = start + size
+        if stop <= len(data):
+            payload = data[start:stop]
+            self._take_payload(first, apply_mask(payload, mask) if mask else payload, packets)
+            return stop
+        if size <= _SHORT or start > len(data):
+            return -1
+        self._head = (first, mask)
+        self._payload = bytearray(memoryview(data)[start:])
+        self._missing = stop - len(data)
+        return len(data)
+
+    def _continue_payload(self, data: bytes, packets: list[bytes]) -> int:
+        """Take bytes of a long payload, and return how many of them it took."""
+        assert self._payload is not None
+        taken = min(self._missing, len(data))
+        self._payload += memoryview(data)[:taken]
+        self._missing -= taken
+        if not self._missing:
+            payload, self._payload = self._payload, None
+            first, mask = self._head
+            self._take_payload(first, apply_mask(payload, mask) if mask else bytes(payload), packets)
+        return taken
+
+    def _check_head(self, first: int, second: int) -> None:
+        """Check what the first two bytes of a frame say, the mask bit of the second one taken out."""
+        opcode = first & _OPCODE
+        if first & _RESERVED:
+            raise BadPacket("a reserved bit is set", CloseCode.PROTOCOL_ERROR)
+        if second & _MASKED:
+            wrong = "is not masked" if self._mask_bit else "is masked"
+            raise BadPacket(f"a frame {wrong}", CloseCode.PROTOCOL_ERROR)
+        if opcode & _CONTROL:
+            if opcode > PONG:
+                raise BadPacket(f"there is no opcode {opcode}", CloseCode.PROTOCOL_ERROR)
+            if not first & _FIN:
+                raise BadPacket("a control frame is fragmented", CloseCode.PROTOCOL_ERROR)
+            if second > _SHORT:
+                raise BadPacket(f"a control frame has more than {_SHORT} bytes", CloseCode.PROTOCOL_ERROR)
+        elif opcode == CONTINUATION:
+            if self._message is None:
+                raise BadPacket("there is nothing to continue", CloseCode.PROTOCOL_ERROR)
+            if self._fragments >= MAX_FRAGMENTS:
+                raise BadPacket(f"a message has more than {MAX_FRAGMENTS} fragments", CloseCode.POLICY_VIOLATION)
+        elif opcode > BINARY:
+            raise BadPacket(f"there is no opcode {opcode}", CloseCode.PROTOCOL_ERROR)
+        elif self._message is not None:
+            raise BadPacket("a message begins before the last one has ended", CloseCode.PROTOCOL_ERROR)
+
+    def _check_size(self, first: int, size: int) -> None:
+        """Check a frame's announced size, before anything is kept for it."""
+        if size >> 63:
+            raise BadPacket("the highest bit of a length is set", CloseCode.PROTOCOL_ERROR)
+        if not first & _CONTROL:
+            if self._message is not None:
+                size += len(self._message)
+            limit = self.max_content or MAX_CONTENT
+            if size > limit + _OVERHEAD:
+                raise ContentTooLong(size - HEADER_SIZE, limit)
+
+    def _take_payload(self, first: int, payload: bytes, packets: list[bytes]) -> None:
+        """Do what a frame says, once it is complete."""
+        opcode = first & _OPCODE
+        if opcode & _CONTROL:
+            self._take_control(opcode, payload)
+            return
+        if self._message is not None:
+            self._message += payload
+            self._fragments += 1
+            if not first & _FIN:
+                return
+            payload, opcode = bytes(self._message), self._opcode
+            self._message = None
+        elif not first & _FIN:
+            self._message = bytearray(payload)
+            self._fragments = 1
+            self._opcode = opcode
+            return
+        if opcode == TEXT and not _is_utf8(payload):
+            raise BadPacket("a text message is not UTF-8", CloseCode.INVALID_DATA)
+        packets.append(payload)
+
+    def _take_control(self, opcode: int, payload: bytes) -> None:
+        if opcode == PING:
+            pings = self._pings = self._pings or []
+            pings.append(payload)
+            del pings[:-_MOST_PONGS]
+        elif opcode == CLOSE:
+            try:
+                Close.parse(payload)
+            except ProtocolError as error:
+                raise BadPacket(f"a close frame is wrong: {error}", CloseCode.PROTOCOL_ERROR) from error
+            except UnicodeDecodeError as error:
+                raise BadPacket("the text of a close frame is not UTF-8", CloseCode.INVALID_DATA) from error
+            self._close = payload
+
+
+class ServerFrames(FrameCodec):
+    """The frames of the accepting side, which are not masked: a frame is the same for every peer."""
+
+    __slots__ = ()
+
+    _mask_bit = _MASKED
+
+    def __init__(self, text: bool = False, max_content: int = 131072, whole: bool = True) -> None:
+        super().__init__(text, max_content, whole)
+        self.key = "ws-text" if text else "ws-binary"
+
+    def wrap(self, frame: bytes) -> bytes:
+        return self._encode(self._opcode_for(frame) if self._text else BINARY, frame)
+
+    def unwrap(self, packet: bytes) -> bytes:
+        return packet[_payload_start(packet[1]) :]
+
+    def _encode(self, opcode: int, payload: bytes) -> bytes:
+        return _header(_FIN | opcode, 0, len(payload)) + payload
+
+
+class ClientFrames(FrameCodec):
+    """The frames of the dialing side, each masked with bytes that nobody can foretell."""
+
+    __slots__ = ()
+
+    _mask_bit = 0
+
+    def wrap(self, frame: bytes) -> bytes:
+        return self._encode(self._opcode_for(frame) if self._text else BINARY, frame)
+
+    def unwrap(self, packet: bytes) -> bytes:
+        start = _payload_start(packet[1] & ~_MASKED) + 4
+        return apply_mask(packet[start:], packet[start - 4 : start])
+
+    def _encode(self, opcode: int, payload: bytes) -> bytes:
+        mask = _new_mask()
+        return _header(_FIN | opcode, _MASKED, len(payload)) + mask + apply_mask(payload, mask)
+
+
+def _payload_start(size: int) -> int:
+    """Return where the mask or payload begins, given the second byte of a header without its mask bit."""
+    return 2 if size <= _SHORT else 4 if size == _LENGTH_16 else 10
+
+
+def _close_code(reason: MultiSocketError | None) -> CloseCode:
+    """Return the code that tells the peer why its pipe closes."""
+    match reason:
+        case None:
+            return CloseCode.NORMAL_CLOSURE
+        case BadPacket():
+            return CloseCode(reason.code)
+        case ContentTooLong():
+            return CloseCode.MESSAGE_TOO_BIG
+        case BadMessage():
+            # What a message holds is not what the subprotocol says that it holds.
+            return CloseCode.INVALID_DATA
+        case Closed():
+            return CloseCode.GOING_AWAY
+        case Timeout():
+            return CloseCode.INTERNAL_ERROR
+    return CloseCode.POLICY_VIOLATION
