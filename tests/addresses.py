@@ -88,6 +88,9 @@ def plain_connection(address: str, timeout: float = 10.0) -> gsocket.socket:
 
 def plain_listener(backlog: int = 16, timeout: float = 10.0) -> tuple[gsocket.socket, str]:
     """Return a plain socket that listens on tcp, and its address."""
-    sock = gsocket.create_server(("127.0.0.1", 0), backlog=backlog)
+    # Not create_server(): without monkey patching that of gevent makes a socket that blocks the loop.
+    sock = gsocket.socket()
+    sock.bind(("127.0.0.1", 0))
+    sock.listen(backlog)
     sock.settimeout(timeout)
     return sock, f"tcp://127.0.0.1:{sock.getsockname()[1]}"

@@ -20,7 +20,7 @@ from gmultisocket import Message, Negotiation, Socket, Switch
 from gmultisocket.errors import Closed, ConnectionFailed, MultiSocketError, Timeout
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import Decoder
-from tests.addresses import plain_connection
+from tests.addresses import plain_connection, plain_listener
 from tests.oracle import descriptors
 
 RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER of 0: closing resets the connection
@@ -301,13 +301,13 @@ def test_a_dial_that_is_under_way_ends_at_once_and_leaves_nothing() -> None:
 def full_listener() -> Iterator[str]:
     """Give an address at which connections are neither made nor refused."""
     with ExitStack() as stack:
-        listener = stack.enter_context(gsocket.create_server(("127.0.0.1", 0), backlog=0))
-        name = listener.getsockname()
+        listener, address = plain_listener(backlog=0)
+        stack.enter_context(listener)
         for _ in range(4):
             filler = stack.enter_context(gsocket.socket())
             filler.setblocking(False)
-            filler.connect_ex(name)
-        yield f"tcp://127.0.0.1:{name[1]}"
+            filler.connect_ex(listener.getsockname())
+        yield address
 
 
 def test_a_closed_socket_neither_dials_nor_listens(address: str) -> None:
