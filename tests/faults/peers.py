@@ -5,6 +5,7 @@ Everything here is gevent's and in this process; what has to be another process 
 
 from __future__ import annotations
 
+import random
 import struct
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -61,7 +62,7 @@ def free_port() -> int:
 
     For those who listen at it a second time: in between, nobody dials from it by chance.
     """
-    for port in range(20000, 32768):
+    for port in random.sample(range(20000, 32768), 1000):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
