@@ -122,6 +122,8 @@ class Connection:
         """
         _no_flags(flags)
         with memoryview(buffer) as view, view.cast("B") as whole:
+            if whole.readonly:
+                raise TypeError(f"a buffer to be written to is needed, not {type(buffer).__name__}")
             size = min(nbytes or len(whole), len(whole))
             self._wait_readable(size)
             count = self._link.buffer.take_into(whole[:size])
@@ -317,10 +319,16 @@ class _File(io.RawIOBase):
         return self._writing
 
     def readinto(self, buffer: Any) -> int:
+        self._check()
         return self._connection.recv_into(buffer)
 
     def write(self, data: Any) -> int:
+        self._check()
         return self._connection.send(data)
+
+    def _check(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
 
     def close(self) -> None:
         if not self.closed:

@@ -6,11 +6,12 @@ What a protocol promises beyond what :class:`~gmultisocket.testing.ProtocolCheck
 from __future__ import annotations
 
 from collections.abc import Mapping
+from socket import SHUT_WR
 from typing import Any, ClassVar
 
 from ..core.socket import Socket
 from ..options import OptionValues
-from ..protocol import Bus, Pair, Protocol, Pub, Pull, Push, Rep, Req, Respondent, Sub, Surveyor
+from ..protocol import Bus, Pair, Protocol, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
 from ..wire import CONTROL, Message
 from ._bench import nothing_left
 from ._protocol import Call, ProtocolChecks, Warnings
@@ -25,6 +26,7 @@ __all__ = [
     "RepChecks",
     "ReqChecks",
     "RespondentChecks",
+    "StreamChecks",
     "SubChecks",
     "SurveyorChecks",
 ]
@@ -237,6 +239,33 @@ class SubChecks(PubChecks):
             "recv": lambda timeout: protocol.recv(timeout),
             "subscribe": lambda timeout: protocol.subscribe("topic", timeout),
             "unsubscribe": lambda timeout: protocol.unsubscribe("topic"),
+        }
+
+
+class StreamChecks(ProtocolChecks):
+    """The checks of Stream."""
+
+    lacks = ("send", "recv")
+    waits = ("connect", "accept")
+    garbage = (*ProtocolChecks.garbage, Message(content=b"data"), Message(flags=CONTROL, content=b"\0"))
+
+    def make(self, options: OptionValues | None = None) -> Stream:
+        return Stream(options)
+
+    make_peer = make
+
+    def exchange(self, protocol: Stream, peer: Stream, content: bytes) -> bytes:
+        with protocol.connect(self.limit) as one, peer.accept(self.limit) as other:
+            other.settimeout(self.limit)
+            one.sendall(content)
+            one.shutdown(SHUT_WR)
+            with other.makefile("rb") as file:
+                return bytes(file.read())
+
+    def calls(self, protocol: Stream) -> Mapping[str, Call]:
+        return {
+            "connect": lambda timeout: protocol.connect(timeout),
+            "accept": lambda timeout: protocol.accept(timeout),
         }
 
 

@@ -56,3 +56,7 @@ class TestPub(OnEveryTransport, protocols.PubChecks):
 
 class TestSub(OnEveryTransport, protocols.SubChecks):
     pass
+
+
+class TestStream(OnEveryTransport, protocols.StreamChecks):
+    pass
