@@ -123,13 +123,17 @@ def run_script(script: str, *arguments: object, wrapper: tuple[str, ...] = (), t
 
 @contextmanager
 def spawn_script(script: str, *arguments: object, wrapper: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Python program beside the test; it is killed when the test is done with it. Its output is a pipe."""
+    """Run a Python program beside the test; it is killed when the test is done with it.
+
+    Its input, which ends with the test, and its output are pipes.
+    """
     child = gsubprocess.Popen(
-        _command(script, arguments, wrapper), cwd=ROOT, stdin=gsubprocess.DEVNULL, stdout=gsubprocess.PIPE
+        _command(script, arguments, wrapper), cwd=ROOT, stdin=gsubprocess.PIPE, stdout=gsubprocess.PIPE
     )
     try:
         yield child
     finally:
         child.kill()
         child.wait()
+        child.stdin.close()
         child.stdout.close()
