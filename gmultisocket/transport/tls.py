@@ -40,8 +40,9 @@ class TLSConnection(StreamConnection):
     """A TLS socket, before or after its handshake.
 
     OpenSSL finishes what it has begun: a record that was encrypted, and of which the kernel took no more than a part,
-    must leave before anything else can. The connection counts such a record as sent, and has the loop write the rest
-    as soon as the kernel takes it; until then it takes nothing more.
+    must leave before anything else can, and be given to it again until it has. A pipe may have dropped it by then. So
+    the connection keeps such a record, counts it as sent, and has the loop write the rest as soon as the kernel takes
+    it; until then it takes nothing more.
 
     The end of the stream may come with TLS' own goodbye or, from many peers, without; both are an end. Frames say
     how long they are, so that one that an attacker cut off is noticed; a stream that is cut between two is not.
@@ -85,7 +86,7 @@ class TLSConnection(StreamConnection):
         self._dry = True
         #: An error that was met behind good data, for the next read.
         self._failed: OSError | None = None
-        #: The content of the record that OpenSSL has begun to write, and what finishes it.
+        #: What is left of the record that OpenSSL has begun to write, and what finishes it.
         self._begun: bytes | memoryview | None = None
         self._watcher: Any = None
         #: Whether OpenSSL must read before it can write on: a renegotiation, which only other people's contexts allow.
@@ -160,14 +161,13 @@ class TLSConnection(StreamConnection):
 
     def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
         # As much as the first record takes is joined; a large content behind a header is not copied.
-        first = b"".join(buffers[:-1])
-        last = buffers[-1]
-        room = _RECORD - len(first)
+        last = memoryview(buffers[-1])
+        room = _RECORD - sum(map(len, buffers[:-1]))
         if not 0 < room < len(last):
-            return self.send(first + last)
-        taken = self.send(first + last[:room])
+            return self.send(b"".join(buffers))
+        taken = self.send(b"".join((*buffers[:-1], last[:room])))
         if taken == _RECORD and self._begun is None:
-            taken += self.send(memoryview(last)[room:])
+            taken += self.send(last[room:])
         return taken
 
     def _begin(self, record: bytes | memoryview) -> None:
@@ -181,17 +181,18 @@ class TLSConnection(StreamConnection):
 
     def _finish_in_hub(self) -> None:
         try:
-            if self._begun is not None:
-                self._finish()
+            self._finish()
         except OSError:
             # The next send meets it again, and so does the reader.
             self._watcher.stop()
 
     def _finish(self) -> bool:
         """Write on at the record that was begun. Return whether it is out."""
-        assert self._begun is not None
         try:
-            self._write(self._begun)
+            while self._begun:
+                # Once, as long as Python does not ask OpenSSL for partial writes.
+                taken = self._write(self._begun)
+                self._begun = self._begun[taken:]
         except ssl.SSLWantWriteError:
             return False
         except ssl.SSLWantReadError:

@@ -320,7 +320,6 @@ _OTHERS = {
     "UNSUPPORTED_PROTOCOL": "no TLS version is common to both sides",
     "TLSV1_ALERT_PROTOCOL_VERSION": "no TLS version is common to both sides",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the peer refused: no common cipher, or it requires a certificate",
-    "UNEXPECTED_EOF_WHILE_READING": "the peer closed the connection",
 }
 
 
@@ -339,7 +338,7 @@ def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         if dialing:
             return NotTLS(address, "the peer closed the connection instead of answering; it may not speak TLS")
-        return TLSError(address, "the peer closed the connection in the TLS handshake")
+        return TLSError(address, "the peer closed the connection")
     reason = error.reason or ""
     if reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
         return CertificateRequired(address, "the peer requires a certificate of this side")

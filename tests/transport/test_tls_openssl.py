@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,12 @@ class Client:
     def type(self, line: bytes) -> None:
         self._process.stdin.write(line)
         self._process.stdin.flush()
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -131,3 +138,23 @@ def test_renegotiation_where_a_context_allows_it_loses_nothing(tmp_path: Path) -
                 # Not at the same time: this client does not take data in the middle of its own renegotiation.
                 server.send_to(hello.source, b"the answer\n" * 10_000)
                 wait_for(client.output, b"the answer", 10_000 * number)
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["one that reads", "one that reads late"])
+def test_a_peer_that_asks_for_small_records_gets_every_byte(reads: bool, tmp_path: Path) -> None:
+    line = b"%07d\n"
+    with Socket({"socket.send_queue_size": 1000}) as server:
+        listener = server.listen("tls+tcp://127.0.0.1:0", listen_options() | RAW | {"transport.tcp.write_buffer": 8192})
+        with openssl(listener, tmp_path, "-quiet", "-maxfraglen", "512") as client:
+            hello = server.recv_msg(timeout=10)
+            if not reads:
+                client.stop()
+            text = b"".join(line % number for number in range(100_000))
+            for start in range(0, len(text), 80_000):
+                server.send_to(hello.source, text[start : start + 80_000])
+            if not reads:
+                (pipe,) = server.pipes.values()
+                wait_until(lambda: pipe.queued)
+                client.go_on()
+            wait_until(lambda: len(client.output) >= len(text), 20.0)
+            assert client.output == text
