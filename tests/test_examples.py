@@ -36,6 +36,17 @@ one at a time:   [0, 1, 4, 9, 16]
 a bad request:   request timed out after 0.1 s
 a Rep that dies: 10 answered, 2 told that it has gone
 """,
+    "stream.py": """\
+'the quick brown fox' has 4 words
+'jumps' has 1 words
+HTTP over a stream: this is /a/page
+1 pipe was enough for both
+""",
+    "stream_proxy.py": """\
+hello -> HELLO
+is anybody there? -> IS ANYBODY THERE?
+2 connections went through the tunnel
+""",
     "pair.py": """\
   guest: Is anybody in?
    host: Come in.
@@ -48,6 +59,7 @@ HOLDS = {
     "bus.py": "Eve heard: hello from Ada, hello from Bob, hello from Cid, hello from Dot\n",
     "custom_transport.py": "through a transport of our own\n",
     "pipeline.py": "total   14850000\n",
+    "pubsub.py": "both: rome.apples 3.10, rome.pears 2.80, oslo.apples 4.20\n",
     "survey.py": "4 asked, 2 answered: east 70, north 12\n",
 }
 
