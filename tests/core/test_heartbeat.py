@@ -1,0 +1,196 @@
+"""Heartbeats: peers that have gone without a word are found, and nobody else is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import monotonic
+
+import gevent
+import pytest
+from gevent import socket as gsocket
+
+from gmultisocket import Message, Pipe, Socket
+from gmultisocket.testing import FakeStream, FakeTransport, wait_until
+from gmultisocket.wire import INTERNAL, Decoder, encode
+from tests.addresses import plain_connection
+
+TCP = "tcp://127.0.0.1:0"
+INTERVAL = 0.02
+WATCHED = {"connector.pipe.heartbeat_interval": INTERVAL}
+CLOSE, PING, PONG = b"\0", b"\1", b"\2"
+
+
+def internal(content: bytes) -> bytes:
+    return encode(Message(INTERNAL, ttl=1, content=content))
+
+
+def only_pipe(sock: Socket) -> Pipe:
+    (pipe,) = sock.pipes.values()
+    return pipe
+
+
+def some_intervals(count: int = 8) -> None:
+    """Let time pass in which a silent peer would be cut, on this loop's own clock."""
+    for _ in range(count * 4):
+        gevent.sleep(INTERVAL / 4)
+
+
+@pytest.fixture
+def watched() -> Iterator[tuple[Socket, gsocket.socket]]:
+    """A socket with heartbeats and a plain peer of it."""
+    with Socket(WATCHED) as server:
+        with plain_connection(server.listen(TCP).address) as peer:
+            server.wait_pipes(timeout=5)
+            yield server, peer
+        server.close(linger=0)
+
+
+def test_a_silent_peer_is_pinged_by_an_internal_message(watched: tuple[Socket, gsocket.socket]) -> None:
+    _, peer = watched
+    assert peer.recv(100) == internal(PING)
+
+
+def test_a_peer_that_never_answered_is_not_cut_for_its_silence(watched: tuple[Socket, gsocket.socket]) -> None:
+    """The Go code drops internal messages unread."""
+    server, peer = watched
+    pipe = only_pipe(server)
+    assert peer.recv(100) == internal(PING)
+    some_intervals()
+    assert not pipe.closed
+    peer.sendall(encode(Message(content=b"still here")))
+    assert server.recv(timeout=5) == b"still here"
+    some_intervals()
+    assert not pipe.closed
+
+
+def test_a_peer_that_has_answered_once_and_falls_silent_is_cut(watched: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = watched
+    pipe = only_pipe(server)
+    assert peer.recv(100) == internal(PING)
+    peer.sendall(internal(PONG))
+    wait_until(lambda: pipe.closed)
+    assert "silent" in pipe.reason
+
+
+def test_a_peer_that_answers_stays(watched: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = watched
+    for _ in range(10):
+        assert peer.recv(100) == internal(PING)
+        peer.sendall(internal(PONG))
+    assert only_pipe(server)
+    assert server.counters.drops == {} and server.queued == 0
+
+
+def test_any_bytes_are_a_sign_of_life_also_those_of_half_a_message(watched: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = watched
+    pipe = only_pipe(server)
+    peer.sendall(internal(PONG))
+    frame = encode(Message(content=bytes(40)))
+    for start in range(len(frame)):
+        peer.sendall(frame[start : start + 1])
+        gevent.sleep(INTERVAL / 4)
+    assert server.recv(timeout=5) == bytes(40)
+    assert not pipe.closed
+
+
+def test_a_ping_is_answered_with_what_it_carried() -> None:
+    with Socket() as server:
+        with plain_connection(server.listen(TCP).address) as peer:
+            peer.sendall(internal(PING) + internal(PING + b"cookie"))
+            expected = internal(PONG) + internal(PONG + b"cookie")
+            received = b""
+            while len(received) < len(expected):
+                received += peer.recv(100)
+            assert received == expected
+            # More than that is not sent back.
+            peer.sendall(internal(PING + bytes(126)) + internal(PING))
+            assert peer.recv(100) == internal(PONG)
+        assert server.counters.messages_sent == 0
+
+
+def test_a_peer_that_says_goodbye_loses_its_pipe() -> None:
+    with Socket() as server:
+        with plain_connection(server.listen(TCP).address) as peer:
+            server.wait_pipes(timeout=5)
+            pipe = only_pipe(server)
+            peer.sendall(encode(Message(content=b"last")) + internal(CLOSE))
+            assert server.recv(timeout=5) == b"last"
+            wait_until(lambda: pipe.closed)
+            assert pipe.reason == "the peer said goodbye"
+
+
+def test_two_sockets_keep_an_idle_pipe_alive(address: str) -> None:
+    with Socket(WATCHED) as server, Socket(WATCHED) as client:
+        client.dial(server.listen(address).address)
+        server.wait_pipes(timeout=5)
+        pipes = only_pipe(server), only_pipe(client)
+        some_intervals()
+        assert not any(pipe.closed for pipe in pipes)
+        assert server.counters.messages_received == 0 or server.queued == 0
+        client.send(b"x")
+        assert server.recv(timeout=5) == b"x"
+
+
+def test_the_time_for_which_this_program_was_busy_is_not_held_against_its_peers() -> None:
+    stream = FakeStream([internal(PONG)])
+    with FakeTransport([stream]) as fake, Socket(WATCHED) as client:
+        client.dial(fake.address)
+        pipe = only_pipe(client)
+        gevent.sleep(INTERVAL / 2)
+        for _ in range(3):
+            end = monotonic() + 4 * INTERVAL
+            while monotonic() < end:
+                pass
+            # It had sent something meanwhile, which nobody could read.
+            stream.feed(internal(PONG))
+            gevent.sleep(0)
+            gevent.sleep(0)
+            assert not pipe.closed
+        client.close(linger=0)
+
+
+def test_a_timeout_of_its_own_may_be_given() -> None:
+    options = {**WATCHED, "connector.pipe.heartbeat_timeout": 60.0}
+    with Socket(options) as server, plain_connection(server.listen(TCP).address) as peer:
+        server.wait_pipes(timeout=5)
+        peer.sendall(internal(PONG))
+        some_intervals()
+        assert not only_pipe(server).closed
+
+
+def test_a_listener_or_dialer_may_have_heartbeats_of_its_own() -> None:
+    with Socket() as server:
+        plain = server.listen(TCP)
+        with (
+            plain_connection(server.listen(TCP, WATCHED).address) as watched,
+            plain_connection(plain.address) as unwatched,
+        ):
+            assert watched.recv(100) == internal(PING)
+            unwatched.settimeout(0.01)
+            with pytest.raises(TimeoutError):
+                unwatched.recv(100)
+
+
+def test_messages_and_heartbeats_do_not_disturb_each_other(watched: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = watched
+    for number in range(20):
+        server.send(b"%d" % number)
+        gevent.sleep(INTERVAL / 4)
+    decoder = Decoder(1)
+    contents: list[bytes] = []
+    while b"19" not in contents:
+        messages = [Message(*fields) for fields in decoder.feed(peer.recv(1000))]
+        contents += [message.content for message in messages if not message.flags & INTERNAL]
+    assert contents == [b"%d" % number for number in range(20)]
+    assert server.counters.messages_sent == 20
+
+
+def test_no_greenlet_stays_when_the_last_watched_pipe_has_gone() -> None:
+    with Socket(WATCHED) as server:
+        where = server.listen(TCP).address
+        for _ in range(2):
+            with plain_connection(where) as peer:
+                assert peer.recv(100) == internal(PING)
+            wait_until(lambda: not server.pipes)
+            heartbeat = server._connector._heartbeat
+            wait_until(lambda heartbeat=heartbeat: heartbeat is None or heartbeat._greenlet is None)
