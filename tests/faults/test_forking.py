@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import gevent
 import gevent.os
 import pytest
+from gevent.threadpool import ThreadPool
 
 from gmultisocket import Pipe, Socket, pair
 from gmultisocket.core.ids import next_pipe_id
@@ -250,26 +250,27 @@ def test_a_child_gives_out_other_ids_than_its_parent() -> None:
 
 def test_another_threads_sockets_are_let_go_of_as_well() -> None:
     """The thread does not exist in the child, and its descriptors do."""
-    ready, done = threading.Event(), threading.Event()
+    there: list[str] = []
 
     def other_thread() -> None:
         with Socket() as sock:
-            sock.listen("tcp://127.0.0.1:0")
-            ready.set()
-            while not done.is_set():
+            there.append(sock.listen("tcp://127.0.0.1:0").address)
+            while there:
                 gevent.sleep(0.01)
         gevent.get_hub().destroy()
 
-    thread = threading.Thread(target=other_thread)
-    thread.start()
+    pool = ThreadPool(1)
     try:
-        wait_until(ready.is_set)
-        before = socket_descriptors()
+        thread = pool.spawn(other_thread)
+        wait_until(lambda: there)
 
         def child(report: int) -> None:
-            assert before and socket_descriptors() == set()
+            assert socket_descriptors() == set()
 
+        assert socket_descriptors() != set()
         in_forked_child(child)
+        there.clear()
+        thread.get(timeout=5)
     finally:
-        done.set()
-        thread.join(5)
+        there.clear()
+        pool.kill()
