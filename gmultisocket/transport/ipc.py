@@ -128,8 +128,8 @@ class _Listener(TransportListener):
         self._options = options
         self._uids = options.get(opts.transport.ipc.allow_uids)
         self._sock: Any = None
-        #: Device and inode of the socket file that this listener made.
-        self._file: tuple[int, int] | None = None
+        #: Path, device and inode of the socket file that this listener made.
+        self._file: tuple[str, int, int] | None = None
 
     @property
     def address(self) -> str:
@@ -187,7 +187,8 @@ class _Listener(TransportListener):
         finally:
             os.unlink(temporary)
         self._sock = sock
-        self._file = made.st_dev, made.st_ino
+        # The program may have changed its folder when the file is to be removed.
+        self._file = os.path.abspath(self._name), made.st_dev, made.st_ino
 
     def _temporary_name(self) -> str:
         """Return a name in the path's own folder, so that the file can be moved, that is not longer than allowed."""
@@ -245,10 +246,11 @@ class _Listener(TransportListener):
             self._sock.close()
         made, self._file = self._file, None
         if made is not None:
+            path, device, inode = made
             try:
-                found = os.lstat(self._name)
-                if (found.st_dev, found.st_ino) == made:
-                    os.unlink(self._name)
+                found = os.lstat(path)
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    os.unlink(path)
             except OSError:
                 # Somebody else removed it, or its folder.
                 pass
