@@ -210,7 +210,10 @@ class Sender:
         pipe = self._ready[0]
         self._ready.rotate(-1)
         taken(pipe)
-        pipe.put(TO_ONE | flags, self.ttl, source, b"", content)
+        if flags or source:
+            pipe.put(TO_ONE | flags, self.ttl, source, b"", content)
+        else:
+            pipe.put_one(self.ttl, content)
         return True
 
     def send_to(self, destination: bytes, content: bytes, timeout: float | None) -> None:

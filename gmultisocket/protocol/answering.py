@@ -21,7 +21,7 @@ from gevent.event import Event
 from ..core.waiting import Deadline
 from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout
 from ..options import OptionValues
-from ..wire import SEND_TYPE_MASK, Message, first_id
+from ..wire import Message, first_id
 from .base import Protocol
 from .ids import ID_SIZE
 
@@ -105,18 +105,11 @@ class Answerer(Protocol):
         self._waiting: dict[int, deque[tuple[bytes, bytes]]] = {}
         #: For ``close()``: set when one of those is done.
         self._progress: Event | None = None
-        self._seam.on_message(self._is_garbage)
 
     @property
     def running(self) -> int:
         """How many questions are being answered now."""
         return len(self._running)
-
-    def _is_garbage(self, message: Message) -> bool:
-        if message.flags & ~SEND_TYPE_MASK or len(message.content) < ID_SIZE:
-            self._drop(message, "garbage")
-            return True
-        return False
 
     # By a handler
 
@@ -148,7 +141,7 @@ class Answerer(Protocol):
         """Answer one question after the other until the socket closes (the worker greenlets)."""
         try:
             while True:
-                question = Question(self, self.socket.recv_msg())
+                question = Question(self, self._next(None, ID_SIZE))
                 self._running[question] = getcurrent()
                 if len(self._running) == self._workers < self._concurrency:
                     self._add_worker()
@@ -192,7 +185,7 @@ class Answerer(Protocol):
         """
         if self._handler is not None:
             raise NotSupported("recv", "the handler takes what comes")
-        return Question(self, self.socket.recv_msg(timeout))
+        return Question(self, self._next(timeout, ID_SIZE))
 
     def __iter__(self) -> Iterator[Question]:
         """Iterate over questions as they come; ends with ``close()``, which waits for the loop's body."""

@@ -38,7 +38,7 @@ from ..core.socket import Socket
 from ..core.waiting import Deadline
 from ..errors import BadOptionValue, NotSupported, snippet
 from ..options import Options, OptionValues
-from ..wire import Message
+from ..wire import SEND_TYPE_MASK, Message
 
 __all__ = ["Protocol"]
 
@@ -156,6 +156,20 @@ class Protocol:
         self._greenlets.add(greenlet)
         greenlet.rawlink(self._greenlets.discard)
         return greenlet
+
+    def _next(self, timeout: float | None, shortest: int = 0) -> Message:
+        """Return the next message that has no flags and at least so many bytes; drop the others as garbage.
+
+        Blocks and raises as ``Socket.recv_msg`` does.
+        """
+        deadline = None if timeout is None else Deadline(timeout)
+        while True:
+            message = self.socket.recv_msg(timeout)
+            if not message.flags & ~SEND_TYPE_MASK and len(message.content) >= shortest:
+                return message
+            self._drop(message, "garbage")
+            if deadline is not None:
+                timeout = deadline.left()
 
     def _drop(self, message: Message, reason: str) -> None:
         """Count a message that is of no use; the first of its reason is logged. Never blocks.

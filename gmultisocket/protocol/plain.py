@@ -8,29 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import Closed
-from ..options import OptionValues
-from ..wire import SEND_TYPE_MASK, Message
 from .base import Protocol
 
 __all__ = ["PlainReceiver"]
 
 
 class PlainReceiver(Protocol):
-    """Receives contents. A message with flags is none of these protocols': it is dropped and counted (``garbage``).
-
-    Args:
-        options: of the socket underneath.
-    """
-
-    def __init__(self, options: OptionValues | None = None) -> None:
-        super().__init__(options)
-        self._seam.on_message(self._is_garbage)
-
-    def _is_garbage(self, message: Message) -> bool:
-        if message.flags & ~SEND_TYPE_MASK:
-            self._drop(message, "garbage")
-            return True
-        return False
+    """Receives contents. A message with flags is none of these protocols': it is dropped and counted (``garbage``)."""
 
     def recv(self, timeout: float | None = None) -> bytes:
         """Return the content of the next message. Blocks until there is one.
@@ -39,13 +23,13 @@ class PlainReceiver(Protocol):
             Timeout: none came in time.
             Closed: it is closed, and everything that had arrived was received.
         """
-        return self.socket.recv(timeout)
+        return self._next(timeout).content
 
     def __iter__(self) -> Iterator[bytes]:
         """Iterate over contents as they come; ends when it is closed and everything that had arrived was received."""
         while True:
             try:
-                content = self.socket.recv()
+                content = self._next(None).content
             except Closed:
                 return
             yield content

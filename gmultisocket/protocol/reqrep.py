@@ -52,6 +52,14 @@ class _State(Enum):
 _ASKED = _State.ASKED
 
 
+def _always() -> bool:
+    """Say whether those who wait for a request may go on: all are woken at once, when it is decided.
+
+    A condition that knew its request would make a cycle for the garbage collector of each.
+    """
+    return True
+
+
 class Request:
     """A request in flight, as ``Req.request_async`` returns it.
 
@@ -93,8 +101,7 @@ class Request:
         if self._state is _ASKED:
             self._req._seam.check()
             if self._waiters is None:
-                # All are woken at once. A condition that knew this request would make a cycle for the collector.
-                self._waiters = WaitList(self._req._hub, lambda: True)
+                self._waiters = WaitList(self._req._hub, _always)
             self._waiters.wait(timeout)
         # A match would look up each of these; the first is the usual case.
         state = self._state
@@ -108,6 +115,7 @@ class Request:
 
     def cancel(self) -> bool:
         """Give it up: its reply will be dropped. Returns False if it was decided already."""
+        self._req._seam.check()
         return self._req._forget(self)
 
     def _decide(self, state: _State, reply: bytes = b"", reason: str = "") -> None:

@@ -71,6 +71,7 @@ class Survey:
 
     def close(self) -> None:
         """End it before its deadline. What has come can still be taken. Harmless when repeated."""
+        self._surveyor._seam.check()
         self._over = True
         self._arrivals.wake_all()
 

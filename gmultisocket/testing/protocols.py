@@ -144,7 +144,8 @@ class BusChecks(ProtocolChecks):
 
     def exchange(self, protocol: Bus, peer: Bus, content: bytes) -> bytes:
         protocol.send(content)
-        return peer.recv(self.limit)
+        peer.send(peer.recv(self.limit))
+        return protocol.recv(self.limit)
 
     def calls(self, protocol: Bus) -> Mapping[str, Call]:
         return {

@@ -47,7 +47,8 @@ def test_a_second_peer_is_refused_and_let_in_once_the_first_has_left(direct: Net
             first.send(b"still the first", LONG)
             assert pair.recv(LONG) == b"still the first"
             assert pair.counters.messages_received == 1
-        wait_until(lambda: pair.pipes and second.pipes, LONG)
+            before = set(pair.pipes)
+        wait_until(lambda: pair.pipes and not before & set(pair.pipes), LONG)
         pair.send(b"welcome", LONG)
         assert second.recv(LONG) == b"welcome"
 
