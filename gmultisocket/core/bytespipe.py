@@ -1,4 +1,4 @@
-"""Pipes over anything that carries bytes: framed streams, packet protocols, and raw peers.
+"""Pipes over anything that carries bytes: framed streams and raw peers. ``packetpipe.py`` builds on them.
 
 Writing. The first frame that an idle pipe gets in a turn of the loop is given to the kernel at once, in the
 greenlet that sends. What follows in that turn is queued and leaves in one system call: when the turn ends, or when the
@@ -22,7 +22,7 @@ from greenlet import greenlet
 from .. import options as opts
 from ..errors import BadMessage, MultiSocketError
 from ..options import Option, Options
-from ..transport import PacketConnection, StreamConnection
+from ..transport import StreamConnection
 from ..transport.stream import describe_os_error
 from ..wire import (
     DEFAULT_TTL,
@@ -44,7 +44,10 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .fanout import FanOut
 
-__all__ = ["BytesPipe", "FramedPipe", "PacketPipe", "RawPipe", "make_pipe"]
+__all__ = ["BytesPipe", "FramedPipe", "LARGE", "LargeFrame", "RawPipe"]
+
+#: What sockets tell each other by internal messages: the first byte of the content. Others may follow in ping and pong.
+CLOSE, PING, PONG = b"\x00", b"\x01", b"\x02"
 
 #: As many queued bytes leave without waiting for the end of the turn, and as many are joined for one system call.
 FLUSH_BYTES = 1 << 18
@@ -55,7 +58,7 @@ FLUSH_BYTES = 1 << 18
 _READ_BUDGET = 1 << 17
 
 #: A content of this size is not copied behind its header.
-_LARGE = 1 << 15
+LARGE = 1 << 15
 
 
 #: While the receiver has no room, a pipe decodes so many bytes at a time: the smallest frames take a dozen times the
@@ -89,7 +92,7 @@ class _Note(bytes):
     """Bytes between frames that the pipe itself owes the peer: not a message, never offered to another pipe."""
 
 
-class _Large:
+class LargeFrame:
     """A frame that is queued in two parts, because its content is too large to be copied behind its header."""
 
     __slots__ = ("content", "head")
@@ -113,7 +116,7 @@ class _Large:
 
 
 #: What a pipe queues.
-_Frame = bytes | _Large
+_Frame = bytes | LargeFrame
 
 
 class BytesPipe(Pipe):
@@ -133,7 +136,9 @@ class BytesPipe(Pipe):
         "_waits_for_room",
         "_writer",
         "bytes_received",
+        "beat",
         "fan_out",
+        "pinged",
         "messages_received",
     )
 
@@ -158,6 +163,9 @@ class BytesPipe(Pipe):
         self._error: MultiSocketError | None = None
         #: The fan-out that this pipe is in step with: all that it was given has left, or waits in the fan-out.
         self.fan_out: FanOut | None = None
+        #: For the heartbeat: what showed the peer alive when it last looked, and when that last changed.
+        self.beat = (0, 0.0)
+        self.pinged = False
 
     # Writing
 
@@ -205,7 +213,7 @@ class BytesPipe(Pipe):
             self._sender.spend(len(self._queue), self._queued_bytes)
             self._flush()
 
-    def _push_large(self, frame: _Large) -> None:
+    def _push_large(self, frame: LargeFrame) -> None:
         """Send one large frame after what is queued, at once if the kernel takes it."""
         if self.fan_out is not None:
             self.leave_fan_out()
@@ -232,6 +240,17 @@ class BytesPipe(Pipe):
         if not self.full:
             self._note(data)
 
+    def _last_words(self, data: bytes) -> bool:
+        """Send the last bytes of all, which are no message, if the kernel takes them now. Return whether it did."""
+        # Where it takes no more, a frame may be half gone.
+        if self._busy == _BLOCKED:
+            return False
+        try:
+            self.connection.send(data)
+        except OSError:
+            return False
+        return True
+
     def leave_fan_out(self) -> None:
         """Take over what the fan-out still holds for this pipe, and go on alone."""
         fan_out = self.fan_out
@@ -255,7 +274,7 @@ class BytesPipe(Pipe):
         rest = list(frames[gone:])
         if taken:
             frame = rest.pop(0)
-            self._partial = frame.rest(taken) if isinstance(frame, _Large) else memoryview(frame)[taken:]
+            self._partial = frame.rest(taken) if isinstance(frame, LargeFrame) else memoryview(frame)[taken:]
         self._queue[:0] = rest
         self._queued_bytes += sum(map(len, rest))
         self._block()
@@ -287,7 +306,7 @@ class BytesPipe(Pipe):
                 self.messages_sent += self._partial is None
             queue = self._queue
             while queue:
-                batch = queue if self._queued_bytes < _LARGE else self._first_frames()
+                batch = queue if self._queued_bytes < LARGE else self._first_frames()
                 size, taken = self._write(batch)
                 self._queued_bytes -= size
                 if taken < size:
@@ -324,7 +343,7 @@ class BytesPipe(Pipe):
         queue = self._queue
         size = count = 0
         for frame in queue:
-            if len(frame) >= _LARGE:
+            if len(frame) >= LARGE:
                 count = count or 1
                 break
             size += len(frame)
@@ -406,7 +425,7 @@ class BytesPipe(Pipe):
             if isinstance(entry, _Note):
                 self.messages_sent += 1
                 continue
-            message = self._unframe(entry.joined() if isinstance(entry, _Large) else entry)
+            message = self._unframe(entry.joined() if isinstance(entry, LargeFrame) else entry)
             if message is not None and message.flags & (SEND_TYPE_MASK | INTERNAL) == TO_ONE:
                 again.append(message)
             else:
@@ -416,6 +435,30 @@ class BytesPipe(Pipe):
     def _unframe(self, entry: bytes) -> Message | None:
         """Return the message that a queued frame was made of, None where it can be for no other pipe."""
         return None
+
+    # Keeping alive; see the heartbeat
+
+    def life(self) -> int:
+        """Return a number that changes whenever the peer shows that it is there."""
+        # A peer that takes what waits for it has no reason to say anything.
+        return self.bytes_received + self.bytes_sent if self._busy == _BLOCKED else self.bytes_received
+
+    def held_up(self) -> bool:
+        """Return whether nothing is read because nobody here receives: the peer's silence is ours then."""
+        return self._waits_for_room
+
+    def silence(self) -> tuple[float, float]:
+        """Return after how many seconds of silence to ask whether the peer is there, and to give it up; 0 for never."""
+        options = self._options or self._endpoint.options
+        interval = options.get(opts.connector.pipe.heartbeat_interval)
+        return interval, options.get(opts.connector.pipe.heartbeat_timeout) or 2 * interval
+
+    def ask(self) -> None:
+        """Ask the peer whether it is there."""
+
+    def answers(self) -> bool:
+        """Return whether the peer can be held to answer."""
+        return False
 
     # Reading
 
@@ -451,12 +494,18 @@ class BytesPipe(Pipe):
         except OSError as error:
             reason = f"receiving failed: {describe_os_error(error)}"
         finally:
-            self._reader = None
             if self.state is PipeState.DEAF and not isinstance(reason, MultiSocketError):
                 # An error with a name is the peer's own word on why it takes no more: a certificate that it refused.
                 reason = self.reason
             if reason is not None:
                 self._close(reason)
+            try:
+                self._see_off()
+            finally:
+                self._reader = None
+
+    def _see_off(self) -> None:
+        """Do what the reader has still to do when the pipe has closed."""
 
     def _read_all(self) -> str | None:
         """Hand to the receiver what comes, until the peer ends the stream.
@@ -545,7 +594,7 @@ class BytesPipe(Pipe):
 class FramedPipe(BytesPipe):
     """A pipe whose peer sends and takes frames back to back: tcp, tls, ipc."""
 
-    __slots__ = ("beat", "knows_internal", "pinged")
+    __slots__ = ("knows_internal",)
 
     def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
         super().__init__(pipe_id, connection, connector, endpoint)
@@ -554,21 +603,18 @@ class FramedPipe(BytesPipe):
         self._decoder = Decoder(pipe_id, limit)
         #: Whether the peer has shown that it understands internal messages, and so can be held to answer them.
         self.knows_internal = False
-        #: For the heartbeat: bytes_received when it last looked, and when that last changed.
-        self.beat = (0, 0.0)
-        self.pinged = False
 
     def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & RAW:
             self.drop("flags")
-        elif len(content) < _LARGE:
+        elif len(content) < LARGE:
             self._push(encode_frame(flags, ttl, source, destination, content))
         else:
-            self._push_large(_Large(encode_header(flags, ttl, source, destination, len(content)), content))
+            self._push_large(LargeFrame(encode_header(flags, ttl, source, destination, len(content)), content))
 
     def put_one(self, ttl: int, content: bytes) -> None:
         size = len(content)
-        if size >= _LARGE or not self._busy or self.fan_out is not None:
+        if size >= LARGE or not self._busy or self.fan_out is not None:
             self.put(TO_ONE, ttl, b"", b"", content)
             return
         # The second and every further message of a turn: what put() and _push() do, in one frame of the interpreter.
@@ -590,6 +636,12 @@ class FramedPipe(BytesPipe):
     def put_internal(self, content: bytes) -> None:
         """Send an internal message, however full the queue is."""
         self._note(self.wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
+
+    def ask(self) -> None:
+        self.put_internal(PING)
+
+    def answers(self) -> bool:
+        return self.knows_internal
 
     def _unframe(self, entry: bytes) -> Message | None:
         flags, ttl, hops, distance = entry[0], entry[1], entry[2], entry[3]
@@ -637,57 +689,6 @@ class FramedPipe(BytesPipe):
             self._decoder.max_content = self.options.get(option)
 
 
-class PacketPipe(FramedPipe):
-    """A pipe on which every message is one packet of the transport's own: ws."""
-
-    __slots__ = ("_codec",)
-
-    connection: PacketConnection
-
-    def __init__(self, pipe_id: int, connection: PacketConnection, connector: Connector, endpoint: Endpoint) -> None:
-        super().__init__(pipe_id, connection, connector, endpoint)
-        self._codec = connection.codec
-        self.fan_out_key = self._codec.key
-
-    put_one = Pipe.put_one
-
-    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
-        if flags & RAW:
-            self.drop("flags")
-            return
-        self._push(self._codec.wrap(encode_frame(flags, ttl, source, destination, content)))
-
-    def wrap(self, frame: bytes) -> bytes:
-        return self._codec.wrap(frame)
-
-    def _unframe(self, entry: bytes) -> Message | None:
-        return super()._unframe(self._codec.unwrap(entry))
-
-    def _decode(self, data: bytes) -> list[Message]:
-        codec = self._codec
-        messages: list[Message] = []
-        packets = codec.feed(data)
-        owed = codec.replies()
-        if owed:
-            self._answer(owed)
-        for packet in packets:
-            try:
-                messages += super()._decode(packet)
-            except BadMessage as error:
-                self._error = error
-            if self._decoder.pending:
-                self._error = BadMessage("a packet ends in the middle of a message")
-            if self._error is not None:
-                break
-        return messages
-
-    def _end_of_stream(self) -> str | None:
-        return self._codec.end() or super()._end_of_stream()
-
-    def _end(self, reason: str | MultiSocketError) -> None:
-        _say_goodbye(self, self._codec.goodbye(reason if isinstance(reason, MultiSocketError) else None))
-
-
 class RawPipe(BytesPipe):
     """A pipe whose peer speaks plain bytes. Each chunk that is read becomes a message; only contents are written.
 
@@ -696,21 +697,20 @@ class RawPipe(BytesPipe):
     Source: the Go code's connector/pipe.go.
     """
 
-    __slots__ = ("_codec", "_size")
+    __slots__ = ("_size",)
 
     raw = True
     takes_to_one = False
 
     def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
         super().__init__(pipe_id, connection, connector, endpoint)
-        self._codec = connection.codec if isinstance(connection, PacketConnection) else None
         self._size: int = endpoint.options.get(opts.connector.pipe.raw_recv_buf_size)
 
     def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & ~SEND_TYPE_MASK:
             self.drop("flags")
         elif content:
-            self._push(content if self._codec is None else self._codec.wrap(content))
+            self._push(content)
 
     def _message(self, content: bytes) -> Message:
         return Message(RAW | TO_ONE, DEFAULT_TTL - 1, self.path, b"", content, self.id)
@@ -723,13 +723,7 @@ class RawPipe(BytesPipe):
         return super()._read_all()
 
     def _decode(self, data: bytes) -> list[Message]:
-        if self._codec is None:
-            return [self._message(data)]
-        chunks = self._codec.feed(data)
-        owed = self._codec.replies()
-        if owed:
-            self._answer(owed)
-        return [self._message(chunk) for chunk in chunks]
+        return [self._message(data)]
 
     def _portions(self, data: bytes) -> Iterable[bytes]:
         return (data,)
@@ -740,10 +734,6 @@ class RawPipe(BytesPipe):
         # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
         self._deliver([self._message(None)])  # type: ignore[arg-type]
         return None
-
-    def _end(self, reason: str | MultiSocketError) -> None:
-        if self._codec is not None:
-            _say_goodbye(self, self._codec.goodbye(reason if isinstance(reason, MultiSocketError) else None))
 
     def _watch_options(self, options: Options) -> None:
         option = opts.connector.pipe.raw_recv_buf_size
@@ -761,21 +751,3 @@ def _begins_tls(data: bytes) -> bool:
     sides would wait for the rest.
     """
     return data[0] == 0x16 and data[1] == 3 and data[2] <= 4
-
-
-def _say_goodbye(pipe: BytesPipe, data: bytes) -> None:
-    """Send the packet protocol's last words, if the kernel takes them at once and no frame is half gone."""
-    if data and pipe._busy != _BLOCKED:
-        try:
-            pipe.connection.send(data)
-        except OSError:
-            pass
-
-
-def make_pipe(pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> BytesPipe:
-    """Return the kind of pipe that the connection and ``connector.pipe.raw`` ask for."""
-    if endpoint.options.get(opts.connector.pipe.raw):
-        return RawPipe(pipe_id, connection, connector, endpoint)
-    if isinstance(connection, PacketConnection):
-        return PacketPipe(pipe_id, connection, connector, endpoint)
-    return FramedPipe(pipe_id, connection, connector, endpoint)

@@ -28,10 +28,10 @@ from ..errors import (
     snippet,
 )
 from ..options import Options
-from ..transport import Connection, MessageConnection, StreamConnection, TransportDialer, find
+from ..transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer, find
 from ..transport.stream import describe_os_error
 from ..wire import Message
-from .bytespipe import FramedPipe, make_pipe
+from .bytespipe import BytesPipe, FramedPipe, RawPipe
 from .counters import Counters
 from .dialer import Dialer
 from .endpoint import Endpoint
@@ -41,6 +41,7 @@ from .ids import next_pipe_id
 from .inprocpipe import InprocPipe
 from .listener import Listener
 from .negotiation import Negotiation, Negotiator
+from .packetpipe import PacketPipe, RawPacketPipe
 from .pipe import Pipe, PipeState
 from .receiver import Receiver
 from .sender import Sender
@@ -50,6 +51,8 @@ __all__ = ["Connector", "time_limit"]
 
 logger = logging.getLogger("gmultisocket.connector")
 
+#: How long a closed pipe waits for its peer's goodbye, where there is such a thing, in seconds.
+_FAREWELL = 1.0
 #: A fault of the same kind is logged at most this often, in seconds.
 _LOG_INTERVAL = 10.0
 
@@ -78,6 +81,8 @@ class Connector:
         negotiator: decides who may connect; None lets everybody in.
         sealed: why this socket neither dials nor listens, "" if it does.
         gone: what closed pipes had counted.
+        farewell: for how many seconds a closed pipe may wait for its peer's goodbye.
+        leaving: the closed pipes that do.
     """
 
     def __init__(self, hub: Hub, options: Options) -> None:
@@ -93,11 +98,13 @@ class Connector:
         self.dials = True
         self.sealed = ""
         self.gone = Counters()
+        self.farewell = _FAREWELL
+        self.leaving: set[Pipe] = set()
         self.pipe_limit: int = options.get(opts.connector.pipe_limit)
         options.on_change(opts.connector.pipe_limit, lambda old, new: self._set_limit(new))
         self._reserved = 0
         self._expected: WaitList | None = None
-        self._heartbeat: Heartbeat | None = None
+        self._heartbeat = Heartbeat()
         self._logged_at: dict[str, float] = {}
 
     # Dialing and listening
@@ -214,8 +221,12 @@ class Connector:
         pipe_id = next_pipe_id()
         if self.negotiator is not None:
             seconds = options.get(opts.connector.pipe.negotiate_timeout)
-            with time_limit(seconds, PipeRefused(f"no end to the negotiation within {seconds} s")) as limit:
-                self._negotiate(Negotiation(connection, pipe_id, endpoint.dials), limit)
+            try:
+                with time_limit(seconds, PipeRefused(f"no end to the negotiation within {seconds} s")) as limit:
+                    self._negotiate(Negotiation(connection, pipe_id, endpoint.dials), limit)
+            except MultiSocketError as error:
+                say_goodbye(connection, error)
+                raise
         return self.make_pipe(connection, endpoint, pipe_id)
 
     def _negotiate(self, negotiation: Negotiation, limit: gevent.Timeout) -> None:
@@ -236,8 +247,11 @@ class Connector:
         pipe_id = pipe_id or next_pipe_id()
         if isinstance(connection, MessageConnection):
             return InprocPipe(pipe_id, connection, self, endpoint)
+        raw = endpoint.options.get(opts.connector.pipe.raw)
+        if isinstance(connection, PacketConnection):
+            return (RawPacketPipe if raw else PacketPipe)(pipe_id, connection, self, endpoint)
         if isinstance(connection, StreamConnection):
-            return make_pipe(pipe_id, connection, self, endpoint)
+            return (RawPipe if raw else FramedPipe)(pipe_id, connection, self, endpoint)
         raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
     def add(self, pipe: Pipe) -> None:
@@ -255,9 +269,7 @@ class Connector:
         self.events.tell("add", pipe)
         if self._expected is not None:
             self._expected.wake_all()
-        if isinstance(pipe, FramedPipe) and pipe.endpoint.options.get(opts.connector.pipe.heartbeat_interval):
-            if self._heartbeat is None:
-                self._heartbeat = Heartbeat(self.pipes)
+        if isinstance(pipe, BytesPipe):
             self._heartbeat.watch(pipe)
 
     def refused(self, connection: Connection, error: MultiSocketError) -> None:
@@ -349,20 +361,22 @@ class Connector:
             gevent.sleep(pause if left is None else min(pause, left))
             pause = min(0.02, pause + 0.001)
 
-    def close_pipes(self, reason: str) -> list[Pipe]:
-        """Close every pipe. Returns the pipes, to be joined."""
+    def close_pipes(self, reason: str, deadline: Deadline) -> list[Pipe]:
+        """Close every pipe. Returns the pipes, to be joined; those see their peers off for as long as there is time."""
+        left = deadline.left()
+        self.farewell = _FAREWELL if left is None else min(_FAREWELL, left)
         pipes = list(self.pipes.values())
         for pipe in pipes:
             pipe.close(reason)
         self.sender.lose_rest()
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
+        self._heartbeat.stop()
         return pipes
 
     def join(self) -> None:
         """Block until nothing works for the socket any more, callbacks included; the caller may be one of them."""
-        if self._heartbeat is not None:
-            self._heartbeat.join()
+        self._heartbeat.join()
+        for pipe in [*self.leaving]:
+            pipe.join()
         self.events.join()
 
     def lost(self) -> int:
@@ -382,8 +396,18 @@ class Connector:
             listener.abandon()
         for dialer in self.dialers:
             dialer.abandon()
-        for pipe in self.pipes.values():
+        for pipe in (*self.pipes.values(), *self.leaving):
             pipe.abandon()
+
+
+def say_goodbye(connection: Connection, error: MultiSocketError) -> None:
+    """Tell the peer of a connection that will be no pipe why, where the transport has words for it. Never blocks."""
+    if isinstance(connection, PacketConnection):
+        try:
+            connection.send(connection.codec.goodbye(error))
+        except OSError:
+            # It hung up first.
+            pass
 
 
 def _why(error: MultiSocketError) -> object:

@@ -9,35 +9,47 @@ Wire: flag 0x04; content 0x01 ping, 0x02 pong, each with bytes that come back; 0
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
 import gevent
 from gevent import Greenlet
 
-from .. import options as opts
+from ..errors import Timeout
 from ..wire import Message
-from .bytespipe import FramedPipe
-from .pipe import Pipe, PipeState
+from .bytespipe import CLOSE, PING, PONG, BytesPipe, FramedPipe
+from .pipe import PipeState
 
 __all__ = ["Heartbeat"]
 
-CLOSE, PING, PONG = b"\x00", b"\x01", b"\x02"
 #: The longest that a look at the pipes may be put off, in seconds, whatever their intervals.
 _LONGEST_STEP = 1.0
 #: What a ping may carry, in bytes; more is not sent back.
 _MOST_ECHOED = 125
+#: After a look at so many pipes others run.
+_MOST_AT_ONCE = 1000
+
+
+class _Silence(Timeout):
+    """Why the pipe of a silent peer closes."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("keepalive", seconds)
+
+    def __str__(self) -> str:
+        return f"the peer was silent for {self.seconds:.1f} s"
 
 
 class Heartbeat:
     """Watches the pipes of one socket, with one greenlet while there are any to watch."""
 
-    __slots__ = ("_greenlet", "_pipes", "_step")
+    __slots__ = ("_clock", "_greenlet", "_step", "_watched")
 
-    def __init__(self, pipes: Mapping[int, Pipe]) -> None:
-        self._pipes = pipes
+    def __init__(self) -> None:
+        self._watched: dict[BytesPipe, None] = {}
         self._step = _LONGEST_STEP
+        #: Seconds, without the time for which this process was too busy to look: bytes may have come then.
+        self._clock = 0.0
         self._greenlet: Greenlet[..., Any] | None = None
 
     @staticmethod
@@ -57,11 +69,14 @@ class Heartbeat:
             return False
         return True
 
-    def watch(self, pipe: FramedPipe) -> None:
-        """Begin to watch a pipe."""
-        interval = pipe.options.get(opts.connector.pipe.heartbeat_interval)
+    def watch(self, pipe: BytesPipe) -> None:
+        """Begin to watch a pipe, if its options ask for it."""
+        interval, _ = pipe.silence()
+        if not interval:
+            return
         self._step = min(self._step, interval / 4)
-        pipe.beat = (pipe.bytes_received, monotonic())
+        pipe.beat = (pipe.life(), self._clock)
+        self._watched[pipe] = None
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
 
@@ -77,33 +92,33 @@ class Heartbeat:
 
     def _run(self) -> None:
         try:
-            while any(isinstance(pipe, FramedPipe) for pipe in self._pipes.values()):
+            while self._watched:
                 before = monotonic()
                 gevent.sleep(self._step)
-                now = monotonic()
-                self._look(now, late=max(0.0, now - before - self._step))
+                self._clock += min(monotonic() - before, self._step)
+                for number, pipe in enumerate([*self._watched], 1):
+                    if number % _MOST_AT_ONCE == 0:
+                        gevent.sleep(0)
+                    self._look(pipe)
         finally:
             self._greenlet = None
 
-    def _look(self, now: float, late: float) -> None:
-        for pipe in list(self._pipes.values()):
-            if not isinstance(pipe, FramedPipe) or pipe.state is not PipeState.OPEN:
-                continue
-            interval = pipe.options.get(opts.connector.pipe.heartbeat_interval)
-            if not interval:
-                continue
-            received, since = pipe.beat
-            if pipe.bytes_received != received:
-                pipe.beat = (pipe.bytes_received, now)
-                pipe.pinged = False
-                continue
-            # Bytes may have come while nobody could read them.
-            since += late
-            pipe.beat = (received, since)
-            silent = now - since
-            allowed = pipe.options.get(opts.connector.pipe.heartbeat_timeout) or 2 * interval
-            if silent >= max(allowed, interval) and pipe.knows_internal:
-                pipe.close(f"the peer was silent for {silent:.1f} s")
-            elif silent >= interval and not pipe.pinged:
-                pipe.pinged = True
-                pipe.put_internal(PING)
+    def _look(self, pipe: BytesPipe) -> None:
+        if pipe.state is not PipeState.OPEN:
+            del self._watched[pipe]
+            return
+        seen, since = pipe.beat
+        life = pipe.life()
+        if life != seen or pipe.held_up():
+            pipe.beat = (life, self._clock)
+            pipe.pinged = False
+            return
+        interval, allowed = pipe.silence()
+        silent = self._clock - since
+        if not interval or silent < interval:
+            return
+        if not pipe.pinged:
+            pipe.pinged = True
+            pipe.ask()
+        elif allowed and silent >= max(allowed, interval) and pipe.answers():
+            pipe.close(_Silence(silent))

@@ -170,8 +170,13 @@ class Pipe(ABC):
     def queued(self) -> int:
         """How many messages wait to leave."""
 
-    def close(self, reason: str = "closed by the user") -> None:
-        """Close the pipe; to-one messages that wait to leave go to other pipes. Never blocks; may be repeated."""
+    def close(self, reason: str | MultiSocketError = "closed by the user") -> None:
+        """Close the pipe; to-one messages that wait to leave go to other pipes. Never blocks; may be repeated.
+
+        Args:
+            reason: what :attr:`reason` then says. Of an error the peer is told, where the transport has words for it:
+                a :class:`~gmultisocket.errors.Closed` says that this side is going away.
+        """
         self._close(reason)
 
     # For the sender
@@ -291,10 +296,12 @@ class Pipe(ABC):
         self._connector.forget(self)
         if was_open:
             self._stop_sending()
+        stays = False
         try:
-            self._end(reason)
+            stays = self._end(reason)
         finally:
-            self.connection.close()
+            if not stays:
+                self.connection.close()
         logger.debug("pipe %d to %s closed: %s", self.id, snippet(self.peer_address), snippet(self.reason, 200))
         self._connector.pipe_closed(self)
 
@@ -304,5 +311,10 @@ class Pipe(ABC):
         self.reason = reason
         self.connection.close()
 
-    def _end(self, reason: str | MultiSocketError) -> None:  # noqa: B027
-        """Say goodbye to the peer where the transport has words for it. Never blocks."""
+    def _end(self, reason: str | MultiSocketError) -> bool:
+        """Say goodbye to the peer where the transport has words for it. Never blocks.
+
+        Returns:
+            Whether the pipe's reader closes the connection later, when the peer has said goodbye too.
+        """
+        return False

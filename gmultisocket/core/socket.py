@@ -382,7 +382,7 @@ class Socket:
                 connector.flush(deadline)
             finally:
                 # Whatever ended the flush, a kill included: nothing stays behind.
-                pipes = connector.close_pipes("the socket was closed")
+                pipes = connector.close_pipes("the socket was closed", deadline)
             for worker in [*stopped, *pipes]:
                 worker.join()
             connector.join()

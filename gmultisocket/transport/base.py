@@ -159,6 +159,9 @@ class PacketCodec(Protocol):
     def wrap(self, frame: bytes) -> bytes:
         """Return the packet for one frame (pure)."""
 
+    def prefix(self, size: int) -> bytes | None:
+        """Return what a packet has in front of a frame of this size, None where that is not the only difference."""
+
     def unwrap(self, packet: bytes) -> bytes:
         """Return the frame of a packet that :meth:`wrap` made (pure)."""
 
@@ -173,6 +176,10 @@ class PacketCodec(Protocol):
     @property
     def read_size(self) -> int:
         """How many bytes to ask the kernel for next."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether a packet has begun to come and is not complete."""
 
     def replies(self) -> bytes:
         """Return bytes that the packet protocol owes the peer (pongs), to be sent before any packet."""

@@ -169,6 +169,10 @@ class FrameCodec:
         """Return the packet of one frame."""
         raise NotImplementedError
 
+    def prefix(self, size: int) -> bytes | None:
+        """Return what a packet has in front of its frame, None where the frame does not stand in it as it is."""
+        return None
+
     def unwrap(self, packet: bytes) -> bytes:
         """Return the frame of a packet that :meth:`wrap` made."""
         raise NotImplementedError
@@ -405,6 +409,10 @@ class ServerFrames(FrameCodec):
 
     def wrap(self, frame: bytes) -> bytes:
         return self._encode(self._opcode_for(frame) if self._text else BINARY, frame)
+
+    def prefix(self, size: int) -> bytes | None:
+        # Which opcode a text message has depends on all of it.
+        return None if self._text else _header(_FIN | BINARY, 0, size)
 
     def unwrap(self, packet: bytes) -> bytes:
         return packet[_payload_start(packet[1]) :]

@@ -35,6 +35,7 @@ class NetstringCodec:
     key: str | None = "netstring"
     whole = True
     read_size = 1 << 16
+    pending = False
 
     def __init__(self) -> None:
         self.max_content = 0
@@ -44,6 +45,9 @@ class NetstringCodec:
 
     def wrap(self, frame: bytes) -> bytes:
         return b"%d:%s," % (len(frame), frame)
+
+    def prefix(self, size: int) -> bytes | None:
+        return None
 
     def unwrap(self, packet: bytes) -> bytes:
         return packet[packet.index(b":") + 1 : -1]
