@@ -160,13 +160,13 @@ class Answerer(Protocol):
             content = self._handler(question.content)
             if content is not None:
                 question.reply(content)
-        except Closed:
-            if not self.socket.closed:
-                # The handler's own, about something else.
-                logger.exception("a handler of %r failed", self)
         # A gevent.Timeout that the handler let out is its failure too, not the worker's end.
-        except (Exception, gevent.Timeout):
-            logger.exception("a handler of %r failed", self)
+        except (Exception, gevent.Timeout) as error:
+            if isinstance(error, Closed) and self._closing:
+                # It had more time than there was.
+                self._seam.count_drop("closed")
+            else:
+                logger.exception("a handler of %r failed", self)
 
     def _done(self, question: Question) -> None:
         del self._running[question]
@@ -230,15 +230,18 @@ class Answerer(Protocol):
 
     def _send_waiting(self, pipe_id: int, waiting: deque[tuple[bytes, bytes]]) -> None:
         """Send what waits for one pipe (a greenlet for each pipe that is held up)."""
+        reason = "closed"
         try:
             while waiting:
                 self.socket.send_to(*waiting[0])
                 waiting.popleft()
-        except (BrokenPath, Closed, ForkedSocketError):
+        except BrokenPath:
+            reason = "peer gone"
+        except (Closed, ForkedSocketError):
             pass
         finally:
             for _ in waiting:
-                self._seam.count_drop("peer gone")
+                self._seam.count_drop(reason)
             del self._waiting[pipe_id]
             if self._progress is not None:
                 self._progress.set()

@@ -20,7 +20,7 @@ Source: the former protocol package of the Go code, where a socket waits for one
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from gevent import get_hub
 
@@ -135,7 +135,7 @@ class Req(Protocol):
 
     # What a queue drops would be waited for in vain.
     fixed = {"socket.no_recv": False, "socket.no_send": False, "socket.send_overflow": "block"}
-    instead: ClassVar[dict[str, str]] = {"send": "request()", "recv": "request()"}
+    instead = {"send": "request()", "recv": "request()"}
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
@@ -304,4 +304,4 @@ class Rep(Answerer):
         concurrency: how many handlers may run at once.
     """
 
-    instead: ClassVar[dict[str, Any]] = {"send": "request.reply()"}
+    instead = {"send": "request.reply()"}

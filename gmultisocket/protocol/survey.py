@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
-from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 from gevent import get_hub
@@ -28,8 +27,9 @@ from .ids import ID_SIZE, new_id, question_ids
 
 __all__ = ["Handler", "Question", "Respondent", "Survey", "Surveyor"]
 
-#: Replies to one survey that may wait to be taken.
+#: Replies to one survey that may wait to be taken, and their bytes.
 _MAX_WAITING = 10_000
+_MAX_WAITING_BYTES = 64 << 20
 
 
 class Survey:
@@ -45,6 +45,7 @@ class Survey:
         self._surveyor = surveyor
         self._end = monotonic() + timeout
         self._replies: deque[bytes] = deque()
+        self._bytes = 0
         # Those who wait look for themselves; a condition that knew this survey would keep it when nobody holds it.
         self._arrivals = WaitList(surveyor._hub, lambda: True)
         self._over = False
@@ -62,7 +63,9 @@ class Survey:
                 self._over = True
                 raise StopIteration
             self._arrivals.wait(left)
-        return self._replies.popleft()
+        reply = self._replies.popleft()
+        self._bytes -= len(reply)
+        return reply
 
     @property
     def seconds_left(self) -> float:
@@ -79,8 +82,9 @@ class Survey:
         """Take a reply; returns why not, "" if it was taken."""
         if not self.seconds_left:
             return "late"
-        if len(self._replies) >= _MAX_WAITING:
+        if len(self._replies) >= _MAX_WAITING or self._bytes + len(reply) > _MAX_WAITING_BYTES:
             return "overflow"
+        self._bytes += len(reply)
         self._replies.append(reply)
         self._arrivals.wake()
         return ""
@@ -94,7 +98,7 @@ class Surveyor(Protocol):
     """
 
     fixed = {"socket.no_recv": False, "socket.no_send": False}
-    instead: ClassVar[dict[str, str]] = {"send": "survey()", "recv": "survey()"}
+    instead = {"send": "survey()", "recv": "survey()"}
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
@@ -166,4 +170,4 @@ class Respondent(Answerer):
         concurrency: how many handlers may run at once.
     """
 
-    instead: ClassVar[dict[str, Any]] = {"send": "survey.reply()"}
+    instead = {"send": "survey.reply()"}

@@ -139,6 +139,20 @@ def test_replies_that_nobody_takes_are_bounded(direct: Net, monkeypatch: pytest.
         assert list(survey) == [b"0", b"1", b"2"]
 
 
+def test_the_bytes_of_replies_that_nobody_takes_are_bounded(direct: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey_module, "_MAX_WAITING_BYTES", 2500)
+    with Surveyor() as surveyor, Socket() as by_hand:
+        direct.connect(surveyor, by_hand)
+        survey = surveyor.survey(b"", LONG)
+        message = by_hand.recv_msg(LONG)
+        for number in range(3):
+            by_hand.send_to(message.source, message.content + b"%d" % number * 1000)
+        wait_until(lambda: surveyor.counters.drops == {"overflow": 1})
+        assert [next(survey)[:1], next(survey)[:1]] == [b"0", b"1"]
+        by_hand.send_to(message.source, message.content + b"3" * 2500)
+        assert next(survey) == b"3" * 2500
+
+
 def test_a_respondent_that_reads_nothing_holds_up_no_survey(direct: Net) -> None:
     with Surveyor() as surveyor, Socket({"socket.recv_queue_size": 1}) as stuck, Respondent(bytes) as respondent:
         direct.connect(surveyor, stuck)
