@@ -30,6 +30,7 @@ from ..errors import Closed, MultiSocketError, PipeRefused
 from ..options import Options
 from ..transport import TransportDialer
 from .endpoint import Endpoint
+from .owner import check_thread
 
 if TYPE_CHECKING:
     from .connector import Connector
@@ -242,7 +243,12 @@ class Dialer(Endpoint):
     # Closing
 
     def close(self) -> None:
-        """Stop dialing. A pipe that is open stays open; a connection in the making is given up. Never blocks."""
+        """Stop dialing. A pipe that is open stays open; a connection in the making is given up. Never blocks.
+
+        Raises:
+            WrongThread: the socket belongs to another thread.
+        """
+        check_thread(self._connector.hub)
         if self._move(DialerState.CLOSED):
             if self._greenlet is not None and self._greenlet is not getcurrent():
                 self._greenlet.kill(block=False)

@@ -27,6 +27,7 @@ from ..errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused
 from ..options import Options
 from ..transport import Connection, TransportListener
 from .endpoint import Endpoint
+from .owner import check_thread
 from .pipe import Pipe
 
 if TYPE_CHECKING:
@@ -238,7 +239,12 @@ class Listener(Endpoint):
             self._room.set()
 
     def close(self) -> None:
-        """Stop listening. Pipes stay open; connections that are still in their handshake are closed. Never blocks."""
+        """Stop listening. Pipes stay open; connections that are still in their handshake are closed. Never blocks.
+
+        Raises:
+            WrongThread: the socket belongs to another thread.
+        """
+        check_thread(self._connector.hub)
         if not self._move(ListenerState.CLOSED):
             return
         self._transport.close()

@@ -13,11 +13,12 @@ import weakref
 from collections.abc import Iterator
 from typing import Protocol
 
+from gevent.hub import Hub
 from gevent.monkey import get_original
 
 from ..errors import ForkedSocketError, MultiSocketError, WrongThread
 
-__all__ = ["FORKED", "current_thread", "live", "register", "unregister", "wrong_owner"]
+__all__ = ["FORKED", "check_thread", "current_thread", "live", "register", "unregister", "wrong_owner"]
 
 #: The identity of the OS thread that runs, patched or not.
 current_thread = get_original("_thread", "get_ident")
@@ -54,6 +55,16 @@ def live() -> Iterator[Owned]:
 def wrong_owner(thread: int) -> MultiSocketError:
     """Return the error for a use of what belongs to ``thread`` from the running one."""
     return ForkedSocketError() if thread == FORKED else WrongThread()
+
+
+def check_thread(hub: Hub) -> None:
+    """Check that the running thread is that of a hub, and so of what belongs to it.
+
+    Raises:
+        WrongThread: it is another one.
+    """
+    if current_thread() != hub.thread_ident:
+        raise WrongThread
 
 
 def _abandon_all() -> None:

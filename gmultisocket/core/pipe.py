@@ -28,6 +28,7 @@ from ..options import Option, Options
 from ..transport import Connection
 from ..wire import TO_ONE, Message, pack_id
 from .counters import Counters
+from .owner import check_thread
 from .waiting import WaitList
 
 if TYPE_CHECKING:
@@ -176,7 +177,11 @@ class Pipe(ABC):
         Args:
             reason: what :attr:`reason` then says. Of an error the peer is told, where the transport has words for it:
                 a :class:`~gmultisocket.errors.Closed` says that this side is going away.
+
+        Raises:
+            WrongThread: the socket belongs to another thread.
         """
+        check_thread(self._connector.hub)
         self._close(reason)
 
     # For the sender

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent import Greenlet
 
-from ..errors import Closed, MessageDropped, MultiSocketError
+from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError
 from ..wire import Message
+from . import owner
 from .sender import as_content
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ThreadsafeSender:
         # A started async watcher both wakes the loop from other threads and keeps it alive.
         self._watcher = gevent.get_hub().loop.async_()
         self._watcher.start(self._wake)
+        owner.register(self)
 
     def __enter__(self) -> ThreadsafeSender:
         return self
@@ -81,12 +83,22 @@ class ThreadsafeSender:
         return len(self._calls)
 
     def _post(self, method: Callable[..., object], *args: Any) -> None:
+        if self._socket._thread == owner.FORKED:
+            raise ForkedSocketError
         if self._closed or self._socket.closed:
             raise Closed("handle" if self._closed else "socket")
         if len(self._calls) >= _LIMIT:
             raise MessageDropped("overflow")
-        # Both steps are safe from any thread: a deque's append, and waking a loop.
-        self._calls.append((method, args))
+        # All steps are safe from any thread: those of a deque, and waking a loop.
+        call = method, args
+        self._calls.append(call)
+        if self._closed:
+            # Its thread has closed the handle in this very moment, and has taken the call over or has not seen it.
+            try:
+                self._calls.remove(call)
+            except ValueError:
+                return
+            raise Closed("handle")
         self._watcher.send()
 
     def _wake(self) -> None:
@@ -96,30 +108,55 @@ class ThreadsafeSender:
     def _run(self) -> None:
         try:
             while self._calls:
-                method, args = self._calls.popleft()
+                call = self._calls.popleft()
+                method, args = call
                 try:
                     method(*args)
-                except MultiSocketError as error:
-                    self.failed += 1
-                    logger.warning("a message from another thread was not sent: %s", error)
+                except Exception as error:
+                    self._fail(error)
+                except BaseException:
+                    # close() waits no longer, and gives this one up with the others.
+                    self._calls.appendleft(call)
+                    raise
         finally:
             self._greenlet = None
+
+    def _fail(self, error: Exception) -> None:
+        """Count a message that was not sent; the first is logged."""
+        level = logging.DEBUG if self.failed else logging.WARNING
+        mistake = not isinstance(error, MultiSocketError)
+        logger.log(level, "a message from another thread was not sent: %s", error, exc_info=mistake)
+        self.failed += 1
 
     def close(self, timeout: float | None = 5.0) -> int:
         """Send what waits, and close the handle; in the socket's own thread. Blocks for at most ``timeout`` seconds.
 
         Returns:
-            How many messages were given up.
+            How many messages were given up. 0 for a second call.
+
+        Raises:
+            WrongThread: this is another thread.
         """
         if self._closed:
             return 0
+        self._socket._check()
         self._closed = True
         self._wake()
-        if self._greenlet is not None:
-            self._greenlet.join(timeout)
-            if self._greenlet is not None:
-                self._greenlet.kill()
-        self._watcher.close()
-        lost = len(self._calls)
-        self._calls.clear()
+        try:
+            greenlet = self._greenlet
+            if greenlet is not None:
+                greenlet.join(timeout)
+                greenlet.kill()
+        finally:
+            self._watcher.close()
+            owner.unregister(self)
+        lost = 0
+        while self._calls:
+            self._calls.popleft()
+            lost += 1
         return lost
+
+    def abandon(self) -> None:
+        """Become unusable in a forked child; the watcher would keep the child's loop alive."""
+        self._closed = True
+        self._watcher.close()
