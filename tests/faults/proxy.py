@@ -136,6 +136,11 @@ class Proxy:
         except OSError:
             _reset(client)
             return
+        if self._server is None:
+            # It went down meanwhile.
+            _reset(client)
+            server.close()
+            return
         link = _Link(self, client, server)
         self._links.add(link)
         try:
