@@ -31,6 +31,8 @@ TRANSPORTS: dict[str, Callable[[Path], str]] = {
     "tcp": lambda folder: "tcp://127.0.0.1:0",
     "tcp6": lambda folder: "tcp://[::1]:0",
     "tls": lambda folder: f"tls+tcp://127.0.0.1:0?{certificates.listen_query(folder)}",
+    "ws": lambda folder: "ws://127.0.0.1:0",
+    "wss": lambda folder: f"wss://127.0.0.1:0?{certificates.listen_query(folder)}",
     "ipc": lambda folder: f"ipc://{folder / _unique()}",
     "ipc-abstract": lambda folder: f"ipc://@{_unique()}",
     "inproc": lambda folder: f"inproc://{_unique()}",
@@ -49,7 +51,7 @@ def transport(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def new_address(transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """Makes addresses of the test's transport that nobody listens at."""
-    if transport == "tls":
+    if transport in ("tls", "wss"):
         # What OpenSSL takes for the system's authorities: dialers trust the listeners without being told.
         monkeypatch.setenv("SSL_CERT_FILE", certificates.write_authority(tmp_path)[certificates.TLS.cafile.name])
     return lambda: TRANSPORTS[transport](tmp_path)

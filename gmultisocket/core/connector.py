@@ -256,11 +256,12 @@ class Connector:
 
     def add(self, pipe: Pipe) -> None:
         """Make a pipe one of the socket's. Does not block."""
-        self._adopt(pipe)
+        self.adopt(pipe)
         if not pipe.closed:
             pipe.start()
 
-    def _adopt(self, pipe: Pipe) -> None:
+    def adopt(self, pipe: Pipe) -> None:
+        """Make a pipe one of the socket's, whose reading is somebody else's business. Does not block."""
         if not self.dials:
             pipe.discard("the socket is closing")
             return

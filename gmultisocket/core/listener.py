@@ -26,6 +26,7 @@ from ..address import Address
 from ..errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused
 from ..options import Options
 from ..transport import Connection, TransportListener
+from .bytespipe import BytesPipe
 from .endpoint import Endpoint
 from .owner import check_thread
 from .pipe import Pipe
@@ -231,6 +232,37 @@ class Listener(Endpoint):
         self._places.release()
         self._connector.release()
 
+    def serve(self, connection: Connection) -> None:
+        """Make a pipe of a connection that somebody else has accepted, and do its reading in the calling greenlet.
+
+        For servers that want their own greenlet held for as long as the connection is theirs to close. Blocks until the
+        pipe has closed.
+
+        Raises:
+            Closed: the listener is closed. Here and below the connection is closed as well.
+            PipeRefused: the socket has as many pipes as it may, or a negotiator said no.
+            HandshakeFailed: the handshake failed.
+        """
+        connector = self._connector
+        try:
+            if self.closed:
+                raise Closed("listener")
+            if not connector.reserve():
+                raise PipeRefused("the socket has its connector.pipe_limit of pipes")
+            self.accepted += 1
+            try:
+                pipe = connector.open(connection, self)
+                connector.adopt(pipe)
+            finally:
+                connector.release()
+        except BaseException:
+            self.refused += 1
+            connection.close()
+            raise
+        assert isinstance(pipe, BytesPipe)
+        if not pipe.closed:
+            pipe.run()
+
     def pipe_closed(self, pipe: Pipe, lived: bool) -> None:
         """Nothing to do: peers come by themselves."""
 
@@ -259,6 +291,7 @@ class Listener(Endpoint):
         for greenlet in [self._greenlet, *self._handshakes]:
             if greenlet is not None and greenlet is not getcurrent():
                 greenlet.join()
+        self._transport.join()
 
     def abandon(self) -> None:
         """Let go of everything in a forked child, without switching greenlets."""

@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import NotSupported, PipeRefused
-from ..transport import Connection, StreamConnection
+from ..transport import Connection, PacketConnection, StreamConnection
 
 __all__ = ["Negotiation", "Negotiator"]
+
+#: How much of a packet connection is read at a time.
+_MOST_READ = 4096
 
 
 class Negotiation:
@@ -30,6 +33,8 @@ class Negotiation:
         self._connection = connection
         self.pipe_id = pipe_id
         self.dialed = dialed
+        #: What is left of the packets that were read.
+        self._left = b""
 
     @property
     def local_address(self) -> str:
@@ -54,7 +59,10 @@ class Negotiation:
             PipeRefused: the peer closed the connection.
         """
         try:
-            return self._stream("receiving bytes").read_exactly(size)
+            stream = self._stream("receiving bytes")
+            if isinstance(stream, PacketConnection):
+                return self._read_packets(stream, size)
+            return stream.read_exactly(size)
         except OSError as error:
             raise PipeRefused("the peer closed the connection in the negotiation") from error
 
@@ -66,13 +74,34 @@ class Negotiation:
             PipeRefused: the peer closed the connection.
         """
         try:
-            self._stream("sending bytes").write_all(data)
+            stream = self._stream("sending bytes")
+            stream.write_all(stream.codec.wrap(data) if isinstance(stream, PacketConnection) else data)
         except OSError as error:
             raise PipeRefused("the peer closed the connection in the negotiation") from error
 
     def refuse(self, reason: str) -> None:
         """Refuse the peer: raises :class:`PipeRefused`."""
         raise PipeRefused(reason)
+
+    def _read_packets(self, connection: PacketConnection, size: int) -> bytes:
+        """Return the next bytes that are in packets."""
+        codec = connection.codec
+        while len(self._left) < size:
+            data = connection.recv(_MOST_READ)
+            if not data:
+                raise ConnectionResetError("the stream ended in the negotiation")
+            # Byte by byte: what follows a packet is for the next call, or for the pipe.
+            for end in range(1, len(data) + 1):
+                packets = codec.feed(data[end - 1 : end])
+                if packets:
+                    self._left += packets[0]
+                    connection.unread(data[end:])
+                    break
+            connection.write_all(codec.replies())
+            if codec.end():
+                raise PipeRefused(codec.end())
+        taken, self._left = self._left[:size], self._left[size:]
+        return taken
 
     def _stream(self, what: str) -> StreamConnection:
         if isinstance(self._connection, StreamConnection):

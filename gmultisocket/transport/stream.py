@@ -45,7 +45,7 @@ def abandon_socket(sock: Any) -> None:
         pass
 
 
-#: A read that brought so many bytes is likely to be followed by more: asking at once is cheaper than waiting to be told.
+#: A read that brought so many bytes is likely to be followed by more: asking at once costs less than waiting for it.
 _BULK = 16384
 
 

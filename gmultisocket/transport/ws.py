@@ -71,10 +71,11 @@ def _kind(address: Address) -> str:
 class WSDialer(TransportDialer):
     """Connects to one path at one host and port."""
 
-    __slots__ = ("_address", "_carrier", "_host", "_options", "_path", "_port", "_stream")
+    __slots__ = ("_address", "_carrier", "_host", "_options", "_path", "_port", "_shown_path", "_stream")
 
     def __init__(self, address: Address, options: Options) -> None:
         authority, self._path = _split(address)
+        self._shown_path = address.location[len(authority) :]
         if ":" not in authority[authority.rfind("]") + 1 :]:
             authority = f"{authority}:{_PORTS[_kind(address)]}"
         self._host, self._port = split_host_port(authority, address)
@@ -109,7 +110,7 @@ class WSDialer(TransportDialer):
         except RequestRefused as error:
             raise HandshakeFailed(address.bare, f"the answer is wrong: {error.why}") from error
         text = handshake.finish(head, rest)
-        return WSConnection.dialed(stream, address.scheme, self._options, text=text, early=rest)
+        return WSConnection.dialed(stream, address.scheme, self._shown_path, self._options, rest, text=text)
 
     def _headers(self) -> Mapping[str, str]:
         headers = self._options.get(opts.transport.ws.headers)
@@ -166,7 +167,7 @@ class WSListener(TransportListener):
     def listen(self) -> None:
         if self._carrier is not None:
             below = replace(self._address, scheme=_kind(self._address), location=self._location)
-            self._port = join_port(self, self._carrier, below, self._options)
+            self._port = join_port(self, self._carrier, below, self.address, self._options)
             self._location = self._port.location
             if below.scheme == "ws":
                 _warn_of_plain(self.address, self._location)
@@ -191,7 +192,8 @@ class WSListener(TransportListener):
         if not self._listens:
             raise Closed("listener")
         assert self._arrival is not None
-        self._pending.append(AcceptedWS(stream, self._scheme, self._options, early, request=request))
+        connection = AcceptedWS(stream, self._scheme, self._shown_path, self._options, early, request=request)
+        self._pending.append(connection)
         self._arrival.set()
 
     def connection(
@@ -213,8 +215,9 @@ class WSListener(TransportListener):
             environ: what that server says about the request.
         """
         return AcceptedWS(
-            stream, self._scheme, self._options, early, request=request, respond=respond, environ=environ
-        )
+            stream, self._scheme, self._shown_path, self._options, early,
+            request=request, respond=respond, environ=environ,
+        )  # fmt: skip
 
     def accept(self) -> Connection:
         while self._listens:

@@ -24,11 +24,13 @@ class WSConnection(PacketConnection):
     Args:
         stream: what carries it; belongs to this object from now on.
         scheme: of the address.
+        path: of the address, as it is written there.
         options: of the dialer or listener.
         early: bytes that came behind the head of the opening handshake.
     """
 
-    __slots__ = ("_codec", "_early", "_options", "_scheme", "_stream", "recv", "send", "sendmsg", "wait_writable")
+    __slots__ = ("_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
+                 "wait_writable")  # fmt: skip
 
     # The stream's own, without a Python frame in between.
     send: Callable[[bytes | memoryview], int]
@@ -36,9 +38,10 @@ class WSConnection(PacketConnection):
     wait_writable: Callable[[], None]
     recv: Callable[[int], bytes]
 
-    def __init__(self, stream: StreamConnection, scheme: str, options: Options, early: bytes = b"") -> None:
+    def __init__(self, stream: StreamConnection, scheme: str, path: str, options: Options, early: bytes) -> None:
         self._stream = stream
         self._scheme = scheme
+        self._path = path
         self._options = options
         self._codec: PacketCodec | None = None
         self._early = b""
@@ -51,10 +54,10 @@ class WSConnection(PacketConnection):
 
     @classmethod
     def dialed(
-        cls, stream: StreamConnection, scheme: str, options: Options, *, text: bool, early: bytes
+        cls, stream: StreamConnection, scheme: str, path: str, options: Options, early: bytes, *, text: bool
     ) -> WSConnection:
         """Return the dialing end of a connection whose handshake is done."""
-        connection = cls(stream, scheme, options, early)
+        connection = cls(stream, scheme, path, options, early)
         connection._codec = ClientFrames(text, *_codec_options(scheme, options))
         return connection
 
@@ -75,7 +78,7 @@ class WSConnection(PacketConnection):
 
     @property
     def peer_address(self) -> str:
-        return self._named(self._stream.peer_address)
+        return self._named(self._stream.peer_address) + self._path
 
     def _named(self, address: str) -> str:
         return f"{self._scheme}://{address.partition('://')[2]}"
@@ -120,6 +123,7 @@ class AcceptedWS(WSConnection):
     Args:
         stream: what carries it; belongs to this object from now on.
         scheme: of the listener's address.
+        path: of the listener's address, as it is written there.
         options: of the listener.
         early: bytes that came behind the request.
         request: the request.
@@ -135,6 +139,7 @@ class AcceptedWS(WSConnection):
         self,
         stream: StreamConnection,
         scheme: str,
+        path: str,
         options: Options,
         early: bytes,
         *,
@@ -142,12 +147,20 @@ class AcceptedWS(WSConnection):
         respond: Callable[[Response], object] | None = None,
         environ: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(stream, scheme, options, early)
+        super().__init__(stream, scheme, path, options, early)
         # These are let go of after the handshake: an idle peer shall cost little.
         self._request: Request | None = request
         self._respond = respond
         self._environ = environ
         self._identity: Mapping[str, Any] | None = None
+
+    @property
+    def local_address(self) -> str:
+        return self._named(self._stream.local_address) + self._path
+
+    @property
+    def peer_address(self) -> str:
+        return self._named(self._stream.peer_address)
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -208,7 +208,7 @@ class FrameCodec:
         """Return why the peer ended the connection, "" while it has not."""
         if self._close is None:
             return ""
-        return f"the peer closed the WebSocket: {snippet(str(Close.parse(self._close)), 200)}"
+        return f"the peer closed the connection: {snippet(str(Close.parse(self._close)), 200)}"
 
     # Receiving
 

@@ -286,7 +286,9 @@ def _see_off(stream: StreamConnection) -> None:
 _ports: dict[tuple[Hub, str, str], Port] = {}
 
 
-def join_port(route: Route, carrier: TransportListener, address: Address, options: Options) -> Port:
+def join_port(
+    route: Route, carrier: TransportListener, address: Address, shown: str, options: Options
+) -> Port:
     """Have a listener take the requests for its path, at a port that is open or that is opened for it.
 
     Blocks while a host name is looked up.
@@ -294,7 +296,8 @@ def join_port(route: Route, carrier: TransportListener, address: Address, option
     Args:
         route: the listener.
         carrier: a listener of the transport below, not yet listening.
-        address: its address.
+        address: its address, ``ws`` or ``wss`` with host and port only.
+        shown: its address, for errors.
         options: of the listener.
 
     Raises:
@@ -304,8 +307,8 @@ def join_port(route: Route, carrier: TransportListener, address: Address, option
     port = _ports.get((hub, address.scheme, address.location))
     if port is None:
         port = Port(address.scheme, carrier, options)
-        port.join(route, options, address.bare)
+        port.join(route, options, shown)
         port.open(hub)
     else:
-        port.join(route, options, address.bare)
+        port.join(route, options, shown)
     return port

@@ -38,7 +38,8 @@ def test_the_reason_says_that_the_peer_closed(address: str) -> None:
         connect(server, client, address)
         client.close()
         wait_until(lambda: len(events) == 2)
-    assert events[1].reason == "the peer closed the connection"
+    # Some transports have words of their own behind that.
+    assert events[1].reason.startswith("the peer closed the connection")
 
 
 def test_closing_a_socket_tells_the_end_of_all_its_pipes_before_it_is_closed(address: str) -> None:

@@ -405,7 +405,11 @@ def test_messages_and_bytes_are_counted_on_pipes_and_on_the_socket(
     assert client.counters == sent and server.counters == arrived
     client.close()
     wait_until(lambda: not server.pipes)
-    assert server.counters == arrived and client.counters == sent
+    if transport not in ("ws", "wss"):
+        # There, the goodbye has come meanwhile, which is bytes and no message.
+        assert server.counters == arrived and client.counters == sent
+    assert server.counters.messages_received == arrived.messages_received
+    assert client.counters.messages_sent == sent.messages_sent
 
 
 def test_a_socket_says_what_it_is_and_how_many_pipes_it_has(two: tuple[Socket, Socket]) -> None:
