@@ -20,7 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, GreenletExit, getcurrent
 
 from .core.ids import was_pipe_id
 from .core.pipe import Pipe
@@ -92,7 +92,11 @@ class Switch:
             ]
 
     def stop(self) -> None:
-        """Stop forwarding. Blocks until the greenlets have ended; messages stay in their sockets. May be repeated."""
+        """Stop forwarding. Blocks until the greenlets have ended. May be repeated.
+
+        Messages stay in their sockets, except one for each direction that has been taken and waits for the middleware
+        or for a peer: it is dropped, and counted. A middleware may call this; the message that it returns goes on.
+        """
         greenlets, self._greenlets = self._greenlets, []
         others = [greenlet for greenlet in greenlets if greenlet is not getcurrent()]
         gevent.killall(others)
@@ -105,18 +109,18 @@ class Switch:
         return len(gevent.joinall(self._greenlets, timeout)) == len(self._greenlets)
 
     def _forward(self, source: Socket, target: Socket) -> None:
-        """Forward in one direction until a socket closes (one greenlet for each direction)."""
-        while True:
+        """Forward in one direction until stopped, or a socket closes (one greenlet for each direction)."""
+        me = getcurrent()
+        while me in self._greenlets:
             try:
-                message: Message | None = source.recv_msg()
+                message = source.recv_msg()
             except Closed:
                 return
-            if self._middleware is not None:
-                message = self._pass(message)
-            if message is None:
-                continue
             try:
-                if target.send_msg(message):
+                passed = message if self._middleware is None else self._pass(message)
+                if passed is None:
+                    continue
+                if target.send_msg(passed):
                     self.forwarded += 1
                 else:
                     self._drop("no peer")
@@ -133,9 +137,12 @@ class Switch:
             except Exception:
                 # What a middleware returned was no message that can be sent.
                 self._fail("a message could not be sent on")
+            except GreenletExit:
+                self._drop("stopped")
+                raise
 
-    def _pass(self, message: Message | None) -> Message | None:
-        assert self._middleware is not None and message is not None
+    def _pass(self, message: Message) -> Message | None:
+        assert self._middleware is not None
         try:
             passed = self._middleware(message)
         except (Exception, gevent.Timeout):
