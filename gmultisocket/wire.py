@@ -366,6 +366,7 @@ class Decoder:
     __slots__ = (
         "_frame_size",
         "_head",
+        "_head_size",
         "_local",
         "_missing",
         "_pieces",
@@ -388,7 +389,9 @@ class Decoder:
         self._head = (0, 0, b"", b"")
         self._pieces: list[bytes | bytearray | memoryview] = []
         self._missing = 0
+        # Of the last frame that was cut in its content: all its bytes, and those before the content.
         self._frame_size = 0
+        self._head_size = HEADER_SIZE
 
     @property
     def pending(self) -> int:
@@ -399,14 +402,14 @@ class Decoder:
     def read_size(self) -> int:
         """How many bytes to ask the kernel for next.
 
-        A large content is read up to its end, and what follows it up to the end of a header: a content that comes in
-        one read is then handed on as it is, not copied.
+        A large content is read up to its end, and what follows it up to the end of a header and paths such as that one
+        had: a content that comes in one read is then handed on as it is, not copied.
         """
         if self._frame_size < _LARGE or self._rest:
             return _READ_SIZE
         missing = self._missing
         if not missing:
-            return HEADER_SIZE
+            return self._head_size
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
@@ -481,6 +484,7 @@ class Decoder:
         self._rest = b""
         self._head = (flags, ttl, source, data[position + destination_start : start])
         self._frame_size = stop - position
+        self._head_size = content_start
         self._missing = length
         self._continue_content(memoryview(data)[start:], messages)
 

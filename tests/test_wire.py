@@ -572,6 +572,21 @@ def test_a_content_read_alone_is_not_copied() -> None:
     assert message.content is content
 
 
+def test_contents_behind_paths_are_read_alone_as_well() -> None:
+    head = header(flags=TO_DEST, hops=1, distance=2, length=100_000) + b"\0\0\0\1\0\0\0\2\0\0\0\3"
+    content = bytes(100_000)
+    decoder = Decoder(PIPE_ID)
+    decoder.feed(head + content)
+    decoder.feed(head + content[:50_000])
+    decoder.feed(content[50_000:])
+    for _ in range(3):
+        assert decoder.read_size == len(head)
+        decoder.feed(head)
+        assert decoder.read_size == len(content)
+        (message,) = decoder.feed(content)
+        assert message.content is content
+
+
 # Messages
 
 
