@@ -197,7 +197,9 @@ class Connection:
             if credit > 0 and not link.said_end and not link.over:
                 break
         size = min(len(data), credit, PIECE, self._seam.max_content)
-        link.send(bytes(data[:size]))
+        whole = data.obj
+        # What nobody can change and goes in one piece is not copied.
+        link.send(whole if type(whole) is bytes and len(whole) == size else bytes(data[:size]))
         return size
 
     def _check_writable(self) -> None:
