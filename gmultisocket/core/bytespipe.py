@@ -32,6 +32,7 @@ from ..wire import (
     SEND_TYPE_MASK,
     TO_ONE,
     Decoder,
+    Fields,
     Message,
     encode_frame,
     encode_header,
@@ -539,7 +540,7 @@ class BytesPipe(Pipe):
                 spent = 0
                 gevent.sleep(0)
 
-    def _deliver(self, messages: list[Message]) -> None:
+    def _deliver(self, messages: Sequence[Fields]) -> None:
         receiver = self._connector.receiver
         rest = receiver.take(messages)
         try:
@@ -547,7 +548,7 @@ class BytesPipe(Pipe):
                 self._waits_for_room = True
                 receiver.room.wait(None)
                 self._waits_for_room = False
-                rest = receiver.take(rest, past_limit=receiver.closed)
+                rest = receiver.take(rest, in_turn=True, past_limit=receiver.closed)
         except _NobodyReceives:
             # One peer after another could bring its share past the limit, and go.
             self._waits_for_room = False
@@ -563,7 +564,7 @@ class BytesPipe(Pipe):
         """Return how many bytes to ask the kernel for."""
         raise NotImplementedError
 
-    def _decode(self, data: bytes) -> list[Message]:
+    def _decode(self, data: bytes) -> list[Fields]:
         """Return the messages that are complete with these bytes.
 
         What breaks the rules after good messages is left in ``_error``, so that those are delivered first.
@@ -652,9 +653,9 @@ class FramedPipe(BytesPipe):
     def _read_size(self) -> int:
         return self._decoder.read_size
 
-    def _decode(self, data: bytes) -> list[Message]:
+    def _decode(self, data: bytes) -> list[Fields]:
         decoder = self._decoder
-        messages = decoder.feed(data)
+        messages = decoder.feed_fields(data)
         if decoder.flagged:
             decoder.flagged = False
             if self.bytes_received == len(data) and _begins_tls(data):
@@ -663,10 +664,10 @@ class FramedPipe(BytesPipe):
         self._error = decoder.error
         return messages
 
-    def _sift(self, messages: list[Message]) -> list[Message]:
+    def _sift(self, messages: list[Fields]) -> list[Fields]:
         """Take out internal messages, and the flag of raw pipes, which only this side may set."""
-        kept = []
-        for message in messages:
+        kept: list[Fields] = []
+        for message in map(Message._make, messages):
             if message.flags & INTERNAL:
                 self._connector.internal_message(self, message)
             elif message.flags & RAW:
@@ -722,7 +723,7 @@ class RawPipe(BytesPipe):
         self._deliver([self._message(b"")])
         return super()._read_all()
 
-    def _decode(self, data: bytes) -> list[Message]:
+    def _decode(self, data: bytes) -> list[Fields]:
         return [self._message(data)]
 
     def _portions(self, data: bytes) -> Iterable[bytes]:

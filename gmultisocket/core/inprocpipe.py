@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from .. import options as opts
 from ..errors import BadMessage, ContentTooLong, MultiSocketError
 from ..transport import MessageConnection
-from ..wire import INTERNAL, MAX_CONTENT, RAW, SEND_TYPE_MASK, TO_ONE, Message, receive
+from ..wire import INTERNAL, MAX_CONTENT, RAW, SEND_TYPE_MASK, TO_ONE, Fields, Message, receive
 from .pipe import Pipe, PipeState
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
 
 __all__ = ["InprocPipe"]
-
-_new = tuple.__new__
 
 
 class InprocPipe(Pipe):
@@ -39,7 +37,7 @@ class InprocPipe(Pipe):
         self._peer: InprocPipe | None = None
         #: Messages that the peer has no room for, as it will receive them; or as they were sent, while there is no peer
         #: yet. Made when first needed: most pipes never have any.
-        self._queue: deque[Message] | None = None
+        self._queue: deque[Fields] | None = None
         self._bytes_queued = 0
         #: Whether this pipe stands in the line for room in the peer's queue.
         self._waiting = False
@@ -61,14 +59,14 @@ class InprocPipe(Pipe):
         receiver = peer._receiver
         limit = receiver.plain_limit
         held = self._queue
-        if not held and len(receiver.queue) < limit:
-            receiver.queue.append(_new(Message, (TO_ONE, ttl - 1, peer.path, b"", content, peer.id)))
+        if not held and len(receiver.queue) < limit and not receiver.bringers:
+            receiver.queue.append((TO_ONE, ttl - 1, peer.path, b"", content, peer.id))
             self.messages_sent += 1
             self.bytes_sent += size
             if receiver.receivers:
                 receiver.arrivals.wake()
         elif held and limit and len(held) + 1 < self._sender.plain_limit:
-            held.append(_new(Message, (TO_ONE, ttl - 1, peer.path, b"", content, peer.id)))
+            held.append((TO_ONE, ttl - 1, peer.path, b"", content, peer.id))
             self._bytes_queued += size
         else:
             self.put(TO_ONE, ttl, b"", b"", content)
@@ -85,7 +83,7 @@ class InprocPipe(Pipe):
             except BadMessage as error:
                 self._refused(error)
                 return
-        if self._queue or peer is None or peer._receiver.take((message,)):
+        if self._queue or peer is None or peer._receiver.take((message,), in_turn=not self._sender.queue_limit):
             self._hold(message)
         else:
             self.messages_sent += 1
@@ -110,14 +108,14 @@ class InprocPipe(Pipe):
         self.drop("refused")
         self._close(error)
 
-    def _hold(self, message: Message) -> None:
+    def _hold(self, message: Fields) -> None:
         """Keep a message until the peer has room, and stand in line for that."""
         if self.state is not PipeState.OPEN:
             return
         if self._queue is None:
             self._queue = deque()
         self._queue.append(message)
-        self._bytes_queued += len(message.content)
+        self._bytes_queued += len(message[4])
         if not self._waiting:
             self._stand_in_line()
         sender = self._sender
@@ -140,10 +138,10 @@ class InprocPipe(Pipe):
         queue = self._queue
         if queue:
             held = list(queue)
-            rest = peer._receiver.take(held)
+            rest = peer._receiver.take(held, in_turn=True)
             queue.clear()
             queue.extend(rest)
-            left = sum(len(message.content) for message in rest)
+            left = sum(len(message[4]) for message in rest)
             self.messages_sent += len(held) - len(rest)
             self.bytes_sent += self._bytes_queued - left
             self._bytes_queued = left
@@ -171,7 +169,7 @@ class InprocPipe(Pipe):
     def drop_oldest(self) -> bool:
         if not self._queue:
             return False
-        self._bytes_queued -= len(self._queue.popleft().content)
+        self._bytes_queued -= len(self._queue.popleft()[4])
         self.drop("overflow")
         return True
 
@@ -180,7 +178,7 @@ class InprocPipe(Pipe):
 
     def _take_queue(self) -> tuple[list[Message], int]:
         queue, self._queue = self._queue or deque(), None
-        again = [self._as_sent(message) for message in queue if message.flags & SEND_TYPE_MASK == TO_ONE]
+        again = [self._as_sent(Message._make(fields)) for fields in queue if fields[0] & SEND_TYPE_MASK == TO_ONE]
         return again, len(queue) - len(again)
 
     def _as_sent(self, message: Message) -> Message:
@@ -219,8 +217,8 @@ class InprocPipe(Pipe):
         """Hear that the other end is there; what was sent before can go now."""
         self._peer = peer
         held, self._queue, self._bytes_queued = self._queue or deque(), None, 0
-        for message in held:
-            self.put(message.flags, message.ttl, message.source, message.destination, message.content)
+        for flags, ttl, source, destination, content, _ in held:
+            self.put(flags, ttl, source, destination, content)
         self.limits_changed()
 
     def receiving(self) -> bool:

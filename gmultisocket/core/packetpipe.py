@@ -17,7 +17,7 @@ from .. import options as opts
 from ..errors import BadMessage, Closed, MultiSocketError
 from ..options import Option, Options
 from ..transport import PacketCodec, PacketConnection
-from ..wire import RAW, SEND_TYPE_MASK, Message, encode_frame, encode_header
+from ..wire import RAW, SEND_TYPE_MASK, Fields, Message, encode_frame, encode_header
 from .bytespipe import LARGE, BytesPipe, FramedPipe, LargeFrame, RawPipe
 from .pipe import Pipe, PipeState
 
@@ -172,22 +172,22 @@ class PacketPipe(_Packets, FramedPipe):
     def _unframe(self, entry: bytes) -> Message | None:
         return super()._unframe(self._codec.unwrap(entry))
 
-    def _decode(self, data: bytes) -> list[Message]:
+    def _decode(self, data: bytes) -> list[Fields]:
         packets = self._feed(data)
         if not packets:
             return []
         broken = self._error
         decoder = self._decoder
-        messages: list[Message] = []
+        messages: list[Fields] = []
         try:
             if self._codec.whole:
                 for packet in packets:
-                    fields = decoder.feed(packet)
+                    fields = decoder.feed_fields(packet)
                     if len(fields) != 1 or decoder.pending:
                         raise BadMessage("a packet is not one whole message")
                     messages += fields
             else:
-                messages = decoder.feed(b"".join(packets))
+                messages = decoder.feed_fields(b"".join(packets))
         except BadMessage as error:
             broken = error
         self._error = decoder.error or broken
@@ -213,6 +213,6 @@ class RawPacketPipe(_Packets, RawPipe):
         elif content:
             self._push(self._codec.wrap(content))
 
-    def _decode(self, data: bytes) -> list[Message]:
+    def _decode(self, data: bytes) -> list[Fields]:
         # An empty content is how a raw pipe announces itself.
         return [self._message(chunk) for chunk in self._feed(data) if chunk]

@@ -1,8 +1,9 @@
 """The receiving third of a socket: one bounded queue for the messages of all pipes.
 
 A full queue holds up whoever brings messages: reader greenlets wait in ``room``, pipes of this process keep
-theirs. A woken receiver takes its message itself, so a receiver that is killed or timed out first has
-taken nothing.
+theirs. They get room in the order in which they came, and before newcomers.
+
+A woken receiver takes its message itself, so a receiver that is killed or timed out first has taken nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from gevent.hub import Hub
 from .. import options as opts
 from ..errors import Closed, NotSupported, Timeout
 from ..options import Options, follow
-from ..wire import Message
+from ..wire import Fields, Message
 from .counters import Counters
 from .waiting import Deadline, WaitList
 
 __all__ = ["Receiver"]
+
+_new = tuple.__new__
+
+#: In seconds: over in the next turn of the loop.
+_ONE_TURN = 1e-6
 
 
 class Receiver:
@@ -36,7 +42,7 @@ class Receiver:
     """
 
     def __init__(self, hub: Hub, options: Options) -> None:
-        self.queue: deque[Message] = deque()
+        self.queue: deque[Fields] = deque()
         self.arrivals = WaitList(hub, lambda: self.queue)
         self.room = WaitList(hub, self.has_room)
         self.closed = False
@@ -45,7 +51,7 @@ class Receiver:
         self._reason = ""
         self._queued_bytes = 0
         self.receivers = self.arrivals.waiters
-        self._bringers = self.room.waiters
+        self.bringers = self.room.waiters
         self._spent = 0
         self._budget = 0
         self.limit = 0
@@ -64,6 +70,9 @@ class Receiver:
     def _set_no_recv(self, value: bool) -> None:
         self.no_recv = value
         self._look()
+        if value:
+            self.arrivals.wake_all()
+            self.room.wake_all()
 
     def _set_limit(self, value: int) -> None:
         self.limit = value
@@ -75,7 +84,7 @@ class Receiver:
 
     def _set_max_bytes(self, value: int) -> None:
         self.max_bytes = value
-        self._queued_bytes = sum(len(message.content or b"") for message in self.queue)
+        self._queued_bytes = sum(len(message[4] or b"") for message in self.queue)
         self._look()
         self.room.wake()
 
@@ -96,39 +105,41 @@ class Receiver:
 
     # Receiving
 
-    def recv_msg(self, timeout: float | None) -> Message:
+    def take_next(self, timeout: float | None) -> Fields:
         """Take the oldest message; see ``Socket.recv_msg``."""
         queue = self.queue
         if not queue or self.receivers or self._spending:
             self._wait(timeout)
         message = queue.popleft()
-        if self._bringers and len(queue) <= self._low:
+        if self.bringers and len(queue) <= self._low:
             self.room.wake()
         if self.max_bytes:
-            self._queued_bytes -= len(message.content or b"")
+            self._queued_bytes -= len(message[4] or b"")
         return message
 
     def _wait(self, timeout: float | None) -> None:
         """Block until it is this greenlet's turn to take a message. Nothing is taken here."""
         deadline = Deadline(timeout)
-        if self._spending:
-            self._spent += 1
-            if self._spent > self._budget:
-                # A receiver that always finds a message must not keep the loop from the others.
-                self._spent = 0
-                gevent.sleep(0)
+        self._spent += 1
+        if self._spent > self._budget:
+            # A receiver that always finds a message, or polls for one, must not keep the loop from the others.
+            self._spent = 0
+            gevent.sleep(0)
         woken = False
-        while not self.queue or (self.arrivals.waiters and not woken):
+        while not self.queue or (self.receivers and not woken):
             if self.no_recv:
                 raise NotSupported("receiving", "the socket has socket.no_recv set")
             if self.closed and not self.queue:
                 raise Closed("socket", self._reason)
-            self._spent = 0
-            if not self.limit:
-                # Unbuffered: somebody may bring a message now that one is waited for.
+            left = deadline.left()
+            if not self.limit and self.bringers:
+                # Unbuffered: somebody may bring a message now that one is waited for, and be it for a turn of the loop.
                 self.room.wake()
-            woken = self.arrivals.wait(deadline.left())
-            if not woken:
+                left = _ONE_TURN if left == 0.0 else left
+            woken = self.arrivals.wait(left)
+            if woken:
+                self._spent = 0
+            elif not self.queue or self.receivers:
                 raise Timeout("recv", timeout)
 
     # Bringing
@@ -136,14 +147,16 @@ class Receiver:
     def has_room(self) -> bool:
         """Return whether one more message may be brought."""
         waiting = len(self.queue)
-        if waiting >= self.limit and (self.limit or waiting >= len(self.arrivals.waiters)) and not self.closed:
-            return False
+        if waiting >= self.limit and (self.limit or waiting >= len(self.receivers)):
+            return self.closed or self.no_recv
         return not (self.max_bytes and waiting and self._queued_bytes >= self.max_bytes)
 
-    def take(self, messages: Sequence[Message], past_limit: bool = False) -> Sequence[Message]:
+    def take(self, messages: Sequence[Fields], in_turn: bool = False, past_limit: bool = False) -> Sequence[Fields]:
         """Queue as many messages as there is room for, and return the others. Never switches greenlets.
 
         Args:
+            messages: the oldest first.
+            in_turn: whoever brings them was woken for it; a newcomer gets in line behind those who wait.
             past_limit: queue them all, because they had arrived before they were held up.
         """
         if (self.closed and not past_limit) or self.no_recv:
@@ -151,25 +164,27 @@ class Receiver:
             return ()
         sift = self.sift
         if sift is not None:
-            messages = [message for message in messages if not sift(message)]
+            messages = [message for message in messages if not sift(_new(Message, message))]
             if not messages:
                 return ()
         queue = self.queue
-        rest: Sequence[Message] = ()
-        if past_limit or (len(queue) + len(messages) <= self.limit and not self.max_bytes):
-            queue.extend(messages)
-        elif self.max_bytes or not self.limit:
+        rest: Sequence[Fields] = ()
+        if self.bringers and self.limit and not (in_turn or past_limit):
+            return messages
+        if self.max_bytes or not self.limit:
             for index, message in enumerate(messages):
-                if not self.has_room():
+                if not past_limit and not self.has_room():
                     rest = messages[index:]
                     break
                 queue.append(message)
-                self._queued_bytes += len(message.content or b"")
+                self._queued_bytes += len(message[4] or b"")
+        elif past_limit or len(queue) + len(messages) <= self.limit:
+            queue.extend(messages)
         else:
             free = max(0, self.limit - len(queue))
             queue.extend(messages[:free])
             rest = messages[free:]
-        if self.arrivals.waiters:
+        if self.receivers:
             self.arrivals.wake()
         return rest
 

@@ -33,6 +33,7 @@ from .waiting import Deadline
 __all__ = ["Socket", "live_sockets"]
 
 _current_thread = owner.current_thread
+_new = tuple.__new__
 
 
 class Socket:
@@ -286,13 +287,13 @@ class Socket:
         """
         if _current_thread() != self._thread:
             raise owner.wrong_owner(self._thread)
-        return self._receiver.recv_msg(timeout).content
+        return self._receiver.take_next(timeout)[4]
 
     def recv_msg(self, timeout: float | None = None) -> Message:
         """Return the next message from any peer, with its ``source``. Blocks and raises as :meth:`recv` does."""
         if _current_thread() != self._thread:
             raise owner.wrong_owner(self._thread)
-        return self._receiver.recv_msg(timeout)
+        return _new(Message, self._receiver.take_next(timeout))
 
     def __iter__(self) -> Iterator[Message]:
         """Iterate over messages as they come; ends when the socket closes."""
