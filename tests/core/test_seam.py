@@ -180,3 +180,73 @@ def test_drops_are_counted_on_the_pipe_while_it_is_open_and_on_the_socket(ends: 
     one.close_pipe(pipe.id)
     Seam(one).count_drop("garbage", pipe.id)
     assert one.counters.drops == {"garbage": 2}
+
+
+# One pipe, or a group of them
+
+
+def test_room_in_one_pipe_can_be_waited_for_whatever_the_overflow_policy_says() -> None:
+    options = {"socket.send_queue_size": 1, "socket.send_overflow": "drop_newest"}
+    with Socket(options) as one, Socket({"socket.recv_queue_size": 1}) as other:
+        seam = Seam(one)
+        other.dial(one.listen("inproc://room").address)
+        (pipe,) = one.pipes.values()
+        sent = 0
+        while seam.wait_room(pipe, 0):
+            seam.put(pipe, Message(content=b"%d" % sent))
+            sent += 1
+        assert sent == 2
+        waiting = gevent.spawn(seam.wait_room, pipe, LONG)
+        assert other.recv(LONG) == b"0"
+        assert waiting.get(timeout=LONG)
+        seam.put(pipe, Message(content=b"2"))
+        waiting = gevent.spawn(seam.wait_room, pipe, LONG)
+        gevent.idle()
+        pipe.close()
+        assert waiting.get(timeout=LONG) is False
+        assert [other.recv(LONG), one.counters.drops.get("overflow", 0)] == [b"1", 0]
+
+
+def test_a_wait_for_room_ends_with_the_socket() -> None:
+    with Socket({"socket.send_queue_size": 1}) as one, Socket({"socket.recv_queue_size": 1}) as other:
+        seam = Seam(one)
+        other.dial(one.listen("inproc://closing").address)
+        (pipe,) = one.pipes.values()
+        while seam.wait_room(pipe, 0):
+            seam.put(pipe, Message(content=b"full"))
+        waiting = gevent.spawn(seam.wait_room, pipe, LONG)
+        gevent.idle()
+        one.close(0)
+        with pytest.raises(Closed):
+            waiting.get(timeout=LONG)
+
+
+def test_a_group_gets_what_is_sent_to_it_and_nobody_else_does() -> None:
+    with Socket() as one, Socket() as first, Socket() as second:
+        seam = Seam(one)
+        address = one.listen("tcp://127.0.0.1:0").address
+        for peer in (first, second):
+            peer.dial(address)
+        one.wait_pipes(2, LONG)
+        pipes = list(one.pipes.values())
+        assert seam.send_group([], b"for nobody") == 0
+        assert seam.send_group(pipes[:1], b"for the first") == 1
+        assert seam.send_group(pipes, b"for all") == 2
+        received = sorted([[peer.recv(LONG) for _ in range(count)] for peer, count in ((first, 2), (second, 1))])
+        assert received == [[b"for all"], [b"for the first", b"for all"]]
+        with pytest.raises(MessageTooLong):
+            seam.send_group(pipes, bytes(seam.max_content + 1))
+
+
+def test_a_socket_is_drained_when_nothing_waits_to_be_received() -> None:
+    with Socket({"socket.recv_queue_size": 1}) as one, Socket() as other:
+        seam = Seam(one)
+        other.dial(one.listen("inproc://drained").address)
+        assert seam.drained
+        for _ in range(3):
+            other.send(b"content")
+        for _ in range(3):
+            assert not seam.drained
+            one.recv(LONG)
+            gevent.idle()
+        assert seam.drained

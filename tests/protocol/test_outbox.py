@@ -1,0 +1,79 @@
+"""What is owed to peers: in order, one for each key, and none of them held up by another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+import pytest
+
+from gmultisocket import Message, Pipe, Socket
+from gmultisocket.protocol import Protocol
+from gmultisocket.protocol.outbox import Outbox
+from gmultisocket.testing import wait_until
+
+LONG = 10.0
+
+
+class Owing(Protocol):
+    """A protocol that does nothing but owe."""
+
+    def __init__(self) -> None:
+        super().__init__({"socket.send_queue_size": 1, "socket.send_overflow": "drop_newest"})
+        self.outbox = Outbox(self._seam, self._spawn)
+
+
+@contextmanager
+def owing_to(*peers: Socket) -> Iterator[tuple[Owing, list[Pipe]]]:
+    """One that owes, and its pipes to the peers, in their order."""
+    with Owing() as owing:
+        address = owing.listen("inproc://owing").address
+        pipes = []
+        for peer in peers:
+            peer.dial(address)
+            pipes += [pipe for pipe in owing.pipes.values() if pipe not in pipes]
+        yield owing, pipes
+
+
+def test_messages_leave_in_order_and_one_for_each_key() -> None:
+    with Socket() as peer, owing_to(peer) as (owing, (pipe,)):
+        for key, content in ((1, b"first"), (2, b"second"), (3, b"third"), (2, b"second again")):
+            owing.outbox.post(pipe, key, Message(content=content))
+        assert owing.outbox.waiting(pipe) == 3
+        pending = owing.outbox.pending(pipe, 2)
+        assert pending is not None and pending.content == b"second again"
+        owing.outbox.forget(pipe, 3)
+        owing.outbox.forget(pipe, 4)
+        assert owing.outbox.pending(pipe, 3) is None
+        owing.outbox.flush(LONG)
+        assert [peer.recv(LONG), peer.recv(LONG)] == [b"first", b"second again"]
+        assert owing.outbox.waiting(pipe) == 0 and peer.queued == 0
+
+
+def test_a_peer_that_does_not_read_loses_nothing_and_holds_up_nobody() -> None:
+    with Socket({"socket.recv_queue_size": 1}) as stuck, Socket() as other:
+        with owing_to(stuck, other) as (owing, (to_stuck, to_other)):
+            for number in range(10):
+                for pipe in (to_stuck, to_other):
+                    owing.outbox.post(pipe, number, Message(content=b"%d" % number))
+            assert [other.recv(LONG) for _ in range(10)] == [b"%d" % number for number in range(10)]
+            assert owing.outbox.waiting(to_stuck) == 8
+            assert [stuck.recv(LONG) for _ in range(10)] == [b"%d" % number for number in range(10)]
+            assert owing.counters.drops == {}
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_what_is_owed_to_a_peer_that_goes_is_forgotten(close: bool) -> None:
+    with Socket({"socket.recv_queue_size": 1}) as stuck, owing_to(stuck) as (owing, (pipe,)):
+        for number in range(10):
+            owing.outbox.post(pipe, number, Message(content=b"%d" % number))
+        gevent.idle()
+        assert owing.outbox.waiting(pipe) == 8
+        if close:
+            pipe.close()
+            wait_until(lambda: owing.outbox.waiting(pipe) == 0)
+        else:
+            owing.outbox.flush(0)
+            owing.close(0)
+            assert owing.outbox.waiting(pipe) == 0
