@@ -297,6 +297,11 @@ class Connector:
         hint = " (raise connector.pipe.max_recv_content_length to allow it)" if too_long else ""
         self._log_rarely(kind, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), _why(error), hint)
 
+    def first_drop(self, pipe: Pipe, reason: str) -> None:
+        """Note that a pipe has begun to lose messages."""
+        peer = snippet(pipe.peer_address)
+        self._log_rarely(f"drop {reason}", "pipe %d to %s drops messages: %s", pipe.id, peer, reason)
+
     def _log_rarely(self, kind: str, text: str, *args: object) -> None:
         """Warn of what a peer did, at most every few seconds for a kind: peers must not fill the disk."""
         now = monotonic()

@@ -224,7 +224,7 @@ class Pipe(ABC):
             return
         if self._drops is None:
             self._drops = {}
-            logger.warning("pipe %d (%s) drops messages: %s", self.id, snippet(self.peer_address), reason)
+            self._connector.first_drop(self, reason)
         self._drops[reason] = self._drops.get(reason, 0) + count
 
     def count_drop(self, reason: str) -> None:

@@ -227,19 +227,21 @@ class _Listener(TransportListener):
             os.unlink(self._name)
 
     def accept(self) -> Connection:
-        while True:
-            sock = self._sock
-            if sock is None or sock.closed:
-                raise Closed("listener")
-            client: gsocket.socket = sock.accept()[0]
-            try:
-                connection = IPCConnection(client, self._address)
-            except BaseException:
-                client.close()
-                raise
-            if self._uids is None or connection.identity["uid"] in self._uids:
-                return connection
-            connection.close()
+        sock = self._sock
+        if sock is None or sock.closed:
+            raise Closed("listener")
+        client: gsocket.socket = sock.accept()[0]
+        try:
+            connection = IPCConnection(client, self._address)
+        except BaseException:
+            client.close()
+            raise
+        uid = connection.identity["uid"]
+        if self._uids is None or uid in self._uids:
+            return connection
+        connection.close()
+        # An error for each, not a loop here: the core lets others run between two of them.
+        raise ConnectionAbortedError(errno.ECONNABORTED, f"user {uid} is not in transport.ipc.allow_uids")
 
     def close(self) -> None:
         if self._sock is not None:

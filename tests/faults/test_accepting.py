@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import gevent
 import pytest
@@ -17,7 +18,7 @@ from gmultisocket.options import Options
 from gmultisocket.testing import wait_until
 from gmultisocket.transport import Connection, Transport, TransportDialer, TransportListener, register, unregister
 from gmultisocket.transport.tcp import TCPDialer, TCPListener
-from tests.faults.peers import connected, crowd, frame, port_of
+from tests.faults.peers import connected, crowd, frame, port_of, read_until_closed
 from tests.faults.process import cpu_time, descriptors_exhausted, needs, run_script
 
 
@@ -128,6 +129,28 @@ def test_a_flood_of_connections_leaves_turns_for_others() -> None:
             worker.kill()
     steps = sorted(set(seen))
     assert max(after - before for before, after in zip(steps, steps[1:], strict=False)) <= 50
+
+
+def test_a_flood_of_users_who_may_not_connect_leaves_turns_for_others(tmp_path: Path) -> None:
+    with Socket() as server, crowd(server.listen(f"ipc://{tmp_path}/warm-up"), 1):
+        address = f"ipc://{tmp_path}/socket"
+        server.listen(address, {"transport.ipc.allow_uids": [os.getuid() + 1]})
+        turns = 0
+
+        def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                gevent.sleep(0)
+
+        # Connecting does not take a turn of the loop: all of them are there when the listener looks.
+        with crowd(address, 200) as peers:
+            before = turns
+            worker = gevent.spawn(others)
+            assert read_until_closed(peers[-1]) == b""
+            worker.kill()
+            assert turns - before > 100
+        assert len(server.pipes) == 1
 
 
 INJECTED = """

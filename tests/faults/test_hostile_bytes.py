@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gmultisocket import PipeEvent, Socket
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, pack_id
-from tests.faults.peers import connected, crowd, frame, header, read_until_closed
+from tests.faults.peers import connected, crowd, frame, header, read_until_closed, stuck
 from tests.faults.process import MIB, many_descriptors, resident
 
 LIMIT = 131072
@@ -207,6 +207,22 @@ def test_a_thousand_bad_peers_are_a_few_lines_in_the_log(
     loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert 1 <= len(loud) <= 3
     assert all(record.getMessage().isprintable() and not record.exc_info for record in loud)
+
+
+def test_a_thousand_peers_that_make_us_drop_messages_are_a_few_lines_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = {"socket.send_overflow": "drop_newest", "socket.send_queue_size": 1}
+    with Socket(options) as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 4096})
+        for _ in range(100):
+            with stuck(listener):
+                wait_until(lambda: server.pipes)
+                while not any(pipe.counters.drops for pipe in server.pipes.values()):
+                    server.send_all(bytes(65536))
+            wait_until(lambda: not server.pipes)
+    loud = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert 1 <= len(loud) <= 4
 
 
 def test_a_pipe_never_outlives_its_first_bad_frame(server: Socket) -> None:
