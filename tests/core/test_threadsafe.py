@@ -178,7 +178,7 @@ def test_closing_the_handle_gives_up_in_time_and_counts_every_message() -> None:
 
 
 def test_no_message_is_unaccounted_for_when_a_handle_closes_while_threads_send() -> None:
-    for _ in range(20):
+    for _ in range(8):
         with Socket() as sock, Socket({"socket.recv_queue_size": 65535}) as peer:
             peer.dial(sock.listen("inproc://race").address)
             sock.wait_pipes(timeout=5)
