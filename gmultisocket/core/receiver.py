@@ -148,7 +148,8 @@ class Receiver:
         """Return whether one more message may be brought."""
         waiting = len(self.queue)
         if waiting >= self.limit and (self.limit or waiting >= len(self.receivers)):
-            return self.closed or self.no_recv
+            # Unbuffered, a protocol takes what it wants where it comes. What it leaves waits, as ever, with its pipe.
+            return self.closed or self.no_recv or (not self.limit and self.sift is not None and not waiting)
         return not (self.max_bytes and waiting and self._queued_bytes >= self.max_bytes)
 
     def take(self, messages: Sequence[Fields], in_turn: bool = False, past_limit: bool = False) -> Sequence[Fields]:

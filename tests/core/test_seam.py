@@ -65,6 +65,19 @@ def test_what_the_callback_takes_needs_no_room_in_the_queue(address: str) -> Non
         assert one.queued == 1 and one.recv(LONG) == b"yours"
 
 
+@pytest.mark.parametrize("address", ["inproc://seam", "tcp://127.0.0.1:0"])
+def test_what_the_callback_takes_needs_no_queue_at_all(address: str) -> None:
+    taken: list[bytes] = []
+    unbuffered = {"socket.send_queue_size": 0, "socket.recv_queue_size": 0}
+    with Socket(unbuffered) as one, Socket(unbuffered) as other:
+        Seam(one).on_message(lambda message: not taken.append(message.content))
+        other.dial(one.listen(address).address)
+        for number in range(100):
+            other.send(b"%d" % number, LONG)
+        wait_until(lambda: len(taken) == 100)
+        assert one.queued == 0
+
+
 def test_all_that_came_by_a_pipe_is_shown_before_the_pipe_is_seen_to_close() -> None:
     with Socket() as one:
         seen: list[str] = []
