@@ -144,21 +144,22 @@ def test_a_dialer_finds_a_listener_that_has_started_anew(scheme: str, tmp_path: 
         assert client.send_all(b"nobody") == 0
 
 
+@pytest.mark.timeout(150)
 def test_a_thousand_peers_find_a_listener_that_has_started_anew() -> None:
     options = {"connector.dialer.min_reconnect_time": 0.05, "connector.dialer.max_reconnect_time": 0.5}
     address = f"tcp://127.0.0.1:{free_port()}"
     with many_descriptors(2500), Socket(options) as client:
-        for _ in range(3):
+        for _ in range(2):
             with Socket() as server:
                 server.listen(address)
                 while len(client.dialers) < 1000:
                     client.dial(address)
-                server.wait_pipes(1000, timeout=25)
-                client.wait_pipes(1000, timeout=25)
+                server.wait_pipes(1000, timeout=60)
+                client.wait_pipes(1000, timeout=60)
                 assert server.send_all(b"welcome") == 1000
-                assert [client.recv(timeout=5) for _ in range(1000)] == [b"welcome"] * 1000
-            wait_until(lambda: not client.pipes, timeout=20)
-        assert client.reconnects == 2000
+                assert [client.recv(timeout=20) for _ in range(1000)] == [b"welcome"] * 1000
+            wait_until(lambda: not client.pipes, timeout=60)
+        assert client.reconnects == 1000
 
 
 def test_over_the_pipe_limit_peers_wait_in_the_backlog_and_are_let_in_one_by_one() -> None:
