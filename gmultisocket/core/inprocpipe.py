@@ -217,8 +217,15 @@ class InprocPipe(Pipe):
         """Hear that the other end is there; what was sent before can go now."""
         self._peer = peer
         held, self._queue, self._bytes_queued = self._queue or deque(), None, 0
-        for flags, ttl, source, destination, content, _ in held:
+        while held and self.state is PipeState.OPEN:
+            flags, ttl, source, destination, content, _ = held.popleft()
             self.put(flags, ttl, source, destination, content)
+        if held:
+            # The peer has refused one, and so the pipe: the others had not left.
+            again = [Message._make(fields) for fields in held if fields[0] & SEND_TYPE_MASK == TO_ONE]
+            self._sender.counters.drop("disconnect", len(held) - len(again))
+            self._sender.offer_again(again)
+            return
         self.limits_changed()
 
     def receiving(self) -> bool:
