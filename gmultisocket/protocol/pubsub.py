@@ -149,6 +149,7 @@ class Pub(Protocol):
         Raises:
             BadTopic: the topic is none.
         """
+        self._seam.check()
         return len((self._groups.get(topic) or self._find(topic))[1])
 
     @property

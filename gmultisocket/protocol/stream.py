@@ -54,7 +54,8 @@ class Stream(Protocol):
     """Opens and accepts connections. Iterable: ``for connection in stream`` accepts.
 
     What is for no connection is dropped: with a word to who sent it (``no such stream``), or none, if it is nothing
-    that an honest peer sends (``garbage``).
+    that an honest peer sends (``garbage``). That is all that a raw pipe has to offer: plain peers are for a
+    :class:`~.streamproxy.StreamProxy`.
 
     Args:
         options: of the socket underneath, and ``protocol.stream.*``.
@@ -138,14 +139,16 @@ class Stream(Protocol):
         if not self.options.get(opts.protocol.stream.acceptable):
             raise NotSupported("accept", "protocol.stream.acceptable is off")
         deadline = Deadline(timeout)
-        while not self._backlog:
+        while True:
+            while self._backlog:
+                link = self._backlog.popleft()
+                if link.error is None or link.buffer:
+                    link.admit(greeted=True)
+                    return self._connection(link)
             if self._closing:
                 raise Closed("Stream")
             if not self._acceptors.wait(deadline.left()):
                 raise Timeout("accept", timeout)
-        link = self._backlog.popleft()
-        link.admit(greeted=True)
-        return self._connection(link)
 
     def __iter__(self) -> Iterator[Connection]:
         """Iterate over the connections that peers open; ends when the Stream closes."""
@@ -249,9 +252,7 @@ class Stream(Protocol):
         pipe = self.pipes.get(message.pipe_id)
         if pipe is None or self._closing:
             return
-        stream = opts.protocol.stream
-        room = len(self._backlog) < self.options.get(stream.accept_queue_size)
-        if not room or not self.options.get(stream.acceptable):
+        if not self._has_room() or not self.options.get(opts.protocol.stream.acceptable):
             self._seam.count_drop("refused", message.pipe_id)
             self._reset(pipe, message.source, b"")
             return
@@ -262,6 +263,13 @@ class Stream(Protocol):
         self._backlog.append(link)
         self._acceptors.wake()
         self._watch()
+
+    def _has_room(self) -> bool:
+        """Return whether one more connection may wait to be accepted. Those that have died meanwhile make room."""
+        limit = self.options.get(opts.protocol.stream.accept_queue_size)
+        if len(self._backlog) >= limit:
+            self._backlog = deque(link for link in self._backlog if link.error is None)
+        return len(self._backlog) < limit
 
     def _stray(self, message: Message) -> None:
         """Take what is for no connection; tell its sender, unless it knows, or is not to be believed."""

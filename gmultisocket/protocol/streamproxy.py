@@ -170,6 +170,7 @@ class StreamProxy:
 
     def _take(self, accept: Callable[[], _Taken], places: BoundedSemaphore | DummySemaphore) -> None:
         """Take connections until stopped, or the Stream closes (one greenlet)."""
+        exhausted = False
         while True:
             places.acquire()
             try:
@@ -180,9 +181,11 @@ class StreamProxy:
                 places.release()
                 if self._listener is None:
                     return
-                logger.log(logging.ERROR if error.errno in _EXHAUSTED else logging.DEBUG, "%r: %s", self, error)
-                gevent.sleep(_PAUSE if error.errno in _EXHAUSTED else 0)
+                first, exhausted = not exhausted, error.errno in _EXHAUSTED
+                logger.log(logging.ERROR if exhausted and first else logging.DEBUG, "%r: %s", self, error)
+                gevent.sleep(_PAUSE if exhausted else 0)
                 continue
+            exhausted = False
             greenlet = gevent.spawn(self._serve, taken)
             self._joins.add(greenlet)
             # A link, not a finally clause: a greenlet that is killed before it began runs no code of its own.

@@ -644,6 +644,35 @@ def test_more_connections_than_may_wait_are_refused() -> None:
             connection.close()
 
 
+def test_connections_that_died_before_anybody_accepted_them_are_not_accepted_and_make_room() -> None:
+    with Stream({"protocol.stream.accept_queue_size": 2}) as server, Stream() as client:
+        client.dial(server.listen("tcp://127.0.0.1:0").address)
+        client.connect(LONG).abort()
+        spoke = client.connect(LONG)
+        spoke.sendall(b"last words")
+        wait_until(lambda: any(link.buffer for link in server._links.values()))
+        spoke.abort()
+        wait_until(lambda: server.connections == 0)
+        client.connect(LONG).abort()
+        alive = client.connect(LONG)
+        with server.accept(LONG) as other, alive:
+            alive.sendall(b"alive")
+            assert other.recv(100) == b"alive"
+
+
+def test_last_words_of_one_that_died_before_it_was_accepted_are_heard() -> None:
+    with pair_of_streams() as (client, server):
+        spoke = client.connect(LONG)
+        spoke.sendall(b"last words")
+        wait_until(lambda: any(link.buffer for link in server._links.values()))
+        spoke.abort()
+        wait_until(lambda: server.connections == 0)
+        with server.accept(LONG) as other:
+            assert other.recv(100) == b"last words"
+            with pytest.raises(StreamReset):
+                other.recv(100)
+
+
 def test_a_stream_that_is_not_acceptable_refuses() -> None:
     with Stream({"protocol.stream.acceptable": False}) as one, Stream() as other:
         one.dial(other.listen("tcp://127.0.0.1:0").address)
