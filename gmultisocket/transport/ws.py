@@ -115,7 +115,7 @@ class WSDialer(TransportDialer):
     def _headers(self) -> Mapping[str, str]:
         headers = self._options.get(opts.transport.ws.headers)
         try:
-            return headers() if callable(headers) else headers
+            return dict(headers()) if callable(headers) else headers
         except Exception as error:
             why = f"the function in transport.ws.headers failed: {type(error).__name__}: {error}"
             raise HandshakeFailed(self._address.bare, why) from error

@@ -191,8 +191,9 @@ def check_origin(request: UpgradeRequest, options: Options) -> None:
     if len(origins) > 1:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "there is more than one Origin header")
     origin = origins[0]
-    hosts = request.headers.get_all("Host")
-    if hosts and origin.partition("://")[2].lower() == hosts[0].lower():
+    # Of "null", which pages without an origin send, nothing is left to compare, and of an empty Host header neither.
+    host = origin.partition("://")[2].lower()
+    if host and [host] == [name.lower() for name in request.headers.get_all("Host")]:
         return
     if not any(
         allowed.fullmatch(origin) if isinstance(allowed, re.Pattern) else allowed == origin.lower()

@@ -177,10 +177,10 @@ class Port:
         accepted = 0
         while self.routes:
             try:
-                self._make_way()
                 connection = self._carrier.accept()
                 pause = _FIRST_PAUSE
                 self._receive(connection)
+                self._make_way()
                 accepted += 1
                 if accepted % _MOST_AT_ONCE == 0:
                     gevent.sleep(0)
@@ -195,7 +195,7 @@ class Port:
 
     def _make_way(self) -> None:
         """Have the peer that dawdles longest leave, where there are many; wait where there are too many."""
-        while len(self._guests) + len(self._in_line) >= self._places:
+        while len(self._guests) + len(self._in_line) > self._places:
             guest = next(iter(self._guests), None)
             left = _PATIENCE if guest is None else guest.came + _PATIENCE - monotonic()
             if guest is not None and left <= 0:
@@ -207,9 +207,10 @@ class Port:
 
     def _part_with(self, guest: _Guest) -> None:
         del self._guests[guest]
-        if guest.stream is not None:
-            answer_with_refusal(guest.stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
-            guest.stream.close()
+        stream, guest.stream = guest.stream, None
+        if stream is not None:
+            answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
+            stream.close()
         if guest.greenlet is not None:
             guest.greenlet.kill(block=False)
 
@@ -237,7 +238,8 @@ class Port:
             answer_with_refusal(stream, error)
             _see_off(stream)
         except (MultiSocketError, OSError) as error:
-            self._refused(stream, error)
+            if guest.stream is not None:
+                self._refused(stream, error)
 
     def _serve(self, guest: _Guest, stream: StreamConnection) -> None:
         seconds = self._options.get(opts.connector.listener.handshake_timeout)
@@ -259,7 +261,8 @@ class Port:
             guest.stream = None
 
     def _refused(self, stream: StreamConnection, error: Exception) -> None:
-        self._note(logging.WARNING, "refused %s: %s", snippet(stream.peer_address), snippet(str(error), 200))
+        if self.routes:
+            self._note(logging.WARNING, "refused %s: %s", snippet(stream.peer_address), snippet(str(error), 200))
 
     def _note(self, level: int, text: str, *args: object) -> None:
         """Log what peers do, at most every few seconds: they must not fill the disk."""

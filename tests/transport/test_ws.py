@@ -1,9 +1,34 @@
-"""ws and wss: the transport's own checks, and what its peers may and may not do."""
+"""ws and wss: the transport's own checks, other people's peers, and what a peer is told when it closes."""
 
 from __future__ import annotations
 
-from gmultisocket.testing import PacketTransportChecks
-from tests.certificates import dial_options, listen_options
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent import subprocess
+from websockets.frames import Opcode
+
+from gmultisocket import Message, Pipe, Socket
+from gmultisocket.address import Address
+from gmultisocket.errors import AddressError, AddressInUse, Closed, HandshakeFailed, RequestRefused, Timeout
+from gmultisocket.options import Options
+from gmultisocket.testing import PacketTransportChecks, wait_until
+from gmultisocket.transport import ws, wsport
+from gmultisocket.transport.tcp import TCPConnection
+from gmultisocket.transport.wshandshake import parse_request, read_head
+from gmultisocket.wire import RAW, Decoder, encode
+from tests.addresses import plain_listener
+from tests.certificates import TLS, dial_options, listen_options, write_authority
+from tests.transport.wspeers import RawPeer, frame, request, upgraded
+
+WS = "ws://127.0.0.1:0"
+HELLO = encode(Message(content=b"hello"))
+MODES = pytest.mark.parametrize("subprotocol", ["multisocket.binary", "multisocket.text"])
 
 
 class TestWs(PacketTransportChecks):
@@ -25,3 +50,682 @@ class TestWss(PacketTransportChecks):
     dial_options = dial_options()
     listen_options = listen_options()
     half_close = False
+
+
+@pytest.fixture
+def server() -> Iterator[Socket]:
+    with Socket() as sock:
+        yield sock
+        sock.close(linger=0)
+
+
+def only_pipe(sock: Socket) -> Pipe:
+    (pipe,) = sock.pipes.values()
+    return pipe
+
+
+def decoded(data: bytes) -> Message:
+    (message,) = Decoder(1).feed(data)
+    return message
+
+
+# Other people's code. It blocks, and so it runs in a process of its own.
+
+_WEBSOCKET_CLIENT = """
+import json, ssl, sys, websocket
+address, cafile, subprotocol, *frames = sys.argv[1:]
+peer = websocket.create_connection(address, subprotocols=[subprotocol], timeout=20,
+                                   sslopt={"ca_certs": cafile} if cafile else None)
+send = peer.send_binary if subprotocol.endswith("binary") else lambda data: peer.send(data.decode())
+received = []
+for each in frames:
+    send(bytes.fromhex(each))
+    opcode, data = peer.recv_data()
+    received.append([opcode, data.hex()])
+peer.close()
+print(json.dumps({"subprotocol": peer.subprotocol, "received": received}))
+"""
+
+_WEBSOCKETS = """
+import json, ssl, sys
+from websockets.sync.client import connect
+address, cafile, subprotocol, *frames = sys.argv[1:]
+context = ssl.create_default_context(cafile=cafile) if cafile else None
+with connect(address, subprotocols=[subprotocol], ssl=context, open_timeout=20) as peer:
+    received = []
+    for each in frames:
+        data = bytes.fromhex(each)
+        peer.send(data if subprotocol.endswith("binary") else data.decode())
+        answer = peer.recv(timeout=20)
+        text = isinstance(answer, str)
+        received.append([1 if text else 2, (answer.encode() if text else answer).hex()])
+print(json.dumps({"subprotocol": peer.subprotocol, "received": received}))
+"""
+
+
+def run(program: str, *args: str) -> dict[str, object]:
+    """Run a program of other people's in a process of its own, and return what it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        out, err = process.communicate(timeout=40)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert process.returncode == 0, err.decode()
+    found: dict[str, object] = json.loads(out)
+    return found
+
+
+@MODES
+@pytest.mark.parametrize("program", [_WEBSOCKET_CLIENT, _WEBSOCKETS], ids=["websocket-client", "websockets.sync"])
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_other_peoples_clients_get_replies(
+    server: Socket, tmp_path: Path, scheme: str, program: str, subprotocol: str
+) -> None:
+    options = listen_options() if scheme == "wss" else {}
+    address = server.listen(f"{scheme}://127.0.0.1:0/chat", options).address
+    contents = [b"", b"hello", b"x" * 100, b"y" * 60_000]
+    if subprotocol.endswith("text"):
+        # Its clients can send only headers that are UTF-8 themselves: lengths with bytes below 128.
+        contents = [b"", b"hello", b"z" * 0x0101]
+    cafile = write_authority(tmp_path)[TLS.cafile.name] if scheme == "wss" else ""
+    frames = [encode(Message(content=content)).hex() for content in contents]
+    client = gevent.spawn(run, program, address, cafile, subprotocol, *frames)
+    try:
+        for content in contents:
+            message = server.recv_msg(timeout=30)
+            assert message.content == content
+            server.send_to(message.source, b"re: " + content)
+        result = client.get(timeout=30)
+    finally:
+        client.kill()
+    assert result["subprotocol"] == subprotocol
+    replies = [decoded(bytes.fromhex(data)).content for _, data in result["received"]]  # type: ignore[attr-defined]
+    assert replies == [b"re: " + content for content in contents]
+    wait_until(lambda: not server.pipes)
+
+
+_SERVER = """
+import sys
+from websockets.sync.server import serve
+
+def echo(peer):
+    for data in peer:
+        peer.send(data)
+
+with serve(echo, "127.0.0.1", 0, subprotocols=[sys.argv[1]]) as server:
+    print(server.socket.getsockname()[1], flush=True)
+    server.serve_forever()
+"""
+
+
+@MODES
+def test_a_server_made_of_websockets_can_be_dialed(subprotocol: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVER, subprotocol], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    try:
+        port = int(process.stdout.readline())
+        contents = [b"", b"hello", b"\xff" * 200, b"y" * 100_000]
+        with Socket() as client:
+            client.dial(f"ws://127.0.0.1:{port}/any/path")
+            for content in contents:
+                client.send(content)
+                # The echo of a message to one is one too.
+                assert client.recv(timeout=20) == content
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+# What is on the wire
+
+
+def test_a_message_is_one_binary_websocket_message_each_way(server: Socket) -> None:
+    with upgraded(server.listen(WS).address) as peer:
+        peer.send(frame(Opcode.BINARY, HELLO))
+        message = server.recv_msg(timeout=5)
+        assert message.content == b"hello" and message.hops == 1
+        server.send_to(message.source, b"back")
+        answer = peer.read_frame()
+        assert (answer.opcode, answer.fin) == (Opcode.BINARY, True)
+        assert decoded(answer.data).content == b"back"
+
+
+def test_frames_right_behind_the_request_are_kept(server: Socket) -> None:
+    data = frame(Opcode.BINARY, HELLO) * 2
+    with upgraded(server.listen(WS).address, early=data[:-5]) as peer:
+        assert server.recv(timeout=5) == b"hello"
+        peer.send(data[-5:])
+        assert server.recv(timeout=5) == b"hello"
+
+
+def test_fragments_with_pings_between_them_are_one_message(server: Socket) -> None:
+    with upgraded(server.listen(WS).address) as peer:
+        peer.send(frame(Opcode.BINARY, HELLO[:3], fin=False) + frame(Opcode.PING, b"there?"))
+        pong = peer.read_frame()
+        assert (pong.opcode, pong.data) == (Opcode.PONG, b"there?")
+        peer.send(frame(Opcode.CONT, b"", fin=False) + frame(Opcode.CONT, HELLO[3:]))
+        assert server.recv(timeout=5) == b"hello"
+
+
+def test_a_listener_prefers_binary(server: Socket) -> None:
+    with RawPeer(server.listen(WS).address) as peer:
+        peer.send(request("/", {"Sec-WebSocket-Protocol": "multisocket.text, multisocket.binary, other"}))
+        assert b"Sec-WebSocket-Protocol: multisocket.binary" in peer.read_head()
+
+
+def test_in_text_mode_headers_that_are_no_utf8_go_out_as_binary(server: Socket) -> None:
+    with upgraded(server.listen(WS).address, "multisocket.text") as peer:
+        peer.send(frame(Opcode.TEXT, HELLO))
+        assert server.recv(timeout=5) == b"hello"
+        server.send_all(b"a" * 100)
+        server.send_all(b"b" * 200)
+        kinds = [(found.opcode, decoded(found.data).content[:1]) for found in (peer.read_frame(), peer.read_frame())]
+        assert kinds == [(Opcode.TEXT, b"a"), (Opcode.BINARY, b"b")]
+
+
+def test_a_broadcast_reaches_binary_text_and_dialed_peers_alike(server: Socket) -> None:
+    address = server.listen(WS).address
+    with upgraded(address) as binary, upgraded(address, "multisocket.text") as text, Socket() as dialed:
+        dialed.dial(address)
+        server.wait_pipes(3, timeout=5)
+        for number in range(100):
+            server.send_all(b"%d" % number)
+        for peer in (binary, text):
+            assert [decoded(peer.read_frame().data).content for _ in range(100)] == [b"%d" % n for n in range(100)]
+        assert [dialed.recv(timeout=5) for _ in range(100)] == [b"%d" % n for n in range(100)]
+
+
+def test_under_rw_websocket_messages_are_pieces_of_one_stream(server: Socket) -> None:
+    with upgraded(server.listen("ws.rw://127.0.0.1:0").address) as peer:
+        data = HELLO * 3
+        for start in range(0, len(data), 5):
+            peer.send(frame(Opcode.BINARY, data[start : start + 5]))
+        assert [server.recv(timeout=5) for _ in range(3)] == [b"hello"] * 3
+
+
+def test_a_raw_pipe_makes_a_message_of_each_websocket_message(server: Socket) -> None:
+    with upgraded(server.listen(WS + "?connector.pipe.raw=true").address) as peer:
+        announcement = server.recv_msg(timeout=5)
+        assert announcement.content == b"" and announcement.flags & RAW
+        peer.send(frame(Opcode.TEXT, b"any words") + frame(Opcode.BINARY, b"") + frame(Opcode.BINARY, b"more"))
+        assert [server.recv(timeout=5) for _ in range(2)] == [b"any words", b"more"]
+        server.send_to(announcement.source, b"an answer")
+        assert peer.read_frame().data == b"an answer"
+        peer.send(frame(Opcode.CLOSE, b"\x03\xe8"))
+        assert peer.read_close().code == 1000
+        wait_until(lambda: not server.pipes)
+
+
+@pytest.mark.parametrize("size", [1 << 15, 100_000])
+def test_large_contents_pass_unchanged_both_ways(server: Socket, size: int) -> None:
+    content = bytes(range(256)) * (size // 256)
+    with Socket() as client:
+        client.dial(server.listen(WS).address)
+        client.send(content)
+        message = server.recv_msg(timeout=10)
+        assert message.content == content
+        server.send_to(message.source, content)
+        assert client.recv(timeout=10) == content
+
+
+# Closing
+
+
+def test_a_closed_pipe_says_1000_and_waits_for_the_answer(server: Socket) -> None:
+    with upgraded(server.listen(WS).address) as peer:
+        wait_until(lambda: server.pipes)
+        only_pipe(server).close()
+        assert peer.read_close().code == 1000
+        # What was on its way is dropped, and does not reset the connection.
+        peer.send(frame(Opcode.BINARY, HELLO) * 100 + frame(Opcode.CLOSE, b"\x03\xe8"))
+        assert peer.sock.recv(10) == b""
+
+
+def test_a_closed_socket_says_1001_to_each_peer() -> None:
+    with Socket() as server:
+        address = server.listen(WS).address
+        with upgraded(address) as one, upgraded(address) as other:
+            server.wait_pipes(2, timeout=5)
+            closing = gevent.spawn(server.close)
+            for peer in (one, other):
+                assert peer.read_close().code == 1001
+                peer.send(frame(Opcode.CLOSE, b"\x03\xe9"))
+            assert closing.get(timeout=5) == 0
+
+
+def test_a_socket_closes_though_a_peer_never_answers() -> None:
+    with Socket() as server, upgraded(server.listen(WS).address) as peer:
+        server.wait_pipes(1, timeout=5)
+        assert gevent.spawn(server.close).get(timeout=5) == 0
+        assert peer.read_close().code == 1001
+
+
+def test_closing_without_linger_waits_for_nobody() -> None:
+    with Socket() as server, upgraded(server.listen(WS).address) as peer:
+        server.wait_pipes(1, timeout=5)
+        pipe = only_pipe(server)
+        server.close(linger=0)
+        assert not pipe.receiving()
+        assert peer.read_close().code == 1001
+        assert peer.read_rest() == b""
+
+
+def test_a_pipe_that_was_closed_before_its_socket_is_gone_when_that_is() -> None:
+    with Socket() as server, upgraded(server.listen(WS).address):
+        server.wait_pipes(1, timeout=5)
+        pipe = only_pipe(server)
+        pipe.close()
+        assert pipe.receiving()
+        server.close(linger=0)
+        assert not pipe.receiving()
+
+
+def test_the_peers_goodbye_is_answered_and_is_the_reason(server: Socket) -> None:
+    reasons: list[str] = []
+    server.on_pipe(lambda event: reasons.append(event.reason))
+    with upgraded(server.listen(WS).address) as peer:
+        peer.send(frame(Opcode.BINARY, HELLO) + frame(Opcode.CLOSE, b"\x0f\xa0enough"))
+        assert peer.read_close().code == 4000
+        assert peer.sock.recv(10) == b""
+    assert server.recv(timeout=5) == b"hello"
+    wait_until(lambda: len(reasons) == 2)
+    assert "4000" in reasons[1] and "enough" in reasons[1]
+
+
+def test_a_peer_that_hangs_up_in_a_message_is_said_to(server: Socket) -> None:
+    reasons: list[str] = []
+    server.on_pipe(lambda event: reasons.append(event.reason))
+    with upgraded(server.listen(WS).address) as peer:
+        peer.send(frame(Opcode.BINARY, HELLO)[:-1])
+    wait_until(lambda: len(reasons) == 2)
+    assert "in the middle of a message" in reasons[1]
+    with pytest.raises(Timeout):
+        server.recv(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(Opcode.BINARY, HELLO, masked=False), 1002),
+        (frame(Opcode.BINARY, HELLO, rsv1=True), 1002),
+        (bytes((0x83, 0x80, 0, 0, 0, 0)), 1002),
+        (frame(Opcode.CONT, HELLO), 1002),
+        (bytes((0x82, 0xFF, 0x80)) + bytes(11), 1002),
+        (bytes((0x89, 0xFE, 1, 0)), 1002),
+        (frame(Opcode.CLOSE, b"\x03"), 1002),
+        (frame(Opcode.TEXT, b"\xff\xfe"), 1007),
+        (frame(Opcode.CLOSE, b"\x03\xe8\xff"), 1007),
+        (frame(Opcode.BINARY, HELLO[:-1]), 1007),
+        (frame(Opcode.BINARY, HELLO + HELLO), 1007),
+        (frame(Opcode.BINARY, b""), 1007),
+        (frame(Opcode.BINARY, b"\x03" + HELLO[1:]), 1007),
+        (bytes((0x82, 0xFF)) + (1 << 40).to_bytes(8, "big"), 1009),
+        (frame(Opcode.BINARY, encode(Message(content=bytes(131073)))), 1009),
+        (frame(Opcode.BINARY, b"", fin=False) + frame(Opcode.CONT, b"", fin=False) * 20_000, 1008),
+    ],
+    ids=["unmasked", "reserved bit", "reserved opcode", "nothing to continue", "negative length", "long ping",
+         "short close", "bad UTF-8", "bad UTF-8 in a close", "cut message", "two in one", "empty", "send type 3",
+         "oversize header", "oversize content", "endless fragments"],
+)  # fmt: skip
+def test_a_peer_that_breaks_a_rule_is_told_which_and_others_are_not_disturbed(
+    server: Socket, data: bytes, code: int
+) -> None:
+    address = server.listen(WS).address
+    with upgraded(address) as good, upgraded(address, "multisocket.text") as bad:
+        server.wait_pipes(2, timeout=5)
+        bad.send(frame(Opcode.BINARY, HELLO) + data)
+        assert server.recv(timeout=5) == b"hello", "what came before is not lost"
+        assert bad.read_close().code == code
+        wait_until(lambda: len(server.pipes) == 1)
+        with pytest.raises(Timeout):
+            server.recv(timeout=0)
+        good.send(frame(Opcode.BINARY, HELLO))
+        assert server.recv(timeout=5) == b"hello"
+
+
+def test_a_flood_of_pings_disturbs_nobody(server: Socket) -> None:
+    address = server.listen(WS).address
+    with upgraded(address) as good, upgraded(address) as flooding:
+        server.wait_pipes(2, timeout=5)
+        flood = gevent.spawn(_flood, flooding)
+        try:
+            for _ in range(50):
+                good.send(frame(Opcode.BINARY, HELLO))
+                message = server.recv_msg(timeout=5)
+                server.send_to(message.source, b"back")
+                assert decoded(good.read_frame().data).content == b"back"
+            # The flood stops itself: its answers are not read, and so it is not listened to any more.
+            assert all(pipe.queued <= 65 for pipe in server.pipes.values())
+        finally:
+            flood.kill()
+
+
+def _flood(peer: RawPeer) -> None:
+    pings = frame(Opcode.PING, b"a" * 125) * 1000
+    while True:
+        peer.send(pings)
+
+
+def test_a_flood_of_small_messages_is_held_up_and_not_kept(server: Socket) -> None:
+    with upgraded(server.listen(WS).address) as peer:
+        flood = gevent.spawn(_small_messages, peer, 20_000)
+        wait_until(lambda: server.queued >= 64)
+        gevent.sleep(0)
+        assert server.queued < 200
+        for _ in range(20_000):
+            assert server.recv(timeout=5) == b"hello"
+        flood.get(timeout=5)
+
+
+def _small_messages(peer: RawPeer, count: int) -> None:
+    peer.send(frame(Opcode.BINARY, HELLO) * count)
+
+
+# Keeping alive
+
+QUICK = {"transport.ws.ping_interval": 0.02, "transport.ws.ping_timeout": 0.04}
+
+
+def test_a_silent_peer_is_pinged_and_cut_when_it_does_not_answer() -> None:
+    reasons: list[str] = []
+    with Socket() as server:
+        server.on_pipe(lambda event: reasons.append(event.reason))
+        with upgraded(server.listen(WS, QUICK).address) as peer:
+            assert peer.read_frame().opcode is Opcode.PING
+            assert peer.read_close().code == 1011
+        wait_until(lambda: len(reasons) == 2)
+        assert "silent" in reasons[1]
+
+
+def test_a_peer_that_answers_pings_is_kept_and_so_is_one_that_says_anything() -> None:
+    with Socket() as server:
+        address = server.listen(WS, QUICK).address
+        with upgraded(address) as answering, upgraded(address) as talking:
+            for _ in range(12):
+                assert answering.read_frame().opcode is Opcode.PING
+                answering.send(frame(Opcode.PONG))
+                talking.send(frame(Opcode.BINARY, HELLO))
+                assert server.recv(timeout=5) == b"hello"
+            assert len(server.pipes) == 2
+        server.close(linger=0)
+
+
+def test_two_sockets_keep_each_other_alive_by_themselves() -> None:
+    with Socket(QUICK) as server, Socket(QUICK) as client:
+        client.dial(server.listen(WS).address)
+        server.wait_pipes(1, timeout=5)
+        pipe = only_pipe(client)
+        wait_until(lambda: pipe.counters.bytes_received > 20)
+        assert not pipe.closed and len(server.pipes) == 1
+
+
+def test_a_busy_hub_cuts_nobody() -> None:
+    with Socket(QUICK) as server, upgraded(server.listen(WS).address) as peer:
+        server.wait_pipes(1, timeout=5)
+        for _ in range(5):
+            assert peer.read_frame().opcode is Opcode.PING
+            peer.send(frame(Opcode.PONG))
+            _be_busy(0.1)
+        gevent.sleep(0)
+        assert len(server.pipes) == 1
+        server.close(linger=0)
+
+
+def _be_busy(seconds: float) -> None:
+    """Keep the loop from everybody."""
+    loop = gevent.get_hub().loop
+    loop.update_now()
+    end = loop.now() + seconds
+    while loop.now() < end:
+        loop.update_now()
+
+
+def test_a_peer_whose_messages_nobody_receives_is_not_taken_for_silent() -> None:
+    with Socket(QUICK | {"socket.recv_queue_size": 1}) as server, upgraded(server.listen(WS).address) as peer:
+        peer.send(frame(Opcode.BINARY, HELLO) * 5000)
+        wait_until(lambda: server.queued)
+        pings = sum(1 for _ in range(3) if peer_is_pinged(peer))
+        assert pings == 0 and len(server.pipes) == 1
+        server.close(linger=0)
+
+
+def peer_is_pinged(peer: RawPeer) -> bool:
+    """Tell whether anything comes within a few intervals."""
+    peer.sock.settimeout(0.1)
+    try:
+        return bool(peer.sock.recv(10))
+    except TimeoutError:
+        return False
+
+
+def test_keepalive_can_be_turned_off() -> None:
+    with Socket({"transport.ws.ping_interval": 0}) as server, upgraded(server.listen(WS).address) as peer:
+        server.wait_pipes(1, timeout=5)
+        assert not peer_is_pinged(peer)
+        server.close(linger=0)
+
+
+# Ports and paths
+
+
+def test_listeners_with_different_paths_share_a_port_across_sockets() -> None:
+    with Socket() as one, Socket() as other, Socket() as client:
+        first = one.listen("ws://127.0.0.1:0/one")
+        port = first.address.rpartition("/")[0]
+        other.listen(f"{port}/other")
+        one.listen(f"{port}/third")
+        for path, sock in (("one", one), ("other", other), ("third", one)):
+            dialer = client.dial(f"{port}/{path}")
+            client.send(path.encode())
+            assert sock.recv(timeout=5) == path.encode()
+            dialer.close()
+            assert dialer.pipe is not None
+            dialer.pipe.close()
+        first.close()
+        with pytest.raises(RequestRefused) as caught:
+            client.dial(f"{port}/one")
+        assert caught.value.status == 404
+        client.dial(f"{port}/other")
+
+
+def test_a_path_belongs_to_one_listener() -> None:
+    with Socket() as one, Socket() as other:
+        address = one.listen("ws://127.0.0.1:0/path").address
+        with pytest.raises(AddressInUse):
+            other.listen(address)
+        one.stop_listen(address)
+        assert other.listen(address).address == address
+
+
+def test_with_port_0_each_listener_has_a_port_of_its_own() -> None:
+    with Socket() as sock:
+        assert sock.listen("ws://127.0.0.1:0/a").address[:-2] != sock.listen("ws://127.0.0.1:0/b").address[:-2]
+
+
+def test_a_port_that_is_made_otherwise_cannot_be_joined() -> None:
+    with Socket() as sock:
+        port = sock.listen("ws://127.0.0.1:0/a").address[:-2]
+        with pytest.raises(AddressInUse, match="no_delay"):
+            sock.listen(f"{port}/b?transport.tcp.no_delay=false")
+        with pytest.raises(AddressInUse):
+            sock.listen(f"{port.replace('ws:', 'wss:')}/b", listen_options())
+        with pytest.raises(AddressInUse):
+            sock.listen(port.replace("ws:", "tcp:"))
+
+
+def test_a_port_closes_with_its_last_listener() -> None:
+    with Socket() as sock:
+        first = sock.listen("ws://127.0.0.1:0/a")
+        second = sock.listen(first.address[:-2] + "/b")
+        first.close()
+        assert wsport._ports
+        second.close()
+        assert not wsport._ports
+
+
+# Options
+
+
+def test_headers_go_with_the_request_and_may_be_made_anew_for_each() -> None:
+    seen: list[str | None] = []
+    numbers = iter(range(10))
+    with Socket() as server, Socket() as client:
+        authorize = {"transport.ws.listener.authorize": lambda request: seen.append(request.headers.get("X-Token"))}
+        address = server.listen(WS, authorize).address
+        client.dial(address, {"transport.ws.headers": {"X-Token": "fixed"}})
+        client.dial(address, {"transport.ws.headers": lambda: {"X-Token": str(next(numbers))}})
+        client.dial(address, {"transport.ws.headers": lambda: {"X-Token": str(next(numbers))}})
+        assert seen == ["fixed", "0", "1"]
+
+
+@pytest.mark.parametrize("headers", [lambda: {"X": "a\r\nY: b"}, lambda: 1 // 0, lambda: None])
+def test_a_wrong_headers_function_fails_the_dial_and_nothing_else(server: Socket, headers: object) -> None:
+    address = server.listen(WS).address
+    with Socket() as client, pytest.raises(HandshakeFailed):
+        client.dial(address, {"transport.ws.headers": headers})
+
+
+def test_a_listener_off_loopback_warns_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(ws, "_warned", False)
+    with caplog.at_level(logging.WARNING, "gmultisocket"), Socket() as sock:
+        sock.listen("ws://127.0.0.1:0")
+        sock.listen("ws://[::1]:0")
+        sock.listen("ws://localhost:0")
+        assert not caplog.records
+        sock.listen("ws://*:0")
+        sock.listen("ws://*:0")
+        assert [record.getMessage() for record in caplog.records if "not encrypted" in record.getMessage()] != []
+        assert len(caplog.records) == 1
+
+
+def test_a_dialer_takes_the_usual_port_where_none_is_written() -> None:
+    with Socket() as client, pytest.raises(AddressError):
+        client.listen("ws://127.0.0.1/path")
+    for address, port in (("ws://localhost/x", 80), ("wss://[::1]", 443), ("ws://localhost:8080", 8080)):
+        assert ws.WSDialer(Address.parse(address), Options())._port == port
+
+
+# Answers of a server that a dialer cannot use
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\nnot me", RequestRefused),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\n\r\n", RequestRefused),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", HandshakeFailed),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", HandshakeFailed),
+        (b"\x00\x10\x00\x00\x00\x00\x00\x05hello", HandshakeFailed),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 20_000, HandshakeFailed),
+        (b"", HandshakeFailed),
+    ],
+    ids=["403", "redirect", "no key", "no HTTP", "frames", "endless head", "hangs up"],
+)
+def test_a_wrong_answer_fails_the_dial(answer: bytes, error: type[HandshakeFailed]) -> None:
+    listening, address = plain_listener()
+
+    def serve() -> None:
+        sock = listening.accept()[0]
+        with sock:
+            sock.recv(4096)
+            sock.sendall(answer)
+
+    serving = gevent.spawn(serve)
+    with listening, Socket() as client:
+        with pytest.raises(HandshakeFailed) as caught:
+            client.dial(address.replace("tcp:", "ws:"))
+        assert type(caught.value) is error
+        assert caught.value.address == address.replace("tcp:", "ws:")
+    serving.get(timeout=5)
+
+
+def test_a_refusal_has_the_status_and_the_servers_own_words(server: Socket) -> None:
+    refuse = {"transport.ws.listener.authorize": lambda request: 401}
+    with Socket() as client, pytest.raises(RequestRefused) as caught:
+        client.dial(server.listen(WS, refuse).address)
+    assert caught.value.status == 401 and "401" in caught.value.why
+
+
+# Negotiators, and servers that hand connections over
+
+
+def test_negotiators_speak_in_packets_and_messages_follow_at_once() -> None:
+    heard: list[bytes] = []
+    with Socket() as server, Socket() as client:
+        server.set_negotiator(lambda n: (heard.append(n.recv(4) + n.recv(6)), n.send(b"yes"))[0])
+
+        def ask(negotiation: object) -> None:
+            negotiation.send(b"please let ")  # type: ignore[attr-defined]
+            assert negotiation.recv(3) == b"yes"  # type: ignore[attr-defined]
+
+        client.set_negotiator(ask)
+        client.dial(server.listen(WS).address)
+        client.send(b"hello")
+        assert server.recv(timeout=5) == b"hello"
+        assert heard == [b"please let"]
+
+
+def test_frames_behind_a_negotiation_are_the_pipes(server: Socket) -> None:
+    server.set_negotiator(lambda n: n.recv(5))
+    data = frame(Opcode.BINARY, b"token") + frame(Opcode.PING, b"x") + frame(Opcode.BINARY, HELLO)
+    with upgraded(server.listen(WS).address, early=data) as peer:
+        assert server.recv(timeout=5) == b"hello"
+        assert peer.read_frame().opcode is Opcode.PONG
+
+
+def test_who_is_refused_by_a_negotiator_is_told_so(server: Socket) -> None:
+    server.set_negotiator(lambda n: n.refuse("not you"))
+    with upgraded(server.listen(WS).address) as peer:
+        goodbye = peer.read_close()
+        assert goodbye.code == 1008 and "not you" in goodbye.reason
+
+
+def test_a_listener_with_external_listen_binds_nothing() -> None:
+    with Socket() as sock:
+        listener = sock.listen("ws://anything/path", {"transport.ws.listener.external_listen": True})
+        assert not wsport._ports
+        assert listener.address == "ws://anything/path"
+
+
+def test_a_connection_can_be_served_in_the_greenlet_of_another_server(server: Socket) -> None:
+    listener = server.listen("ws://anything", {"transport.ws.listener.external_listen": True})
+    assert isinstance(listener.transport, ws.WSListener)
+    listening, address = plain_listener()
+    transport = listener.transport
+
+    def serve() -> None:
+        stream = TCPConnection(listening.accept()[0])
+        head, early = read_head(stream)
+        connection = transport.connection(
+            stream, parse_request(head), early, respond=lambda answer: stream.write_all(answer.serialize()), environ={}
+        )
+        listener.serve(connection)
+
+    with listening:
+        serving = gevent.spawn(serve)
+        with upgraded(address.replace("tcp:", "ws:")) as peer:
+            peer.send(frame(Opcode.BINARY, HELLO))
+            assert server.recv(timeout=5) == b"hello"
+            assert not serving.ready()
+        serving.get(timeout=5)
+    assert (listener.accepted, listener.refused) == (1, 0)
+    listener.close()
+    with listening, pytest.raises(Closed):
+        listener.serve(transport.connection(_Nothing(), None, b"", respond=print, environ={}))  # type: ignore[arg-type]
+
+
+class _Nothing:
+    """A stream of nothing."""
+
+    send = sendmsg = wait_writable = recv = None
+
+    def close(self) -> None:
+        pass

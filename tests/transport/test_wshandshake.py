@@ -1,0 +1,323 @@
+"""The opening handshake: who is let in, and with which HTTP status the others are refused, before any 101."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gevent
+import pytest
+from websockets.frames import Opcode
+
+from gmultisocket import Message, Socket
+from gmultisocket.errors import BadOptionValue, PipeRefused, RequestRefused
+from gmultisocket.testing import FakeStream, wait_until
+from gmultisocket.transport.ws import UpgradeRequest
+from gmultisocket.transport.wshandshake import MAX_HEAD, parse_request, read_head
+from gmultisocket.wire import encode
+from tests.certificates import client_certificate, dial_options, listen_options
+from tests.transport.wspeers import RawPeer, frame, request
+
+WS = "ws://127.0.0.1:0/path"
+LISTENER = "transport.ws.listener."
+HELLO = encode(Message(content=b"hello"))
+
+
+@pytest.fixture
+def server() -> Iterator[Socket]:
+    with Socket() as sock:
+        yield sock
+        sock.close(linger=0)
+
+
+def ask(server: Socket, data: bytes, options: Mapping[str, Any] | None = None) -> tuple[int, bytes]:
+    """Return status and all of the answer to a request."""
+    listener = server.listeners[0] if server.listeners else server.listen(WS, options)
+    with RawPeer(listener.address) as peer:
+        peer.send(data)
+        head = peer.read_head()
+        status = int(head.split(b" ")[1])
+        return status, head + b"\r\n\r\n" + (b"" if status == 101 else peer.read_rest())
+
+
+def test_a_right_request_is_accepted(server: Socket) -> None:
+    status, answer = ask(server, request("/path"))
+    assert status == 101
+    # From the RFC's own example: the tests' key is the same.
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in answer
+    assert b"Sec-WebSocket-Protocol: multisocket.binary" in answer
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request("/path", {"Sec-WebSocket-Protocol": None}), 400),
+        (request("/path", {"Sec-WebSocket-Protocol": "chat, multisocket.other"}), 400),
+        (request("/path", {"Sec-WebSocket-Key": None}), 400),
+        (request("/path", {"Sec-WebSocket-Key": "short"}), 400),
+        (request("/path", {"Sec-WebSocket-Version": None}), 400),
+        (request("/path", {"Host": None}), 400),
+        (request("/path", {"Content-Length": "5"}), 400),
+        (request("/path", {"no colon in this\r\nX": ""}), 400),
+        (b"GET\r\n\r\n", 400),
+        (b"GET /path HTTP/1.1 more\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (HELLO, 400),
+        (request("/"), 404),
+        (request("/path/"), 404),
+        (request("/paths"), 404),
+        (request("/nothing", {"Upgrade": None}), 404),
+        (request("/path", method="POST"), 405),
+        (request("/path", method="PRI", version="HTTP/2.0"), 405),
+        (request("/path", {"Upgrade": None}), 426),
+        (request("/path", {"Upgrade": "h2c"}), 426),
+        (request("/path", {"Connection": "keep-alive"}), 426),
+        (request("/path", {"Sec-WebSocket-Version": "7"}), 426),
+        (request("/path", {"Sec-WebSocket-Version": "8, 13"}), 426),
+        (request("/" + "a" * 9000), 414),
+        (request("/path", {"X": "a" * 9000}), 431),
+        (request("/path", {"X": "a" * 4000, "Y": "b" * 4000, "Z": "c" * 8100, "W": "d" * 400}), 431),
+        (request("/path", {f"X-{number}": "" for number in range(200)}), 431),
+        (b"GET /path HTTP/1.1\r\nX: " + b"a" * 60_000, 431),
+        (request("/path", version="HTTP/1.0"), 505),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int) else ascii(value[:40]),
+)
+def test_a_wrong_request_is_refused_with_the_right_status(server: Socket, data: bytes, status: int) -> None:
+    found, answer = ask(server, data)
+    assert found == status
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"Connection: close" in head and b"Content-Type: text/plain" in head
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert body.startswith(str(status).encode()) and len(body) < 600
+    assert not server.pipes
+    assert server.listeners[0].refused == server.listeners[0].accepted
+
+
+def test_a_refused_version_or_method_is_told_what_would_be_right(server: Socket) -> None:
+    assert b"Sec-WebSocket-Version: 13" in ask(server, request("/path", {"Sec-WebSocket-Version": "7"}))[1]
+    assert b"Upgrade: websocket" in ask(server, request("/path", {"Upgrade": None}))[1]
+    assert b"Allow: GET" in ask(server, request("/path", method="PUT"))[1]
+
+
+def test_a_query_is_no_part_of_the_path(server: Socket) -> None:
+    assert ask(server, request("/path?token=x"))[0] == 101
+
+
+def test_compression_is_not_agreed_to(server: Socket) -> None:
+    status, answer = ask(server, request("/path", {"Sec-WebSocket-Extensions": "permessage-deflate"}))
+    assert status == 101 and b"permessage-deflate" not in answer
+
+
+def test_what_a_request_holds_does_not_get_into_the_answer_as_it_is(server: Socket) -> None:
+    status, answer = ask(server, request("/path", {"Upgrade": "<script>\x7f", "X": "y"}))
+    assert status in (400, 426)
+    assert b"\x7f" not in answer
+
+
+# Origins
+
+ORIGIN = {"Host": "example.com", "Origin": "http://example.com"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "options", "status"),
+    [
+        ({}, {}, 101),
+        (ORIGIN, {}, 101),
+        ({"Host": "Example.com:8080", "Origin": "https://example.com:8080"}, {}, 101),
+        ({"Host": "example.com", "Origin": "http://evil.example"}, {}, 403),
+        ({"Host": "example.com", "Origin": "http://example.com.evil.example"}, {}, 403),
+        ({"Host": "example.com", "Origin": "http://example.com:81"}, {}, 403),
+        ({"Host": "example.com", "Origin": "null"}, {}, 403),
+        ({"Host": "example.com", "Origin": ""}, {}, 403),
+        ({"Host": "", "Origin": "null"}, {}, 403),
+        ({"Origin": "http://evil.example"}, {"check_origin": True}, 403),
+        ({"Origin": "http://evil.example"}, {"check_origin": False}, 101),
+        ({"Origin": "http://Good.example"}, {"origins": ["http://good.example"]}, 101),
+        ({"Origin": "http://good.example"}, {"origins": [re.compile("http://.*[.]example")]}, 101),
+        ({"Origin": "http://good.example.evil"}, {"origins": ["http://good.example"]}, 403),
+        (ORIGIN, {"origins": ["http://good.example"]}, 101),
+        ({"Origin": "http://evil.example"}, {"origin_checker": lambda request: True}, 101),
+        (ORIGIN, {"origin_checker": lambda request: False}, 403),
+        ({}, {"origin_checker": lambda request: None}, 403),
+        ({}, {"origin_checker": lambda request: 1 // 0}, 500),
+        ({"Origin": "x"}, {"origin_checker": lambda request: False, "check_origin": False}, 101),
+    ],
+)
+def test_a_page_may_connect_from_its_own_host_and_from_those_that_are_listed(
+    server: Socket, headers: dict[str, str | None], options: dict[str, Any], status: int
+) -> None:
+    options = {LISTENER + name: value for name, value in options.items()}
+    assert ask(server, request("/path", headers), options)[0] == status
+
+
+def test_origins_can_be_written_in_an_address() -> None:
+    with Socket() as server:
+        server.listen(WS + "?transport.ws.listener.origins=http://a.example,https://b.example:444")
+        assert ask(server, request("/path", {"Origin": "https://b.example:444"}))[0] == 101
+        assert ask(server, request("/path", {"Origin": "https://b.example"}))[0] == 403
+        server.close(linger=0)
+
+
+@pytest.mark.parametrize("value", ["http://a.example", ["a.example"], ["http://a.example/path"], [1], 5])
+def test_wrong_origins_are_a_wrong_value(value: object) -> None:
+    with pytest.raises(BadOptionValue):
+        Socket({LISTENER + "origins": value})
+
+
+def test_more_than_one_origin_is_refused(server: Socket) -> None:
+    data = request("/path").replace(b"\r\n\r\n", b"\r\nOrigin: http://a\r\nOrigin: http://b\r\n\r\n")
+    assert ask(server, data)[0] == 400
+
+
+# Authorization
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"),
+    [
+        (None, 101),
+        (True, 101),
+        (False, 403),
+        (401, 401),
+        (503, 503),
+        (200, 403),
+        (101, 403),
+        (999, 403),
+        (RequestRefused(401, "no token", {"WWW-Authenticate": "Bearer", "X\r\nY": "z"}), 401),
+        (PipeRefused("not you"), 403),
+        (ZeroDivisionError("a bug"), 500),
+        ({"user": "ann"}, 101),
+        ("ann", 101),
+    ],
+)
+def test_authorize_lets_in_or_refuses(server: Socket, verdict: object, status: int) -> None:
+    def authorize(request: UpgradeRequest) -> object:
+        if isinstance(verdict, Exception):
+            raise verdict
+        return verdict
+
+    found, answer = ask(server, request("/path"), {LISTENER + "authorize": authorize})
+    assert found == status
+    if status == 401 and isinstance(verdict, RequestRefused):
+        assert b"WWW-Authenticate: Bearer\r\n" in answer and b"no token" in answer and b"Y: z" not in answer
+    if status == 500:
+        assert b"a bug" not in answer, "what went wrong in here is nobody else's business"
+
+
+@pytest.mark.parametrize(("verdict", "shown"), [({"user": "ann", "admin": True}, {"user": "ann", "admin": True}),
+                                               ("ann", {"user": "ann"}), (None, {})])  # fmt: skip
+def test_an_identity_shows_on_the_pipe(server: Socket, verdict: object, shown: dict[str, object]) -> None:
+    address = server.listen(WS, {LISTENER + "authorize": lambda request: verdict}).address
+    with Socket() as client:
+        client.dial(address)
+        server.wait_pipes(1, timeout=5)
+        (pipe,) = server.pipes.values()
+        assert pipe.identity == shown
+
+
+def test_a_certificate_is_known_to_authorize_and_stays_in_the_identity() -> None:
+    seen: list[UpgradeRequest] = []
+
+    def authorize(request: UpgradeRequest) -> dict[str, str]:
+        seen.append(request)
+        return {"user": "ann"}
+
+    with Socket() as server, Socket() as client:
+        options = {**listen_options(mutual=True), LISTENER + "authorize": authorize}
+        client.dial(server.listen("wss://127.0.0.1:0/a/b", options).address, dial_options(client_certificate()))
+        server.wait_pipes(1, timeout=5)
+        (pipe,) = server.pipes.values()
+        assert pipe.identity["certificate"]["subject"] and pipe.identity["user"] == "ann"
+        assert seen[0].identity["certificate"] == pipe.identity["certificate"]
+
+
+def test_authorize_sees_the_request(server: Socket) -> None:
+    seen: list[UpgradeRequest] = []
+    options = {LISTENER + "authorize": seen.append}
+    ask(server, request("/path?a=b&c", {"Cookie": "session=1", "X-Token": "secret"}), options)
+    (found,) = seen
+    assert (found.path, found.query) == ("/path", "a=b&c")
+    assert found.headers["cookie"] == "session=1" and found.headers.get("x-token") == "secret"
+    assert found.peer_address.startswith("ws://127.0.0.1:") and not found.identity and not found.environ
+
+
+def test_authorize_may_block_and_holds_up_nobody_else(server: Socket) -> None:
+    def authorize(request: UpgradeRequest) -> None:
+        if request.query == "slow":
+            gevent.sleep(60)
+
+    options = {LISTENER + "authorize": authorize, "connector.listener.handshake_timeout": 0.3}
+    address = server.listen(WS, options).address
+    with RawPeer(address) as slow:
+        slow.send(request("/path?slow"))
+        for _ in range(3):
+            assert ask(server, request("/path"))[0] == 101
+        assert slow.status() == 503
+        assert slow.read_rest() != b""
+
+
+def test_an_error_in_authorize_is_logged_with_its_traceback(server: Socket, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR, "gmultisocket"):
+        ask(server, request("/path"), {LISTENER + "authorize": lambda request: 1 // 0})
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[0] is ZeroDivisionError
+
+
+# The pipe limit
+
+
+def test_over_the_pipe_limit_a_request_waits_for_its_answer_or_is_refused() -> None:
+    with Socket({"connector.pipe_limit": 1}) as server:
+        address = server.listen(WS, {"connector.listener.handshake_timeout": 0.3}).address
+        with RawPeer(address) as first, RawPeer(address) as second:
+            first.send(request("/path"))
+            assert first.status() == 101
+            second.send(request("/path"))
+            first.close()
+            assert second.status() == 101
+        server.close(linger=0)
+    with Socket({"connector.pipe_limit": 1, "connector.listener.over_limit": "refuse"}) as server:
+        address = server.listen(WS).address
+        with RawPeer(address) as first, RawPeer(address) as second:
+            first.send(request("/path"))
+            assert first.status() == 101
+            second.send(request("/path"))
+            assert second.status() == 503
+        server.close(linger=0)
+
+
+# Heads
+
+
+def test_a_head_may_come_byte_by_byte_and_what_follows_it_is_kept() -> None:
+    head = request("/path")
+    for step in (1, 2, 3, 7, len(head) - 1, len(head)):
+        stream = FakeStream([head[start : start + step] for start in range(0, len(head), step)] + [b"rest"])
+        assert read_head(stream) == (head, b"")
+    assert read_head(FakeStream([head + b"rest"])) == (head, b"rest")
+    assert parse_request(head).path == "/path"
+
+
+def test_a_head_of_the_longest_kind_is_taken_and_a_longer_one_is_not() -> None:
+    fits = b"GET / HTTP/1.1\r\nX: ".ljust(MAX_HEAD - 4, b"a") + b"\r\n\r\n"
+    assert read_head(FakeStream([fits])) == (fits, b"")
+    for data in (fits[:-4] + b"a\r\n\r\n", fits[:-4] + b"a" * 5):
+        with pytest.raises(RequestRefused) as caught:
+            read_head(FakeStream([data]))
+        assert caught.value.status == 431
+
+
+def test_nothing_of_the_handshake_is_kept_on_a_pipe(server: Socket) -> None:
+    with RawPeer(server.listen(WS).address) as peer:
+        peer.send(request("/path"))
+        assert peer.status() == 101
+        wait_until(lambda: server.pipes)
+        (pipe,) = server.pipes.values()
+        kept = [getattr(pipe.connection, name) for name in ("_request", "_respond", "_environ", "_early", "_identity")]
+        assert not any(kept)
+        peer.send(frame(Opcode.BINARY, HELLO))
+        assert server.recv(timeout=5) == b"hello"
