@@ -128,6 +128,7 @@ class BytesPipe(Pipe):
         "_deafness",
         "_decoder",
         "_error",
+        "_goodbye",
         "_partial",
         "_queue",
         "_queued_bytes",
@@ -162,6 +163,8 @@ class BytesPipe(Pipe):
         #: The timer that looks after a deaf pipe.
         self._deafness: Any = None
         self._error: MultiSocketError | None = None
+        #: Whether the peer has said that nothing more comes.
+        self._goodbye = False
         #: The fan-out that this pipe is in step with: all that it was given has left, or waits in the fan-out.
         self.fan_out: FanOut | None = None
         #: For the heartbeat: what showed the peer alive when it last looked, and when that last changed.
@@ -532,6 +535,8 @@ class BytesPipe(Pipe):
                     self._deliver(messages)
                 if self._error is not None:
                     raise self._error
+                if self._goodbye:
+                    return "the peer said goodbye"
             if self.state is PipeState.CLOSED:
                 return self.reason
             spent += size
@@ -634,6 +639,10 @@ class FramedPipe(BytesPipe):
         """Take one message to send, as :meth:`wrap` returned it for this or another pipe of the same key."""
         self._push(frame)
 
+    def end_with_goodbye(self) -> None:
+        """Hear that the peer ends the pipe: what it sent before is delivered first, as at the end of a stream."""
+        self._goodbye = True
+
     def put_internal(self, content: bytes) -> None:
         """Send an internal message, however full the queue is."""
         self._note(self.wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
@@ -670,6 +679,8 @@ class FramedPipe(BytesPipe):
         for message in map(Message._make, messages):
             if message.flags & INTERNAL:
                 self._connector.internal_message(self, message)
+                if self._goodbye:
+                    break
             elif message.flags & RAW:
                 kept.append(message.replace(flags=message.flags & ~RAW))
             else:

@@ -64,7 +64,7 @@ class Heartbeat:
         elif kind == PONG:
             pipe.knows_internal = True
         elif kind == CLOSE:
-            pipe.close("the peer said goodbye")
+            pipe.end_with_goodbye()
         else:
             return False
         return True

@@ -58,6 +58,24 @@ def test_peers_that_flood_a_program_which_does_not_receive_cost_little_more_than
 CAP = 64 * 65536
 
 
+def test_a_peer_that_says_goodbye_keeps_its_pipe_until_what_it_sent_has_room() -> None:
+    """A closed pipe counts under no limit: peers that end at once could leave any number of floods here."""
+    options = {"connector.pipe_limit": 3, "connector.listener.over_limit": "refuse"}
+    with Socket(options) as server:
+        listener = server.listen("tcp://127.0.0.1:0")
+        flood = b"".join(frame(b"%d" % number) for number in range(200)) + frame(b"\x00", INTERNAL, ttl=1)
+        with crowd(listener, 10) as peers:
+            for peer in peers:
+                with contextlib.suppress(ConnectionError):
+                    peer.sendall(flood + frame(b"said behind it"))
+            wait_until(lambda: listener.refused == 7)
+            assert len(server.pipes) == 3
+            received = [server.recv(timeout=5) for _ in range(600)]
+            assert sorted(map(int, received)) == sorted(list(range(200)) * 3)
+            wait_until(lambda: not server.pipes)
+            assert not server.queued
+
+
 @pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest", "disconnect"])
 def test_a_stuck_peer_costs_a_to_all_sender_its_own_messages_only(policy: str) -> None:
     """100 contents of 64 KiB to three peers of which one does not read, as fast as the others take them."""
