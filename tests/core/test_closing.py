@@ -461,10 +461,16 @@ def test_a_signal_ends_a_program_that_waits_for_messages(
         text=True,
         cwd=Path(__file__).parents[2],
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        os.kill(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            # Not before the event loop sleeps: a signal in the instant between its last look at them and its sleep
+            # is seen by no program of gevent's until the next event.
+            wait_until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S")
+            os.kill(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert out.strip() == expected, err
 
 
