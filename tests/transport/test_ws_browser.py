@@ -1,0 +1,165 @@
+"""A real browser, Chromium without a window, opens pages that talk to a Socket.
+
+A page reports by a POST to the server that it came from. Its script is the one of the documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import subprocess
+from gevent.pywsgi import WSGIServer
+from gevent.queue import Queue
+
+from gmultisocket import Socket
+from gmultisocket.testing import wait_until
+from tests.certificates import listen_options
+from tests.faults.process import ROOT, needs
+
+pytestmark = [needs("chromium --version"), pytest.mark.timeout(120)]
+
+#: How long Chromium may take to come up on a busy machine, in seconds.
+PATIENCE = 60
+
+_PAGE = """<!DOCTYPE html>
+<script src="/browser.js"></script>
+<script>
+let reported = Promise.resolve();
+const report = event => {
+  // One after the other: requests side by side could overtake each other.
+  reported = reported.then(() => fetch("/report", {method: "POST", body: JSON.stringify(event)}));
+};
+const address = decodeURIComponent(location.search.slice(1));
+const socket = connect(address, content => report({received: new TextDecoder().decode(content)}));
+socket.onopen = () => {
+  report({opened: socket.protocol});
+  send(socket, new TextEncoder().encode("hello from " + location.origin));
+};
+socket.onclose = ({code, reason, wasClean}) => report({code, reason, wasClean});
+</script>
+"""
+
+
+class Site:
+    """A web server with one page, which opens the ws address in its query and says what becomes of it.
+
+    Attributes:
+        port: where it serves.
+        reports: what the pages have said.
+    """
+
+    def __init__(self) -> None:
+        self.reports: Queue[dict[str, Any]] = Queue()
+        self._server = WSGIServer(("127.0.0.1", 0), self._answer, log=None, error_log=None)
+        self._files = {"/": _PAGE, "/browser.js": (ROOT / "docs/browser.js").read_text()}
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/report":
+            self.reports.put(json.loads(environ["wsgi.input"].read()))
+        if path not in self._files:
+            start_response("404 Not Found", [])
+            return []
+        start_response("200 OK", [("Content-Type", "text/javascript" if path.endswith(".js") else "text/html")])
+        return [self._files[path].encode()]
+
+    def report(self) -> dict[str, Any]:
+        return self.reports.get(timeout=PATIENCE)
+
+    def __enter__(self) -> Site:
+        self._server.start()
+        self.port: int = self._server.server_port
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.stop(timeout=1)
+
+
+@contextmanager
+def browsing(url: str, folder: Path, *flags: str) -> Iterator[None]:
+    """Have Chromium look at a page, until the body has ended."""
+    process = subprocess.Popen(
+        ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",
+         "--disable-breakpad", "--disable-dev-shm-usage", f"--user-data-dir={folder}", *flags, url],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        # All that it has started is in the session that was made for it.
+        process.kill()
+        process.wait()
+        wait_until(lambda: not _kill(_session(process.pid)))
+
+
+def _session(leader: int) -> list[int]:
+    """Return the living processes of a session."""
+    members = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(session) == leader and state not in "XZ":
+            members.append(int(entry.name))
+    return members
+
+
+def _kill(processes: list[int]) -> int:
+    """Kill processes, and return how many there were."""
+    for process in processes:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return len(processes)
+
+
+def test_a_page_of_a_listed_origin_exchanges_messages_and_is_told_when_the_server_goes(tmp_path: Path) -> None:
+    with Site() as site, Socket() as server:
+        origin = f"http://127.0.0.1:{site.port}"
+        address = server.listen("ws://127.0.0.1:0/chat", {"transport.ws.listener.origins": [origin]}).address
+        with browsing(f"{origin}/?{address}", tmp_path):
+            message = server.recv_msg(timeout=PATIENCE)
+            assert message.content == f"hello from {origin}".encode()
+            server.send_to(message.source, "and a good day to you: €".encode())
+            assert site.report() == {"opened": "multisocket.binary"}
+            assert site.report() == {"received": "and a good day to you: €"}
+            server.send_all(b"x" * 70_000)
+            assert site.report() == {"received": "x" * 70_000}
+            assert gevent.spawn(server.close).get(timeout=10) == 0
+            goodbye = site.report()
+            assert (goodbye["code"], goodbye["wasClean"]) == (1001, True)
+
+
+def test_a_page_of_the_same_host_needs_no_list(tmp_path: Path) -> None:
+    with Site() as site, Socket() as server:
+        address = server.listen("wss://127.0.0.1:0/", listen_options()).address
+        port = address.removesuffix("/").rpartition(":")[2]
+        # One name for both, each at the usual port, as behind a proxy.
+        rules = f"MAP site.test:80 127.0.0.1:{site.port}, MAP site.test:443 127.0.0.1:{port}"
+        flags = [f"--host-resolver-rules={rules}", "--ignore-certificate-errors"]
+        with browsing("http://site.test/?wss://site.test/", tmp_path, *flags):
+            assert site.report() == {"opened": "multisocket.binary"}
+            assert server.recv(timeout=PATIENCE) == b"hello from http://site.test"
+        wait_until(lambda: not server.pipes)
+
+
+def test_a_page_of_another_origin_is_refused(tmp_path: Path) -> None:
+    with Site() as site, Socket() as server:
+        listed = {"transport.ws.listener.origins": [f"http://127.0.0.1:{site.port}"]}
+        listener = server.listen("ws://127.0.0.1:0/", listed)
+        # The same server, under another name.
+        with browsing(f"http://localhost:{site.port}/?{listener.address}", tmp_path):
+            goodbye = site.report()
+            assert (goodbye["code"], goodbye["wasClean"]) == (1006, False)
+        assert listener.refused == 1
+        assert not server.pipes and not server.queued
