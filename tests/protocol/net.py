@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import count
 from pathlib import Path
 
 from gmultisocket import Socket, Switch
 from gmultisocket.protocol import Protocol
+from tests import addresses
 
-TRANSPORTS = ("inproc", "ipc", "tcp")
+#: One of each kind; what tls, tcp6 and the others change, no protocol sees.
+TRANSPORTS = ("inproc", "ipc", "tcp", "ws")
 
 
 class Net:
@@ -23,17 +24,11 @@ class Net:
         self.transport = transport
         self.switches = switches
         self._folder = folder
-        self._numbers = count()
         self._switches: list[Switch] = []
 
     def address(self) -> str:
         """Return an address that is free."""
-        places = {
-            "inproc": f"inproc://net{next(self._numbers)}",
-            "ipc": f"ipc://{self._folder}/{next(self._numbers)}",
-            "tcp": "tcp://127.0.0.1:0",
-        }
-        return places[self.transport]
+        return addresses.TRANSPORTS[self.transport](self._folder)
 
     def connect(self, hub: Protocol | Socket, *leaves: Protocol | Socket) -> None:
         """Connect a hub with each of the leaves. Blocks until all pipes are there."""

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 
 from gmultisocket.testing import protocols
+from tests import addresses
+from tests.protocol.net import TRANSPORTS
 
 
 class OnEveryTransport:
     """Runs checks on each transport."""
 
-    @pytest.fixture(autouse=True, params=["inproc", "ipc", "tcp"])
+    @pytest.fixture(autouse=True, params=TRANSPORTS)
     def set_address(self, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-        places = {"inproc": "inproc://checks", "ipc": f"ipc://{tmp_path}/checks", "tcp": "tcp://127.0.0.1:0"}
-        self.address = places[request.param]
+        self.address = addresses.TRANSPORTS[request.param](tmp_path)
 
 
 class TestReq(OnEveryTransport, protocols.ReqChecks):

@@ -12,7 +12,9 @@ from gmultisocket.testing import wait_until
 from tests.protocol.net import Net
 
 LONG = 20.0
-QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
+#: Some transports tell a dialer that it is refused, others close: asynchronously it comes back either way.
+PERSISTENT = {"connector.dialer.dial_async": True, "connector.dialer.min_reconnect_time": 0.001}
+QUICK = {**PERSISTENT, "connector.dialer.max_reconnect_time": 0.02}
 
 
 def test_both_sides_talk(net: Net) -> None:
@@ -54,7 +56,7 @@ def test_a_second_peer_is_refused_and_let_in_once_the_first_has_left(direct: Net
 
 
 def test_a_refused_dialer_comes_back_ever_more_slowly(direct: Net) -> None:
-    with Pair() as pair, Pair() as first, Pair({"connector.dialer.min_reconnect_time": 0.001}) as second:
+    with Pair() as pair, Pair() as first, Pair(PERSISTENT) as second:
         direct.connect(pair, first)
         dialer = second.dial(next(iter(pair.socket.listeners)).address)
         wait_until(lambda: dialer.attempts >= 10, LONG)
