@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gevent
@@ -84,20 +85,22 @@ class Site:
 
 
 @contextmanager
-def browsing(url: str, folder: Path, *flags: str) -> Iterator[None]:
+def browsing(url: str, *flags: str) -> Iterator[None]:
     """Have Chromium look at a page, until the body has ended."""
-    process = subprocess.Popen(
-        ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",
-         "--disable-breakpad", "--disable-dev-shm-usage", f"--user-data-dir={folder}", *flags, url],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        # All that it has started is in the session that was made for it.
-        process.kill()
-        process.wait()
-        wait_until(lambda: not _kill(_session(process.pid)))
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",
+             "--disable-breakpad", "--disable-dev-shm-usage", f"--user-data-dir={folder}/profile", *flags, url],
+            env=os.environ | {"HOME": folder, "TMPDIR": folder}, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield
+        finally:
+            # All that it has started is in the session that was made for it.
+            process.kill()
+            process.wait()
+            wait_until(lambda: not _kill(_session(process.pid)))
 
 
 def _session(leader: int) -> list[int]:
@@ -123,11 +126,11 @@ def _kill(processes: list[int]) -> int:
     return len(processes)
 
 
-def test_a_page_of_a_listed_origin_exchanges_messages_and_is_told_when_the_server_goes(tmp_path: Path) -> None:
+def test_a_page_of_a_listed_origin_exchanges_messages_and_is_told_when_the_server_goes() -> None:
     with Site() as site, Socket() as server:
         origin = f"http://127.0.0.1:{site.port}"
         address = server.listen("ws://127.0.0.1:0/chat", {"transport.ws.listener.origins": [origin]}).address
-        with browsing(f"{origin}/?{address}", tmp_path):
+        with browsing(f"{origin}/?{address}"):
             message = server.recv_msg(timeout=PATIENCE)
             assert message.content == f"hello from {origin}".encode()
             server.send_to(message.source, "and a good day to you: €".encode())
@@ -140,25 +143,25 @@ def test_a_page_of_a_listed_origin_exchanges_messages_and_is_told_when_the_serve
             assert (goodbye["code"], goodbye["wasClean"]) == (1001, True)
 
 
-def test_a_page_of_the_same_host_needs_no_list(tmp_path: Path) -> None:
+def test_a_page_of_the_same_host_needs_no_list() -> None:
     with Site() as site, Socket() as server:
         address = server.listen("wss://127.0.0.1:0/", listen_options()).address
         port = address.removesuffix("/").rpartition(":")[2]
         # One name for both, each at the usual port, as behind a proxy.
         rules = f"MAP site.test:80 127.0.0.1:{site.port}, MAP site.test:443 127.0.0.1:{port}"
         flags = [f"--host-resolver-rules={rules}", "--ignore-certificate-errors"]
-        with browsing("http://site.test/?wss://site.test/", tmp_path, *flags):
+        with browsing("http://site.test/?wss://site.test/", *flags):
             assert site.report() == {"opened": "multisocket.binary"}
             assert server.recv(timeout=PATIENCE) == b"hello from http://site.test"
         wait_until(lambda: not server.pipes)
 
 
-def test_a_page_of_another_origin_is_refused(tmp_path: Path) -> None:
+def test_a_page_of_another_origin_is_refused() -> None:
     with Site() as site, Socket() as server:
         listed = {"transport.ws.listener.origins": [f"http://127.0.0.1:{site.port}"]}
         listener = server.listen("ws://127.0.0.1:0/", listed)
         # The same server, under another name.
-        with browsing(f"http://localhost:{site.port}/?{listener.address}", tmp_path):
+        with browsing(f"http://localhost:{site.port}/?{listener.address}"):
             goodbye = site.report()
             assert (goodbye["code"], goodbye["wasClean"]) == (1006, False)
         assert listener.refused == 1
