@@ -5,11 +5,11 @@ A page reports by a POST to the server that it came from. Its script is the one 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,7 +84,7 @@ class Site:
         self._server.stop(timeout=1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def browsing(url: str, *flags: str) -> Iterator[None]:
     """Have Chromium look at a page, until the body has ended."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -97,10 +97,12 @@ def browsing(url: str, *flags: str) -> Iterator[None]:
         try:
             yield
         finally:
-            # All that it has started is in the session that was made for it.
-            process.kill()
-            process.wait()
+            # Asked to end, it clears away what it has outside of the folder; whatever it has started is in its session.
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
             wait_until(lambda: not _kill(_session(process.pid)))
+            process.wait()
 
 
 def _session(leader: int) -> list[int]:
