@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 
 import gevent
 import pytest
-from gevent import socket as gsocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,6 +170,20 @@ def test_a_sub_that_was_cut_off_subscribes_again(net: Net) -> None:
             sub.subscribe("a.*", LONG)
             pub.publish("a.b", b"%d" % number)
             assert sub.recv(LONG) == ("a.b", b"%d" % number)
+
+
+def test_a_publisher_that_was_restarted_is_subscribed_to_again(direct: Net) -> None:
+    address = direct.address()
+    with Sub({**QUICK, "connector.dialer.dial_async": True}) as sub:
+        sub.subscribe("a.*")
+        for number in range(3):
+            with Pub() as pub:
+                address = pub.listen(address).address
+                if not number:
+                    sub.dial(address)
+                wait_until(lambda pub=pub: pub.subscriptions == 1)  # type: ignore[misc]
+                assert pub.publish("a.b", b"%d" % number) == 1
+                assert sub.recv(LONG) == ("a.b", b"%d" % number)
 
 
 # Many

@@ -22,6 +22,7 @@ from gmultisocket.errors import (
 )
 from gmultisocket.protocol import Question, Rep, Req, Request
 from gmultisocket.testing import wait_until
+from tests import addresses
 from tests.protocol.net import Net
 
 QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
@@ -310,7 +311,7 @@ def test_a_request_given_up_while_it_waits_for_another_peer_is_never_sent(direct
             assert second.socket.queued == 0
 
 
-@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("transport", ["ipc", "tcp", "ws"])
 def test_a_request_that_never_left_a_dead_pipe_is_answered_by_another_rep(transport: str, tmp_path: Path) -> None:
     """Once, that is. Whatever had left fails with PeerGone instead, and is executed by nobody else."""
     executed: list[bytes] = []
@@ -319,7 +320,7 @@ def test_a_request_that_never_left_a_dead_pipe_is_answered_by_another_rep(transp
         executed.append(content)
         return content[:4]
 
-    address = {"ipc": f"ipc://{tmp_path}/stuck", "tcp": "tcp://127.0.0.1:0"}[transport]
+    address = addresses.TRANSPORTS[transport](tmp_path)
     small = {"transport.tcp.write_buffer": 20_000, "transport.tcp.read_buffer": 20_000}
     with Req(small) as req, Socket({**small, "socket.recv_queue_size": 1}) as stuck, Rep(execute) as rep:
         stuck.dial(req.listen(address).address)
@@ -494,9 +495,9 @@ def test_a_reply_to_an_asker_that_has_gone_is_counted_and_no_error(direct: Net) 
 # Askers that do not read
 
 
-@pytest.mark.parametrize("transport", ["inproc", "tcp"])
-def test_an_asker_that_does_not_read_holds_up_nobody_and_loses_its_pipe(transport: str) -> None:
-    address = {"inproc": "inproc://unread", "tcp": "tcp://127.0.0.1:0"}[transport]
+@pytest.mark.parametrize("transport", ["inproc", "tcp", "ws"])
+def test_an_asker_that_does_not_read_holds_up_nobody_and_loses_its_pipe(transport: str, tmp_path: Path) -> None:
+    address = addresses.TRANSPORTS[transport](tmp_path)
     with Rep(lambda content: bytes(20_000)) as rep, Socket({"socket.recv_queue_size": 1}) as stuck, Req() as req:
         stuck.dial(rep.listen(address).address)
         rep.start()

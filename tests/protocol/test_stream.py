@@ -245,10 +245,12 @@ def test_a_peer_that_answers_no_question_is_sent_everything_all_the_same() -> No
 
 
 @contextmanager
-def by_hand_connection(options: Any = None) -> Iterator[tuple[Socket, Stream, Connection, Any]]:
+def by_hand_connection(
+    options: Any = None, address: str = "tcp://127.0.0.1:0"
+) -> Iterator[tuple[Socket, Stream, Connection, Any]]:
     """A connection whose other end is a plain Socket, what it was opened with, and what sends to it from there."""
     with Socket({"socket.recv_queue_size": 10_000}) as by_hand, Stream(options) as client:
-        client.dial(by_hand.listen("tcp://127.0.0.1:0").address)
+        client.dial(by_hand.listen(address).address)
         connecting = gevent.spawn(client.connect, LONG)
         path = by_hand.recv_msg(LONG).source
 
@@ -390,7 +392,7 @@ def test_closing_what_nobody_read_lets_the_rest_go_on() -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("address", ["inproc://bulk", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("address", ["inproc://bulk", "tcp://127.0.0.1:0", "ws://127.0.0.1:0"])
 def test_100_mib_each_way_at_once_on_ten_streams_over_one_pipe(address: str) -> None:
     total = 100 * MIB
     share = total // 10
@@ -965,7 +967,8 @@ def test_a_stream_survives_anything_that_is_a_message(messages: list[tuple[int, 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0, CONTROL]), st.binary(max_size=6)), max_size=20))
 def test_a_connection_survives_anything_from_its_other_end(messages: list[tuple[int, bytes]]) -> None:
-    with by_hand_connection({**NO_KEEPALIVE, "connector.dialer.reconnect": False}) as (_, client, connection, send):
+    options = {**NO_KEEPALIVE, "connector.dialer.reconnect": False}
+    with by_hand_connection(options, "inproc://anything") as (_, client, connection, send):
         expected, ended = b"", False
         for flags, content in messages:
             send(content, flags)
