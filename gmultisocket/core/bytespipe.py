@@ -16,12 +16,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
 
 import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, GreenletExit, getcurrent
 from greenlet import greenlet
 
 from .. import options as opts
-from ..errors import BadMessage, MultiSocketError
-from ..options import Option, Options
+from ..errors import BadMessage, Closed, MultiSocketError
+from ..options import Option
 from ..transport import StreamConnection
 from ..transport.stream import describe_os_error
 from ..wire import (
@@ -497,6 +497,10 @@ class BytesPipe(Pipe):
             self._connector.peer_fault(self, error)
         except OSError as error:
             reason = f"receiving failed: {describe_os_error(error)}"
+        except GreenletExit:
+            # Nobody here kills a reader: this one is the greenlet of somebody's server, which stops.
+            reason = Closed("server", "it is stopping")
+            raise
         finally:
             if self.state is PipeState.DEAF and not isinstance(reason, MultiSocketError):
                 # An error with a name is the peer's own word on why it takes no more: a certificate that it refused.
@@ -692,10 +696,6 @@ class FramedPipe(BytesPipe):
             return "the peer closed the connection in the middle of a message"
         return "the peer closed the connection"
 
-    def _watch_options(self, options: Options) -> None:
-        option = opts.connector.pipe.max_recv_content_length
-        options.on_change(option, lambda old, new: self.option_changed(option))
-
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.max_recv_content_length:
             self._decoder.max_content = self.options.get(option)
@@ -746,10 +746,6 @@ class RawPipe(BytesPipe):
         # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
         self._deliver([self._message(None)])  # type: ignore[arg-type]
         return None
-
-    def _watch_options(self, options: Options) -> None:
-        option = opts.connector.pipe.raw_recv_buf_size
-        options.on_change(option, lambda old, new: self.option_changed(option))
 
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.raw_recv_buf_size:
