@@ -296,7 +296,11 @@ class TLSConnection(StreamConnection):
                 sock._sslobj.shutdown()
             except OSError:
                 pass
-        sock.close()
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of the socket, once TLS is done with it."""
+        self._sock.close()
 
     def abandon(self) -> None:
         self._drop()

@@ -1,0 +1,1 @@
+"""Life inside of other people's programs: WSGI servers and gunicorn."""

@@ -1,0 +1,237 @@
+"""WebSocket pipes inside of a WSGI server: gevent.pywsgi, and gunicorn with its gevent workers.
+
+:func:`mount` returns a WSGI application. Requests for a WebSocket at one path become pipes of a Socket, all others go
+to the application that it was given::
+
+    sock = Socket()
+    application = mount(sock, "/ws", app)
+
+The request's greenlet does the pipe's reading, so that the server counts it among its connections and ends it with
+them. Where that cannot work, on gunicorn's sync and gthread workers above all, such requests are answered with 501 and
+the reason. A Socket belongs to a process: where the application is loaded before the fork (``--preload``), give
+:func:`mount` a function that makes the Socket, to be called at the first request.
+
+How servers differ is ``servers.py``'s business, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+
+from gevent.lock import Semaphore
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from .. import options as opts
+from ..core.listener import Listener
+from ..core.socket import Socket
+from ..errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused, RequestRefused, WrongThread
+from ..options import Options, OptionValues
+from ..transport.ws import WSListener
+from ..transport.wshandshake import refusal
+from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
+
+__all__ = ["Mount", "mount", "mounts"]
+
+logger = logging.getLogger("gmultisocket.contrib.wsgi")
+
+#: A WSGI application.
+Application = Callable[[Any, Any], Iterable[bytes]]
+
+
+class Mount:
+    """A WSGI application whose WebSocket requests become pipes; made by :func:`mount`."""
+
+    def __init__(
+        self,
+        sock: Socket | Callable[[], Socket],
+        path: str = "/ws",
+        app: Application | None = None,
+        options: OptionValues | None = None,
+    ) -> None:
+        if not path.startswith("/") or "?" in path:
+            raise ValueError(f"a path starts with a slash and has no query, like /ws: not {path!r}")
+        # What is wrong with them is said now, and not to the first peer.
+        self._options = Options(options).own() | {opts.transport.ws.listener.external_listen.name: True}
+        self._make_sock = sock if callable(sock) else None
+        self._sock = None if callable(sock) else sock
+        self._path = path
+        self._app = app
+        self._listener: Listener | None = None
+        #: Held while the Socket is made: the function may block, and a second request come meanwhile.
+        self._making = Semaphore()
+        self._stopped = False
+        _mounts.add(self)
+
+    @property
+    def listener(self) -> Listener | None:
+        """The Socket's listener that the pipes belong to, None before the first request for a WebSocket."""
+        return self._listener
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one request. For a WebSocket, blocks until its pipe has closed."""
+        try:
+            if environ.get("PATH_INFO") == self._path and "websocket" in environ.get("HTTP_UPGRADE", "").lower():
+                return self._upgrade(environ, start_response)
+            if self._app is None:
+                raise RequestRefused(HTTPStatus.NOT_FOUND)
+        except RequestRefused as error:
+            return _refuse(start_response, error)
+        return self._app(environ, start_response)
+
+    def stop(self, reason: str = "it is stopping") -> None:
+        """Let nobody in any more, and close the pipes: their peers are told that this side is going away (1001).
+
+        Never blocks. The Socket stays open. May be repeated.
+        """
+        self._stopped = True
+        if self._listener is not None and self._sock is not None:
+            self._listener.close()
+            for pipe in list(self._sock.pipes.values()):
+                if pipe.endpoint is self._listener:
+                    pipe.close(Closed("server", reason))
+
+    # Requests for a WebSocket
+
+    def _upgrade(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Serve one.
+
+        Raises:
+            RequestRefused: it was not answered yet.
+        """
+        _check(environ)
+        upgrade = Upgrade(environ, start_response)
+        try:
+            self._serve(environ, upgrade)
+        finally:
+            upgrade.stream.close()
+        return upgrade.result()
+
+    def _serve(self, environ: Environ, upgrade: Upgrade) -> None:
+        """Make a pipe of it, and block until that has closed."""
+
+        def respond(response: Response) -> None:
+            if self._stopped:
+                # While its authorize function ran.
+                raise _not_now()
+            upgrade.accept(response)
+
+        try:
+            listener = self._listen()
+            transport = listener.transport
+            assert isinstance(transport, WSListener)
+            listener.serve(
+                transport.connection(upgrade.stream, _request(environ), upgrade.early, respond=respond, environ=environ)
+            )
+        except RequestRefused:
+            raise
+        except MultiSocketError as error:
+            if not upgrade.accepted:
+                raise _answer_to(error) from error
+            # A negotiator said no, and the peer was told.
+            logger.debug("a peer was not let in: %s", error)
+        except OSError as error:
+            if not upgrade.accepted:
+                raise
+            logger.debug("a peer did not wait for its answer: %s", error)
+
+    def _listen(self) -> Listener:
+        """Return the listener, which the first request makes.
+
+        Raises:
+            Closed: this application is stopping.
+            MultiSocketError: the Socket cannot listen here.
+        """
+        with self._making:
+            if self._sock is None:
+                assert self._make_sock is not None
+                self._sock = self._make_sock()
+            if self._stopped:
+                raise Closed("server")
+            if self._listener is None:
+                self._listener = self._sock.listen(f"ws://wsgi{self._path}", self._options)
+            return self._listener
+
+
+def _check(environ: Environ) -> None:
+    """Check what our own listeners find in a request's head, and a WSGI server has taken apart already.
+
+    Raises:
+        RequestRefused: it cannot be one for a WebSocket.
+    """
+    if environ.get("REQUEST_METHOD") != "GET":
+        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is", {"Allow": "GET"})
+    if environ.get("SERVER_PROTOCOL", "HTTP/1.1") != "HTTP/1.1":
+        raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, "only HTTP/1.1 is upgraded")
+    if environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ:
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "the request has a body")
+
+
+def _request(environ: Environ) -> Request:
+    """Return the request that a WSGI server has parsed."""
+    headers = Headers()
+    for name, value in environ.items():
+        if name.startswith("HTTP_"):
+            headers[name[5:].replace("_", "-").title()] = value
+    query = environ.get("QUERY_STRING", "")
+    path = environ["PATH_INFO"]
+    return Request(f"{path}?{query}" if query else path, headers)
+
+
+def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
+    """Answer with a refusal, as an application does."""
+    response = refusal(error)
+    # Whether the connection is kept is the server's business.
+    headers = [(name, value) for name, value in response.headers.raw_items() if name != "Connection"]
+    start_response(f"{response.status_code} {response.reason_phrase}", headers)
+    return [bytes(response.body)]
+
+
+def _not_now() -> RequestRefused:
+    return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+
+
+def _answer_to(error: MultiSocketError) -> RequestRefused:
+    """Return what a peer is told of an error on this side."""
+    if isinstance(error, WrongThread):
+        return RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT)
+    if isinstance(error, (Closed, HandshakeFailed, PipeRefused)):
+        return _not_now()
+    logger.error("a WebSocket request cannot be served: %s", error)
+    return RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+#: Those who are not garbage.
+_mounts: weakref.WeakSet[Mount] = weakref.WeakSet()
+
+
+def mounts() -> list[Mount]:
+    """Return the applications that :func:`mount` made in this process."""
+    return list(_mounts)
+
+
+def mount(
+    sock: Socket | Callable[[], Socket],
+    path: str = "/ws",
+    app: Application | None = None,
+    options: OptionValues | None = None,
+) -> Mount:
+    """Return a WSGI application that makes pipes of the WebSocket requests to a path.
+
+    Nothing runs before the first such request.
+
+    Args:
+        sock: whose pipes they become; or what makes it, called at the first request.
+        path: the path, as ``PATH_INFO`` has it.
+        app: serves all other requests; without one they are answered with 404.
+        options: for the pipes and their listener: ``transport.ws.listener.authorize``, say.
+
+    Raises:
+        OptionError: an option is wrong.
+        ValueError: the path is none.
+    """
+    return Mount(sock, path, app, options)

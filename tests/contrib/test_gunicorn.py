@@ -1,0 +1,124 @@
+"""Pipes inside of a real gunicorn, one for each kind of worker, and how they end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import gevent
+import pytest
+
+from gmultisocket.testing import wait_until
+from tests.certificates import server_certificate, write_certificate
+from tests.contrib.gunicorns import PATIENCE, Gunicorn, Peer, running, say
+from tests.transport.wspeers import request
+
+HOOKS = ("-c", "python:gmultisocket.contrib.gunicorn")
+CLIENTS = 200
+
+
+def tls(folder: Path) -> list[str]:
+    certfile, keyfile = write_certificate(folder, server_certificate(), "server").values()
+    return ["--certfile", certfile, "--keyfile", keyfile]
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """Have a worker take nobody in, so that the other one does."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def worker_of(peer: Peer, content: bytes) -> int:
+    """Send a content and hear it again. Return the process that has answered."""
+    peer.say(content)
+    pid, _, heard = peer.hear().partition(b" ")
+    assert heard == content
+    return int(pid)
+
+
+def connect(server: Gunicorn, stack: ExitStack, count: int) -> list[Peer]:
+    return [stack.enter_context(server.peer()) for _ in range(count)]
+
+
+def test_every_client_of_every_worker_is_told_when_gunicorn_stops(tmp_path: Path) -> None:
+    with running(tmp_path, "-k", "gevent", "-w", "2", *HOOKS) as server, ExitStack() as stack:
+        peers = connect(server, stack, 1)
+        pid = worker_of(peers[0], b"who are you?")
+        with standing_still(pid):
+            peers += connect(server, stack, CLIENTS // 2)
+            (other,) = {worker_of(peer, b"and you?") for peer in peers[1:]}
+        with standing_still(other):
+            peers += connect(server, stack, CLIENTS // 2 - 1)
+            assert {worker_of(peer, b"and you?") for peer in peers[1 + CLIENTS // 2 :]} == {pid}
+        for number, peer in enumerate(peers):
+            peer.say(b"%d" % number)
+        answers = [peer.hear().partition(b" ")[2] for peer in peers]
+        assert answers == [b"%d" % number for number in range(CLIENTS)]
+        server.stop()
+        goodbyes = [gevent.spawn(peer.answer_goodbye) for peer in peers]
+        assert [goodbye.get() for goodbye in goodbyes] == [1001] * CLIENTS
+        server.wait_ended()
+    assert server.access_log.count('"GET /ws HTTP/1.1" 101 ') == CLIENTS
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi"])
+def test_a_gevent_worker_serves_websockets_beside_its_pages(tmp_path: Path, kind: str, secure: bool) -> None:
+    arguments = ["-k", kind, *HOOKS, *(tls(tmp_path) if secure else [])]
+    with running(tmp_path, *arguments, secure=secure) as server:
+        with Peer(server.address) as peer, Peer(server.address) as reader:
+            peer.upgrade(early=say(b"early") * 3)
+            reader.send(request("/", {"Upgrade": None, "Connection": "close"}))
+            assert reader.status() == 200 and reader.read_rest() == b"a page"
+            assert [peer.hear().partition(b" ")[2] for _ in range(3)] == [b"early"] * 3
+            worker_of(peer, b"late")
+            server.stop()
+            assert peer.answer_goodbye() == 1001
+        server.wait_ended()
+    assert '"GET /ws HTTP/1.1" 101 ' in server.access_log
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread"])
+def test_where_it_cannot_work_the_answer_says_why(tmp_path: Path, kind: str) -> None:
+    with running(tmp_path, "-k", kind, *HOOKS) as server:
+        with Peer(server.address) as peer:
+            peer.send(request("/ws"))
+            assert peer.status() == 501
+            assert b"gunicorn with -k gevent" in peer.read_line()
+        server.stop()
+        server.wait_ended()
+
+
+def test_an_application_that_is_loaded_before_the_fork_has_a_socket_in_each_worker(tmp_path: Path) -> None:
+    with running(tmp_path, "-k", "gevent", "-w", "2", "--preload", *HOOKS) as server, ExitStack() as stack:
+        (first,) = connect(server, stack, 1)
+        pid = worker_of(first, b"one")
+        with standing_still(pid):
+            (second,) = connect(server, stack, 1)
+            assert worker_of(second, b"two") != pid
+        server.stop()
+        assert first.answer_goodbye() == second.answer_goodbye() == 1001
+        server.wait_ended()
+
+
+def test_a_reload_tells_the_clients_of_the_old_worker_only(tmp_path: Path) -> None:
+    with running(tmp_path, "-k", "gevent", *HOOKS) as server, ExitStack() as stack:
+        (old,) = connect(server, stack, 1)
+        pid = worker_of(old, b"before")
+        server.stop(signal.SIGHUP)
+        assert old.answer_goodbye() == 1001
+        # For a moment the old one still accepts, and refuses.
+        wait_until(lambda: "Worker exiting" in server.log, PATIENCE)
+        (new,) = connect(server, stack, 1)
+        assert worker_of(new, b"after") != pid
+        # Ctrl-C is told as well, by the hook that gunicorn has for it.
+        server.stop(signal.SIGINT)
+        assert new.answer_goodbye() == 1001
+        server.wait_ended()

@@ -1,0 +1,447 @@
+"""Pipes inside of gevent.pywsgi, plain and with TLS, and what a mount does where it cannot work."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from gevent import monkey
+from gevent import socket as gsocket
+from gevent import ssl as gssl
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.pywsgi import WSGIServer
+from websockets.frames import Opcode
+
+from gmultisocket import Message, Socket
+from gmultisocket.contrib.wsgi import Mount, mount, mounts
+from gmultisocket.errors import UnknownOption
+from gmultisocket.testing import wait_until
+from gmultisocket.wire import Decoder, encode
+from tests.certificates import authority, dial_options, server_certificate
+from tests.transport.wspeers import RawPeer, frame, request, upgraded
+
+HELLO = encode(Message(content=b"hello"))
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"the application at ", environ["PATH_INFO"].encode()]
+
+
+class Served:
+    """A pywsgi server in this process."""
+
+    def __init__(self, mounted: Mount, tls: bool) -> None:
+        self.log, self.errors = io.StringIO(), io.StringIO()
+        context = {"ssl_context": self._context()} if tls else {}
+        # Only a server with a pool ends its requests when it stops.
+        self.server = WSGIServer(
+            ("127.0.0.1", 0), mounted, log=self.log, error_log=self.errors, spawn=Pool(), **context
+        )
+        self.server.start()
+        self.scheme = "wss" if tls else "ws"
+        self.address = f"{self.scheme}://127.0.0.1:{self.server.server_port}/ws"
+        self.tls = tls
+
+    @staticmethod
+    def _context() -> gssl.SSLContext:
+        # Of gevent's own kind: pywsgi wraps its sockets by what it is given.
+        context = gssl.SSLContext(gssl.PROTOCOL_TLS_SERVER)
+        server_certificate().configure_cert(context)
+        return context
+
+    def peer(self, data: bytes) -> RawPeer:
+        peer = RawPeer(self.address)
+        if self.tls:
+            context = gssl.SSLContext(gssl.PROTOCOL_TLS_CLIENT)
+            authority().configure_trust(context)
+            peer.sock = context.wrap_socket(peer.sock, server_hostname="127.0.0.1")
+        peer.send(data)
+        return peer
+
+
+@contextmanager
+def serving(mounted: Mount, tls: bool = False, errors: bool = False) -> Iterator[Served]:
+    """Serve, and check that the server has nothing to complain of."""
+    served = Served(mounted, tls)
+    try:
+        yield served
+    finally:
+        served.server.stop(timeout=5)
+    assert errors or served.errors.getvalue() == ""
+
+
+@pytest.fixture
+def sock() -> Iterator[Socket]:
+    with Socket() as sock:
+        yield sock
+        sock.close(linger=0)
+
+
+TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+
+
+@TLS
+def test_a_socket_dials_one_that_is_mounted(sock: Socket, tls: bool) -> None:
+    with serving(mount(sock), tls) as served, Socket() as client:
+        client.dial(served.address, dial_options() if tls else None)
+        for number in range(50):
+            client.send(b"%d" % number)
+            message = sock.recv_msg(timeout=5)
+            sock.send_to(message.source, b"re: " + message.content)
+            assert client.recv(timeout=5) == b"re: %d" % number
+        client.close()
+        wait_until(lambda: not sock.pipes)
+    assert '"GET /ws HTTP/1.1" 101' in served.log.getvalue()
+    assert served.log.getvalue().count("\n") == 1
+
+
+@TLS
+@pytest.mark.parametrize("connection", ["Upgrade", "keep-alive, Upgrade"])
+def test_frames_behind_the_request_are_kept(sock: Socket, tls: bool, connection: str) -> None:
+    data = request("/ws", {"Connection": connection}) + frame(Opcode.BINARY, HELLO) * 3
+    with serving(mount(sock), tls) as served, served.peer(data) as peer:
+        assert peer.status() == 101
+        assert [sock.recv(timeout=5) for _ in range(3)] == [b"hello"] * 3
+        peer.send(frame(Opcode.BINARY, HELLO))
+        assert sock.recv(timeout=5) == b"hello"
+        peer.send(frame(Opcode.CLOSE, b"\x03\xe8"))
+        assert peer.read_close().code == 1000
+        assert peer.read_rest() == b""
+
+
+@TLS
+def test_a_closed_socket_tells_the_peers_and_frees_the_server(tls: bool) -> None:
+    with Socket() as sock, serving(mount(sock), tls) as served, served.peer(request("/ws")) as peer:
+        assert peer.status() == 101
+        sock.wait_pipes(1, timeout=5)
+        closing = gevent.spawn(sock.close)
+        assert peer.read_close().code == 1001
+        peer.send(frame(Opcode.CLOSE, b"\x03\xe9"))
+        assert peer.read_rest() == b""
+        assert closing.get(timeout=5) == 0
+
+
+@TLS
+def test_a_peer_that_breaks_a_rule_is_told_so(sock: Socket, tls: bool) -> None:
+    with serving(mount(sock), tls) as served, served.peer(request("/ws")) as peer:
+        assert peer.status() == 101
+        peer.send(frame(Opcode.BINARY, HELLO, masked=False))
+        assert peer.read_close().code == 1002
+        assert peer.read_rest() == b""
+
+
+def test_a_peer_that_vanishes_leaves_nothing(sock: Socket) -> None:
+    with serving(mount(sock)) as served:
+        with served.peer(request("/ws")) as peer:
+            assert peer.status() == 101
+            sock.wait_pipes(1, timeout=5)
+        wait_until(lambda: not sock.pipes)
+
+
+def test_everything_else_goes_to_the_application(sock: Socket) -> None:
+    with serving(mount(sock, "/ws", app)) as served:
+        for path, changes in (("/", {}), ("/ws/", {}), ("/ws", {"Upgrade": None}), ("/ws", {"Upgrade": "h2c"})):
+            with served.peer(request(path, {**changes, "Connection": "close"})) as peer:
+                assert peer.status() == 200
+                assert b"the application at" in peer.read_rest()
+
+
+def test_without_an_application_everything_else_is_not_found(sock: Socket) -> None:
+    with serving(mount(sock)) as served, served.peer(request("/", {"Connection": "close"})) as peer:
+        assert peer.status() == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"Sec-WebSocket-Protocol": None}, 400),
+        ({"Sec-WebSocket-Key": None}, 400),
+        ({"Sec-WebSocket-Version": "8"}, 426),
+        ({"Connection": "close"}, 426),
+        ({"Origin": "http://evil.example"}, 403),
+    ],
+)
+def test_a_wrong_request_is_refused_as_by_a_listener_of_our_own(
+    sock: Socket, changes: dict[str, str | None], status: int
+) -> None:
+    with serving(mount(sock)) as served, served.peer(request("/ws", changes)) as peer:
+        assert peer.status() == status
+        assert not sock.pipes
+
+
+def test_a_request_with_a_body_is_refused(sock: Socket) -> None:
+    with serving(mount(sock)) as served, served.peer(request("/ws", {"Content-Length": "1"}) + b"x") as peer:
+        assert peer.status() == 400
+
+
+def test_a_post_is_refused(sock: Socket) -> None:
+    with serving(mount(sock)) as served, served.peer(request("/ws", {"Content-Length": "0"}, method="POST")) as peer:
+        assert peer.status() == 405
+
+
+def test_authorize_sees_what_the_server_says(sock: Socket) -> None:
+    seen: list[Any] = []
+
+    def authorize(request: Any) -> object:
+        seen.append(request)
+        return 401 if request.query == "no" else {"user": "ann"}
+
+    mounted = mount(sock, options={"transport.ws.listener.authorize": authorize})
+    with serving(mounted) as served:
+        with served.peer(request("/ws?no")) as peer:
+            assert peer.status() == 401
+        with served.peer(request("/ws?yes", {"Cookie": "a=b"})) as peer:
+            assert peer.status() == 101
+            sock.wait_pipes(1, timeout=5)
+            (pipe,) = sock.pipes.values()
+            assert pipe.identity == {"user": "ann"} and not pipe.dialed
+            assert seen[1].environ["REMOTE_ADDR"] == "127.0.0.1" and seen[1].headers["cookie"] == "a=b"
+
+
+def test_over_the_pipe_limit_a_peer_is_refused(sock: Socket) -> None:
+    sock.set_option("connector.pipe_limit", 1)
+    with serving(mount(sock)) as served, served.peer(request("/ws")) as first:
+        assert first.status() == 101
+        with served.peer(request("/ws")) as second:
+            assert second.status() == 503
+
+
+def test_who_a_negotiator_refuses_is_told_after_the_101(sock: Socket) -> None:
+    sock.set_negotiator(lambda negotiation: negotiation.refuse("not you"))
+    with serving(mount(sock)) as served, served.peer(request("/ws")) as peer:
+        assert peer.status() == 101
+        assert peer.read_close().code == 1008
+
+
+def test_a_stopped_mount_closes_its_pipes_and_no_others(sock: Socket) -> None:
+    mounted = mount(sock)
+    with serving(mounted) as served, upgraded(sock.listen("ws://127.0.0.1:0").address) as other:
+        with served.peer(request("/ws")) as peer:
+            assert peer.status() == 101
+            sock.wait_pipes(2, timeout=5)
+            mounted.stop()
+            goodbye = peer.read_close()
+            assert goodbye.code == 1001 and "stopping" in goodbye.reason
+        with served.peer(request("/ws")) as late:
+            assert late.status() == 503
+        wait_until(lambda: len(sock.pipes) == 1)
+        other.send(frame(Opcode.BINARY, HELLO))
+        assert sock.recv(timeout=5) == b"hello"
+
+
+def test_who_is_being_authorized_when_a_mount_stops_stays_outside(sock: Socket) -> None:
+    asked, go_on = Event(), Event()
+
+    def authorize(request: Any) -> None:
+        asked.set()
+        go_on.wait()
+
+    mounted = mount(sock, options={"transport.ws.listener.authorize": authorize})
+    with serving(mounted) as served, served.peer(request("/ws")) as peer:
+        asked.wait()
+        mounted.stop()
+        go_on.set()
+        assert peer.status() == 503
+        assert not sock.pipes
+
+
+@TLS
+def test_a_server_that_stops_by_itself_tells_the_peers(sock: Socket, tls: bool) -> None:
+    with serving(mount(sock), tls) as served, served.peer(request("/ws")) as peer:
+        assert peer.status() == 101
+        sock.wait_pipes(1, timeout=5)
+        stopping = gevent.spawn(served.server.stop, 0.01)
+        assert peer.read_close().code == 1001
+        peer.send(frame(Opcode.CLOSE, b"\x03\xe9"))
+        assert peer.read_rest() == b""
+        stopping.get(timeout=5)
+        assert not sock.pipes
+
+
+def test_a_function_that_takes_its_time_makes_one_socket_for_all() -> None:
+    called, go_on = Event(), Event()
+    made: list[Socket] = []
+
+    def make() -> Socket:
+        called.set()
+        go_on.wait()
+        made.append(Socket())
+        return made[0]
+
+    with serving(mount(make)) as served, served.peer(request("/ws")) as first, served.peer(request("/ws")) as second:
+        called.wait()
+        gevent.sleep(0)
+        go_on.set()
+        assert first.status() == second.status() == 101
+        (sock,) = made
+        sock.wait_pipes(2, timeout=5)
+        sock.close(linger=0)
+
+
+def test_a_function_makes_the_socket_at_the_first_request() -> None:
+    made: list[Socket] = []
+
+    def make() -> Socket:
+        made.append(Socket())
+        return made[0]
+
+    mounted = mount(make)
+    assert not made and mounted.listener is None and mounted in mounts()
+    with serving(mounted) as served:
+        for _ in range(2):
+            with served.peer(request("/ws") + frame(Opcode.BINARY, HELLO)) as peer:
+                assert peer.status() == 101
+                assert made[0].recv(timeout=5) == b"hello"
+        assert len(made) == 1
+        made[0].close(linger=0)
+
+
+@pytest.mark.parametrize("path", ["ws", "", "/ws?a=b"])
+def test_a_wrong_path_is_wrong_at_once(sock: Socket, path: str) -> None:
+    with pytest.raises(ValueError, match="a path starts with a slash"):
+        mount(sock, path)
+
+
+def test_a_wrong_option_is_wrong_at_once(sock: Socket) -> None:
+    with pytest.raises(UnknownOption):
+        mount(sock, options={"transport.ws.nothing": 1})
+
+
+def test_behind_a_unix_socket_nobody_has_a_made_up_address(sock: Socket, tmp_path: Path) -> None:
+    file = tmp_path / "wsgi"
+    with gsocket.socket(gsocket.AF_UNIX) as listening, gsocket.socket(gsocket.AF_UNIX) as peer:
+        listening.bind(str(file))
+        listening.listen()
+        server = WSGIServer(listening, mount(sock), log=None, error_log=None)
+        server.start()
+        try:
+            peer.connect(str(file))
+            peer.sendall(request("/ws"))
+            sock.wait_pipes(1, timeout=5)
+            (pipe,) = sock.pipes.values()
+            assert (pipe.peer_address, pipe.local_address) == ("ws://?", "ws://?/ws")
+        finally:
+            server.stop(timeout=0)
+            file.unlink()
+
+
+def test_many_clients_exchange_messages_both_ways(sock: Socket) -> None:
+    def client(number: int) -> bytes:
+        with Socket() as client:
+            client.dial(served.address)
+            client.send(b"%d" % number)
+            return client.recv(timeout=10)
+
+    def answer() -> None:
+        for message in sock:
+            sock.send_to(message.source, b"re: " + message.content)
+
+    with serving(mount(sock)) as served:
+        answering = gevent.spawn(answer)
+        clients = [gevent.spawn(client, number) for number in range(100)]
+        assert [each.get(timeout=20) for each in clients] == [b"re: %d" % number for number in range(100)]
+        sock.close()
+        answering.join()
+
+
+# Where it cannot work
+
+
+def call(mounted: Mount, **changes: Any) -> tuple[int, bytes]:
+    """Call the application as a server does, and return status and body."""
+    told: list[str] = []
+    environ = {
+        "REQUEST_METHOD": "GET", "PATH_INFO": "/ws", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "x", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade", "HTTP_SEC_WEBSOCKET_VERSION": "13",
+        "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==", "HTTP_SEC_WEBSOCKET_PROTOCOL": "multisocket.binary",
+        "wsgi.input": io.BytesIO(),
+    } | changes  # fmt: skip
+    body = b"".join(mounted(environ, lambda status, headers: told.append(status)))
+    return int(told[0][:3]), body
+
+
+def gunicorn(sock: Any) -> dict[str, Any]:
+    """Return what gunicorn says beside: its gevent worker."""
+    return {"gunicorn.socket": sock, "wsgi.multithread": True, "SERVER_SOFTWARE": "gunicorn/99.0"}
+
+
+def test_a_server_without_a_gevent_socket_is_told_so(sock: Socket) -> None:
+    status, body = call(mount(sock))
+    assert status == 501 and b"gevent" in body
+    with monkey.get_original("socket", "socket")() as blocking, gsocket.socket() as one:
+        # The sync worker of an application that has patched everything still serves one request at a time.
+        for says in (gunicorn(blocking), gunicorn(one) | {"wsgi.multithread": False}):
+            status, body = call(mount(sock), **says)
+            assert status == 501 and b"gthread" in body
+    assert not sock.listeners
+
+
+class Unreader:
+    """Where a gunicorn before version 27 keeps what it has read ahead."""
+
+    def __init__(self, data: bytes) -> None:
+        self.unreader = self.reader = self
+        self.buf = io.BytesIO()
+        self.buf.write(data)
+
+
+def test_an_older_gunicorn_is_passed_by_and_what_it_has_read_is_kept(sock: Socket) -> None:
+    mine, theirs = gsocket.socketpair()
+    body = Unreader(frame(Opcode.BINARY, HELLO))
+    with mine, theirs:
+        says = gunicorn(mine) | {"SERVER_SOFTWARE": "gunicorn/26.0.0", "wsgi.input": body}
+        serving = gevent.spawn(call, mount(sock), **says)
+        assert sock.recv(timeout=5) == b"hello"
+        assert body.buf.getvalue() == b""
+        head = theirs.recv(4096)
+        assert head.startswith(b"HTTP/1.1 101 ") and b"chunked" not in head
+        sock.close(linger=0)
+        with pytest.raises(StopIteration):
+            serving.get(timeout=5)
+
+
+def test_http_2_is_not_upgraded(sock: Socket) -> None:
+    assert call(mount(sock), SERVER_PROTOCOL="HTTP/2")[0] == 426
+
+
+def test_a_socket_of_before_a_fork_is_an_error_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    from gmultisocket.core import owner
+
+    with Socket() as sock, gsocket.socket() as one:
+        thread, sock._thread = sock._thread, owner.FORKED
+        try:
+            with caplog.at_level(logging.ERROR, "gmultisocket"):
+                assert call(mount(sock), **gunicorn(one))[0] == 500
+            assert "after the fork" in caplog.text
+        finally:
+            sock._thread = thread
+
+
+def test_a_middleware_that_loses_write_is_named_or_passed_by(sock: Socket) -> None:
+    mounted = mount(sock)
+    mine, theirs = gsocket.socketpair()
+    with mine, theirs, mine.makefile("rb") as file:
+        with pytest.raises(RuntimeError, match="middleware has lost"):
+            call(mounted, **{"wsgi.input": file})
+        # gunicorn knows how to be passed by.
+        theirs.shutdown(gsocket.SHUT_WR)
+        with pytest.raises(StopIteration):
+            call(mounted, **gunicorn(mine))
+        assert theirs.recv(4096).startswith(b"HTTP/1.1 101 ")
+
+
+def test_what_a_mounted_pipe_sends_is_what_a_listeners_sends(sock: Socket) -> None:
+    with serving(mount(sock)) as served, served.peer(request("/ws")) as peer:
+        assert peer.status() == 101
+        sock.wait_pipes(1, timeout=5)
+        sock.send_all(b"news")
+        (message,) = Decoder(1).feed(peer.read_frame().data)
+        assert message.content == b"news"
