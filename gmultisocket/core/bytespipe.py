@@ -21,7 +21,7 @@ from greenlet import greenlet
 
 from .. import options as opts
 from ..errors import BadMessage, Closed, MultiSocketError
-from ..options import Option
+from ..options import Option, Options
 from ..transport import StreamConnection
 from ..transport.stream import describe_os_error
 from ..wire import (
@@ -696,6 +696,10 @@ class FramedPipe(BytesPipe):
             return "the peer closed the connection in the middle of a message"
         return "the peer closed the connection"
 
+    def _watch_options(self, options: Options) -> None:
+        option = opts.connector.pipe.max_recv_content_length
+        options.on_change(option, lambda old, new: self.option_changed(option))
+
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.max_recv_content_length:
             self._decoder.max_content = self.options.get(option)
@@ -746,6 +750,10 @@ class RawPipe(BytesPipe):
         # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
         self._deliver([self._message(None)])  # type: ignore[arg-type]
         return None
+
+    def _watch_options(self, options: Options) -> None:
+        option = opts.connector.pipe.raw_recv_buf_size
+        options.on_change(option, lambda old, new: self.option_changed(option))
 
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.raw_recv_buf_size:
