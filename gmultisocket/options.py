@@ -320,9 +320,26 @@ OptionValues = Mapping[Any, Any]
 
 @dataclass(slots=True, eq=False)
 class _Hook:
+    """Something to call for one option."""
+
     option: Option[Any]
     changed: Callable[[Any, Any], object]
-    check: Callable[[Any], object] | None
+    check: Callable[[Any], object] | None = None
+
+    def of(self, option: Option[Any]) -> _Hook | None:
+        return self if option is self.option else None
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """An object to be told of several options: one entry in its scope, as there may be very many such objects."""
+
+    target: Any
+    takes: Mapping[Option[Any], Callable[[Any, Any], object]]
+
+    def of(self, option: Option[Any]) -> _Hook | None:
+        take = self.takes.get(option)
+        return None if take is None else _Hook(option, lambda old, new: take(self.target, new))
 
 
 class Options:
@@ -344,7 +361,7 @@ class Options:
         """
         self._parent = parent
         self._values: dict[Option[Any], Any] | None = None
-        self._hooks: list[_Hook] | None = None
+        self._hooks: list[_Hook | _Watch] | None = None
         self._below: WeakKeyDictionary[Options, None] | None = None
         if values:
             options = ((lookup(name), value) for name, value in values.items())
@@ -396,7 +413,7 @@ class Options:
         """
         option = lookup(option)
         value = option.validate(value)
-        hooks = [hook for scope in self._concerned(option) for hook in scope._hooks or () if hook.option is option]
+        hooks = list(self._hooks_of(option))
         for hook in hooks:
             if hook.check is not None:
                 hook.check(value)
@@ -432,16 +449,34 @@ class Options:
             UnknownOption: no option has this name.
         """
         entry = _Hook(lookup(option), hook, check)
-        if self._hooks is None:
-            self._hooks = []
-            self._join()
-        self._hooks.append(entry)
+        self._add(entry)
 
         def remove() -> None:
             if self._hooks is not None and entry in self._hooks:
                 self._hooks.remove(entry)
 
         return remove
+
+    def watch(self, target: T, takes: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
+        """Call ``take(target, new)`` after each change of an option in ``takes``, as :meth:`on_change` would.
+
+        Cheap, however many options there are, if ``takes`` is shared: it should be a constant. The scope keeps the
+        target alive. :func:`follow` also tells the values of now.
+        """
+        self._add(_Watch(target, takes))
+
+    def _add(self, entry: _Hook | _Watch) -> None:
+        if self._hooks is None:
+            self._hooks = []
+            self._join()
+        self._hooks.append(entry)
+
+    def _hooks_of(self, option: Option[Any]) -> Iterator[_Hook]:
+        for scope in self._concerned(option):
+            for entry in scope._hooks or ():
+                hook = entry.of(option)
+                if hook is not None:
+                    yield hook
 
     def _join(self) -> None:
         """Have the scopes above know of this one. Left until there is a hook to call: most scopes never get one."""
@@ -459,10 +494,15 @@ class Options:
                 yield from scope._concerned(option)
 
 
-def follow(options: Options, option: Option[T], take: Callable[[T], object]) -> None:
-    """Call ``take`` with an option's value in force, now and after each change: for copies that hot code looks at."""
-    take(options.get(option))
-    options.on_change(option, lambda old, new: take(new))
+def follow(options: Options, target: T, takes: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
+    """Call ``take(target, value)`` with the values in force of all options in ``takes``, now and after each change.
+
+    For objects that keep copies of what hot code looks at. Neither blocks nor looks at ``takes`` later than
+    :meth:`Options.watch` does.
+    """
+    for option, take in takes.items():
+        take(target, options.get(option))
+    options.watch(target, takes)
 
 
 def _tell_back(hooks: list[_Hook], old: Any, new: Any) -> None:
@@ -700,7 +740,7 @@ class connector:
         )
         read_buffer = define(
             "connector.pipe.read_buffer", int, 0, unit="bytes", minimum=0, maximum=_INT32,
-            doc="How much to ask the kernel for at a time. 0: the library chooses.",
+            doc="How much to ask the kernel for at a time, unless the pipe is raw. 0: as much as suits what comes.",
         )
         heartbeat_interval = define(
             "connector.pipe.heartbeat_interval", float, 0.0, unit="seconds", minimum=0,

@@ -21,7 +21,7 @@ from greenlet import greenlet
 
 from .. import options as opts
 from ..errors import BadMessage, Closed, MultiSocketError
-from ..options import Option, Options
+from ..options import Option
 from ..transport import StreamConnection
 from ..transport.stream import describe_os_error
 from ..wire import (
@@ -604,11 +604,12 @@ class BytesPipe(Pipe):
 class FramedPipe(BytesPipe):
     """A pipe whose peer sends and takes frames back to back: tcp, tls, ipc."""
 
-    __slots__ = ("knows_internal",)
+    __slots__ = ("_read_buffer", "knows_internal")
 
     def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
         super().__init__(pipe_id, connection, connector, endpoint)
         self.fan_out_key = ""
+        self._read_buffer: int = endpoint.options.get(opts.connector.pipe.read_buffer)
         limit = endpoint.options.get(opts.connector.pipe.max_recv_content_length)
         self._decoder = Decoder(pipe_id, limit)
         #: Whether the peer has shown that it understands internal messages, and so can be held to answer them.
@@ -664,7 +665,7 @@ class FramedPipe(BytesPipe):
         return Message(flags, ttl, entry[8:middle], entry[middle:end], entry[end:], self.id)
 
     def _read_size(self) -> int:
-        return self._decoder.read_size
+        return self._read_buffer or self._decoder.read_size
 
     def _decode(self, data: bytes) -> list[Fields]:
         decoder = self._decoder
@@ -696,13 +697,11 @@ class FramedPipe(BytesPipe):
             return "the peer closed the connection in the middle of a message"
         return "the peer closed the connection"
 
-    def _watch_options(self, options: Options) -> None:
-        option = opts.connector.pipe.max_recv_content_length
-        options.on_change(option, lambda old, new: self.option_changed(option))
-
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.max_recv_content_length:
             self._decoder.max_content = self.options.get(option)
+        elif option is opts.connector.pipe.read_buffer:
+            self._read_buffer = self.options.get(option)
 
 
 class RawPipe(BytesPipe):
@@ -750,10 +749,6 @@ class RawPipe(BytesPipe):
         # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
         self._deliver([self._message(None)])  # type: ignore[arg-type]
         return None
-
-    def _watch_options(self, options: Options) -> None:
-        option = opts.connector.pipe.raw_recv_buf_size
-        options.on_change(option, lambda old, new: self.option_changed(option))
 
     def option_changed(self, option: Option[Any]) -> None:
         if option is opts.connector.pipe.raw_recv_buf_size:

@@ -101,7 +101,7 @@ class Connector:
         self.farewell = _FAREWELL
         self.leaving: set[Pipe] = set()
         self.pipe_limit: int = options.get(opts.connector.pipe_limit)
-        options.on_change(opts.connector.pipe_limit, lambda old, new: self._set_limit(new))
+        options.watch(self, {opts.connector.pipe_limit: Connector._set_limit})
         self._reserved = 0
         self._expected: WaitList | None = None
         self._heartbeat = Heartbeat()

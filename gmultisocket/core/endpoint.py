@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .. import options as opts
 from ..address import Address
 from ..options import Option, Options
+from .pipe import COPIED
 
 if TYPE_CHECKING:
     from .connector import Connector
     from .pipe import Pipe
 
 __all__ = ["Endpoint"]
-
-#: Options of which a pipe keeps a copy, and has to be told about.
-_COPIED: tuple[Option[Any], ...] = (
-    opts.connector.pipe.max_recv_content_length,
-    opts.connector.pipe.read_buffer,
-    opts.connector.pipe.raw_recv_buf_size,
-)
 
 
 class Endpoint(ABC):
@@ -37,8 +29,7 @@ class Endpoint(ABC):
         self._connector = connector
         self._address = address
         self.options = options
-        for option in _COPIED:
-            options.on_change(option, partial(self._tell_pipes, option))
+        options.watch(self, COPIED)
 
     @property
     def given_address(self) -> str:
@@ -67,7 +58,8 @@ class Endpoint(ABC):
     def limit_changed(self) -> None:
         """Hear that the socket may take pipes again, or may not."""
 
-    def _tell_pipes(self, option: Option[Any], old: Any, new: Any) -> None:
+    def option_changed(self, option: Option[Any]) -> None:
+        """Tell the pipes that came from here of an option that changed."""
         for pipe in list(self._connector.pipes.values()):
             if pipe.endpoint is self:
                 pipe.option_changed(option)

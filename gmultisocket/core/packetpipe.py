@@ -15,7 +15,7 @@ import gevent
 
 from .. import options as opts
 from ..errors import BadMessage, Closed, MultiSocketError
-from ..options import Option, Options
+from ..options import Option
 from ..transport import PacketCodec, PacketConnection
 from ..wire import RAW, SEND_TYPE_MASK, Fields, Message, encode_frame, encode_header
 from .bytespipe import LARGE, BytesPipe, FramedPipe, LargeFrame, RawPipe
@@ -47,9 +47,6 @@ class _Packets(BytesPipe):
 
     # Reading
 
-    def _read_size(self) -> int:
-        return self._codec.read_size
-
     def _feed(self, data: bytes) -> list[bytes]:
         """Return the packets that these bytes complete; what comes after them is left in ``_error``."""
         codec = self._codec
@@ -71,11 +68,6 @@ class _Packets(BytesPipe):
             # A packet protocol ends for both directions at once.
             self._end_of_stream()
             return self._codec.end()
-
-    def _watch_options(self, options: Options) -> None:
-        super()._watch_options(options)
-        option = opts.connector.pipe.max_recv_content_length
-        options.on_change(option, lambda old, new: self.option_changed(option))
 
     def option_changed(self, option: Option[Any]) -> None:
         super().option_changed(option)
@@ -169,6 +161,9 @@ class PacketPipe(_Packets, FramedPipe):
     def wrap(self, frame: bytes) -> bytes:
         return self._codec.wrap(frame)
 
+    def _read_size(self) -> int:
+        return self._read_buffer or self._codec.read_size
+
     def _unframe(self, entry: bytes) -> Message | None:
         return super()._unframe(self._codec.unwrap(entry))
 
@@ -212,6 +207,9 @@ class RawPacketPipe(_Packets, RawPipe):
             self.drop("flags")
         elif content:
             self._push(self._codec.wrap(content))
+
+    def _read_size(self) -> int:
+        return self._codec.read_size
 
     def _decode(self, data: bytes) -> list[Fields]:
         # An empty content is how a raw pipe announces itself.

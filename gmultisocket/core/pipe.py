@@ -7,8 +7,7 @@ subclasses move messages: :class:`BytesPipe` and its kin over anything that carr
 What the sender relies on:
 
 * ``full`` says whether the pipe takes another message. It changes only through ``_became_full`` and ``_has_room``,
-which
-  keep the sender's list of pipes for to-one messages right.
+  which keep the sender's list of pipes for to-one messages right.
 * ``put`` takes one message and never blocks, never switches greenlets and never fails: a pipe whose connection turns
   out to be broken keeps the message with what else it has queued, and gives it back when it closes.
 
@@ -19,10 +18,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from .. import options as opts
 from ..errors import MultiSocketError, snippet
 from ..options import Option, Options
 from ..transport import Connection
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .connector import Connector
     from .endpoint import Endpoint
 
-__all__ = ["Pipe", "PipeState"]
+__all__ = ["COPIED", "Pipe", "PipeState"]
 
 logger = logging.getLogger("gmultisocket.pipe")
 
@@ -53,6 +53,21 @@ _MOVES = {
     PipeState.OPEN: {PipeState.DEAF, PipeState.CLOSED},
     PipeState.DEAF: {PipeState.CLOSED},
     PipeState.CLOSED: frozenset[PipeState](),
+}
+
+
+def _tell(option: Option[Any]) -> Callable[[Pipe | Endpoint, Any], object]:
+    return lambda told, value: told.option_changed(option)
+
+
+#: Options of which some kind of pipe keeps a copy, and has to be told about.
+COPIED: Final = {
+    option: _tell(option)
+    for option in (
+        opts.connector.pipe.max_recv_content_length,
+        opts.connector.pipe.read_buffer,
+        opts.connector.pipe.raw_recv_buf_size,
+    )
 }
 
 
@@ -152,7 +167,7 @@ class Pipe(ABC):
         """The pipe's options; what is not set here comes from its dialer or listener, and then from the socket."""
         if self._options is None:
             self._options = Options(parent=self._endpoint.options)
-            self._watch_options(self._options)
+            self._options.watch(self, COPIED)
         return self._options
 
     @property
@@ -264,11 +279,8 @@ class Pipe(ABC):
     def _take_queue(self) -> tuple[list[Message], int]:
         """Empty the send queue; return its to-one messages and the number of others, which are lost."""
 
-    def _watch_options(self, options: Options) -> None:  # noqa: B027
-        """Follow changes of the options that this kind of pipe keeps a copy of."""
-
     def option_changed(self, option: Option[Any]) -> None:  # noqa: B027
-        """Hear that a dialer's or listener's option changed, which this pipe may have a copy of."""
+        """Hear that an option in :data:`COPIED` changed, for this pipe or for all of its dialer or listener."""
 
     def abandon(self) -> None:
         """Let go of everything in a forked child, without switching greenlets."""

@@ -9,14 +9,15 @@ A woken receiver takes its message itself, so a receiver that is killed or timed
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import gevent
 from gevent.hub import Hub
 
 from .. import options as opts
 from ..errors import Closed, NotSupported, Timeout
-from ..options import Options, follow
+from ..options import Option, Options, follow
 from ..wire import Fields, Message
 from .counters import Counters
 from .waiting import Deadline, WaitList
@@ -60,10 +61,7 @@ class Receiver:
         self.plain_limit = 0
         #: Whether a receiver counts: the queue holds more than it may take without letting others run.
         self._spending = False
-        follow(options, opts.socket.no_recv, self._set_no_recv)
-        follow(options, opts.socket.recv_queue_size, self._set_limit)
-        follow(options, opts.socket.recv_queue_bytes, self._set_max_bytes)
-        follow(options, opts.socket.yield_messages, self._set_budget)
+        follow(options, self, self._copied)
 
     # Options. What is queued stays queued, whatever changes.
 
@@ -102,6 +100,14 @@ class Receiver:
         self._budget = value
         self._spending = self.limit > self._budget
         self._look()
+
+    #: The options that matter for every message, of which a receiver keeps copies.
+    _copied: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
+        opts.socket.no_recv: _set_no_recv,
+        opts.socket.recv_queue_size: _set_limit,
+        opts.socket.recv_queue_bytes: _set_max_bytes,
+        opts.socket.yield_messages: _set_budget,
+    }
 
     # Receiving
 

@@ -13,15 +13,15 @@ run to their end before another greenlet does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, ClassVar
 
 import gevent
 from gevent.hub import Hub
 
 from .. import options as opts
 from ..errors import BadMessage, BrokenPath, Closed, MessageDropped, MessageTooLong, NoPeers, NotSupported, Timeout
-from ..options import Options, follow
+from ..options import Option, Options, follow
 from ..wire import (
     DEFAULT_TTL,
     INTERNAL,
@@ -42,9 +42,6 @@ from .counters import Counters
 from .fanout import FanOut
 from .pipe import Pipe, PipeState
 from .waiting import Deadline, WaitList
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Sender", "as_content"]
 
@@ -107,24 +104,10 @@ class Sender:
         self._owes_turn = False
         self.counters = Counters()
         self.moved: Callable[[Message, Pipe | None], bool] | None = None
-        self._follow(options)
+        self._options = options
+        follow(options, self, self._copied)
 
     # Options
-
-    def _follow(self, options: Options) -> None:
-        """Keep copies of the options that matter for every message."""
-        mine = opts.socket
-        follow(options, mine.send_queue_size, self._set_queue_limit)
-        follow(options, mine.send_queue_bytes, self._set_queue_bytes)
-        follow(options, mine.send_ttl, self._set_ttl)
-        follow(options, mine.send_overflow, self._set_overflow)
-        follow(options, mine.send_best_effort, self._set_best_effort)
-        follow(options, mine.fail_no_peers, self._set_fail_no_peers)
-        follow(options, mine.yield_messages, self._set_yield_messages)
-        follow(options, mine.yield_bytes, self._set_yield_bytes)
-        follow(options, mine.no_send, self._set_no_send)
-        for option in (mine.max_send_content_length, opts.connector.pipe.max_recv_content_length):
-            follow(options, option, lambda value: self._set_max_content(options))
 
     def _set_overflow(self, value: str) -> None:
         self._overflow = value
@@ -173,11 +156,26 @@ class Sender:
     def _set_ttl(self, value: int) -> None:
         self.ttl = value or DEFAULT_TTL
 
-    def _set_max_content(self, options: Options) -> None:
-        limit = options.get(opts.socket.max_send_content_length)
+    def _set_max_content(self, value: int) -> None:
+        limit = self._options.get(opts.socket.max_send_content_length)
         if limit < 0:
-            limit = options.get(opts.connector.pipe.max_recv_content_length)
+            limit = self._options.get(opts.connector.pipe.max_recv_content_length)
         self.max_content = limit or MAX_CONTENT
+
+    #: The options that matter for every message, of which a sender keeps copies.
+    _copied: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
+        opts.socket.send_queue_size: _set_queue_limit,
+        opts.socket.send_queue_bytes: _set_queue_bytes,
+        opts.socket.send_ttl: _set_ttl,
+        opts.socket.send_overflow: _set_overflow,
+        opts.socket.send_best_effort: _set_best_effort,
+        opts.socket.fail_no_peers: _set_fail_no_peers,
+        opts.socket.yield_messages: _set_yield_messages,
+        opts.socket.yield_bytes: _set_yield_bytes,
+        opts.socket.no_send: _set_no_send,
+        opts.socket.max_send_content_length: _set_max_content,
+        opts.connector.pipe.max_recv_content_length: _set_max_content,
+    }
 
     # Sending
 

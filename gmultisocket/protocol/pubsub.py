@@ -24,9 +24,9 @@ a new Pub may be without them; and a Pub forgets a Sub there that did so and has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gevent
 from gevent import Greenlet, get_hub
@@ -36,7 +36,7 @@ from ..core.pipe import Pipe
 from ..core.sender import as_content
 from ..core.waiting import Deadline, WaitList
 from ..errors import BadTopic, Closed, Timeout
-from ..options import OptionValues, follow
+from ..options import Option, OptionValues, follow
 from ..wire import SEND_TYPE_MASK, Message
 from .base import Protocol
 from .feed import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Feed, control, read_control
@@ -112,8 +112,7 @@ class Pub(Protocol):
         self._remembered = 0
         self._outbox = Outbox(self._seam, self._spawn)
         self._expirer: Greenlet[..., Any] | None = None
-        follow(self.options, opts.protocol.pubsub.max_patterns, self._set_max_patterns)
-        follow(self.options, opts.protocol.pubsub.max_pattern_length, self._set_max_length)
+        follow(self.options, self, self._copied)
         self._seam.on_pipe(self._on_pipe)
         self._seam.on_message(self._on_message)
 
@@ -122,6 +121,11 @@ class Pub(Protocol):
 
     def _set_max_length(self, value: int) -> None:
         self._max_length = value
+
+    _copied: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
+        opts.protocol.pubsub.max_patterns: _set_max_patterns,
+        opts.protocol.pubsub.max_pattern_length: _set_max_length,
+    }
 
     def publish(self, topic: str, content: bytes, timeout: float | None = None) -> int:
         """Send to every pipe behind which somebody has subscribed to the topic.

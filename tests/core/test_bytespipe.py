@@ -128,6 +128,36 @@ def test_a_to_all_message_leaves_at_once_too_and_is_made_once_for_all_pipes() ->
             assert stream.sizes == [100, 900] * 2
 
 
+class AskedStream(FakeStream):
+    """A stream that knows how much it was asked for at a time."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def recv(self, size: int) -> bytes:
+        self.asked.append(size)
+        return super().recv(size)
+
+
+def test_the_kernel_is_asked_for_as_much_as_the_option_says_and_for_what_suits_without_it() -> None:
+    streams = [AskedStream(), AskedStream()]
+    with FakeTransport(streams) as fake, Socket() as client:
+        for size in (10, 0):
+            client.dial(fake.address, {"connector.pipe.read_buffer": size})
+        for stream in streams:
+            stream.feed(frame(b"in small pieces"))
+            assert client.recv(timeout=5) == b"in small pieces"
+        wait_until(lambda: [stream.asked for stream in streams] == [[10] * 4, [65536] * 2])
+        only = next(pipe for pipe in client.pipes.values() if pipe.connection is streams[0])
+        only.options.set("connector.pipe.read_buffer", 20)
+        streams[0].feed(frame(b"in larger pieces"))
+        assert client.recv(timeout=5) == b"in larger pieces"
+        assert streams[0].asked[-2:] == [20, 20]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     takes=st.lists(st.integers(0, 3000), max_size=60),
