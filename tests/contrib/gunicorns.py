@@ -22,14 +22,15 @@ from gmultisocket.wire import Decoder, encode
 from tests.certificates import client_context
 from tests.transport.wspeers import RawPeer, frame, request
 
-__all__ = ["PATIENCE", "Gunicorn", "Peer", "running", "say"]
+__all__ = ["PATIENCE", "Gunicorn", "Peer", "running", "say", "standing_still"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: How long a gunicorn may take to come up, and to end, on a busy machine, in seconds.
 PATIENCE = 40
 #: Newer ones leave a socket in the home directory.
 _QUIET = ["--no-control-socket"] if any(each.name == "control_socket_disable" for each in KNOWN_SETTINGS) else []
-_INFO = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] .*")
+#: What may stand in the log; the example's switch says where it listens, and at the end that nothing was dropped.
+_INFO = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] .*|gmultisocket: ((back|front): .*|\d+ messages forwarded)")
 
 
 class Peer(RawPeer):
@@ -152,3 +153,13 @@ def running(
             # Its workers are in its session, and in no other's.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """Have a worker take nobody in, so that the other one does."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

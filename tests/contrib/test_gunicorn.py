@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import gevent
@@ -13,7 +11,7 @@ import pytest
 
 from gmultisocket.testing import wait_until
 from tests.certificates import server_certificate, write_certificate
-from tests.contrib.gunicorns import PATIENCE, Gunicorn, Peer, running, say
+from tests.contrib.gunicorns import PATIENCE, Gunicorn, Peer, running, say, standing_still
 from tests.transport.wspeers import request
 
 HOOKS = ("-c", "python:gmultisocket.contrib.gunicorn")
@@ -23,16 +21,6 @@ CLIENTS = 200
 def tls(folder: Path) -> list[str]:
     certfile, keyfile = write_certificate(folder, server_certificate(), "server").values()
     return ["--certfile", certfile, "--keyfile", keyfile]
-
-
-@contextmanager
-def standing_still(pid: int) -> Iterator[None]:
-    """Have a worker take nobody in, so that the other one does."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def worker_of(peer: Peer, content: bytes) -> int:

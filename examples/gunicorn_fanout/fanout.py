@@ -1,0 +1,53 @@
+"""What a worker serves: a page, and WebSockets whose messages go to the browsers of every worker."""
+
+import os
+from pathlib import Path
+
+import gevent
+
+from gmultisocket import Socket
+from gmultisocket.contrib.wsgi import mount
+
+MEETING = os.environ["FANOUT"]
+HERE = b"worker %d" % os.getpid()
+PAGE = Path(__file__).with_name("page.html").read_bytes()
+
+
+def page(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(PAGE)))])
+    return [PAGE]
+
+
+def make_browsers():
+    """Make this worker's sockets, after the fork: mount() calls it at the first request for a WebSocket."""
+    # A browser that does not keep up loses what is oldest, and holds up nobody.
+    browsers = Socket({"socket.send_overflow": "drop_oldest"})
+    publish, subscribe = Socket({"socket.no_recv": True}), Socket({"socket.no_send": True})
+    for sock, side in ((publish, "in"), (subscribe, "out")):
+        # In the background: the switch may still be on its way, and is found again should it be restarted.
+        sock.dial(f"{MEETING}/{side}", {"connector.dialer.dial_async": True})
+        sock.wait_pipes(1, timeout=10)
+    browsers.on_pipe(lambda event: greet(browsers, event))
+    gevent.spawn(up, browsers, publish)
+    gevent.spawn(down, subscribe, browsers)
+    return browsers
+
+
+def greet(browsers, event):
+    if event.kind == "add":
+        browsers.send_to(event.pipe.path, b"this is " + HERE)
+
+
+def up(browsers, publish):
+    """What a browser of this worker says, tell all workers, this one included."""
+    for message in browsers:
+        publish.send_all(b"%b: %b" % (HERE, message.content))
+
+
+def down(subscribe, browsers):
+    """What any worker was told, tell all browsers of this one."""
+    for message in subscribe:
+        browsers.send_all(message.content)
+
+
+application = mount(make_browsers, "/ws", page)

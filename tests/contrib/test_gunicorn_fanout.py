@@ -1,0 +1,40 @@
+"""The example: what a browser of one gunicorn worker says, those of the other worker hear."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.contrib.gunicorns import ROOT, Gunicorn, Peer, running, standing_still
+from tests.transport.wspeers import request
+
+CONFIGURATION = ROOT / "examples/gunicorn_fanout/gunicorn.conf.py"
+
+
+def join(server: Gunicorn, stack: ExitStack) -> tuple[Peer, bytes]:
+    """Return a browser, and the worker that greets it."""
+    peer = stack.enter_context(server.peer())
+    greeting = re.fullmatch(rb"this is (worker [0-9]+)", peer.hear())
+    assert greeting
+    return peer, greeting[1]
+
+
+def test_what_one_worker_is_told_the_browsers_of_all_workers_hear(tmp_path: Path) -> None:
+    with running(tmp_path, "-c", str(CONFIGURATION), app="") as server, ExitStack() as stack:
+        first, here = join(server, stack)
+        with standing_still(int(here.split()[1])):
+            second, there = join(server, stack)
+        assert here != there
+        third, _ = join(server, stack)
+        everybody = first, second, third
+        for peer, worker in ((first, here), (second, there)):
+            peer.say(b"hello")
+            assert [other.hear() for other in everybody] == [worker + b": hello"] * 3
+        with Peer(server.address) as browser:
+            browser.send(request("/", {"Upgrade": None, "Connection": "close"}))
+            assert browser.status() == 200
+            assert b'["multisocket.binary"]' in browser.read_rest()
+        server.stop()
+        assert [peer.answer_goodbye() for peer in everybody] == [1001] * 3
+        server.wait_ended()
