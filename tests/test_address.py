@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gmultisocket import options
 from gmultisocket.address import Address, split_host_port
 from gmultisocket.errors import AddressError, BadOptionValue, MultiSocketError, OptionError, UnknownOption
-from gmultisocket.options import OptionValues
+from gmultisocket.options import OptionValues, option
 
 
 class Recorder:
@@ -82,7 +82,7 @@ def test_options_are_read_in_either_spelling_and_percent_decoded() -> None:
 )
 def test_a_value_is_percent_decoded_and_nothing_else(value: str, decoded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in ("_by_name", "_by_go_name"):
-        monkeypatch.setattr(options, registry, dict(getattr(options, registry)))
+        monkeypatch.setattr(option, registry, dict(getattr(option, registry)))
     options.define("smoke.text", str, "")
     assert Address.parse(f"tcp://h:1?smoke.text={value}").options == {"smoke.text": decoded}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gmultisocket import options
 from gmultisocket.errors import BadOptionValue, OptionError, UnknownOption
-from gmultisocket.options import Option, Options, define, describe, lookup
+from gmultisocket.options import Option, Options, define, describe, lookup, option
 
 TTL = options.socket.send_ttl
 QUEUE = options.socket.send_queue_size
@@ -26,7 +26,7 @@ NO_RECV = options.socket.no_recv
 @pytest.fixture(autouse=True)
 def _registry_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in ("_by_name", "_by_go_name"):
-        monkeypatch.setattr(options, registry, dict(getattr(options, registry)))
+        monkeypatch.setattr(option, registry, dict(getattr(option, registry)))
 
 
 # The options of the Go code
