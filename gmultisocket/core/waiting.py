@@ -12,11 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import Final, Protocol
 
+import gevent
 from gevent.hub import Hub, Waiter
 
 __all__ = ["Deadline", "WaitList"]
+
+#: How many looks with a timeout of 0 let nobody else run.
+_POLLS: Final = 32
 
 
 class Wakeable(Protocol):
@@ -52,12 +56,14 @@ class WaitList:
         condition: called in the hub before each wake-up; must not block.
     """
 
-    __slots__ = ("_condition", "_hub", "_scheduled", "waiters")
+    __slots__ = ("_condition", "_hub", "_polls", "_scheduled", "waiters")
 
     def __init__(self, hub: Hub, condition: Callable[[], object]) -> None:
         self._hub = hub
         self._condition = condition
         self._scheduled = False
+        #: How often nobody waited although the condition may not have held.
+        self._polls = 0
         #: Those who wait, first come first; always the same deque. Look at it to see whether anybody does.
         self.waiters: deque[Wakeable] = deque()
 
@@ -68,6 +74,11 @@ class WaitList:
             True when woken: the condition held when the hub looked, so look again. False when the time is up.
         """
         if timeout is not None and timeout <= 0:
+            self._polls += 1
+            if self._polls > _POLLS:
+                # Whoever polls must not keep the loop from those who would make the condition true.
+                self._polls = 0
+                gevent.sleep(0)
             return False
         waiter: Waiter[bool] = Waiter(self._hub)
         waiters = self.waiters

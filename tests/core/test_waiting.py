@@ -56,6 +56,19 @@ def test_a_wait_with_no_time_left_does_not_wait() -> None:
     assert not shop.line.waiters
 
 
+def test_who_polls_in_a_loop_lets_others_run() -> None:
+    shop = Shop()
+    gevent.spawn(shop.put, "thing")
+    polls = 0
+    while True:
+        try:
+            assert shop.take(timeout=0) == "thing"
+            break
+        except TimeoutError:
+            polls += 1
+            assert polls < 1000
+
+
 def test_a_wait_ends_when_its_time_is_up_and_leaves_the_line() -> None:
     shop = Shop()
     assert shop.line.wait(0.001) is False

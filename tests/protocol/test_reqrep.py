@@ -174,6 +174,20 @@ def test_closing_a_req_ends_its_requests_at_once() -> None:
 # Nobody to ask
 
 
+def test_a_reply_may_be_polled_for_in_a_loop(direct: Net) -> None:
+    with Rep(upper) as rep, Req() as req:
+        direct.connect(rep, req)
+        rep.start()
+        request = req.request_async(b"hello")
+        with gevent.Timeout(LONG):
+            while True:
+                try:
+                    assert request.get(timeout=0) == b"HELLO"
+                    break
+                except Timeout:
+                    assert not request.done
+
+
 def test_without_peers_a_request_waits_for_one_within_its_timeout(direct: Net) -> None:
     with Req() as req, Rep(upper) as rep:
         address = rep.listen(direct.address()).address
