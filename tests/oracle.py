@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -125,16 +125,14 @@ def _name_socket(description: str) -> str:
 
 def open_sockets() -> dict[object, str]:
     """Return the library's Sockets that are not closed. A test that never imported them has none."""
-    module = sys.modules.get("gmultisocket.core.socket")
-    live: Callable[[], Any] | None = getattr(module, "live_sockets", None)
-    return {sock: f"an open Socket: {sock!r}" for sock in live()} if live else {}
+    module: Any = sys.modules.get("gmultisocket.core.socket")
+    return {sock: f"an open Socket: {sock!r}" for sock in module.live_sockets()} if module else {}
 
 
 def inproc_names() -> dict[object, str]:
     """Return the names that inproc listeners hold."""
-    module = sys.modules.get("gmultisocket.transport.inproc")
-    names: Callable[[], Any] | None = getattr(module, "names", None)
-    return {name: f"an inproc name: {name!r}" for name in names()} if names else {}
+    module: Any = sys.modules.get("gmultisocket.transport.inproc")
+    return {name: f"an inproc name: {name!r}" for name in module.names()} if module else {}
 
 
 def socket_files(folder: Path | None) -> dict[object, str]:
