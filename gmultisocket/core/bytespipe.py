@@ -1,4 +1,5 @@
-"""Pipes over anything that carries bytes: framed streams and raw peers. ``packetpipe.py`` builds on them.
+"""Pipes over anything that carries bytes: how they write and read. What the bytes mean is their subclasses' business,
+in ``framedpipe.py``, ``rawpipe.py`` and ``packetpipe.py``.
 
 Writing. The first frame that an idle pipe gets in a turn of the loop is given to the kernel at once, in the
 greenlet that sends. What follows in that turn is queued and leaves in one system call: when the turn ends, or when the
@@ -20,24 +21,10 @@ from gevent import Greenlet, GreenletExit, getcurrent
 from greenlet import greenlet
 
 from .. import options as opts
-from ..errors import BadMessage, Closed, MultiSocketError
-from ..options import Option
+from ..errors import Closed, MultiSocketError
 from ..transport import StreamConnection
 from ..transport.stream import describe_os_error
-from ..wire import (
-    DEFAULT_TTL,
-    HEADER_SIZE,
-    INTERNAL,
-    RAW,
-    SEND_TYPE_MASK,
-    TO_ONE,
-    Decoder,
-    Fields,
-    Message,
-    encode_frame,
-    encode_header,
-    pack_bare_header,
-)
+from ..wire import INTERNAL, SEND_TYPE_MASK, TO_ONE, Fields, Message
 from .pipe import Pipe, PipeState
 
 if TYPE_CHECKING:
@@ -45,7 +32,7 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
     from .fanout import FanOut
 
-__all__ = ["BytesPipe", "FramedPipe", "LARGE", "LargeFrame", "RawPipe"]
+__all__ = ["BytesPipe", "LARGE", "LargeFrame"]
 
 #: What sockets tell each other by internal messages: the first byte of the content. Others may follow in ping and pong.
 CLOSE, PING, PONG = b"\x00", b"\x01", b"\x02"
@@ -53,14 +40,12 @@ CLOSE, PING, PONG = b"\x00", b"\x01", b"\x02"
 #: As many queued bytes leave without waiting for the end of the turn, and as many are joined for one system call.
 FLUSH_BYTES = 1 << 18
 
-
 #: After so many bytes a reader lets others run. Receivers then free large contents while the allocator still has their
 #: memory at hand: with 1 MiB instead, 64 KiB contents cost twice as much, all of it in page faults.
 _READ_BUDGET = 1 << 17
 
 #: A content of this size is not copied behind its header.
 LARGE = 1 << 15
-
 
 #: While the receiver has no room, a pipe decodes so many bytes at a time: the smallest frames take a dozen times the
 #: memory once they are messages, and a peer may make a thousand connections.
@@ -599,166 +584,3 @@ class BytesPipe(Pipe):
     def _stop_reader(self) -> None:
         if self._waits_for_room and self._reader is not None:
             self._reader.throw(_StopReading)
-
-
-class FramedPipe(BytesPipe):
-    """A pipe whose peer sends and takes frames back to back: tcp, tls, ipc."""
-
-    __slots__ = ("_read_buffer", "knows_internal")
-
-    def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
-        super().__init__(pipe_id, connection, connector, endpoint)
-        self.fan_out_key = ""
-        self._read_buffer: int = endpoint.options.get(opts.connector.pipe.read_buffer)
-        limit = endpoint.options.get(opts.connector.pipe.max_recv_content_length)
-        self._decoder = Decoder(pipe_id, limit)
-        #: Whether the peer has shown that it understands internal messages, and so can be held to answer them.
-        self.knows_internal = False
-
-    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
-        if flags & RAW:
-            self.drop("flags")
-        elif len(content) < LARGE:
-            self._push(encode_frame(flags, ttl, source, destination, content))
-        else:
-            self._push_large(LargeFrame(encode_header(flags, ttl, source, destination, len(content)), content))
-
-    def put_one(self, ttl: int, content: bytes) -> None:
-        size = len(content)
-        if size >= LARGE or not self._busy or self.fan_out is not None:
-            self.put(TO_ONE, ttl, b"", b"", content)
-            return
-        # The second and every further message of a turn: what put() and _push() do, in one frame of the interpreter.
-        queue = self._queue
-        queue.append(pack_bare_header(TO_ONE, ttl, 0, size) + content)
-        queued = self._queued_bytes = self._queued_bytes + HEADER_SIZE + size
-        sender = self._sender
-        if len(queue) >= sender.queue_limit or queued >= sender.flush_bytes:
-            self._queue_is_long()
-
-    def wrap(self, frame: bytes) -> bytes:
-        """Return the bytes that stand for a frame on this connection, and on all with the same ``fan_out_key``."""
-        return frame
-
-    def put_frame(self, frame: bytes) -> None:
-        """Take one message to send, as :meth:`wrap` returned it for this or another pipe of the same key."""
-        self._push(frame)
-
-    def end_with_goodbye(self) -> None:
-        """Hear that the peer ends the pipe: what it sent before is delivered first, as at the end of a stream."""
-        self._goodbye = True
-
-    def put_internal(self, content: bytes) -> None:
-        """Send an internal message, however full the queue is."""
-        self._note(self.wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
-
-    def ask(self) -> None:
-        self.put_internal(PING)
-
-    def answers(self) -> bool:
-        return self.knows_internal
-
-    def _unframe(self, entry: bytes) -> Message | None:
-        flags, ttl, hops, distance = entry[0], entry[1], entry[2], entry[3]
-        middle = 8 + 4 * hops
-        end = middle + 4 * distance
-        return Message(flags, ttl, entry[8:middle], entry[middle:end], entry[end:], self.id)
-
-    def _read_size(self) -> int:
-        return self._read_buffer or self._decoder.read_size
-
-    def _decode(self, data: bytes) -> list[Fields]:
-        decoder = self._decoder
-        messages = decoder.feed_fields(data)
-        if decoder.flagged:
-            decoder.flagged = False
-            if self.bytes_received == len(data) and _begins_tls(data):
-                raise BadMessage("the peer speaks TLS, as over tls+tcp or wss, and this is a plain connection")
-            messages = self._sift(messages)
-        self._error = decoder.error
-        return messages
-
-    def _sift(self, messages: list[Fields]) -> list[Fields]:
-        """Take out internal messages, and the flag of raw pipes, which only this side may set."""
-        kept: list[Fields] = []
-        for message in map(Message._make, messages):
-            if message.flags & INTERNAL:
-                self._connector.internal_message(self, message)
-                if self._goodbye:
-                    break
-            elif message.flags & RAW:
-                kept.append(message.replace(flags=message.flags & ~RAW))
-            else:
-                kept.append(message)
-        return kept
-
-    def _end_of_stream(self) -> str | None:
-        if self._decoder.pending:
-            return "the peer closed the connection in the middle of a message"
-        return "the peer closed the connection"
-
-    def option_changed(self, option: Option[Any]) -> None:
-        if option is opts.connector.pipe.max_recv_content_length:
-            self._decoder.max_content = self.options.get(option)
-        elif option is opts.connector.pipe.read_buffer:
-            self._read_buffer = self.options.get(option)
-
-
-class RawPipe(BytesPipe):
-    """A pipe whose peer speaks plain bytes. Each chunk that is read becomes a message; only contents are written.
-
-    The pipe announces itself to the socket by an empty message, so that a peer can be greeted before it speaks.
-
-    Source: the Go code's connector/pipe.go.
-    """
-
-    __slots__ = ("_size",)
-
-    raw = True
-    takes_to_one = False
-
-    def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
-        super().__init__(pipe_id, connection, connector, endpoint)
-        self._size: int = endpoint.options.get(opts.connector.pipe.raw_recv_buf_size)
-
-    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
-        if flags & ~SEND_TYPE_MASK:
-            self.drop("flags")
-        elif content:
-            self._push(content)
-
-    def _message(self, content: bytes) -> Message:
-        return Message(RAW | TO_ONE, DEFAULT_TTL - 1, self.path, b"", content, self.id)
-
-    def _read_size(self) -> int:
-        return self._size
-
-    def _read_all(self) -> str | None:
-        self._deliver([self._message(b"")])
-        return super()._read_all()
-
-    def _decode(self, data: bytes) -> list[Fields]:
-        return [self._message(data)]
-
-    def _portions(self, data: bytes) -> Iterable[bytes]:
-        return (data,)
-
-    def _end_of_stream(self) -> str | None:
-        if self.options.get(opts.connector.pipe.close_on_eof):
-            return super()._end_of_stream()
-        # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
-        self._deliver([self._message(None)])  # type: ignore[arg-type]
-        return None
-
-    def option_changed(self, option: Option[Any]) -> None:
-        if option is opts.connector.pipe.raw_recv_buf_size:
-            self._size = self.options.get(option)
-
-
-def _begins_tls(data: bytes) -> bool:
-    """Tell whether a connection's first bytes are those of a TLS handshake.
-
-    As a header they mean a message of 64 KiB that is flagged both as internal and as raw, which no peer sends, and both
-    sides would wait for the rest.
-    """
-    return data[0] == 0x16 and data[1] == 3 and data[2] <= 4

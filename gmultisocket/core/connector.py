@@ -31,11 +31,12 @@ from ..options import Options
 from ..transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer, find
 from ..transport.stream import describe_os_error
 from ..wire import Message
-from .bytespipe import BytesPipe, FramedPipe, RawPipe
+from .bytespipe import BytesPipe
 from .counters import Counters
 from .dialer import Dialer
 from .endpoint import Endpoint
 from .events import PipeEvents, Teller
+from .framedpipe import FramedPipe
 from .heartbeat import Heartbeat
 from .ids import next_pipe_id
 from .inprocpipe import InprocPipe
@@ -43,6 +44,7 @@ from .listener import Listener
 from .negotiation import Negotiation, Negotiator
 from .packetpipe import PacketPipe, RawPacketPipe
 from .pipe import Pipe, PipeState
+from .rawpipe import RawPipe
 from .receiver import Receiver
 from .sender import Sender
 from .waiting import Deadline, WaitList

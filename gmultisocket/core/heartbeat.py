@@ -17,7 +17,8 @@ from gevent import Greenlet
 
 from ..errors import Timeout
 from ..wire import Message
-from .bytespipe import CLOSE, PING, PONG, BytesPipe, FramedPipe
+from .bytespipe import CLOSE, PING, PONG, BytesPipe
+from .framedpipe import FramedPipe
 from .pipe import PipeState
 
 __all__ = ["Heartbeat"]

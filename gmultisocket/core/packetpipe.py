@@ -18,8 +18,10 @@ from ..errors import BadMessage, Closed, MultiSocketError
 from ..options import Option
 from ..transport import PacketCodec, PacketConnection
 from ..wire import RAW, SEND_TYPE_MASK, Fields, Message, encode_frame, encode_header
-from .bytespipe import LARGE, BytesPipe, FramedPipe, LargeFrame, RawPipe
+from .bytespipe import LARGE, BytesPipe, LargeFrame
+from .framedpipe import FramedPipe
 from .pipe import Pipe, PipeState
+from .rawpipe import RawPipe
 
 if TYPE_CHECKING:
     from .connector import Connector

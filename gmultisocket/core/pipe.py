@@ -1,8 +1,8 @@
 """Pipes: one connected peer each, seen from the socket.
 
 :class:`Pipe` is what users hold, and the part that all kinds share: identity, state, counters, closing. Its
-subclasses move messages: :class:`BytesPipe` and its kin over anything that carries bytes (this package's
-``bytespipe``), :class:`~.inprocpipe.InprocPipe` by handing whole messages over.
+subclasses move messages: those of :class:`~.bytespipe.BytesPipe` over anything that carries bytes,
+:class:`~.inprocpipe.InprocPipe` by handing whole messages over.
 
 What the sender relies on:
 

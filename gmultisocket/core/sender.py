@@ -37,9 +37,10 @@ from ..wire import (
     encode_frame,
     first_id,
 )
-from .bytespipe import FLUSH_BYTES, BytesPipe, FramedPipe
+from .bytespipe import FLUSH_BYTES, BytesPipe
 from .counters import Counters
 from .fanout import FanOut
+from .framedpipe import FramedPipe
 from .pipe import Pipe, PipeState
 from .waiting import Deadline, WaitList
 
