@@ -29,7 +29,7 @@ from websockets.http11 import Request, Response
 from .. import options as opts
 from ..core.listener import Listener
 from ..core.socket import Socket
-from ..errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused, RequestRefused, WrongThread
+from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
 from ..options import Options, OptionValues
 from ..transport.ws import WSListener
 from ..transport.wshandshake import refusal
@@ -120,18 +120,19 @@ class Mount:
                 raise _not_now()
             upgrade.accept(response)
 
+        listener = self._listen()
+        transport = listener.transport
+        assert isinstance(transport, WSListener)
+        connection = transport.connection(
+            upgrade.stream, _request(environ), upgrade.early, respond=respond, environ=environ
+        )
         try:
-            listener = self._listen()
-            transport = listener.transport
-            assert isinstance(transport, WSListener)
-            listener.serve(
-                transport.connection(upgrade.stream, _request(environ), upgrade.early, respond=respond, environ=environ)
-            )
+            listener.serve(connection)
         except RequestRefused:
             raise
-        except MultiSocketError as error:
+        except (Closed, HandshakeFailed, PipeRefused) as error:
             if not upgrade.accepted:
-                raise _answer_to(error) from error
+                raise _not_now() from error
             # A negotiator said no, and the peer was told.
             logger.debug("a peer was not let in: %s", error)
         except OSError as error:
@@ -140,20 +141,24 @@ class Mount:
             logger.debug("a peer did not wait for its answer: %s", error)
 
     def _listen(self) -> Listener:
-        """Return the listener, which the first request makes.
+        """Return the listener, which the first request makes. What keeps the Socket from it is for the server to log.
 
         Raises:
-            Closed: this application is stopping.
-            MultiSocketError: the Socket cannot listen here.
+            RequestRefused: this application is stopping, or the Socket is closed or another thread's.
         """
         with self._making:
             if self._sock is None:
                 assert self._make_sock is not None
                 self._sock = self._make_sock()
             if self._stopped:
-                raise Closed("server")
-            if self._listener is None:
-                self._listener = self._sock.listen(f"ws://wsgi{self._path}", self._options)
+                raise _not_now()
+            try:
+                if self._listener is None:
+                    self._listener = self._sock.listen(f"ws://wsgi{self._path}", self._options)
+            except Closed as error:
+                raise _not_now() from error
+            except WrongThread as error:
+                raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT) from error
             return self._listener
 
 
@@ -193,16 +198,6 @@ def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]
 
 def _not_now() -> RequestRefused:
     return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
-
-
-def _answer_to(error: MultiSocketError) -> RequestRefused:
-    """Return what a peer is told of an error on this side."""
-    if isinstance(error, WrongThread):
-        return RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT)
-    if isinstance(error, (Closed, HandshakeFailed, PipeRefused)):
-        return _not_now()
-    logger.error("a WebSocket request cannot be served: %s", error)
-    return RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 #: Those who are not garbage.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,8 @@ from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
 from gmultisocket.contrib.wsgi import Mount, mount, mounts
-from gmultisocket.errors import UnknownOption
+from gmultisocket.core import owner
+from gmultisocket.errors import ForkedSocketError, UnknownOption
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import Decoder, encode
 from tests.certificates import authority, dial_options, server_certificate
@@ -412,17 +412,20 @@ def test_http_2_is_not_upgraded(sock: Socket) -> None:
     assert call(mount(sock), SERVER_PROTOCOL="HTTP/2")[0] == 426
 
 
-def test_a_socket_of_before_a_fork_is_an_error_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    from gmultisocket.core import owner
+def test_a_socket_of_before_a_fork_is_an_error_for_the_server_to_log(
+    sock: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gsocket.socket() as one, monkeypatch.context() as forked:
+        forked.setattr(sock, "_thread", owner.FORKED)
+        with pytest.raises(ForkedSocketError):
+            call(mount(sock), **gunicorn(one))
 
-    with Socket() as sock, gsocket.socket() as one:
-        thread, sock._thread = sock._thread, owner.FORKED
-        try:
-            with caplog.at_level(logging.ERROR, "gmultisocket"):
-                assert call(mount(sock), **gunicorn(one))[0] == 500
-            assert "after the fork" in caplog.text
-        finally:
-            sock._thread = thread
+
+def test_a_closed_socket_takes_nobody_in() -> None:
+    sock = Socket()
+    sock.close()
+    with gsocket.socket() as one:
+        assert call(mount(sock), **gunicorn(one))[0] == 503
 
 
 def test_a_middleware_that_loses_write_is_named_or_passed_by(sock: Socket) -> None:
