@@ -42,6 +42,7 @@ from .counters import Counters
 from .fanout import FanOut
 from .framedpipe import FramedPipe
 from .pipe import Pipe, PipeState
+from .rotation import Rotation
 from .waiting import Deadline, WaitList
 
 __all__ = ["Sender", "as_content"]
@@ -82,7 +83,7 @@ class Sender:
         self._closed = ""
         self.queue_bytes = 0
         #: Pipes that take a to-one message now, the next one first.
-        self._ready: deque[Pipe] = deque()
+        self._ready: Rotation[Pipe] = Rotation()
         #: Those who wait to send to one.
         self._line = WaitList(hub, self._may_go_on)
         #: Those whose to-all message some full pipes have not got yet.
@@ -189,9 +190,10 @@ class Sender:
         if not self._flowing and not self._wait_in_line(timeout):
             return
         ready = self._ready
-        pipe = ready[0]
-        if len(ready) > 1:
-            ready.rotate(-1)
+        pipe = ready.first
+        assert pipe is not None
+        if ready.several:
+            ready.turn()
         pipe.put_one(self.ttl, content)
 
     def send_one(
@@ -206,8 +208,7 @@ class Sender:
         content = self._check_content(content)
         if not self._flowing and not self._wait_in_line(timeout):
             return False
-        pipe = self._ready[0]
-        self._ready.rotate(-1)
+        pipe = self._ready.take()
         taken(pipe)
         if flags or source:
             pipe.put(TO_ONE | flags, self.ttl, source, b"", content)
@@ -272,9 +273,7 @@ class Sender:
             return 1
         if not self._flowing and not self._wait_in_line(timeout):
             return 0
-        pipe = self._ready[0]
-        self._ready.rotate(-1)
-        pipe.put(*fields)
+        self._ready.take().put(*fields)
         return 1
 
     def _check_content(self, content: object) -> bytes:
@@ -321,7 +320,7 @@ class Sender:
                         raise NoPeers
                     if self._takers and not self._make_way():
                         return False
-                    if self._ready:
+                    if self._ready.first is not None:
                         return True
                 woken = self._line.wait(deadline.left())
                 if not woken:
@@ -342,12 +341,11 @@ class Sender:
         if not self.queue_limit:
             # Where nothing may wait, a pipe of this process has room only while its peer waits for a message: whoever
             # waited when the pipe said so may have given up since.
-            while self._ready:
-                pipe = self._ready[0]
+            while (pipe := self._ready.first) is not None:
                 pipe.limits_changed()
                 if not pipe.full:
                     break
-        return bool(self._ready)
+        return self._ready.first is not None
 
     def _make_way(self) -> bool:
         """Do what the overflow policy says when every pipe is full. False if that is to drop the new message."""
@@ -396,12 +394,11 @@ class Sender:
             return
         self._sending_again = True
         try:
-            while self._again and self._ready:
+            while self._again and (pipe := self._ready.first) is not None:
                 message = self._again.popleft()
-                pipe = self._ready[0]
                 if self.moved is not None and not self.moved(message, pipe):
                     continue
-                self._ready.rotate(-1)
+                self._ready.turn()
                 pipe.put(message.flags, message.ttl, message.source, message.destination, message.content)
         finally:
             self._sending_again = False
@@ -547,7 +544,7 @@ class Sender:
         if pipe.takes_to_one:
             self._takers[pipe] = None
             if not pipe.full:
-                self._ready.append(pipe)
+                self._ready.add(pipe)
         self._loose[pipe] = None
         if isinstance(pipe, BytesPipe):
             self.mark(pipe)
@@ -572,7 +569,7 @@ class Sender:
     def pipe_has_room(self, pipe: Pipe) -> None:
         """Hear that a full pipe takes messages again."""
         if pipe in self._takers:
-            self._ready.append(pipe)
+            self._ready.add(pipe)
             if self._again:
                 self._send_again()
         # Whoever is woken first may fill the pipe again: each way to send is the first in its turn, and none starves.
@@ -583,13 +580,8 @@ class Sender:
         self._look()
 
     def _unready(self, pipe: Pipe) -> None:
-        ready = self._ready
-        # The pipe that was just used is the last one: no search in the usual case.
-        if ready and ready[-1] is pipe:
-            ready.pop()
-        elif pipe in ready:
-            ready.remove(pipe)
-        if not ready:
+        self._ready.discard(pipe)
+        if self._ready.first is None:
             self._look()
 
     def _readier(self) -> None:
@@ -601,7 +593,7 @@ class Sender:
     def _look(self) -> None:
         """Find out anew whether a sender may go ahead at once."""
         # Without a queue, each send has to find out anew which pipes take a message.
-        usual = self._ready and self.queue_limit and not self._line.waiters
+        usual = self._ready.first is not None and self.queue_limit and not self._line.waiters
         self._flowing = bool(usual and not (self._closed or self._no_send or self._owes_turn))
 
     def fell_out(self, pipe: BytesPipe) -> None:
