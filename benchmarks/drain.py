@@ -1,25 +1,32 @@
 """The receiving side of every fan-out: one plain epoll process that counts bytes, whoever publishes.
 
 It says by hand what a library's own peer would say first, and then wants everything: ZMTP 3.0 with the NULL mechanism
-as a SUB that subscribes to all (RFC 23), or the 8 bytes of nanomsg's SP over TCP as a SUB0. No library runs here.
+as a SUB that subscribes to all (RFC 23), the 8 bytes of nanomsg's SP over TCP as a SUB0, the request for a WebSocket
+(RFC 6455), or a TLS handshake; those who were given a TLS connection only hold it. No library runs here.
 """
 
 from __future__ import annotations
 
+import re
 import select
 import socket
+import ssl
 
 from .worker import hear, say
 
-__all__ = ["drain"]
+__all__ = ["count", "drain", "greet_zmtp", "read"]
 
 _READ_SIZE = 1 << 18
 _PATIENCE = 30.0
 
 _ZMTP_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
-_ZMTP_READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x03SUB"
+_ZMTP_READY = b"\x05READY\x0bSocket-Type\x00\x00\x00"
 _ZMTP_SUBSCRIBE_ALL = b"\x00\x01\x01"
 _COMMAND = 0x04
+_WS_REQUEST = (
+    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: multisocket.binary\r\n\r\n"
+)
 _SP_SUB0 = b"\0SP\0\x00\x21\0\0"
 
 
@@ -30,15 +37,14 @@ def drain() -> None:
     that never read, ``burst`` messages of ``frame_size`` bytes. Says the ``size`` of a content when the first is there.
     """
     heard = hear()
-    host, _, port = heard["address"].removeprefix("tcp://").rpartition(":")
+    host, port = re.search(r"://([^:/]+):([0-9]+)", heard["address"]).groups()  # type: ignore[union-attr]
     acks = socket.create_connection((host, heard["acks"])) if heard["acks"] else None
     peers = heard["peers"]
-    shake_hands = {"": _say_nothing, "zmtp": _zmtp, "sp": _sp}[heard["handshake"]]
+    shake_hands = {"": _say_nothing, "zmtp": _zmtp, "sp": _sp, "ws": _ws, "tls": _tls}[heard["handshake"]]
     connections: dict[int, socket.socket] = {}
     stuck = []
     for number in range(peers + heard["stuck"]):
-        connection = socket.create_connection((host, int(port)), _PATIENCE)
-        shake_hands(connection)
+        connection = shake_hands(socket.create_connection((host, int(port)), _PATIENCE))
         if number < peers:
             connection.setblocking(False)
             connections[connection.fileno()] = connection
@@ -48,10 +54,10 @@ def drain() -> None:
     if acks is None:
         hear()
         return
-    _count(connections, acks, heard["burst"], heard["frame_size"])
+    count(connections, acks, heard["burst"], heard["frame_size"])
 
 
-def _count(connections: dict[int, socket.socket], acks: socket.socket, burst: int, frame_size: int) -> None:
+def count(connections: dict[int, socket.socket], acks: socket.socket, burst: int, frame_size: int) -> None:
     """Read everything until the publisher hangs up."""
     poll = select.epoll()
     for descriptor in connections:
@@ -79,26 +85,54 @@ def _count(connections: dict[int, socket.socket], acks: socket.socket, burst: in
             acks.send(b".")
 
 
-def _say_nothing(connection: socket.socket) -> None:
+def _say_nothing(connection: socket.socket) -> socket.socket:
     """Framed or bare: the first byte is the first byte of a message."""
+    return connection
 
 
-def _zmtp(connection: socket.socket) -> None:
-    connection.sendall(_ZMTP_GREETING)
-    _read(connection, len(_ZMTP_GREETING))
-    connection.sendall(bytes((_COMMAND, len(_ZMTP_READY))) + _ZMTP_READY)
-    flags, size = _read(connection, 2)
-    assert flags == _COMMAND, "the publisher must say READY"
-    _read(connection, size)
+def _zmtp(connection: socket.socket) -> socket.socket:
+    greet_zmtp(connection, b"SUB")
     connection.sendall(_ZMTP_SUBSCRIBE_ALL)
+    return connection
 
 
-def _sp(connection: socket.socket) -> None:
+def greet_zmtp(connection: socket.socket, kind: bytes) -> None:
+    """Shake hands by ZMTP 3.0 with the NULL mechanism (RFC 23), as a socket of a kind; blocks until the peer has."""
+    connection.sendall(_ZMTP_GREETING)
+    read(connection, len(_ZMTP_GREETING))
+    ready = _ZMTP_READY + bytes((len(kind),)) + kind
+    connection.sendall(bytes((_COMMAND, len(ready))) + ready)
+    flags, size = read(connection, 2)
+    assert flags == _COMMAND, "the publisher must say READY"
+    read(connection, size)
+
+
+def _sp(connection: socket.socket) -> socket.socket:
     connection.sendall(_SP_SUB0)
-    assert _read(connection, len(_SP_SUB0))[:4] == _SP_SUB0[:4], "the publisher must speak SP"
+    assert read(connection, len(_SP_SUB0))[:4] == _SP_SUB0[:4], "the publisher must speak SP"
+    return connection
 
 
-def _read(connection: socket.socket, size: int) -> bytes:
+def _ws(connection: socket.socket) -> socket.socket:
+    connection.sendall(_WS_REQUEST)
+    answer = b""
+    # Nobody publishes yet, so nothing comes behind it.
+    while not answer.endswith(b"\r\n\r\n"):
+        data = connection.recv(4096)
+        if not data:
+            raise ConnectionError("the publisher hung up")
+        answer += data
+    assert answer.startswith(b"HTTP/1.1 101 "), answer
+    return connection
+
+
+def _tls(connection: socket.socket) -> socket.socket:
+    # Whom it talks to is not what is measured.
+    return ssl._create_unverified_context().wrap_socket(connection)
+
+
+def read(connection: socket.socket, size: int) -> bytes:
+    """Read exactly so many bytes."""
     data = b""
     while len(data) < size:
         more = connection.recv(size - len(data))

@@ -1,4 +1,4 @@
-"""Fan-out: one publisher, many tcp peers in one other process (``drain.py``), from a publish until all have it."""
+"""Fan-out: one publisher, many peers in one other process (``drain.py``), from a publish until all have it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from .contestants import load
 from .contestants.base import FAN_OUT
-from .harness import Entry, Figure, Outcome, Row, Scale, started
+from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
@@ -19,6 +19,7 @@ _PEERS = 1000
 _MANY_PEERS = 10_000
 _BURST = 100
 _STUCK = "gmultisocket, 1 stuck peer"
+_OURS_BY_TCP = "gmultisocket by tcp"
 
 
 def rows() -> list[Row]:
@@ -40,7 +41,7 @@ def rows() -> list[Row]:
          Entry(_STUCK, partial(_rate, "gmultisocket", _BURST, 1), "gmultisocket")],
         [Figure(_STUCK, "gmultisocket", at_least=0.9)],
     )  # fmt: skip
-    return [single, burst, stuck, _many()]
+    return [single, burst, stuck, _many(), _ws()]
 
 
 def _many() -> Row:
@@ -54,23 +55,33 @@ def _many() -> Row:
     return Row("fanout-10000", title, "µs", False, entries, [figure], seconds=60)
 
 
-def _rate(contestant: str, burst: int, stuck: int, scale: Scale) -> Outcome:
+def _ws() -> Row:
+    entries = [
+        Entry(name, partial(_rate, "gmultisocket", _BURST, 0, transport=transport), "gmultisocket")
+        for name, transport in (("gmultisocket", "ws"), (_OURS_BY_TCP, "tcp"))
+    ]
+    figure = Figure("gmultisocket", _OURS_BY_TCP, at_least=0.7)
+    title = "fan-out of {size} to 1,000 ws peers, bursts of 100"
+    return Row("fanout-ws", title, "deliveries/s", True, entries, [figure], repeats=3)
+
+
+def _rate(contestant: str, burst: int, stuck: int, scale: Scale, transport: str = "tcp") -> Outcome:
     peers = scale.count(_PEERS, 20)
     bursts = scale.count(max(5, 100 // burst), 2)
-    seconds, size = _run(contestant, scale, peers=peers, burst=burst, bursts=bursts, stuck=stuck)
+    seconds, size = _run(contestant, transport, scale, peers=peers, burst=burst, bursts=bursts, stuck=stuck)
     return Outcome(peers * burst * bursts / seconds, size)
 
 
 def _cost(contestant: str, peers: int, scale: Scale) -> Outcome:
     bursts = scale.count(100_000 // peers, 2)
     peers = scale.count(peers, peers // 100)
-    seconds, size = _run(contestant, scale, peers=peers, burst=1, bursts=bursts, stuck=0)
+    seconds, size = _run(contestant, "tcp", scale, peers=peers, burst=1, bursts=bursts, stuck=0)
     return Outcome(seconds / (peers * bursts) * 1e6, size)
 
 
-def _run(contestant: str, scale: Scale, **work: int) -> tuple[float, int]:
-    with started(scale) as start:
-        publisher = start("fanout:publish", contestant=contestant, **work)
+def _run(contestant: str, transport: str, scale: Scale, **work: int) -> tuple[float, int]:
+    with address_of(transport) as address, started(scale) as start:
+        publisher = start("fanout:publish", contestant=contestant, address=address, **work)
         drain = start("drain:drain")
         drain.tell(**publisher.hear(), peers=work["peers"], stuck=work["stuck"], burst=work["burst"])
         drain.hear()
@@ -78,7 +89,7 @@ def _run(contestant: str, scale: Scale, **work: int) -> tuple[float, int]:
         return publisher.hear()["seconds"], int(size)
 
 
-def publish(contestant: str, peers: int, burst: int, bursts: int, stuck: int) -> None:
+def publish(contestant: str, address: str, peers: int, burst: int, bursts: int, stuck: int) -> None:
     """Publish to all, and wait until all have it, again and again (worker)."""
     peer: Any = load(contestant)
     # A green publisher has to wait in its loop, so that this goes on with its work.
@@ -86,7 +97,7 @@ def publish(contestant: str, peers: int, burst: int, bursts: int, stuck: int) ->
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    address = peer.listen(FAN_OUT, "tcp://127.0.0.1:0")
+    address = peer.listen(FAN_OUT, address)
     say(address=address, acks=listener.getsockname()[1], handshake=peer.handshake, frame_size=peer.frame_size(_SIZE))
     acks, _ = listener.accept()
     peer.wait_peers(peers + stuck)

@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .certificate import write_certificate
+
 __all__ = [
     "Entry",
     "Failed",
@@ -285,12 +287,26 @@ class Peer:
 
 @contextmanager
 def address_of(transport: str) -> Iterator[str]:
-    """Give an address to listen at: tcp at a port that the system chooses, ipc in a folder of its own."""
-    if transport == "tcp":
-        yield "tcp://127.0.0.1:0"
+    """Give an address to listen at: ipc in a folder of its own, the others at a port that the system chooses.
+
+    That of tls+tcp names a file with a certificate, its key, and the authority that a dialer has to trust.
+
+    Raises:
+        Failed: what makes certificates is not installed.
+    """
+    if transport in ("tcp", "ws"):
+        yield f"{transport}://127.0.0.1:0"
         return
     with tempfile.TemporaryDirectory(prefix="benchmark") as folder:
-        yield f"ipc://{folder}/socket"
+        if transport == "ipc":
+            yield f"ipc://{folder}/socket"
+        else:
+            file = Path(folder, "certificate.pem")
+            try:
+                write_certificate(file)
+            except ImportError as error:
+                raise Failed(str(error)) from None
+            yield f"{transport}://127.0.0.1:0?transport.tls.certfile={file}"
 
 
 @contextmanager

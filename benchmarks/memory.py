@@ -1,61 +1,87 @@
-"""What an idle tcp peer costs the server: resident memory with 10,000 of them, less that without, by their number."""
+"""What an idle peer costs the server: resident memory with many of them, less that without, by their number."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from .contestants import load
 from .contestants.base import FAN_OUT
-from .harness import Entry, Figure, Outcome, Row, Scale, started
+from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
 
-_PEERS = 10_000
-_CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
+#: Fewer where a handshake takes its time: what each of them costs is the same.
+_PEERS = {"tcp": 10_000, "ws": 2_000, "tls+tcp": 1_000}
+_CONTESTANTS = {
+    "tcp": ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent"),
+    "ws": ("gmultisocket",),
+    "tls+tcp": ("gmultisocket", "gevent.ssl"),
+}
+_MOUNTED = "gmultisocket in gunicorn"
+#: How long the server is left alone before it is measured, in seconds.
+REST = 0.5
 
 
 def rows() -> list[Row]:
     """Return the rows of this work."""
-    entries = [Entry(name, partial(_run, name), name) for name in _CONTESTANTS]
-    figure = Figure("gmultisocket", limit=12.0)
-    title = "memory of an idle tcp peer on the server, 10,000 peers"
+    ws = [Figure("gmultisocket", limit=16.0), Figure(_MOUNTED, limit=32.0)]
+    return [
+        _row("memory-tcp", "tcp", [Figure("gmultisocket", limit=12.0)]),
+        _row("memory-ws", "ws", ws, [Entry(_MOUNTED, _run_in_gunicorn, _MOUNTED)]),
+        _row("memory-tls", "tls+tcp", []),
+    ]
+
+
+def _row(name: str, transport: str, figures: list[Figure], others: Sequence[Entry] = ()) -> Row:
+    entries = [Entry(each, partial(_run, each, transport), each) for each in _CONTESTANTS[transport]]
+    title = f"memory of an idle {transport} peer on the server, {_PEERS[transport]:,} peers"
     # The same every time but for a page or two: three runs say it.
-    return [Row("memory", title, "KiB", False, entries, [figure], repeats=3, seconds=60)]
+    return Row(name, title, "KiB", False, [*entries, *others], figures, repeats=3, seconds=60)
 
 
-def _run(contestant: str, scale: Scale) -> Outcome:
-    peers = scale.count(_PEERS, 200)
+def _run(contestant: str, transport: str, scale: Scale) -> Outcome:
+    with address_of(transport) as address:
+        return _measure(scale, transport, "memory:serve", contestant=contestant, address=address)
+
+
+def _run_in_gunicorn(scale: Scale) -> Outcome:
+    return _measure(scale, "ws", "mounted:serve")
+
+
+def _measure(scale: Scale, transport: str, task: str, **arguments: str) -> Outcome:
+    peers = scale.count(_PEERS[transport], 200)
     with started(scale) as start:
-        server = start("memory:serve", contestant=contestant, peers=peers)
+        server = start(task, peers=peers, **arguments)
         clients = start("drain:drain")
         clients.tell(**server.hear(), acks=0, peers=peers, stuck=0)
         clients.hear()
         return Outcome(server.hear()["kib"] / peers)
 
 
-def serve(contestant: str, peers: int) -> None:
+def serve(contestant: str, address: str, peers: int) -> None:
     """Accept, let everything settle, and compare (worker)."""
     peer = load(contestant)
-    address = peer.listen(FAN_OUT, "tcp://127.0.0.1:0")
-    before = _resident_kib()
+    address = peer.listen(FAN_OUT, address)
+    before = resident_kib()
     say(address=address, handshake=peer.handshake)
     peer.wait_peers(peers)
     if peer.green:
         from gevent import sleep
 
-        sleep(0.5)
+        sleep(REST)
     else:
-        time.sleep(0.5)
-    say(kib=_resident_kib() - before)
+        time.sleep(REST)
+    say(kib=resident_kib() - before)
     hear()
 
 
-def _resident_kib() -> int:
+def resident_kib() -> int:
     """Return the memory that this process holds, without what it could give back at once."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -27,7 +27,7 @@ _OURS_BY_TCP = "gmultisocket by tcp"
 
 def rows() -> list[Row]:
     """Return the rows of this work."""
-    return [_row(transport, size) for transport in ("tcp", "ipc") for size in _COUNTS]
+    return [*(_row(transport, size) for transport in ("tcp", "ipc") for size in _COUNTS), _ws(), _tls()]
 
 
 def _row(transport: str, size: int) -> Row:
@@ -40,6 +40,25 @@ def _row(transport: str, size: int) -> Row:
         figures = [Figure("gmultisocket", _OURS_BY_TCP, at_least=1)]
     title = f"{transport} one way, {{size}}"
     return Row(f"oneway-{transport}-{size}", title, "messages/s", True, entries, figures)
+
+
+def _ws() -> Row:
+    entries = [
+        Entry("gmultisocket", partial(_run, "gmultisocket", "ws", 64), "gmultisocket"),
+        Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp", 64), "gmultisocket"),
+        Entry("websockets.sync", partial(_run, "websockets.sync", "ws", 64), "websockets.sync"),
+    ]
+    figures = [
+        Figure("gmultisocket", _OURS_BY_TCP, at_least=0.5),
+        Figure("gmultisocket", "websockets.sync", at_least=3),
+    ]
+    return Row("oneway-ws-64", "ws one way, {size}", "messages/s", True, entries, figures)
+
+
+def _tls() -> Row:
+    entries = [Entry(name, partial(_run, name, "tls+tcp", 65536), name) for name in ("gmultisocket", "gevent.ssl")]
+    figure = Figure("gmultisocket", "gevent.ssl", at_least=0.8)
+    return Row("oneway-tls-65536", "tls+tcp one way, {size}", "messages/s", True, entries, [figure])
 
 
 def _run(contestant: str, transport: str, size: int, scale: Scale) -> Outcome:
@@ -59,8 +78,8 @@ def receive(contestant: str, address: str, count: int) -> None:
     """Receive one message and then the others (worker)."""
     peer = load(contestant)
     say(address=peer.listen(ONE_WAY, address))
+    size = len(peer.recv())
     recv = peer.recv
-    size = len(recv())
     say(ready=True)
     for _ in range(count):
         content = recv()

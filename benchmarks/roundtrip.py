@@ -16,6 +16,7 @@ _CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
 _SIZE = 64
 _WARM_UP = 100
 _OURS_BY_TCP = "gmultisocket by tcp"
+_BARE_BY_TCP = "gevent by tcp"
 _FIGURES = {
     "tcp": (Figure("gmultisocket", "gevent", at_most=1.6), Figure("gmultisocket", "zmq.green", at_most=0.5)),
     "ipc": (Figure("gmultisocket", _OURS_BY_TCP, at_most=1),),
@@ -24,7 +25,7 @@ _FIGURES = {
 
 def rows() -> list[Row]:
     """Return the rows of this work."""
-    return [_row(transport) for transport in ("tcp", "ipc")]
+    return [_row("tcp"), _row("ipc"), _ws()]
 
 
 def _row(transport: str) -> Row:
@@ -33,6 +34,15 @@ def _row(transport: str) -> Row:
         entries.insert(1, Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp"), "gmultisocket"))
     title = f"{transport} request and reply, {{size}}, one at a time"
     return Row(f"roundtrip-{transport}", title, "µs", False, entries, _FIGURES[transport])
+
+
+def _ws() -> Row:
+    entries = [
+        Entry("gmultisocket", partial(_run, "gmultisocket", "ws"), "gmultisocket"),
+        Entry(_BARE_BY_TCP, partial(_run, "gevent", "tcp"), "gevent"),
+    ]
+    figure = Figure("gmultisocket", _BARE_BY_TCP, at_most=2)
+    return Row("roundtrip-ws", "ws request and reply, {size}, one at a time", "µs", False, entries, [figure])
 
 
 def _run(contestant: str, transport: str, scale: Scale) -> Outcome:

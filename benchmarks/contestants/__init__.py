@@ -22,11 +22,14 @@ class _Place(NamedTuple):
 
 CONTESTANTS = {
     "gmultisocket": _Place("ours", "gmultisocket"),
+    "gmultisocket in gunicorn": _Place("ours", "gunicorn"),
     "pyzmq": _Place("pyzmq", "zmq"),
     "pyzmq, no limit": _Place("unlimited", "zmq"),
     "zmq.green": _Place("green", "zmq"),
     "pynng": _Place("nng", "pynng"),
     "gevent": _Place("bare", "gevent"),
+    "gevent.ssl": _Place("bare_tls", "gevent"),
+    "websockets.sync": _Place("websockets_sync", "websockets"),
     "SimpleQueue": _Place("queue", "gevent"),
 }
 

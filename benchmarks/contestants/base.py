@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-__all__ = ["ECHO", "FAN_OUT", "ONE_WAY", "Contestant"]
+__all__ = ["ECHO", "FAN_OUT", "ONE_WAY", "Contestant", "query_to_dial"]
 
 # What two peers want of each other; libraries with socket types choose one by it.
 ONE_WAY, ECHO, FAN_OUT = "one way", "echo", "fan-out"
+
+
+def query_to_dial(address: str) -> str:
+    """Return what the address to dial ends with, given that to listen at: over TLS, the file of whom to trust."""
+    _, mark, query = address.partition("?")
+    return mark + query.replace("transport.tls.certfile=", "transport.tls.cafile=")
 
 
 class Contestant:
@@ -16,7 +22,8 @@ class Contestant:
 
     Attributes:
         green: whether its calls wait in gevent's loop; if not, they hold up the thread.
-        handshake: what a fan-out's receivers have to say first: "", "zmtp" or "sp" (see ``drain.py``).
+        handshake: what a fan-out's receivers have to say first: "", "zmtp", "sp", "ws" or "tls" (see ``drain.py``);
+            known once it listens.
         send: ``send(content)``, blocks while the peer is slower. The library's own method, bound by ``dial`` or
             ``listen``: an adapter costs nothing while time is taken.
         recv: ``recv() -> bytes``.
@@ -24,14 +31,14 @@ class Contestant:
     """
 
     green: ClassVar[bool] = False
-    handshake: ClassVar[str] = ""
+    handshake: str = ""
 
     send: Callable[[bytes], Any]
     recv: Callable[[], bytes]
     publish: Callable[[bytes], Any]
 
     def listen(self, purpose: str, address: str) -> str:
-        """Listen at ``tcp://127.0.0.1:0`` or an ``ipc://`` path. Returns the address to dial."""
+        """Listen at what :func:`benchmarks.harness.address_of` gives. Returns the address to dial."""
         raise NotImplementedError
 
     def dial(self, purpose: str, address: str) -> None:
@@ -49,7 +56,7 @@ class Contestant:
             send(recv())
 
     def frame_size(self, size: int) -> int:
-        """Return how many bytes a content of so many bytes takes on a tcp connection."""
+        """Return how many bytes a content of so many bytes takes on a connection."""
         raise NotImplementedError
 
     def wait_peers(self, count: int) -> None:

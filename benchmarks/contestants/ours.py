@@ -7,11 +7,13 @@ from typing import Any
 
 from gmultisocket import Socket
 
-from .base import Contestant
+from .base import Contestant, query_to_dial
 
 __all__ = ["Adapter"]
 
 _HEADER = 8
+#: What a WebSocket frame of a server puts in front of a short one of ours.
+_WS_HEADER = 2
 
 
 class Adapter(Contestant):
@@ -24,7 +26,9 @@ class Adapter(Contestant):
         self.publish = self.socket.send_all
 
     def listen(self, purpose: str, address: str) -> str:
-        return self.socket.listen(address).address
+        scheme = address.partition("://")[0]
+        self.handshake = {"ws": "ws", "tls+tcp": "tls"}.get(scheme, "")
+        return self.socket.listen(address).address + query_to_dial(address)
 
     def dial(self, purpose: str, address: str) -> None:
         self.socket.dial(address)
@@ -40,7 +44,7 @@ class Adapter(Contestant):
                 return
 
     def frame_size(self, size: int) -> int:
-        return _HEADER + size
+        return _HEADER + size + (_WS_HEADER if self.handshake == "ws" else 0)
 
     def wait_peers(self, count: int) -> None:
         self.socket.wait_pipes(count)

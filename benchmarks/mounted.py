@@ -1,0 +1,68 @@
+"""A gunicorn with one gevent worker, in which a Socket is mounted: the server of the row ``memory-ws``."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from typing import Any
+
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+
+from .worker import say
+
+__all__ = ["serve"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def serve(peers: int) -> None:
+    """Serve, and have the worker measure itself when its peers are there (worker)."""
+    _Gunicorn(peers).run()
+
+
+class _Gunicorn(BaseApplication):  # type: ignore[misc]
+    def __init__(self, peers: int) -> None:
+        self._peers = peers
+        self._sock: Any = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        chosen = {
+            "bind": "127.0.0.1:0",
+            "worker_class": "gevent",
+            "worker_connections": self._peers + 100,
+            "backlog": 4096,
+            "loglevel": "error",
+            # Newer ones leave a socket in the home directory.
+            "control_socket_disable": True,
+            "post_worker_init": self._watch,
+        }
+        for name, value in chosen.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """Make the application, in the worker."""
+        from gmultisocket import Socket
+        from gmultisocket.contrib.wsgi import mount
+
+        self._sock = Socket()
+        return mount(self._sock, "/")
+
+    def _watch(self, worker: Any) -> None:
+        import gevent
+
+        # The benchmark ends the master, by force.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        gevent.spawn(self._compare, worker.sockets[0].getsockname()[1])
+
+    def _compare(self, port: int) -> None:
+        import gevent
+
+        from .memory import REST, resident_kib
+
+        before = resident_kib()
+        say(address=f"ws://127.0.0.1:{port}/", handshake="ws")
+        self._sock.wait_pipes(self._peers)
+        gevent.sleep(REST)
+        say(kib=resident_kib() - before)
