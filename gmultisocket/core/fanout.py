@@ -63,6 +63,15 @@ class FanOut:
         if len(self.pending) >= self._sender.queue_limit or self.pending_bytes >= self._sender.flush_bytes:
             self.flush()
 
+    def go_on(self) -> None:
+        """Gather from the first frame of this turn on: whoever was made to let others run has more to send.
+
+        Else a sender whose every message is a whole budget, as one to 1,000 pipes is, would gather nothing.
+        """
+        if self.members and not self._sent_in_turn:
+            self._sent_in_turn = True
+            self._sender.mark_fan_out(self)
+
     def flush(self) -> None:
         """Give the kernel what is pending. Never switches greenlets."""
         frames = self.pending

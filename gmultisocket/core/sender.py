@@ -293,6 +293,8 @@ class Sender:
         self._owes_turn = False
         self._spent_messages = self._spent_bytes = 0
         gevent.sleep(0)
+        for fan_out in self._fan_outs.values():
+            fan_out.go_on()
         self._look()
         self._check_open()
 

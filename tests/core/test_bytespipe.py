@@ -128,6 +128,17 @@ def test_a_to_all_message_leaves_at_once_too_and_is_made_once_for_all_pipes() ->
             assert stream.sizes == [100, 900] * 2
 
 
+def test_a_burst_to_more_pipes_than_a_budget_has_messages_leaves_together_too() -> None:
+    streams = [CountingStream() for _ in range(5)]
+    with FakeTransport(streams) as fake, Socket({"socket.yield_messages": 3}) as server:
+        for _ in streams:
+            server.dial(fake.address)
+        for _ in range(11):
+            assert server.send_all(b"x" * 92) == 5
+        gevent.sleep(0)
+        assert [stream.sizes for stream in streams] == [[100, 1000]] * 5
+
+
 class AskedStream(FakeStream):
     """A stream that knows how much it was asked for at a time."""
 
