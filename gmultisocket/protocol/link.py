@@ -48,8 +48,8 @@ RESET: Final = b"\x04"
 #: Bytes that may be sent to a peer that has not said how many.
 FIRST_CREDIT: Final = 65536
 
-#: The longest content of a data message, in bytes, where the socket sends such.
-PIECE: Final = 65536
+#: The longest content of a data message, in bytes, where the socket sends such: what any peer takes unless told not to.
+PIECE: Final = 131072
 
 
 class LinkState(Enum):
