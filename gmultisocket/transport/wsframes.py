@@ -59,6 +59,10 @@ _SHORT: Final = 125
 _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
 
+# Nearly all frames that are sent are whole, binary and short: their headers by size, without and with the mask bit.
+_PLAIN: Final = tuple(bytes((_WHOLE_BINARY, size)) for size in range(_SHORT + 1))
+_TO_MASK: Final = tuple(bytes((_WHOLE_BINARY, _MASKED | size)) for size in range(_SHORT + 1))
+
 _pack_16 = Struct(">BBH").pack
 _pack_64 = Struct(">BBQ").pack
 _get_16 = Struct(">H").unpack_from
@@ -408,6 +412,9 @@ class ServerFrames(FrameCodec):
         self.key = "ws-text" if text else "ws-binary"
 
     def wrap(self, frame: bytes) -> bytes:
+        size = len(frame)
+        if size <= _SHORT and not self._text:
+            return _PLAIN[size] + frame
         return self._encode(self._opcode_for(frame) if self._text else BINARY, frame)
 
     def prefix(self, size: int) -> bytes | None:
@@ -429,6 +436,10 @@ class ClientFrames(FrameCodec):
     _mask_bit = 0
 
     def wrap(self, frame: bytes) -> bytes:
+        size = len(frame)
+        if size <= _SHORT and not self._text:
+            mask = _new_mask()
+            return _TO_MASK[size] + mask + apply_mask(frame, mask)
         return self._encode(self._opcode_for(frame) if self._text else BINARY, frame)
 
     def unwrap(self, packet: bytes) -> bytes:
