@@ -7,13 +7,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from . import fanout, importtime, inproc, memory, oneway, reqrep, roundtrip, stream
+from . import fanout, importtime, inproc, memory, oneway, pipeline, pubsub, reqrep, roundtrip, stream
 from .contestants import CONTESTANTS, missing
 from .harness import Entry, Row, Scale, measure
 from .report import Measured, machine, to_json, to_rst, to_text
 from .worker import raise_descriptor_limit
 
-_WORKS = (oneway, roundtrip, inproc, fanout, reqrep, stream, memory, importtime)
+_WORKS = (oneway, roundtrip, inproc, fanout, reqrep, pubsub, pipeline, stream, memory, importtime)
 _DESCRIPTORS = 10_200
 
 

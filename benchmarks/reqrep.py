@@ -26,7 +26,7 @@ def rows() -> list[Row]:
     )  # fmt: skip
     many = Row(
         "reqrep-100", "Req and Rep by tcp, {size}, 100 requests in flight", "requests/s", True,
-        [Entry(name, partial(_many, name), name) for name in _CONTESTANTS],
+        [Entry(name, partial(_many, name), name) for name in _CONTESTANTS], repeats=3,
     )  # fmt: skip
     return [single, many]
 

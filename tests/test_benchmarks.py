@@ -46,6 +46,12 @@ TINY = {
     "fanout-burst": 64,
     "fanout-stuck": 64,
     "fanout-ws": 64,
+    "reqrep-single": 64,
+    "reqrep-100": 64,
+    "pubsub-1-pattern": 64,
+    "pubsub-10000-patterns": 64,
+    "pipeline": 64,
+    "stream": 0,
     "memory-tcp": 0,
     "memory-ws": 0,
 }
