@@ -44,12 +44,18 @@ NO_GEVENT: Final = (
     "a WebSocket needs a server that runs on gevent: gevent.pywsgi, or gunicorn with -k gevent; "
     "gunicorn's sync and gthread workers do not"
 )
+#: How much is dropped at a time.
+_DROPPED: Final = 1 << 16
 #: The first gunicorn that does not add "Transfer-Encoding: chunked" to a 101.
 _GUNICORN_KNOWS_101: Final = (26, 1)
 
 
 class _PlainStream(TCPConnection):
-    """A socket that the server closes. To close it here is to end the stream, once it is ours to end."""
+    """A socket that the server closes. To close it here is to end the stream, while that is ours.
+
+    Attributes:
+        upgraded: whether it is: from the 101 on, until it has ended.
+    """
 
     __slots__ = ("upgraded",)
 
@@ -60,7 +66,8 @@ class _PlainStream(TCPConnection):
 
     def close(self) -> None:
         if self.upgraded:
-            _end(self._sock)
+            self.upgraded = False
+            _end(self._sock, self._raw_recv)
 
 
 class _SecureStream(TLSConnection):
@@ -75,16 +82,23 @@ class _SecureStream(TLSConnection):
 
     def close(self) -> None:
         if self.upgraded:
+            self.upgraded = False
             super().close()
 
     def _release(self) -> None:
         # Not the TLS socket's own shutdown: that takes TLS off, and the server still reads from it.
-        _end(self._sock._sock)
+        _end(self._sock._sock, self._sock._sslobj.read)
 
 
-def _end(sock: Any) -> None:
+def _end(sock: Any, read: Callable[[int], bytes]) -> None:
+    """Shut a socket down, and drop what nobody has read: the server would take it for the next request.
+
+    What comes from now on the kernel refuses.
+    """
     try:
         sock.shutdown(gsocket.SHUT_RDWR)
+        while read(_DROPPED):
+            pass
     except OSError:
         # The peer was faster.
         pass

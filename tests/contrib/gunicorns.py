@@ -160,6 +160,7 @@ def standing_still(pid: int) -> Iterator[None]:
     """Have a worker take nobody in, so that the other one does."""
     os.kill(pid, signal.SIGSTOP)
     try:
+        wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         yield
     finally:
         os.kill(pid, signal.SIGCONT)

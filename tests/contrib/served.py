@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import gevent
 
 from gmultisocket import Socket
 from gmultisocket.contrib.wsgi import mount
+from gmultisocket.errors import BrokenPath
 
 __all__ = ["application"]
 
@@ -25,7 +27,8 @@ def _make() -> Socket:
 
 def _answer(sock: Socket) -> None:
     for message in sock:
-        sock.send_to(message.source, b"%d %b" % (os.getpid(), message.content))
+        with suppress(BrokenPath):
+            sock.send_to(message.source, b"%d %b" % (os.getpid(), message.content))
 
 
 def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -138,6 +138,17 @@ def test_a_peer_that_breaks_a_rule_is_told_so(sock: Socket, tls: bool) -> None:
         assert peer.read_rest() == b""
 
 
+@TLS
+def test_what_comes_behind_the_end_is_not_taken_for_a_request(sock: Socket, tls: bool) -> None:
+    with serving(mount(sock), tls) as served, served.peer(request("/ws")) as peer:
+        assert peer.status() == 101
+        peer.send(frame(Opcode.CLOSE, b"\x03\xe8") + b"junk " * 100_000)
+        assert peer.read_close().code == 1000
+        peer.read_rest()
+        wait_until(lambda: '" 101 ' in served.log.getvalue())
+    assert served.log.getvalue().count("\n") == 1
+
+
 def test_a_peer_that_vanishes_leaves_nothing(sock: Socket) -> None:
     with serving(mount(sock)) as served:
         with served.peer(request("/ws")) as peer:
