@@ -17,7 +17,7 @@ from .worker import hear, say
 __all__ = ["rows"]
 
 #: Fewer where a handshake takes its time: what each of them costs is the same.
-_PEERS = {"tcp": 10_000, "ws": 2_000, "tls+tcp": 1_000}
+_PEERS = {"tcp": 10_000, "ws": 1_000, "tls+tcp": 1_000}
 _CONTESTANTS = {
     "tcp": ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent"),
     "ws": ("gmultisocket",),
