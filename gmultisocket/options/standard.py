@@ -360,7 +360,7 @@ class protocol:
         """``protocol.stream.*``"""
 
         window = define(
-            "protocol.stream.window", int, 1048576, unit="bytes", minimum=65536, maximum=_INT32,
+            "protocol.stream.window", int, 2097152, unit="bytes", minimum=65536, maximum=_INT32,
             doc="How many bytes a connection holds for a reader that does not read. Its peer then waits.",
         )
         acceptable = define(

@@ -42,6 +42,8 @@ KEEPALIVE = {
 }
 NO_KEEPALIVE = {"protocol.stream.keep_alive_idle": 0}
 MIB = 1 << 20
+#: What is held for a reader by default.
+WINDOW = 2 * MIB
 
 
 def connected(here: Stream, there: Stream) -> tuple[Connection, Connection]:
@@ -309,7 +311,7 @@ def test_a_stopped_reader_stops_its_own_stream_only(net: Net) -> None:
             assert read(read_from, 200_000) == pattern(number, 200_000)
         assert not sending.ready()
         (link,) = [link for link in server._links.values() if link is unread._link]
-        assert len(link.buffer) <= MIB
+        assert len(link.buffer) <= WINDOW
         assert read(unread, 5 * MIB) == bytes(5 * MIB)
         sending.get(timeout=LONG)
         for connection in (stuck, unread, busy, read_from):
@@ -435,7 +437,7 @@ def test_100_mib_each_way_at_once_on_ten_streams_over_one_pipe(address: str) -> 
                 for block in blocks(2 * number + 1 - side):
                     expected.update(block)
                 assert digests[2 * number + side] == expected.digest()
-        assert max(most_held) <= MIB
+        assert max(most_held) <= WINDOW
         for both in ends:
             for end in both:
                 end.close()
@@ -735,12 +737,12 @@ def test_close_of_the_stream_ends_everything_that_waits() -> None:
             gevent.spawn(one.sendall, bytes(10 * MIB)),
             gevent.spawn(client.accept),
         ]
-        wait_until(lambda: one._link._sent >= MIB)
+        wait_until(lambda: one._link._sent >= WINDOW)
         client.close()
         for greenlet in waiting:
             with pytest.raises(Closed):
                 greenlet.get(timeout=LONG)
-        assert len(read_to_end(other)) == MIB
+        assert len(read_to_end(other)) == WINDOW
         one.close()
         other.close()
 
