@@ -109,6 +109,7 @@ class Upgrade:
 
     Attributes:
         stream: the request's connection; after the 101 to be closed by whoever has it.
+        secure: whether that has TLS.
         early: what the server has read behind the request.
         accepted: whether the 101 was sent, or tried: HTTP is over.
 
@@ -123,9 +124,9 @@ class Upgrade:
         sock, read_ahead = _from_gunicorn(environ) if self._is_gunicorn else _from_pywsgi(environ)
         if not isinstance(sock, gsocket.socket):
             raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT)
-        names = _names(environ, sock)
-        self.stream: _PlainStream | _SecureStream = (
-            _SecureStream(sock, names) if isinstance(sock, SSLSocket) else _PlainStream(sock, names)
+        self.secure = isinstance(sock, SSLSocket)
+        self.stream: _PlainStream | _SecureStream = (_SecureStream if self.secure else _PlainStream)(
+            sock, _names(environ, sock)
         )
         self.early = read_ahead()
         self.accepted = False

@@ -124,7 +124,7 @@ class Mount:
         transport = listener.transport
         assert isinstance(transport, WSListener)
         connection = transport.connection(
-            upgrade.stream, _request(environ), upgrade.early, respond=respond, environ=environ
+            upgrade.stream, _request(environ), upgrade.early, secure=upgrade.secure, respond=respond, environ=environ
         )
         try:
             listener.serve(connection)

@@ -202,6 +202,7 @@ class WSListener(TransportListener):
         request: Request,
         early: bytes,
         *,
+        secure: bool = False,
         respond: Callable[[Response], object],
         environ: Mapping[str, Any],
     ) -> AcceptedWS:
@@ -211,11 +212,12 @@ class WSListener(TransportListener):
             stream: where it came from; belongs to the connection from now on.
             request: for this path.
             early: bytes that came behind its head.
+            secure: whether that server has TLS below.
             respond: has that server send the answer that accepts it.
             environ: what that server says about the request.
         """
         return AcceptedWS(
-            stream, self._scheme, self._shown_path, self._options, early,
+            stream, "wss" if secure else self._scheme, self._shown_path, self._options, early,
             request=request, respond=respond, environ=environ,
         )  # fmt: skip
 

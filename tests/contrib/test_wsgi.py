@@ -92,6 +92,10 @@ TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_a_socket_dials_one_that_is_mounted(sock: Socket, tls: bool) -> None:
     with serving(mount(sock), tls) as served, Socket() as client:
         client.dial(served.address, dial_options() if tls else None)
+        sock.wait_pipes(1, timeout=5)
+        (pipe,) = sock.pipes.values()
+        assert pipe.local_address == served.address and pipe.peer_address.startswith(f"{served.scheme}://127.0.0.1:")
+        assert ("tls_version" in pipe.identity) is tls
         for number in range(50):
             client.send(b"%d" % number)
             message = sock.recv_msg(timeout=5)
