@@ -14,6 +14,7 @@ from gevent import socket
 from gmultisocket import Dialer, Negotiation, Socket
 from gmultisocket.errors import AddressInUse, ConnectionRefused
 from gmultisocket.testing import wait_until
+from tests.certificates import dial_options, listen_options
 from tests.faults.peers import connected, crowd, frame, free_port, listening, read_until_closed, reset
 from tests.faults.process import many_descriptors, needs, run_script
 
@@ -121,19 +122,20 @@ def test_a_peer_that_sends_something_makes_the_pauses_short_again() -> None:
         wait_until(lambda: dialer.reconnects >= 59)
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "ipc", "inproc"])
+@pytest.mark.parametrize("scheme", ["tcp", "ipc", "inproc", "ws", "wss", "tls+tcp"])
 def test_a_dialer_finds_a_listener_that_has_started_anew(scheme: str, tmp_path: Path) -> None:
     address = {
         "tcp": f"tcp://127.0.0.1:{free_port()}",
         "ipc": f"ipc://{tmp_path}/socket",
         "inproc": "inproc://restarting",
-    }[scheme]
+    }.get(scheme, f"{scheme}://127.0.0.1:{free_port()}")
+    secure = scheme in ("wss", "tls+tcp")
     with Socket(QUICKLY) as client:
         for round in range(5):
             with Socket() as server:
-                server.listen(address)
+                server.listen(address, listen_options() if secure else None)
                 if not client.dialers:
-                    client.dial(address)
+                    client.dial(address, dial_options() if secure else None)
                 client.wait_pipes(1, timeout=5)
                 client.send(b"%d" % round, timeout=5)
                 assert server.recv(timeout=5) == b"%d" % round
