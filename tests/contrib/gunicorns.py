@@ -19,7 +19,7 @@ from websockets.frames import Opcode
 from gmultisocket import Message
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import Decoder, encode
-from tests.certificates import client_context
+from tests.certificates import authority
 from tests.transport.wspeers import RawPeer, frame, request
 
 __all__ = ["PATIENCE", "Gunicorn", "Peer", "running", "say", "standing_still"]
@@ -40,7 +40,7 @@ class Peer(RawPeer):
         super().__init__(address, timeout=20)
         if address.startswith("wss:"):
             context = gssl.SSLContext(gssl.PROTOCOL_TLS_CLIENT)
-            context.load_verify_locations(cadata=_authority())
+            authority().configure_trust(context)
             self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
 
     def upgrade(self, early: bytes = b"") -> None:
@@ -70,11 +70,6 @@ class Peer(RawPeer):
         self.send(frame(Opcode.CLOSE, code.to_bytes(2, "big")))
         assert self.read_rest() == b""
         return int(code)
-
-
-def _authority() -> str:
-    (der,) = client_context().get_ca_certs(binary_form=True)
-    return gssl.DER_cert_to_PEM_cert(der)
 
 
 def say(content: bytes) -> bytes:

@@ -1,16 +1,14 @@
-"""Pipes inside of gevent.pywsgi, plain and with TLS, and what a mount does where it cannot work."""
+"""What a mount does with requests and pipes, inside of gevent.pywsgi, plain and with TLS."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
-from gevent import monkey
 from gevent import socket as gsocket
 from gevent import ssl as gssl
 from gevent.event import Event
@@ -25,6 +23,7 @@ from gmultisocket.errors import ForkedSocketError, UnknownOption
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import Decoder, encode
 from tests.certificates import authority, dial_options, server_certificate
+from tests.contrib.environs import call, gunicorn
 from tests.transport.wspeers import RawPeer, frame, request, upgraded
 
 HELLO = encode(Message(content=b"hello"))
@@ -68,14 +67,14 @@ class Served:
 
 
 @contextmanager
-def serving(mounted: Mount, tls: bool = False, errors: bool = False) -> Iterator[Served]:
+def serving(mounted: Mount, tls: bool = False) -> Iterator[Served]:
     """Serve, and check that the server has nothing to complain of."""
     served = Served(mounted, tls)
     try:
         yield served
     finally:
         served.server.stop(timeout=5)
-    assert errors or served.errors.getvalue() == ""
+    assert served.errors.getvalue() == ""
 
 
 @pytest.fixture
@@ -330,24 +329,6 @@ def test_a_wrong_option_is_wrong_at_once(sock: Socket) -> None:
         mount(sock, options={"transport.ws.nothing": 1})
 
 
-def test_behind_a_unix_socket_nobody_has_a_made_up_address(sock: Socket, tmp_path: Path) -> None:
-    file = tmp_path / "wsgi"
-    with gsocket.socket(gsocket.AF_UNIX) as listening, gsocket.socket(gsocket.AF_UNIX) as peer:
-        listening.bind(str(file))
-        listening.listen()
-        server = WSGIServer(listening, mount(sock), log=None, error_log=None)
-        server.start()
-        try:
-            peer.connect(str(file))
-            peer.sendall(request("/ws"))
-            sock.wait_pipes(1, timeout=5)
-            (pipe,) = sock.pipes.values()
-            assert (pipe.peer_address, pipe.local_address) == ("ws://?", "ws://?/ws")
-        finally:
-            server.stop(timeout=0)
-            file.unlink()
-
-
 def test_many_clients_exchange_messages_both_ways(sock: Socket) -> None:
     def client(number: int) -> bytes:
         with Socket() as client:
@@ -365,62 +346,6 @@ def test_many_clients_exchange_messages_both_ways(sock: Socket) -> None:
         assert [each.get(timeout=20) for each in clients] == [b"re: %d" % number for number in range(100)]
         sock.close()
         answering.join()
-
-
-# Where it cannot work
-
-
-def call(mounted: Mount, **changes: Any) -> tuple[int, bytes]:
-    """Call the application as a server does, and return status and body."""
-    told: list[str] = []
-    environ = {
-        "REQUEST_METHOD": "GET", "PATH_INFO": "/ws", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1",
-        "HTTP_HOST": "x", "HTTP_UPGRADE": "websocket", "HTTP_CONNECTION": "Upgrade", "HTTP_SEC_WEBSOCKET_VERSION": "13",
-        "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==", "HTTP_SEC_WEBSOCKET_PROTOCOL": "multisocket.binary",
-        "wsgi.input": io.BytesIO(),
-    } | changes  # fmt: skip
-    body = b"".join(mounted(environ, lambda status, headers: told.append(status)))
-    return int(told[0][:3]), body
-
-
-def gunicorn(sock: Any) -> dict[str, Any]:
-    """Return what gunicorn says beside: its gevent worker."""
-    return {"gunicorn.socket": sock, "wsgi.multithread": True, "SERVER_SOFTWARE": "gunicorn/99.0"}
-
-
-def test_a_server_without_a_gevent_socket_is_told_so(sock: Socket) -> None:
-    status, body = call(mount(sock))
-    assert status == 501 and b"gevent" in body
-    with monkey.get_original("socket", "socket")() as blocking, gsocket.socket() as one:
-        # The sync worker of an application that has patched everything still serves one request at a time.
-        for says in (gunicorn(blocking), gunicorn(one) | {"wsgi.multithread": False}):
-            status, body = call(mount(sock), **says)
-            assert status == 501 and b"gthread" in body
-    assert not sock.listeners
-
-
-class Unreader:
-    """Where a gunicorn before version 27 keeps what it has read ahead."""
-
-    def __init__(self, data: bytes) -> None:
-        self.unreader = self.reader = self
-        self.buf = io.BytesIO()
-        self.buf.write(data)
-
-
-def test_an_older_gunicorn_is_passed_by_and_what_it_has_read_is_kept(sock: Socket) -> None:
-    mine, theirs = gsocket.socketpair()
-    body = Unreader(frame(Opcode.BINARY, HELLO))
-    with mine, theirs:
-        says = gunicorn(mine) | {"SERVER_SOFTWARE": "gunicorn/26.0.0", "wsgi.input": body}
-        serving = gevent.spawn(call, mount(sock), **says)
-        assert sock.recv(timeout=5) == b"hello"
-        assert body.buf.getvalue() == b""
-        head = theirs.recv(4096)
-        assert head.startswith(b"HTTP/1.1 101 ") and b"chunked" not in head
-        sock.close(linger=0)
-        with pytest.raises(StopIteration):
-            serving.get(timeout=5)
 
 
 def test_http_2_is_not_upgraded(sock: Socket) -> None:
@@ -441,19 +366,6 @@ def test_a_closed_socket_takes_nobody_in() -> None:
     sock.close()
     with gsocket.socket() as one:
         assert call(mount(sock), **gunicorn(one))[0] == 503
-
-
-def test_a_middleware_that_loses_write_is_named_or_passed_by(sock: Socket) -> None:
-    mounted = mount(sock)
-    mine, theirs = gsocket.socketpair()
-    with mine, theirs, mine.makefile("rb") as file:
-        with pytest.raises(RuntimeError, match="middleware has lost"):
-            call(mounted, **{"wsgi.input": file})
-        # gunicorn knows how to be passed by.
-        theirs.shutdown(gsocket.SHUT_WR)
-        with pytest.raises(StopIteration):
-            call(mounted, **gunicorn(mine))
-        assert theirs.recv(4096).startswith(b"HTTP/1.1 101 ")
 
 
 def test_what_a_mounted_pipe_sends_is_what_a_listeners_sends(sock: Socket) -> None:
