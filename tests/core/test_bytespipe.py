@@ -13,18 +13,14 @@ from gevent import socket as gsocket
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmultisocket import Message, Pipe, Socket
+from gmultisocket import Message, Socket
 from gmultisocket.errors import MessageDropped, Timeout
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, Decoder, encode, pack_id
 from tests.addresses import plain_connection, plain_listener
+from tests.peers import only_pipe
 
 RESET = struct.pack("ii", 1, 0)
-
-
-def only_pipe(sock: Socket) -> Pipe:
-    (pipe,) = sock.pipes.values()
-    return pipe
 
 
 def frame(content: bytes, flags: int = TO_ONE, ttl: int = 16, source: bytes = b"", destination: bytes = b"") -> bytes:

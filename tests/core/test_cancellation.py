@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmultisocket import Message, Pipe, Socket
+from gmultisocket import Message, Socket
 from gmultisocket.errors import Timeout
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import Decoder
 from tests.addresses import plain_connection
+from tests.peers import only_pipe
 
 
 @pytest.fixture
@@ -26,11 +27,6 @@ def two(address: str) -> Iterator[tuple[Socket, Socket]]:
         client.dial(server.listen(address).address)
         server.wait_pipes(timeout=5)
         yield server, client
-
-
-def only_pipe(sock: Socket) -> Pipe:
-    (pipe,) = sock.pipes.values()
-    return pipe
 
 
 def interrupted(call: Callable[[], object], rng: random.Random) -> bool:

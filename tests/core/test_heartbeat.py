@@ -9,10 +9,11 @@ import gevent
 import pytest
 from gevent import socket as gsocket
 
-from gmultisocket import Message, Pipe, Socket
+from gmultisocket import Message, Socket
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import INTERNAL, Decoder, encode
 from tests.addresses import plain_connection
+from tests.peers import only_pipe
 
 TCP = "tcp://127.0.0.1:0"
 INTERVAL = 0.02
@@ -22,11 +23,6 @@ CLOSE, PING, PONG = b"\0", b"\1", b"\2"
 
 def internal(content: bytes) -> bytes:
     return encode(Message(INTERNAL, ttl=1, content=content))
-
-
-def only_pipe(sock: Socket) -> Pipe:
-    (pipe,) = sock.pipes.values()
-    return pipe
 
 
 def some_intervals(count: int = 8) -> None:

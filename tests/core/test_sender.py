@@ -12,7 +12,7 @@ import pytest
 from gevent import socket as gsocket
 from gevent.event import Event
 
-from gmultisocket import Message, Pipe, Socket
+from gmultisocket import Message, Socket
 from gmultisocket.errors import (
     BadMessage,
     BadPath,
@@ -27,20 +27,7 @@ from gmultisocket.errors import (
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, NO_SOURCE, RAW, TO_ALL, TO_DEST, TO_ONE, Decoder, pack_id
 from tests.addresses import plain_connection
-
-
-@pytest.fixture
-def two(address: str) -> Iterator[tuple[Socket, Socket]]:
-    """A server and a client that dialed it."""
-    with Socket() as server, Socket() as client:
-        client.dial(server.listen(address).address)
-        server.wait_pipes(timeout=5)
-        yield server, client
-
-
-def only_pipe(sock: Socket) -> Pipe:
-    (pipe,) = sock.pipes.values()
-    return pipe
+from tests.peers import only_pipe
 
 
 def drain(sock: Socket, quiet: float = 0.05) -> list[bytes]:

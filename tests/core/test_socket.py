@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import gevent
 import pytest
 
-from gmultisocket import Address, Dialer, Listener, Message, Pipe, Socket, options
+from gmultisocket import Address, Dialer, Listener, Message, Socket, options
 from gmultisocket.errors import (
     AddressError,
     AddressInUse,
@@ -25,20 +24,7 @@ from gmultisocket.testing import wait_until
 from gmultisocket.wire import encode
 from tests.addresses import STREAMS, TRANSPORTS, plain_connection
 from tests.oracle import descriptors
-
-
-@pytest.fixture
-def two(address: str) -> Iterator[tuple[Socket, Socket]]:
-    """A server and a client that dialed it."""
-    with Socket() as server, Socket() as client:
-        client.dial(server.listen(address).address)
-        server.wait_pipes(timeout=5)
-        yield server, client
-
-
-def only_pipe(sock: Socket) -> Pipe:
-    (pipe,) = sock.pipes.values()
-    return pipe
+from tests.peers import only_pipe
 
 
 def real_address(address: str, listener: Listener) -> Address:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -46,15 +46,6 @@ class Thread:
 
 def in_thread(call: Callable[[], object]) -> None:
     Thread(call).join()
-
-
-@pytest.fixture
-def two(address: str) -> Iterator[tuple[Socket, Socket]]:
-    """A server and a client that dialed it."""
-    with Socket() as server, Socket() as client:
-        client.dial(server.listen(address).address)
-        server.wait_pipes(timeout=5)
-        yield server, client
 
 
 def test_a_thread_sends_through_the_handle(two: tuple[Socket, Socket]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from gevent import subprocess
 from websockets.frames import Opcode
 
-from gmultisocket import Message, Pipe, Socket
+from gmultisocket import Message, Socket
 from gmultisocket.address import Address
 from gmultisocket.errors import AddressError, AddressInUse, Closed, HandshakeFailed, RequestRefused, Timeout
 from gmultisocket.options import Options
@@ -24,6 +24,7 @@ from gmultisocket.transport.wshandshake import parse_request, read_head
 from gmultisocket.wire import RAW, Decoder, encode
 from tests.addresses import plain_listener
 from tests.certificates import TLS, dial_options, listen_options, write_authority
+from tests.peers import only_pipe
 from tests.transport.wspeers import RawPeer, frame, request, upgraded
 
 WS = "ws://127.0.0.1:0"
@@ -57,11 +58,6 @@ def server() -> Iterator[Socket]:
     with Socket() as sock:
         yield sock
         sock.close(linger=0)
-
-
-def only_pipe(sock: Socket) -> Pipe:
-    (pipe,) = sock.pipes.values()
-    return pipe
 
 
 def decoded(data: bytes) -> Message:
