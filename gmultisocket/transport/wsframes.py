@@ -194,8 +194,10 @@ class FrameCodec:
 
     def replies(self) -> bytes:
         """Return the pongs that are owed."""
+        if self._pings is None:
+            return b""
         pings, self._pings = self._pings, None
-        return b"".join([self._encode(PONG, payload) for payload in pings or ()])
+        return b"".join([self._encode(PONG, payload) for payload in pings])
 
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
         """Return a close frame, the first time; the answer to the peer's, if that has come."""
