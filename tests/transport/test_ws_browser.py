@@ -21,6 +21,7 @@ from gevent.pywsgi import WSGIServer
 from gevent.queue import Queue
 
 from gmultisocket import Socket
+from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
 from tests.certificates import listen_options
 from tests.faults.process import ROOT, needs
@@ -52,14 +53,18 @@ socket.onclose = ({code, reason, wasClean}) => report({code, reason, wasClean});
 class Site:
     """A web server with one page, which opens the ws address in its query and says what becomes of it.
 
+    Args:
+        mounted: a Socket that is reached at ``/ws`` of the same server.
+
     Attributes:
         port: where it serves.
         reports: what the pages have said.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mounted: Socket | None = None) -> None:
         self.reports: Queue[dict[str, Any]] = Queue()
-        self._server = WSGIServer(("127.0.0.1", 0), self._answer, log=None, error_log=None)
+        app = self._answer if mounted is None else mount(mounted, "/ws", self._answer)
+        self._server = WSGIServer(("127.0.0.1", 0), app, log=None, error_log=None)
         self._files = {"/": _PAGE, "/browser.js": (ROOT / "docs/browser.js").read_text()}
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
@@ -156,6 +161,21 @@ def test_a_page_of_the_same_host_needs_no_list() -> None:
             assert site.report() == {"opened": "multisocket.binary"}
             assert server.recv(timeout=PATIENCE) == b"hello from http://site.test"
         wait_until(lambda: not server.pipes)
+
+
+def test_a_page_and_its_socket_can_be_served_at_the_same_port() -> None:
+    with Socket() as server, Site(server) as site:
+        place = f"127.0.0.1:{site.port}"
+        with browsing(f"http://{place}/?ws://{place}/ws"):
+            assert site.report() == {"opened": "multisocket.binary"}
+            message = server.recv_msg(timeout=PATIENCE)
+            assert message.content == f"hello from http://{place}".encode()
+            server.send_to(message.source, b"hello yourself")
+            assert site.report() == {"received": "hello yourself"}
+            (pipe,) = server.pipes.values()
+            pipe.close()
+            goodbye = site.report()
+            assert (goodbye["code"], goodbye["wasClean"]) == (1000, True)
 
 
 def test_a_page_of_another_origin_is_refused() -> None:
