@@ -452,6 +452,48 @@ class Decoder:
                 raise
         return messages
 
+    def feed_packets(self, packets: list[bytes]) -> list[Fields]:
+        """Return the fields of the messages of packets, each of which holds one whole frame and nothing else.
+
+        For a transport that cuts the stream into packets itself; not to be mixed with :meth:`feed_fields`.
+
+        Raises:
+            ContentTooLong, BadMessage: as :meth:`feed_fields` does, and where a packet is not one frame.
+        """
+        if self.error is not None:
+            raise copy(self.error)
+        messages: list[Fields] = []
+        try:
+            self._take_packets(packets, messages)
+        except BadMessage as error:
+            self.error = copy(error)
+            if not messages:
+                raise
+        return messages
+
+    def _take_packets(self, packets: list[bytes], messages: list[Fields]) -> None:
+        append, unpack, local, pipe_id = messages.append, _unpack_header, self._local, self._pipe_id
+        limit = self.max_content or MAX_CONTENT
+        known = -1
+        for packet in packets:
+            if len(packet) < HEADER_SIZE:
+                raise BadMessage("a packet is not one whole message")
+            shape, length = unpack(packet)
+            if shape != known:
+                flags, ttl, source_end, destination_start, content_start = _layout(shape)
+                known = shape
+                if flags & _FLAGGED:
+                    self.flagged = True
+            if length > limit:
+                raise ContentTooLong(length, limit)
+            if content_start + length != len(packet):
+                raise BadMessage("a packet is not one whole message")
+            if content_start == HEADER_SIZE:
+                append((flags, ttl, local, b"", packet[HEADER_SIZE:], pipe_id))
+            else:
+                source = local + packet[HEADER_SIZE:source_end]
+                append((flags, ttl, source, packet[destination_start:content_start], packet[content_start:], pipe_id))
+
     def _take_frames(self, data: bytes, position: int, messages: list[Fields]) -> None:
         """Decode every frame that is complete, and keep what has come of the next."""
         append, unpack, local, pipe_id = messages.append, _unpack_header, self._local, self._pipe_id

@@ -238,6 +238,54 @@ def test_random_bytes_give_only_messages_or_the_documented_errors(parts: list[by
     assert feed_all(Decoder(PIPE_ID), one_by_one(stream)) == model(stream, PIPE_ID, 131072)
 
 
+# Packets
+
+
+@given(st.lists(sent_messages(), max_size=8))
+def test_packets_of_one_frame_each_give_what_their_stream_would(sent: list[Message]) -> None:
+    frames = [encode(message) for message in sent]
+    expected = Decoder(PIPE_ID, 0).feed_fields(b"".join(frames))
+    decoder = Decoder(PIPE_ID, 0)
+    assert decoder.feed_packets(frames) == expected
+    assert not decoder.pending and decoder.error is None
+
+
+@given(st.lists(sent_messages(), max_size=2), st.one_of(st.binary(max_size=300), near_frames))
+def test_a_packet_that_is_not_one_frame_ends_the_decoder_and_those_before_it_are_delivered(
+    sent: list[Message], packet: bytes
+) -> None:
+    model = Decoder(PIPE_ID, 200)
+    try:
+        good = len(model.feed_fields(packet)) == 1 and not model.pending and model.error is None
+    except BadMessage:
+        good = False
+    decoder = Decoder(PIPE_ID, 200)
+    before = [encode(message.replace(content=b"short")) for message in sent]
+    try:
+        found = len(decoder.feed_packets([*before, packet]))
+    except BadMessage:
+        found = 0
+    assert found == len(before) + good
+    assert (decoder.error is None) == good
+    if not good:
+        with pytest.raises(BadMessage):
+            decoder.feed_packets([])
+
+
+def test_the_flags_of_packets_are_marked_as_those_of_a_stream_are() -> None:
+    decoder = Decoder(PIPE_ID)
+    decoder.feed_packets([header(), header(CONTROL)])
+    assert not decoder.flagged
+    decoder.feed_packets([header(), header(RAW), header()])
+    assert decoder.flagged
+
+
+def test_two_frames_that_are_cut_elsewhere_than_their_packets_are_refused() -> None:
+    stream = header(length=3) + b"abc" + header(length=3) + b"abc"
+    with pytest.raises(BadMessage):
+        Decoder(PIPE_ID).feed_packets([stream[:15], stream[15:]])
+
+
 def test_a_content_of_many_chunks_is_put_together_in_order() -> None:
     content = random.Random(1).randbytes(1_000_003)
     stream = encode(Message(content=content, source=path(7))) + encode(Message(content=b"next"))

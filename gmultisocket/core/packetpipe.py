@@ -17,10 +17,19 @@ from .. import options as opts
 from ..errors import BadMessage, Closed, MultiSocketError
 from ..options import Option
 from ..transport import PacketCodec, PacketConnection
-from ..wire import RAW, SEND_TYPE_MASK, Fields, Message, encode_frame, encode_header
+from ..wire import (
+    RAW,
+    SEND_TYPE_MASK,
+    TO_ONE,
+    Fields,
+    Message,
+    encode_frame,
+    encode_header,
+    pack_bare_header,
+)
 from .bytespipe import LARGE, BytesPipe, LargeFrame
 from .framedpipe import FramedPipe
-from .pipe import Pipe, PipeState
+from .pipe import PipeState
 from .rawpipe import RawPipe
 
 if TYPE_CHECKING:
@@ -145,8 +154,12 @@ class PacketPipe(_Packets, FramedPipe):
         self._farewell = None
         self.fan_out_key = self._codec.key
 
-    # Not FramedPipe's, which knows what a frame looks like on the connection.
-    put_one = Pipe.put_one
+    def put_one(self, ttl: int, content: bytes) -> None:
+        if len(content) >= LARGE:
+            self.put(TO_ONE, ttl, b"", b"", content)
+            return
+        # What put() does, in one frame of the interpreter.
+        self._push(self._codec.wrap(pack_bare_header(TO_ONE, ttl, 0, len(content)) + content))
 
     def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & RAW:
@@ -178,11 +191,7 @@ class PacketPipe(_Packets, FramedPipe):
         messages: list[Fields] = []
         try:
             if self._codec.whole:
-                for packet in packets:
-                    fields = decoder.feed_fields(packet)
-                    if len(fields) != 1 or decoder.pending:
-                        raise BadMessage("a packet is not one whole message")
-                    messages += fields
+                messages = decoder.feed_packets(packets)
             else:
                 messages = decoder.feed_fields(b"".join(packets))
         except BadMessage as error:
