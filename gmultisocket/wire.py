@@ -293,8 +293,8 @@ def _misfit(flags: int, ttl: int, length: int) -> MultiSocketError:
 # Receiving
 
 
-def receive(message: Message, pipe_id: int, local: bytes) -> Message:
-    """Return a message that a peer in this process handed over, as its receiver sees it.
+def receive(message: Fields, pipe_id: int, local: bytes) -> Fields:
+    """Return the fields of a message that a peer in this process handed over, as its receiver sees them.
 
     Does what :class:`Decoder` does to a frame. The length of the content is for the pipe to check.
 
@@ -310,7 +310,7 @@ def receive(message: Message, pipe_id: int, local: bytes) -> Message:
     _check_bounds(flags, ttl, len(source) // _ID_SIZE, len(destination) // _ID_SIZE)
     if destination and flags & SEND_TYPE_MASK == TO_DEST:
         destination = destination[_ID_SIZE:]
-    return _new(Message, (flags, ttl - 1, local + source, destination, content, pipe_id))
+    return flags, ttl - 1, local + source, destination, content, pipe_id
 
 
 def _check_bounds(flags: int, ttl: int, hops: int, distance: int) -> None:

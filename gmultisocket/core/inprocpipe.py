@@ -68,6 +68,9 @@ class InprocPipe(Pipe):
         elif held and limit and len(held) + 1 < self._sender.plain_limit:
             held.append((TO_ONE, ttl - 1, peer.path, b"", content, peer.id))
             self._bytes_queued += size
+        elif limit and receiver.bringers and self._sender.plain_limit:
+            # Others wait for room there.
+            self._hold((TO_ONE, ttl - 1, peer.path, b"", content, peer.id))
         else:
             self.put(TO_ONE, ttl, b"", b"", content)
 
@@ -75,11 +78,13 @@ class InprocPipe(Pipe):
         if flags & (INTERNAL | RAW):
             self.drop("flags")
             return
-        message = Message(flags, ttl, source, destination, content, 0)
+        message: Fields = (flags, ttl, source, destination, content, 0)
         peer = self._peer
         if peer is not None:
             try:
-                message = self._as_received(peer, message)
+                if len(content) > peer._longest:
+                    raise ContentTooLong(len(content), peer._longest)
+                message = receive(message, peer.id, peer.path)
             except BadMessage as error:
                 self._refused(error)
                 return
@@ -92,17 +97,6 @@ class InprocPipe(Pipe):
                 self._sender.spend(64, 0)
         if not self._sender.queue_limit:
             self.limits_changed()
-
-    def _as_received(self, peer: InprocPipe, message: Message) -> Message:
-        """Return a message as the peer receives it.
-
-        Raises:
-            BadMessage: it would have to close the pipe.
-        """
-        size = len(message.content)
-        if size > peer._longest:
-            raise ContentTooLong(size, peer._longest)
-        return receive(message, peer.id, peer.path)
 
     def _refused(self, error: MultiSocketError) -> None:
         self.drop("refused")
@@ -136,9 +130,18 @@ class InprocPipe(Pipe):
         if peer is None or self.state is not PipeState.OPEN:
             return
         queue = self._queue
-        if queue:
+        receiver = peer._receiver
+        if queue and len(queue) == 1 and len(receiver.queue) < receiver.plain_limit:
+            # As below, for the usual case of many pipes that wait with one message each.
+            receiver.queue.append(queue.popleft())
+            self.messages_sent += 1
+            self.bytes_sent += self._bytes_queued
+            self._bytes_queued = 0
+            if receiver.receivers:
+                receiver.arrivals.wake()
+        elif queue:
             held = list(queue)
-            rest = peer._receiver.take(held, in_turn=True)
+            rest = receiver.take(held, in_turn=True)
             queue.clear()
             queue.extend(rest)
             left = sum(len(message[4]) for message in rest)

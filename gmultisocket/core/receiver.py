@@ -125,7 +125,7 @@ class Receiver:
 
     def _wait(self, timeout: float | None) -> None:
         """Block until it is this greenlet's turn to take a message. Nothing is taken here."""
-        deadline = Deadline(timeout)
+        deadline = None if timeout is None else Deadline(timeout)
         self._spent += 1
         if self._spent > self._budget:
             # A receiver that always finds a message, or polls for one, must not keep the loop from the others.
@@ -137,7 +137,7 @@ class Receiver:
                 raise NotSupported("receiving", "the socket has socket.no_recv set")
             if self.closed and not self.queue:
                 raise Closed("socket", self._reason)
-            left = deadline.left()
+            left = None if deadline is None else deadline.left()
             if not self.limit and self.bringers:
                 # Unbuffered: somebody may bring a message now that one is waited for, and be it for a turn of the loop.
                 self.room.wake()
