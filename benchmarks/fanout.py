@@ -29,10 +29,11 @@ def rows() -> list[Row]:
         "fanout-single", "fan-out of {size} to 1,000 tcp peers, one publish at a time", "deliveries/s", True,
         [Entry(name, partial(_rate, name, 1, 0), name) for name in all_libraries],
         [Figure("gmultisocket", "gevent", at_least=0.85)],
+        repeats=3,
     )  # fmt: skip
     burst = Row(
         "fanout-burst", "fan-out of {size} to 1,000 tcp peers, bursts of 100", "deliveries/s", True,
-        [Entry(name, partial(_rate, name, _BURST, 0), name) for name in all_libraries],
+        [Entry(name, partial(_rate, name, _BURST, 0), name) for name in (*all_libraries, "gmultisocket, queue of 64")],
         [Figure("gmultisocket", "gevent", at_least=0.6), Figure("gmultisocket", "pyzmq", at_least=1)],
     )  # fmt: skip
     stuck = Row(
@@ -52,7 +53,7 @@ def _many() -> Row:
     ]
     figure = Figure("gmultisocket, 10,000 peers", "gmultisocket, 1,000 peers", at_most=1.3)
     title = "a delivery of {size} at 10,000 tcp peers, one publish at a time"
-    return Row("fanout-10000", title, "µs", False, entries, [figure], seconds=60)
+    return Row("fanout-10000", title, "µs", False, entries, [figure], repeats=3, seconds=60)
 
 
 def _ws() -> Row:

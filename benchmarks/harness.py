@@ -136,7 +136,7 @@ class Row:
     entries: Sequence[Entry]
     figures: Sequence[Figure] = ()
     repeats: int = 5
-    seconds: float = 20.0
+    seconds: float = 10.0
 
 
 @dataclass

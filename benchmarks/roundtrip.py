@@ -46,7 +46,7 @@ def _ws() -> Row:
 
 
 def _run(contestant: str, transport: str, scale: Scale) -> Outcome:
-    count = scale.count(5000, 100)
+    count = scale.count(3000, 100)
     with address_of(transport) as address, started(scale) as start:
         server = start("roundtrip:serve", contestant=contestant, address=address, count=count + _WARM_UP)
         client = start("roundtrip:ask", contestant=contestant, count=count)

@@ -13,7 +13,6 @@ user names and passwords in silence; here they are refused, and never repeated i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from .errors import AddressError
@@ -40,9 +39,10 @@ class Connectable(Protocol[DialT, ListenT]):
         """Take connections at the address."""
 
 
-@dataclass(frozen=True, slots=True)
 class Address:
-    """An address, taken apart. Made by :meth:`parse`.
+    """An address, taken apart. Made by :meth:`parse`, and not to be changed: :meth:`replaced` makes others of it.
+
+    Addresses are equal when they mean the same, however they are written.
 
     Attributes:
         scheme: the transport's name, in lower case: ``"tcp"``.
@@ -52,15 +52,30 @@ class Address:
         text: the whole address as it was written.
     """
 
-    scheme: str
-    location: str
-    connect_type: str = ""
-    options: dict[str, Any] = field(default_factory=dict, hash=False)
-    text: str = field(default="", compare=False)
+    __slots__ = ("connect_type", "location", "options", "scheme", "text")
 
-    def __post_init__(self) -> None:
-        if not self.text:
-            object.__setattr__(self, "text", self.bare)
+    def __init__(
+        self, scheme: str, location: str, connect_type: str = "", options: OptionValues | None = None, text: str = ""
+    ) -> None:
+        self.scheme = scheme
+        self.location = location
+        self.connect_type = connect_type
+        self.options: dict[str, Any] = dict(options or {})
+        self.text = text or self.bare
+
+    def __repr__(self) -> str:
+        return f"Address({self.text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Address):
+            return NotImplemented
+        return self._meaning() == other._meaning() and self.options == other.options
+
+    def __hash__(self) -> int:
+        return hash(self._meaning())
+
+    def _meaning(self) -> tuple[str, str, str]:
+        return self.scheme, self.location, self.connect_type
 
     def __str__(self) -> str:
         return self.text
@@ -93,7 +108,11 @@ class Address:
     def with_location(self, location: str) -> Address:
         """Return this address with another location: the one that a listener got, once it has a real port."""
         rest = self.text[len(self.bare) :]
-        return replace(self, location=location, text=f"{self.scheme}://{location}{rest}")
+        return self.replaced(self.scheme, location, f"{self.scheme}://{location}{rest}")
+
+    def replaced(self, scheme: str, location: str, text: str = "") -> Address:
+        """Return an address elsewhere with the connect type and options of this one."""
+        return Address(scheme, location, self.connect_type, self.options, text)
 
     def merged(self, options: OptionValues | None = None) -> dict[str, Any]:
         """Return the options of this address by name, overridden by ``options``.

@@ -22,6 +22,7 @@ class _Place(NamedTuple):
 
 CONTESTANTS = {
     "gmultisocket": _Place("ours", "gmultisocket"),
+    "gmultisocket, queue of 64": _Place("short_queue", "gmultisocket"),
     "gmultisocket in gunicorn": _Place("ours", "gunicorn"),
     "pyzmq": _Place("pyzmq", "zmq"),
     "pyzmq, no limit": _Place("unlimited", "zmq"),

@@ -1,4 +1,4 @@
-"""gmultisocket, with the options that it comes with."""
+"""gmultisocket, with the options that it comes with; but fan-outs have a longer queue, as the others have there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from gmultisocket import Socket
 
-from .base import Contestant, query_to_dial
+from .base import FAN_OUT, Contestant, query_to_dial
 
 __all__ = ["Adapter"]
 
@@ -18,6 +18,8 @@ _WS_HEADER = 2
 
 class Adapter(Contestant):
     green = True
+    #: How many messages may wait for each peer of a fan-out; the default is 64.
+    fan_out_queue = 1000
 
     def __init__(self) -> None:
         self.socket = Socket()
@@ -26,6 +28,8 @@ class Adapter(Contestant):
         self.publish = self.socket.send_all
 
     def listen(self, purpose: str, address: str) -> str:
+        if purpose == FAN_OUT:
+            self.socket.set_option("socket.send_queue_size", self.fan_out_queue)
         scheme = address.partition("://")[0]
         self.handshake = {"ws": "ws", "tls+tcp": "tls"}.get(scheme, "")
         return self.socket.listen(address).address + query_to_dial(address)

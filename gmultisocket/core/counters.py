@@ -5,12 +5,11 @@ Counting is done in plain attributes where messages pass; this module only holds
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 __all__ = ["Counters"]
 
+_TOTALS = ("messages_sent", "bytes_sent", "messages_received", "bytes_received")
 
-@dataclass(slots=True)
+
 class Counters:
     """Totals since a pipe or socket was made.
 
@@ -25,11 +24,33 @@ class Counters:
             ``"flags"`` (not for a raw pipe), ``"ttl"``.
     """
 
-    messages_sent: int = 0
-    bytes_sent: int = 0
-    messages_received: int = 0
-    bytes_received: int = 0
-    drops: dict[str, int] = field(default_factory=dict)
+    __slots__ = ("bytes_received", "bytes_sent", "drops", "messages_received", "messages_sent")
+
+    def __init__(
+        self,
+        messages_sent: int = 0,
+        bytes_sent: int = 0,
+        messages_received: int = 0,
+        bytes_received: int = 0,
+        drops: dict[str, int] | None = None,
+    ) -> None:
+        self.messages_sent = messages_sent
+        self.bytes_sent = bytes_sent
+        self.messages_received = messages_received
+        self.bytes_received = bytes_received
+        self.drops = {} if drops is None else drops
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_TOTALS, "drops"))
+        return f"Counters({values})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Counters):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    # Its values change.
+    __hash__ = None  # type: ignore[assignment]
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count lost messages under a reason."""
@@ -38,9 +59,7 @@ class Counters:
 
     def add(self, other: Counters) -> None:
         """Add another's totals to these."""
-        self.messages_sent += other.messages_sent
-        self.bytes_sent += other.bytes_sent
-        self.messages_received += other.messages_received
-        self.bytes_received += other.bytes_received
+        for name in _TOTALS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.drops.items():
             self.drop(reason, count)

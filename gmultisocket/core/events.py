@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gevent import Greenlet, Timeout, getcurrent
 
@@ -24,8 +23,7 @@ __all__ = ["PipeCallback", "PipeEvent", "PipeEvents", "Teller"]
 logger = logging.getLogger("gmultisocket.socket")
 
 
-@dataclass(frozen=True, slots=True)
-class PipeEvent:
+class PipeEvent(NamedTuple):
     """A pipe came or went.
 
     Attributes:

@@ -9,7 +9,6 @@ gives ids out again.)
 from __future__ import annotations
 
 import os
-from hashlib import blake2b
 
 __all__ = ["next_pipe_id", "was_pipe_id"]
 
@@ -20,6 +19,9 @@ _ROUNDS = 4
 
 def _mix(value: int, turn: int, key: bytes) -> int:
     """Return bits that depend on one half of a number, to hide the other half with."""
+    # Importing it takes as long as a tenth of this library, and there may never be a pipe.
+    from hashlib import blake2b
+
     width = (_HIGH, _LOW)[turn % 2]
     digest = blake2b(value.to_bytes(2, "big"), digest_size=4, key=key, salt=bytes([turn])).digest()
     return int.from_bytes(digest, "big") & ((1 << width) - 1)

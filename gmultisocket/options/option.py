@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from ..errors import BadOptionValue, OptionError, UnknownOption
@@ -34,9 +33,8 @@ _UNITS = {"us": (1, 10**6), "µs": (1, 10**6), "μs": (1, 10**6), "ns": (1, 10**
 _UNITS |= {"s": (1, 1), "m": (60, 1), "h": (3600, 1)}
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Option(Generic[T]):
-    """One declared option. Usable as a key wherever a name is. Made by :func:`define`.
+    """One declared option. Usable as a key wherever a name is. Made by :func:`define`, and not to be changed.
 
     Attributes:
         name: ``"socket.send_queue_size"``.
@@ -52,19 +50,32 @@ class Option(Generic[T]):
         parser: for a text form in addresses that is not the kind's own. Raises like ``checker``.
     """
 
-    name: str
-    kind: Kind
-    default: T
-    unit: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[str, ...] = ()
-    doc: str = ""
-    checker: Callable[[Any], T] | None = None
-    parser: Callable[[str], Any] | None = None
+    __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser", "unit")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "default", self.validate(self.default))
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        default: T,
+        *,
+        unit: str = "",
+        minimum: float | None = None,
+        maximum: float | None = None,
+        choices: tuple[str, ...] = (),
+        doc: str = "",
+        checker: Callable[[Any], T] | None = None,
+        parser: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.unit = unit
+        self.minimum = minimum
+        self.maximum = maximum
+        self.choices = choices
+        self.doc = doc
+        self.checker = checker
+        self.parser = parser
+        self.default = self.validate(default)
 
     def __str__(self) -> str:
         return self.name
@@ -240,7 +251,18 @@ def define(
         raise OptionError(f"option {name}: there is no kind {kind!r}")
     if not _NAME.fullmatch(name):
         raise OptionError(f"an option's name is snake_case with a dot, like transport.tcp.no_delay, not {name!r}")
-    option = Option(name, kind, default, unit, minimum, maximum, tuple(choices or ()), doc, checker, parser)
+    option = Option(
+        name,
+        kind,
+        default,
+        unit=unit,
+        minimum=minimum,
+        maximum=maximum,
+        choices=tuple(choices or ()),
+        doc=doc,
+        checker=checker,
+        parser=parser,
+    )
     if _by_go_name.setdefault(_fold(name), option) is not option:
         raise OptionError(f"option {name} is already defined")
     _by_name[name] = option

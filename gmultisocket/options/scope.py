@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
@@ -25,28 +24,37 @@ T = TypeVar("T")
 OptionValues = Mapping[Any, Any]
 
 
-@dataclass(slots=True, eq=False)
 class _Hook:
     """Something to call for one option."""
 
-    option: Option[Any]
-    changed: Callable[[Any, Any], object]
-    check: Callable[[Any], object] | None = None
+    __slots__ = ("changed", "check", "option")
+
+    def __init__(
+        self,
+        option: Option[Any],
+        changed: Callable[[Any, Any], object],
+        check: Callable[[Any], object] | None = None,
+    ) -> None:
+        self.option = option
+        self.changed = changed
+        self.check = check
 
     def of(self, option: Option[Any]) -> _Hook | None:
         return self if option is self.option else None
 
 
-@dataclass(slots=True, eq=False)
 class _Watch:
     """An object to be told of several options: one entry in its scope, as there may be very many such objects."""
 
-    target: Any
-    takes: Mapping[Option[Any], Callable[[Any, Any], object]]
+    __slots__ = ("_takes", "_target")
+
+    def __init__(self, target: Any, takes: Mapping[Option[Any], Callable[[Any, Any], object]]) -> None:
+        self._target = target
+        self._takes = takes
 
     def of(self, option: Option[Any]) -> _Hook | None:
-        take = self.takes.get(option)
-        return None if take is None else _Hook(option, lambda old, new: take(self.target, new))
+        take = self._takes.get(option)
+        return None if take is None else _Hook(option, lambda old, new: take(self._target, new))
 
 
 class Options:

@@ -21,7 +21,6 @@ import logging
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from gevent.event import Event
@@ -82,7 +81,7 @@ class WSDialer(TransportDialer):
         self._address = address
         self._options = options
         self._stream: StreamConnection | None = None
-        self._carrier = find(_CARRIERS[_kind(address)]).dialer(replace(address, location=authority), options)
+        self._carrier = find(_CARRIERS[_kind(address)]).dialer(address.replaced(address.scheme, authority), options)
 
     def connect(self) -> Connection:
         stream = self._carrier.connect()
@@ -146,7 +145,7 @@ class WSListener(TransportListener):
         self._carrier: TransportListener | None = None
         if not self._external:
             # A scheme says how the port is made: ws.rw shares one with ws.
-            below = replace(address, scheme=_kind(address), location=authority, text="")
+            below = address.replaced(_kind(address), authority)
             self._carrier = find(_CARRIERS[below.scheme]).listener(below, options)
         self._port: Port | None = None
         self._listens = False
@@ -166,7 +165,7 @@ class WSListener(TransportListener):
 
     def listen(self) -> None:
         if self._carrier is not None:
-            below = replace(self._address, scheme=_kind(self._address), location=self._location)
+            below = self._address.replaced(_kind(self._address), self._location)
             self._port = join_port(self, self._carrier, below, self.address, self._options)
             self._location = self._port.location
             if below.scheme == "ws":
