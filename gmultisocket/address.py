@@ -16,6 +16,7 @@ import re
 from typing import Any, Protocol, TypeVar
 
 from .errors import AddressError
+from .frozen import Frozen
 from .options import OptionValues, lookup
 
 __all__ = ["Address", "Connectable", "split_host_port"]
@@ -39,8 +40,8 @@ class Connectable(Protocol[DialT, ListenT]):
         """Take connections at the address."""
 
 
-class Address:
-    """An address, taken apart. Made by :meth:`parse`, and not to be changed: :meth:`replaced` makes others of it.
+class Address(Frozen):
+    """An address, taken apart. Made by :meth:`parse`; cannot be changed, but :meth:`replaced` makes others of it.
 
     Addresses are equal when they mean the same, however they are written.
 

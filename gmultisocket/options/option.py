@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from ..errors import BadOptionValue, OptionError, UnknownOption
+from ..frozen import Frozen
 
 __all__ = ["Kind", "Option", "define", "describe", "lookup", "parse_bool"]
 
@@ -33,8 +34,8 @@ _UNITS = {"us": (1, 10**6), "µs": (1, 10**6), "μs": (1, 10**6), "ns": (1, 10**
 _UNITS |= {"s": (1, 1), "m": (60, 1), "h": (3600, 1)}
 
 
-class Option(Generic[T]):
-    """One declared option. Usable as a key wherever a name is. Made by :func:`define`, and not to be changed.
+class Option(Frozen, Generic[T]):
+    """One declared option. Usable as a key wherever a name is. Made by :func:`define`; cannot be changed.
 
     Attributes:
         name: ``"socket.send_queue_size"``.
