@@ -117,12 +117,9 @@ def _sp(connection: socket.socket) -> socket.socket:
 def _ws(connection: socket.socket) -> socket.socket:
     connection.sendall(_WS_REQUEST)
     answer = b""
-    # Nobody publishes yet, so nothing comes behind it.
+    # Byte by byte: behind the answer to the last of all requests the first message may follow at once.
     while not answer.endswith(b"\r\n\r\n"):
-        data = connection.recv(4096)
-        if not data:
-            raise ConnectionError("the publisher hung up")
-        answer += data
+        answer += read(connection, 1)
     assert answer.startswith(b"HTTP/1.1 101 "), answer
     return connection
 

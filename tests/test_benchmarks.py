@@ -60,7 +60,7 @@ TINY = {
 @pytest.mark.parametrize(("row", "size"), TINY.items())
 def test_a_row_runs_and_its_json_has_the_measured_size(row: str, size: int) -> None:
     done = run(row, "--quick", "--only", "gmultisocket", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     (only,) = json.loads(done.stdout)["rows"]
     assert only["name"] == row
     for result in only["results"]:
@@ -72,7 +72,7 @@ def test_a_row_runs_and_its_json_has_the_measured_size(row: str, size: int) -> N
 
 def test_every_row_is_listed() -> None:
     done = run("--list")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert len(names) == len(set(names))
     assert {"oneway-tcp-65536", "roundtrip-tcp", "inproc-64", "fanout-10000", "memory-tcp", "import"} <= set(names)
@@ -87,7 +87,7 @@ def test_an_unknown_row_is_an_error() -> None:
 def test_the_tables_are_written_for_the_documentation(tmp_path: Path) -> None:
     path = tmp_path / "tables.rst"
     done = run("inproc-64", "--quick", "--only", "gmultisocket", "--rst", str(path))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "inproc one way, 64 B" in path.read_text()
 
 
