@@ -23,7 +23,6 @@ import logging
 
 from . import errors, options
 from .address import Address
-from .core.counters import Counters
 from .core.dialer import Dialer
 from .core.events import PipeEvent
 from .core.listener import Listener
@@ -31,6 +30,7 @@ from .core.negotiation import Negotiation
 from .core.pair import pair
 from .core.pipe import Pipe
 from .core.socket import Socket
+from .counters import Counters
 from .switch import Switch
 from .wire import Message
 

@@ -14,14 +14,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "gmultisocket"
 
 # Row by row as in docs/design.rst: what a module of the row may import of the library, its own row aside.
-FLOOR = {"errors", "frozen"}
-BELOW_TRANSPORT = FLOOR | {"options", "wire", "address"}
+FLOOR = {"counters", "errors", "frozen", "log", "state"}
+BELOW_TRANSPORT = FLOOR | {"options", "wire", "address", "loop"}
 BELOW_CORE = BELOW_TRANSPORT | {"transport"}
 BELOW_SOCKET_USERS = BELOW_CORE | {"core"}
 EVERYTHING = BELOW_SOCKET_USERS | {"switch", "protocol", "contrib", "testing", "cli", "gmultisocket"}
 MAY_IMPORT: dict[str, set[str]] = {
+    "counters": set(),
     "errors": set(),
     "frozen": set(),
+    "log": set(),
+    "state": set(),
+    "loop": FLOOR,
     "options": FLOOR,
     "wire": FLOOR,
     "address": FLOOR | {"options"},

@@ -16,6 +16,7 @@ from gevent.hub import Hub
 
 from .. import options as opts
 from ..address import Address
+from ..counters import Counters
 from ..errors import (
     Closed,
     ConnectionFailed,
@@ -27,12 +28,12 @@ from ..errors import (
     Timeout,
     snippet,
 )
+from ..loop.waiting import Deadline, WaitList
 from ..options import Options
 from ..transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer, find
 from ..transport.stream import describe_os_error
 from ..wire import Message
 from .bytespipe import BytesPipe
-from .counters import Counters
 from .dialer import Dialer
 from .endpoint import Endpoint
 from .events import PipeEvents, Teller
@@ -47,7 +48,6 @@ from .pipe import Pipe, PipeState
 from .rawpipe import RawPipe
 from .receiver import Receiver
 from .sender import Sender
-from .waiting import Deadline, WaitList
 
 __all__ = ["Connector", "time_limit"]
 

@@ -27,10 +27,10 @@ from gevent import Greenlet, GreenletExit, getcurrent
 from .. import options as opts
 from ..address import Address
 from ..errors import Closed, MultiSocketError, PipeRefused
+from ..loop.owner import check_thread
 from ..options import Options
 from ..transport import TransportDialer
 from .endpoint import Endpoint
-from .owner import check_thread
 
 if TYPE_CHECKING:
     from .connector import Connector

@@ -24,11 +24,11 @@ from gevent.lock import BoundedSemaphore
 from .. import options as opts
 from ..address import Address
 from ..errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused
+from ..loop.owner import check_thread
 from ..options import Options
 from ..transport import Connection, TransportListener
 from .bytespipe import BytesPipe
 from .endpoint import Endpoint
-from .owner import check_thread
 from .pipe import Pipe
 
 if TYPE_CHECKING:

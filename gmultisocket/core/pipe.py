@@ -23,13 +23,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import options as opts
+from ..counters import Counters
 from ..errors import MultiSocketError, snippet
+from ..loop.owner import check_thread
+from ..loop.waiting import WaitList
 from ..options import Option, Options
 from ..transport import Connection
 from ..wire import TO_ONE, Message, pack_id
-from .counters import Counters
-from .owner import check_thread
-from .waiting import WaitList
 
 if TYPE_CHECKING:
     from .connector import Connector

@@ -16,11 +16,11 @@ import gevent
 from gevent.hub import Hub
 
 from .. import options as opts
+from ..counters import Counters
 from ..errors import Closed, NotSupported, Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..options import Option, Options, follow
 from ..wire import Fields, Message
-from .counters import Counters
-from .waiting import Deadline, WaitList
 
 __all__ = ["Receiver"]
 

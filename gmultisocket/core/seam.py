@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Literal
 
+from ..loop import owner
 from ..wire import TO_ONE, Message
-from . import owner
 from .pipe import Pipe
 from .socket import Socket
 

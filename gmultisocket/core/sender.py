@@ -20,7 +20,9 @@ import gevent
 from gevent.hub import Hub
 
 from .. import options as opts
+from ..counters import Counters
 from ..errors import BadMessage, BrokenPath, Closed, MessageDropped, MessageTooLong, NoPeers, NotSupported, Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..options import Option, Options, follow
 from ..wire import (
     DEFAULT_TTL,
@@ -38,12 +40,10 @@ from ..wire import (
     first_id,
 )
 from .bytespipe import FLUSH_BYTES, BytesPipe
-from .counters import Counters
 from .fanout import FanOut
 from .framedpipe import FramedPipe
 from .pipe import Pipe, PipeState
 from .rotation import Rotation
-from .waiting import Deadline, WaitList
 
 __all__ = ["Sender", "as_content"]
 

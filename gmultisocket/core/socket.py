@@ -16,19 +16,19 @@ from gevent.event import Event
 
 from .. import options as opts
 from ..address import Address
+from ..counters import Counters
 from ..errors import AddressError, Closed
+from ..loop import owner
+from ..loop.waiting import Deadline
 from ..options import Option, Options, OptionValues
 from ..wire import Message
-from . import owner
 from .connector import Connector
-from .counters import Counters
 from .dialer import Dialer
 from .events import PipeCallback
 from .listener import Listener
 from .negotiation import Negotiator
 from .pipe import Pipe
 from .threadsafe import ThreadsafeSender
-from .waiting import Deadline
 
 __all__ = ["Socket", "live_sockets"]
 

@@ -17,8 +17,8 @@ import gevent
 from gevent import Greenlet
 
 from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError
+from ..loop import owner
 from ..wire import Message
-from . import owner
 from .sender import as_content
 
 if TYPE_CHECKING:

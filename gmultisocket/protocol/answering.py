@@ -18,8 +18,8 @@ import gevent
 from gevent import getcurrent
 from gevent.event import Event
 
-from ..core.waiting import Deadline
 from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout
+from ..loop.waiting import Deadline
 from ..options import OptionValues
 from ..wire import Message, first_id
 from .base import Protocol

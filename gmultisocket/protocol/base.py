@@ -28,15 +28,15 @@ from gevent.event import Event
 
 from .. import options as opts
 from ..address import Address
-from ..core.counters import Counters
 from ..core.dialer import Dialer
 from ..core.events import PipeCallback
 from ..core.listener import Listener
 from ..core.pipe import Pipe
 from ..core.seam import Seam
 from ..core.socket import Socket
-from ..core.waiting import Deadline
+from ..counters import Counters
 from ..errors import BadOptionValue, NotSupported, snippet
+from ..loop.waiting import Deadline
 from ..options import Options, OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 

@@ -17,8 +17,8 @@ import gevent
 
 from ..core.pipe import Pipe, PipeState
 from ..core.seam import Seam
-from ..core.waiting import Deadline
 from ..errors import StreamClosed, StreamReset, Timeout
+from ..loop.waiting import Deadline
 from .link import PIECE, Link, LinkState
 
 __all__ = ["Connection"]

@@ -31,8 +31,8 @@ from gevent.hub import Hub
 
 from ..core.pipe import Pipe
 from ..core.seam import Seam
-from ..core.waiting import Deadline, WaitList
 from ..errors import MultiSocketError, StreamReset, Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..wire import CONTROL, TO_DEST, Message
 from .bytequeue import ByteQueue
 from .outbox import Outbox

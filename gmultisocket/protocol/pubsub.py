@@ -34,8 +34,8 @@ from gevent import Greenlet, get_hub
 from .. import options as opts
 from ..core.pipe import Pipe
 from ..core.sender import as_content
-from ..core.waiting import Deadline, WaitList
 from ..errors import BadTopic, Closed, Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..options import Option, OptionValues, follow
 from ..wire import SEND_TYPE_MASK, Message
 from .base import Protocol

@@ -25,8 +25,8 @@ from typing import Literal
 from gevent import get_hub
 
 from ..core.pipe import Pipe
-from ..core.waiting import Deadline, WaitList
 from ..errors import Closed, PeerGone, Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 from .answering import Answerer, Handler, Question

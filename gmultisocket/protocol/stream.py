@@ -33,8 +33,8 @@ from ..core.dialer import Dialer
 from ..core.ids import next_pipe_id
 from ..core.listener import Listener
 from ..core.pipe import Pipe
-from ..core.waiting import Deadline, WaitList
 from ..errors import Closed, ConnectionRefused, ForkedSocketError, NotSupported, PeerGone, StreamReset, Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message, pack_id
 from .base import Protocol

@@ -17,8 +17,8 @@ from weakref import WeakValueDictionary
 
 from gevent import get_hub
 
-from ..core.waiting import Deadline, WaitList
 from ..errors import Timeout
+from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 from .answering import Answerer, Handler, Question

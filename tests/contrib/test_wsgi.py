@@ -18,8 +18,8 @@ from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
 from gmultisocket.contrib.wsgi import Mount, mount, mounts
-from gmultisocket.core import owner
 from gmultisocket.errors import ForkedSocketError, UnknownOption
+from gmultisocket.loop import owner
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import Decoder, encode
 from tests.certificates import authority, dial_options, server_certificate

@@ -7,8 +7,8 @@ import pytest
 from gevent.event import Event
 
 from gmultisocket import Socket
-from gmultisocket.core.waiting import Deadline
 from gmultisocket.errors import BadOptionValue, NotSupported
+from gmultisocket.loop.waiting import Deadline
 from gmultisocket.protocol import Protocol
 from gmultisocket.testing import wait_until
 

@@ -10,7 +10,7 @@ from gevent.event import Event
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmultisocket.core.waiting import Deadline, WaitList
+from gmultisocket.loop.waiting import Deadline, WaitList
 
 
 class Shop:

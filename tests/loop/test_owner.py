@@ -8,9 +8,9 @@ from gevent import get_hub
 from gevent.monkey import get_original
 
 from gmultisocket import Socket
-from gmultisocket.core import owner
 from gmultisocket.core.socket import live_sockets
 from gmultisocket.errors import ForkedSocketError, WrongThread
+from gmultisocket.loop import owner
 from gmultisocket.testing._fork import in_forked_child
 
 
