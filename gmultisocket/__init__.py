@@ -23,12 +23,12 @@ import logging
 
 from . import errors, options
 from .address import Address
-from .core.dialer import Dialer
-from .core.events import PipeEvent
-from .core.listener import Listener
-from .core.negotiation import Negotiation
+from .core.connecting.dialer import Dialer
+from .core.connecting.events import PipeEvent
+from .core.connecting.listener import Listener
+from .core.connecting.negotiation import Negotiation
 from .core.pair import pair
-from .core.pipe import Pipe
+from .core.pipes.pipe import Pipe
 from .core.socket import Socket
 from .counters import Counters
 from .switch import Switch

@@ -22,8 +22,8 @@ from weakref import WeakKeyDictionary
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
-from .core.ids import was_pipe_id
-from .core.pipe import Pipe
+from .core.pipes.ids import was_pipe_id
+from .core.pipes.pipe import Pipe
 from .core.socket import Socket
 from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError
 from .wire import Message

@@ -168,7 +168,7 @@ def test_no_tracked_file_names_a_machine_or_a_registry() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "rows"),
     [
-        ("wire.py", "from .core.pipe import Pipe", {"core"}),
+        ("wire.py", "from .core.pipes.pipe import Pipe", {"core"}),
         ("core/pipe.py", "from .. import errors, wire", {"errors", "wire"}),
         ("core/pipe.py", "from ..transport.base import Connection\nfrom .ids import next_id", {"transport", "core"}),
         ("core/pipe.py", "import gmultisocket.cli.demo, gevent", {"cli"}),

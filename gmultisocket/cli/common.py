@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from gevent.socket import wait_read
 
-from ..core.dialer import Dialer
-from ..core.listener import Listener
+from ..core.connecting.dialer import Dialer
+from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import MultiSocketError, OptionError
 from ..options import lookup

@@ -27,7 +27,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from .. import options as opts
-from ..core.listener import Listener
+from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
 from ..options import Options, OptionValues

@@ -1,18 +1,17 @@
-"""The Socket: a connector, a sender and a receiver under one roof.
+"""The Socket: what users call.
 
-This is the doorway between users and the parts. Each method checks who calls, hands over to the part whose business it
-is, and adds nothing: what blocks blocks there. What the methods promise is said here.
+Each method checks that the caller's thread and process are right, and calls the part that does the work: the sender,
+the receiver or the connector. What the methods promise is said here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import Greenlet, get_hub
-from gevent.event import Event
 
 from .. import options as opts
 from ..address import Address
@@ -21,14 +20,20 @@ from ..errors import AddressError, Closed
 from ..loop import owner
 from ..loop.waiting import Deadline
 from ..options import Option, Options, OptionValues
+from ..transport import find
 from ..wire import Message
-from .connector import Connector
-from .dialer import Dialer
-from .events import PipeCallback
-from .listener import Listener
-from .negotiation import Negotiator
-from .pipe import Pipe
+from .closing import Closing
+from .connecting.connector import Connector
+from .connecting.dialer import Dialer
+from .connecting.events import PipeCallback, in_callback
+from .connecting.listener import Listener
+from .connecting.negotiation import Negotiator
+from .pipes.pipe import Pipe
+from .protocolsocket import ProtocolSocket
 from .threadsafe import ThreadsafeSender
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["Socket", "live_sockets"]
 
@@ -42,12 +47,13 @@ class Socket:
     Any number of greenlets may call any method at the same time; calls are served in the order in which they came. A
     ``gevent.Timeout`` or a kill that ends a blocking call leaves the socket whole: no message is lost or half sent.
 
-    A socket belongs to the OS thread and the process that made it; from elsewhere every call raises
-    :class:`~gmultisocket.errors.WrongThread` or :class:`~gmultisocket.errors.ForkedSocketError`. It starts no greenlet
-    and opens no descriptor before the first ``dial`` or ``listen``.
+    A socket belongs to the OS thread and the process that made it. In another thread every call raises
+    :class:`~gmultisocket.errors.WrongThread`, in a forked process
+    :class:`~gmultisocket.errors.ForkedSocketError`. It starts no greenlet and opens no descriptor before the first
+    ``dial`` or ``listen``.
 
-    Wherever there is a ``timeout``, it is in seconds: None waits for ever, 0 does not wait, and when it runs out the
-    call raises :class:`~gmultisocket.errors.Timeout` and nothing is lost.
+    Every ``timeout`` is in seconds: None waits for ever, 0 does not wait. When it runs out, the call raises
+    :class:`~gmultisocket.errors.Timeout` and nothing is lost. Every ``content`` is a bytes-like object.
 
     Args:
         options: values by name or :class:`~gmultisocket.options.Option`, e.g. ``{"socket.no_recv": True}``.
@@ -57,18 +63,17 @@ class Socket:
 
     def __init__(self, options: OptionValues | None = None) -> None:
         hub = get_hub()
-        #: The socket's options. Dialers, listeners and pipes inherit what is not set on them.
+        #: The socket's options. Dialers, listeners and pipes inherit the values that are not set on them.
         self.options = Options(options)
         self._thread = _current_thread()
         self._connector = Connector(hub, self.options)
         self._sender = self._connector.sender
         self._receiver = self._connector.receiver
-        self._closing = False
-        self._closed: Event | None = None
+        self._closing = Closing()
         owner.register(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "closing" if self._closing else "open"
+        state = "closed" if self._closing.done else "closing" if self._closing.begun else "open"
         return f"<{type(self).__name__} {state} pipes={len(self._connector.pipes)}>"
 
     def __enter__(self) -> Socket:
@@ -86,8 +91,8 @@ class Socket:
     def dial(self, address: str | Address, options: OptionValues | None = None) -> Dialer:
         """Connect to an address, and connect again whenever the connection is lost.
 
-        Blocks until connected, unless ``connector.dialer.dial_async`` is set: then the dialer tries in the background
-        until it succeeds, from the first time on.
+        Blocks until connected. If ``connector.dialer.dial_async`` is set, returns at once, and the dialer tries in the
+        background until it succeeds.
 
         Args:
             address: e.g. ``"tcp://host:port"``; options may follow, ``"?transport.tcp.no_delay=false"``.
@@ -99,9 +104,20 @@ class Socket:
             PipeRefused: a negotiator said no, or ``connector.pipe_limit`` is reached.
         """
         self._check()
-        parsed = Address.parse(address)
-        _not("listen", parsed)
-        return self._connector.dial(parsed, Options(parsed.merged(options), parent=self.options))
+        parsed = _parse(address, "dial")
+        values = Options(parsed.merged(options), parent=self.options)
+        self._connector.check_open("dialing")
+        dialer = Dialer(self._connector, parsed, values, find(parsed.scheme, parsed).dialer(parsed, values))
+        self._connector.endpoints[dialer] = None
+        if values.get(opts.connector.dialer.dial_async):
+            dialer._dial_later()
+            return dialer
+        try:
+            dialer._dial_now()
+        except BaseException:
+            dialer.close()
+            raise
+        return dialer
 
     def listen(self, address: str | Address, options: OptionValues | None = None) -> Listener:
         """Accept connections at an address. Blocks only to look a host name up.
@@ -115,36 +131,44 @@ class Socket:
             AddressInUse, ConnectionFailed: the address could not be bound.
         """
         self._check()
-        parsed = Address.parse(address)
-        _not("dial", parsed)
-        return self._connector.listen(parsed, Options(parsed.merged(options), parent=self.options))
+        parsed = _parse(address, "listen")
+        values = Options(parsed.merged(options), parent=self.options)
+        self._connector.check_open("listening")
+        listener = Listener(self._connector, parsed, values, find(parsed.scheme, parsed).listener(parsed, values))
+        self._connector.endpoints[listener] = None
+        try:
+            listener._listen()
+        except BaseException:
+            listener.close()
+            raise
+        return listener
 
     def connect(self, address: str | Address, options: OptionValues | None = None) -> Dialer | Listener:
         """Dial or listen, as the address says: ``"tcp://host:port?name=value#dial"``. Blocks and raises as those do."""
         return Address.parse(address).connect(self, options)
 
     def stop_dial(self, address: str | Address) -> int:
-        """Close the dialers to an address; their pipes stay. Returns how many there were."""
+        """Close the dialers to an address, and return how many there were. Their pipes stay open."""
         self._check()
-        return _stop(self._connector.dialers, address)
+        return _close_at(self.dialers, address)
 
     def stop_listen(self, address: str | Address) -> int:
-        """Close the listeners at an address, given as it was or with the real port; their pipes stay.
+        """Close the listeners at an address, and return how many there were. Their pipes stay open.
 
-        Returns:
-            How many there were.
+        Args:
+            address: as it was given to :meth:`listen`, or with the real port.
         """
         self._check()
-        return _stop(self._connector.listeners, address)
+        return _close_at(self.listeners, address)
 
     def set_negotiator(self, negotiator: Negotiator | None) -> None:
-        """Have every new connection pass a negotiator, called as ``negotiator(negotiation)``, before it may be a pipe.
+        """Call ``negotiator(negotiation)`` for every new connection before it becomes a pipe.
 
-        It refuses by raising, e.g. by ``negotiation.refuse(reason)``, and may block, within
-        ``connector.pipe.negotiate_timeout``; other peers go on meanwhile. None lets everybody in again.
+        It refuses by raising, e.g. by ``negotiation.refuse(reason)``. It may block, within
+        ``connector.pipe.negotiate_timeout``; other peers are served meanwhile. None lets everybody in again.
         """
         self._check()
-        self._connector.negotiator = negotiator
+        self._connector.maker.negotiator = negotiator
 
     # Pipes
 
@@ -156,15 +180,15 @@ class Socket:
     @property
     def dialers(self) -> tuple[Dialer, ...]:
         """The dialers that are not closed."""
-        return tuple(self._connector.dialers)
+        return tuple(endpoint for endpoint in self._connector.endpoints if isinstance(endpoint, Dialer))
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """The listeners that are not closed."""
-        return tuple(self._connector.listeners)
+        return tuple(endpoint for endpoint in self._connector.endpoints if isinstance(endpoint, Listener))
 
     def close_pipe(self, pipe_id: int, reason: str = "closed by the user") -> bool:
-        """Close one pipe at once. Its dialer dials again. Returns False if no open pipe has the id."""
+        """Close one pipe at once. Its dialer dials again. Return False if no open pipe has the id."""
         self._check()
         pipe = self._connector.pipes.get(pipe_id)
         if pipe is None:
@@ -173,13 +197,15 @@ class Socket:
         return True
 
     def on_pipe(self, callback: PipeCallback) -> Callable[[], None]:
-        """Call ``callback(event)`` when a pipe comes (``event.kind == "add"``) or goes (``"remove"``, with the reason).
+        """Call ``callback(event)`` when a pipe is added (``event.kind == "add"``) or removed (``"remove"``).
+
+        ``event.reason`` is why it closed.
 
         Callbacks are called in the order of the events, one at a time, in a greenlet of their own; they may block, and
-        may close the socket. An error in one is logged and does not concern the others.
+        may close the socket. An error in one is logged and does not affect the others.
 
         Returns:
-            A callable that ends it.
+            A function that ends the calls.
         """
         self._check()
         return self._connector.events.subscribe(callback)
@@ -196,13 +222,13 @@ class Socket:
 
     # Sending
 
-    def send(self, content: bytes, timeout: float | None = None) -> None:
+    def send(self, content: Buffer, timeout: float | None = None) -> None:
         """Send to one peer, fairly chosen among those that can take a message.
 
         Blocks while there is none. A message whose pipe closes before it left goes to another peer.
 
         Raises:
-            Timeout: nobody could take it in time. It was not sent.
+            Timeout: no peer could take it in time. It was not sent.
             NoPeers: nobody is connected, and ``socket.fail_no_peers`` is set.
             MessageTooLong: it is over ``socket.max_send_content_length``.
             Closed: the socket is closed.
@@ -211,10 +237,11 @@ class Socket:
             raise owner.wrong_owner(self._thread)
         self._sender.send(content, timeout)
 
-    def send_all(self, content: bytes, timeout: float | None = None) -> int:
+    def send_all(self, content: Buffer, timeout: float | None = None) -> int:
         """Send to every peer that is connected now.
 
-        Blocks while a peer's queue is full, if ``socket.send_overflow`` is ``block``; the others have got it by then.
+        Blocks while a peer's queue is full, if ``socket.send_overflow`` is ``block``; the other peers have the message
+        by then.
 
         Returns:
             The number of pipes that it went to, 0 if there is none.
@@ -227,7 +254,7 @@ class Socket:
             raise owner.wrong_owner(self._thread)
         return self._sender.send_all(content, timeout)
 
-    def send_to(self, destination: bytes, content: bytes, timeout: float | None = None) -> None:
+    def send_to(self, destination: bytes, content: Buffer, timeout: float | None = None) -> None:
         """Send along a path, usually the ``source`` of a message that came from there.
 
         Blocks while the pipe's queue is full, if ``socket.send_overflow`` is ``block``.
@@ -255,23 +282,8 @@ class Socket:
             raise owner.wrong_owner(self._thread)
         return self._sender.send_msg(message, timeout)
 
-    def send_some(self, pipes: Iterable[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
-        """Send to all of some pipes, as :meth:`send_all` does to all of them; for protocols.
-
-        Args:
-            pipes: open pipes of this socket; those that have closed are passed over.
-            content: bytes-like.
-            timeout: see above.
-            flags: flags of the message, e.g. ``wire.CONTROL``.
-
-        Returns:
-            The number of pipes that it went to.
-        """
-        self._check()
-        return self._sender.send_some(pipes, content, timeout, flags)
-
     def threadsafe(self) -> ThreadsafeSender:
-        """Return a handle through which other OS threads may send. Made, and closed, in the socket's own thread."""
+        """Return a handle by which other OS threads may send. It is made, and closed, in the socket's own thread."""
         self._check()
         return ThreadsafeSender(self)
 
@@ -281,22 +293,22 @@ class Socket:
         """Return the content of the next message from any peer. Blocks until there is one.
 
         Raises:
-            Timeout: none came in time.
+            Timeout: none arrived in time.
             Closed: the socket is closed, and everything that had arrived was received.
             NotSupported: the socket has ``socket.no_recv`` set.
         """
         if _current_thread() != self._thread:
             raise owner.wrong_owner(self._thread)
-        return self._receiver.take_next(timeout)[4]
+        return self._receiver.next(timeout)[4]
 
     def recv_msg(self, timeout: float | None = None) -> Message:
         """Return the next message from any peer, with its ``source``. Blocks and raises as :meth:`recv` does."""
         if _current_thread() != self._thread:
             raise owner.wrong_owner(self._thread)
-        return _new(Message, self._receiver.take_next(timeout))
+        return _new(Message, self._receiver.next(timeout))
 
     def __iter__(self) -> Iterator[Message]:
-        """Iterate over messages as they come; ends when the socket closes."""
+        """Iterate over messages as they arrive; ends when the socket closes."""
         while True:
             try:
                 message = self.recv_msg()
@@ -307,7 +319,7 @@ class Socket:
     # Options and counters
 
     def set_option(self, option: str | Option[Any], value: Any) -> None:
-        """Set an option, for the socket and what belongs to it and has no value of its own.
+        """Set an option for the socket, and for its dialers, listeners and pipes that have no value of their own.
 
         Raises:
             UnknownOption, BadOptionValue: nothing changed.
@@ -316,22 +328,22 @@ class Socket:
         self.options.set(option, value)
 
     def get_option(self, option: str | Option[Any]) -> Any:
-        """Return an option's value in force."""
+        """Return the value of an option that is in force."""
         return self.options.get(option)
 
     @property
     def counters(self) -> Counters:
-        """What has been counted on this socket and all its pipes, open and closed."""
+        """What was counted on this socket and all its pipes, open and closed."""
         return self._connector.counters()
 
     @property
     def reconnects(self) -> int:
-        """How often the open dialers have found their peer again."""
-        return sum(dialer.reconnects for dialer in self._connector.dialers)
+        """How often the open dialers have connected again."""
+        return sum(dialer.reconnects for dialer in self.dialers)
 
     @property
     def queued(self) -> int:
-        """How many received messages nobody has taken yet."""
+        """How many messages have arrived and were not received yet."""
         return len(self._receiver.queue)
 
     # Closing
@@ -339,14 +351,15 @@ class Socket:
     @property
     def closed(self) -> bool:
         """Whether ``close()`` has done its work."""
-        return self._closing and (self._closed is None or self._closed.is_set())
+        return self._closing.done
 
     def close(self, linger: float | None = None) -> int:
-        """Close the socket: no more sending, then what is queued leaves, then everything is let go.
+        """Close the socket: refuse new messages to send, wait until queued ones have left, then close everything.
 
-        Blocks while queued messages leave, at most ``linger`` seconds, and until every greenlet, descriptor and socket
-        file of the socket is gone. What has arrived can still be received. May be called from anywhere, a pipe callback
-        or a greenlet that this very socket runs included, and more than once; a second call waits for the first.
+        Blocks at most ``linger`` seconds while queued messages leave, and until every greenlet, descriptor and socket
+        file of the socket is gone. Messages that have arrived can still be received. May be called from anywhere,
+        including a pipe callback or a greenlet of this very socket, and more than once; a second call waits for the
+        first.
 
         Args:
             linger: seconds; None for ``socket.send_stop_timeout``.
@@ -357,22 +370,21 @@ class Socket:
         if self._thread == owner.FORKED:
             return 0
         self._check()
-        if self._closing:
-            if self._closed is not None and not self._closed.is_set():
-                self._wait_closed()
+        if self._closing.begun:
+            if not in_callback():
+                self._closing.wait()
             return 0
         if linger is None:
             linger = self.options.get(opts.socket.send_stop_timeout)
         return self._close(Deadline(linger))
 
     def close_nowait(self, linger: float | None = None) -> Greenlet[..., Any]:
-        """Have a greenlet close the socket, and return it; for where nothing may block, such as signal handlers."""
+        """Close the socket in a greenlet, and return that. For code that may not block, such as signal handlers."""
         return gevent.spawn(self.close, linger)
 
     def _close(self, deadline: Deadline) -> int:
         connector = self._connector
-        self._closing = True
-        self._closed = Event()
+        self._closing.begin()
         lost_before = connector.lost()
         try:
             reason = "closed by close()"
@@ -382,38 +394,43 @@ class Socket:
             try:
                 connector.flush(deadline)
             finally:
-                # Whatever ended the flush, a kill included: nothing stays behind.
+                # Whatever ended the flush, even a kill: nothing stays open.
                 pipes = connector.close_pipes("the socket was closed", deadline)
-            for worker in [*stopped, *pipes]:
-                worker.join()
+            for endpoint in stopped:
+                endpoint._join()
+            for pipe in pipes:
+                pipe._join()
             connector.join()
-            # What was closed before this call may be waiting for the loop's next turn to be let go.
+            # Descriptors that were closed before this call are released in the next turn of the loop.
             gevent.sleep(0)
             return connector.lost() - lost_before
         finally:
             owner.unregister(self)
-            self._closed.set()
+            self._closing.finish()
 
-    def _wait_closed(self) -> None:
-        assert self._closed is not None
-        if not self._connector.is_mine(gevent.getcurrent()):
-            self._closed.wait()
-
-    def abandon(self) -> None:
-        """Become unusable in a forked child; called by the fork itself."""
+    def _abandon(self) -> None:
+        """Become unusable in a forked child. Called by the fork."""
         self._thread = owner.FORKED
-        self._closing = True
+        self._closing.abandon()
         self._connector.abandon()
 
+    # Protocols
 
-def _not(wrong: str, address: Address) -> None:
-    """Refuse an address that says it is for the other call."""
-    if address.connect_type == wrong:
-        raise AddressError(address.text, f"it says #{wrong}: use {wrong}() or connect()")
+    def _for_protocol(self) -> ProtocolSocket:
+        """Return what a protocol on this socket may do beyond users."""
+        return ProtocolSocket(self._connector, self._check, lambda: self._thread == owner.FORKED)
 
 
-def _stop(endpoints: list[Any], address: str | Address) -> int:
-    """Close those of some dialers or listeners that have an address."""
+def _parse(address: str | Address, wanted: str) -> Address:
+    """Parse an address for one call, and refuse one that says it is for the other call."""
+    parsed = Address.parse(address)
+    if parsed.connect_type not in ("", wanted):
+        raise AddressError(parsed.text, f"it says #{parsed.connect_type}: use {parsed.connect_type}() or connect()")
+    return parsed
+
+
+def _close_at(endpoints: tuple[Dialer, ...] | tuple[Listener, ...], address: str | Address) -> int:
+    """Close those dialers or listeners that have an address, and return their number."""
     bare = Address.parse(address).bare
     found = [endpoint for endpoint in endpoints if bare in (endpoint.address, endpoint.given_address)]
     for endpoint in found:

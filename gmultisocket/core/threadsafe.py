@@ -1,8 +1,8 @@
 """Sending from other OS threads.
 
 A :class:`ThreadsafeSender` takes messages from any thread without waiting, wakes the loop of the socket's thread, and
-sends them there, in order, from one greenlet. It keeps that loop from believing that nothing can happen any more, so it
-is to be closed when the threads have ended.
+sends them there, in order, from one greenlet. While it is open, that loop does not believe that nothing can happen any
+more, so it must be closed when the threads have ended.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
 from gevent import Greenlet
@@ -19,27 +19,41 @@ from gevent import Greenlet
 from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError
 from ..loop import owner
 from ..wire import Message
-from .sender import as_content
+from .sending.sender import as_content
 
 if TYPE_CHECKING:
-    from .socket import Socket
+    from typing_extensions import Buffer
 
 __all__ = ["ThreadsafeSender"]
 
 logger = logging.getLogger("gmultisocket.socket")
 
-#: How many messages may wait to be sent before a thread is told that it goes too fast.
-_LIMIT = 10_000
+#: Messages that may wait to be sent. Further ones are refused, because the threads are faster than the socket.
+_MAX_PENDING: Final = 10_000
+
+
+class _SendingSocket(Protocol):
+    """What a handle needs of its socket."""
+
+    _thread: int
+
+    @property
+    def closed(self) -> bool: ...
+    def _check(self) -> None: ...
+    def send(self, content: Buffer) -> None: ...
+    def send_all(self, content: Buffer) -> int: ...
+    def send_to(self, destination: bytes, content: Buffer) -> None: ...
+    def send_msg(self, message: Message) -> int: ...
 
 
 class ThreadsafeSender:
-    """Sends through a socket from any thread. The methods return at once: the sending itself happens later.
+    """Sends through a socket from any thread. The methods return at once; the socket sends later.
 
     Attributes:
         failed: how many messages were accepted here and then not sent, e.g. because their path was broken.
     """
 
-    def __init__(self, sock: Socket) -> None:
+    def __init__(self, sock: _SendingSocket) -> None:
         self._socket = sock
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
@@ -56,8 +70,8 @@ class ThreadsafeSender:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def send(self, content: bytes) -> None:
-        """Have ``content`` sent to one peer.
+    def send(self, content: Buffer) -> None:
+        """Send ``content`` to one peer, later.
 
         Raises:
             MessageDropped: 10,000 messages wait already.
@@ -65,16 +79,16 @@ class ThreadsafeSender:
         """
         self._post(self._socket.send, as_content(content))
 
-    def send_all(self, content: bytes) -> None:
-        """Have ``content`` sent to every peer. Raises as :meth:`send` does."""
+    def send_all(self, content: Buffer) -> None:
+        """Send ``content`` to every peer, later. Raises as :meth:`send` does."""
         self._post(self._socket.send_all, as_content(content))
 
-    def send_to(self, destination: bytes, content: bytes) -> None:
-        """Have ``content`` sent along a path. Raises as :meth:`send` does."""
+    def send_to(self, destination: bytes, content: Buffer) -> None:
+        """Send ``content`` along a path, later. Raises as :meth:`send` does."""
         self._post(self._socket.send_to, bytes(destination), as_content(content))
 
     def send_msg(self, message: Message) -> None:
-        """Have a message sent as its fields say. Raises as :meth:`send` does."""
+        """Send a message as its fields say, later. Raises as :meth:`send` does."""
         self._post(self._socket.send_msg, message)
 
     @property
@@ -87,13 +101,13 @@ class ThreadsafeSender:
             raise ForkedSocketError
         if self._closed or self._socket.closed:
             raise Closed("handle" if self._closed else "socket")
-        if len(self._calls) >= _LIMIT:
+        if len(self._calls) >= _MAX_PENDING:
             raise MessageDropped("overflow")
         # All steps are safe from any thread: those of a deque, and waking a loop.
         call = method, args
         self._calls.append(call)
         if self._closed:
-            # Its thread has closed the handle in this very moment, and has taken the call over or has not seen it.
+            # The socket's thread closed the handle at this moment. It has sent or counted the call, or has not seen it.
             try:
                 self._calls.remove(call)
             except ValueError:
@@ -115,24 +129,24 @@ class ThreadsafeSender:
                 except Exception as error:
                     self._fail(error)
                 except BaseException:
-                    # close() waits no longer, and gives this one up with the others.
+                    # close() does not wait any longer, and counts this message as lost with the others.
                     self._calls.appendleft(call)
                     raise
         finally:
             self._greenlet = None
 
     def _fail(self, error: Exception) -> None:
-        """Count a message that was not sent; the first is logged."""
+        """Count a message that was not sent. The first one is logged as a warning."""
         level = logging.DEBUG if self.failed else logging.WARNING
         mistake = not isinstance(error, MultiSocketError)
         logger.log(level, "a message from another thread was not sent: %s", error, exc_info=mistake)
         self.failed += 1
 
     def close(self, timeout: float | None = 5.0) -> int:
-        """Send what waits, and close the handle; in the socket's own thread. Blocks for at most ``timeout`` seconds.
+        """Send what waits, and close the handle, in the socket's own thread. Blocks at most ``timeout`` seconds.
 
         Returns:
-            How many messages were given up. 0 for a second call.
+            How many messages were not sent. 0 for a second call.
 
         Raises:
             WrongThread: this is another thread.
@@ -156,7 +170,7 @@ class ThreadsafeSender:
             lost += 1
         return lost
 
-    def abandon(self) -> None:
-        """Become unusable in a forked child; the watcher would keep the child's loop alive."""
+    def _abandon(self) -> None:
+        """Become unusable in a forked child. The watcher would keep the child's loop alive."""
         self._closed = True
         self._watcher.close()

@@ -30,7 +30,7 @@ FORKED = -1
 class Owned(Protocol):
     """What belongs to a thread and a process."""
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """Become unusable in a forked child, without switching greenlets."""
 
 
@@ -38,7 +38,7 @@ _live: weakref.WeakSet[Owned] = weakref.WeakSet()
 
 
 def register(owned: Owned) -> None:
-    """Have ``abandon()`` called in children that are forked from now on."""
+    """Have ``_abandon()`` called in children that are forked from now on."""
     _live.add(owned)
 
 
@@ -69,7 +69,7 @@ def check_thread(hub: Hub) -> None:
 
 def _abandon_all() -> None:
     for owned in list(_live):
-        owned.abandon()
+        owned._abandon()
     _live.clear()
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import gevent
 from gevent.threadpool import ThreadPool
 
-from ..core.events import PipeEvent
+from ..core.connecting.events import PipeEvent
 from ..core.socket import Socket
 from ..errors import (
     BadOptionValue,

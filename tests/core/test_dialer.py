@@ -9,7 +9,7 @@ import pytest
 from gevent import socket as gsocket
 
 from gmultisocket import Address, Dialer, Socket
-from gmultisocket.core import dialer as dialer_module
+from gmultisocket.core.connecting import dialer as dialer_module
 from gmultisocket.errors import Closed, ConnectionFailed, ConnectionRefused, PipeRefused
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from tests.addresses import plain_listener

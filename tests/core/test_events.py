@@ -8,7 +8,7 @@ import gevent
 import pytest
 
 from gmultisocket import PipeEvent, Socket
-from gmultisocket.core.events import PipeCallback
+from gmultisocket.core.connecting.events import PipeCallback
 from gmultisocket.testing import wait_until
 
 
@@ -193,4 +193,4 @@ def test_no_greenlet_stays_when_there_is_nothing_to_tell(address: str) -> None:
         connect(server, client, address)
         wait_until(lambda: seen == ["add"])
         gevent.sleep(0)
-        assert server._connector.events.greenlet is None
+        assert server._connector.events._greenlet is None

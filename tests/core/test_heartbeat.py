@@ -189,4 +189,4 @@ def test_no_greenlet_stays_when_the_last_watched_pipe_has_gone() -> None:
                 assert peer.recv(100) == internal(PING)
             wait_until(lambda: not server.pipes)
             heartbeat = server._connector._heartbeat
-            wait_until(lambda heartbeat=heartbeat: heartbeat is None or heartbeat._greenlet is None)
+            wait_until(lambda heartbeat=heartbeat: heartbeat._periodic._greenlet is None)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket import Socket
-from gmultisocket.core import ids
+from gmultisocket.core.pipes import ids
 
 
 def test_ids_have_31_bits_and_are_never_0() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmultisocket.core.rotation import Rotation
+from gmultisocket.core.sending.rotation import Rotation
 
 #: What is done to a rotation of the members 0 to 7: one comes, one goes, or it is the next one's turn.
 steps = st.lists(st.one_of(st.tuples(st.sampled_from(["add", "discard"]), st.integers(0, 7)), st.just(("take", 0))))
@@ -33,4 +33,4 @@ def test_nobody_has_no_turn() -> None:
     with pytest.raises(KeyError):
         rotation.take()
     with pytest.raises(KeyError):
-        rotation.turn()
+        rotation.rotate()

@@ -107,7 +107,7 @@ def test_what_is_not_bytes_like_is_refused_by_every_way_to_send(two: tuple[Socke
         lambda: client.send_all(content),
         lambda: client.send_to(only_pipe(client).path, content),
         lambda: client.send_msg(Message(content=content)),
-        lambda: client.send_some(client.pipes.values(), content),
+        lambda: client._for_protocol().send_group([only_pipe(client)], content),
     ):
         with pytest.raises(TypeError, match="bytes-like"):
             call()
@@ -353,7 +353,7 @@ def test_a_stuck_pipe_that_closes_lets_a_to_all_message_be_done(make_hub: Callab
     assert sending.get(timeout=5) == 1
 
 
-def test_send_some_reaches_the_named_pipes_and_passes_over_closed_ones(address: str) -> None:
+def test_send_group_reaches_the_named_pipes_and_passes_over_closed_ones(address: str) -> None:
     with Socket() as server, ExitStack() as stack:
         clients = [stack.enter_context(Socket()) for _ in range(3)]
         where = server.listen(address).address
@@ -361,11 +361,11 @@ def test_send_some_reaches_the_named_pipes_and_passes_over_closed_ones(address: 
             client.dial(where)
             server.wait_pipes(number + 1, timeout=5)
         pipes = list(server.pipes.values())
-        assert server.send_some([pipes[0], pipes[2]], b"some", flags=CONTROL) == 2
+        assert server._for_protocol().send_group([pipes[0], pipes[2]], b"some", flags=CONTROL) == 2
         assert clients[0].recv_msg(timeout=5).flags == TO_ALL | CONTROL
         assert clients[2].recv(timeout=5) == b"some"
         server.close_pipe(pipes[0].id)
-        assert server.send_some(pipes, b"rest") == 2
+        assert server._for_protocol().send_group(pipes, b"rest") == 2
         assert clients[1].recv(timeout=5) == b"rest"
 
 
@@ -856,7 +856,7 @@ def test_a_closed_socket_refuses_every_way_to_send(two: tuple[Socket, Socket]) -
         lambda: client.send_all(b"x"),
         lambda: client.send_to(path, b"x"),
         lambda: client.send_msg(Message(content=b"x")),
-        lambda: client.send_some([], b"x"),
+        lambda: client._for_protocol().send_group([], b"x"),
     ):
         with pytest.raises(Closed):
             call()

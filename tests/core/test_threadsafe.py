@@ -125,7 +125,7 @@ def test_what_could_not_be_sent_is_counted_and_the_rest_goes_on(
 
 
 def test_a_thread_that_is_too_fast_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threadsafe, "_LIMIT", 5)
+    monkeypatch.setattr(threadsafe, "_MAX_PENDING", 5)
     with Socket() as lonely, lonely.threadsafe() as handle:
         outcomes: Counter[str] = Counter()
 
@@ -224,7 +224,7 @@ def test_the_socket_itself_refuses_every_call_of_another_thread(two: tuple[Socke
         lambda: client.send_all(b"x"),
         lambda: client.send_to(pipe.path, b"x"),
         lambda: client.send_msg(Message()),
-        lambda: client.send_some([pipe], b"x"),
+        lambda: client._for_protocol().send_group([pipe], b"x"),
         lambda: client.recv(),
         lambda: client.recv_msg(),
         lambda: next(iter(client)),

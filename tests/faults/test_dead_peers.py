@@ -13,7 +13,7 @@ from gevent import socket
 
 from gmultisocket import PipeEvent, Socket
 from gmultisocket.address import Address
-from gmultisocket.core import bytespipe
+from gmultisocket.core.pipes import bytespipe
 from gmultisocket.errors import Timeout
 from gmultisocket.options import Options
 from gmultisocket.testing import wait_until
@@ -88,7 +88,7 @@ def test_what_a_peer_did_not_take_reaches_another_one_in_order(tmp_path: Path) -
 
 
 def test_a_peer_that_only_stops_to_read_loses_its_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bytespipe, "DEAF_TIME", 0.1)
+    monkeypatch.setattr(bytespipe, "DRAIN_TIMEOUT", 0.1)
     with Socket() as server, connected(server.listen(f"ipc://{tmp_path}/socket")) as peer:
         wait_until(lambda: server.pipes)
         peer.shutdown(socket.SHUT_RD)
@@ -100,7 +100,7 @@ def test_a_peer_that_only_stops_to_read_loses_its_pipe(tmp_path: Path, monkeypat
 
 
 def test_a_dialer_dials_again_though_nobody_takes_what_the_dead_peer_had_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bytespipe, "DEAF_TIME", 0.1)
+    monkeypatch.setattr(bytespipe, "DRAIN_TIMEOUT", 0.1)
     options = {"socket.recv_queue_size": 4, "connector.dialer.min_reconnect_time": 0.01}
     with Socket(options) as client, listening() as (silent, address):
         client.dial(address)
@@ -116,7 +116,7 @@ def test_a_dialer_dials_again_though_nobody_takes_what_the_dead_peer_had_sent(mo
 
 
 def test_what_a_peer_had_sent_before_it_died_is_read_however_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bytespipe, "DEAF_TIME", 0.5)
+    monkeypatch.setattr(bytespipe, "DRAIN_TIMEOUT", 0.5)
     with Socket({"socket.recv_queue_size": 4}) as server:
         with connected(server.listen("tcp://127.0.0.1:0", {"transport.tcp.read_buffer": MIB})) as peer:
             sent = [b"%d" % number + b"." * 10000 for number in range(50)]
@@ -135,7 +135,7 @@ def test_what_a_peer_had_sent_before_it_died_is_read_however_slowly(monkeypatch:
 def test_what_nobody_receives_from_dead_peers_is_dropped_and_counted_in_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bytespipe, "DEAF_TIME", 0.1)
+    monkeypatch.setattr(bytespipe, "DRAIN_TIMEOUT", 0.1)
     with Socket({"socket.recv_queue_size": 10}) as server:
         listener = server.listen(f"ipc://{tmp_path}/socket")
         for _ in range(10):

@@ -12,7 +12,7 @@ import pytest
 from gevent import socket as gsocket
 
 from gmultisocket import Socket
-from gmultisocket.core.dialer import DialerState
+from gmultisocket.core.connecting.dialer import DialerState
 from gmultisocket.errors import NotTLS
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child

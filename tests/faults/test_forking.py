@@ -13,7 +13,7 @@ import pytest
 from gevent.threadpool import ThreadPool
 
 from gmultisocket import Pipe, Socket, pair
-from gmultisocket.core.ids import next_pipe_id
+from gmultisocket.core.pipes.ids import next_pipe_id
 from gmultisocket.errors import Closed, ForkedSocketError
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child

@@ -12,7 +12,7 @@ from gevent import socket as gsocket
 from gevent.event import Event
 
 from gmultisocket import Socket
-from gmultisocket.core.negotiation import Negotiation
+from gmultisocket.core.connecting.negotiation import Negotiation
 from gmultisocket.testing import wait_until
 from tests.certificates import dial_options, listen_options
 

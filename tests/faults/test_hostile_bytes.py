@@ -235,7 +235,7 @@ def test_a_pipe_never_outlives_its_first_bad_frame(server: Socket) -> None:
         peer.sendall(header(3))
         wait_until(lambda: len(server.pipes) == 1)
         [pipe] = client.pipes.values()
-        pipe.connection.send(header(ttl=0))  # type: ignore[attr-defined]
+        pipe._connection.send(header(ttl=0))  # type: ignore[attr-defined]
         wait_until(lambda: dialer.reconnects == 1)
         for number in range(10):
             server.send(b"%d" % number, timeout=5)

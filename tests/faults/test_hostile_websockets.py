@@ -252,7 +252,7 @@ def test_a_listener_that_masks_its_frames_is_told_so_by_a_masked_one() -> None:
         removed, told = received_end(client), received_end(server)
         (pipe,) = server.pipes.values()
         # Past the codec, as no listener of ours would.
-        pipe.connection.send(HELLO)  # type: ignore[attr-defined]
+        pipe._connection.send(HELLO)  # type: ignore[attr-defined]
         wait_until(lambda: removed and told)
         assert "is masked" in removed[0].reason
         assert "1002" in told[0].reason

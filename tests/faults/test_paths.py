@@ -10,7 +10,7 @@ import pytest
 from gevent import socket
 
 from gmultisocket import Message, PipeEvent, Socket, Switch
-from gmultisocket.core.ids import next_pipe_id, was_pipe_id
+from gmultisocket.core.pipes.ids import next_pipe_id, was_pipe_id
 from gmultisocket.errors import BrokenPath
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import DEFAULT_TTL, TO_ALL, TO_DEST, Decoder, pack_id, path_ids

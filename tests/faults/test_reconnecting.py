@@ -23,7 +23,7 @@ QUICKLY = {"connector.dialer.min_reconnect_time": 0.01, "connector.dialer.max_re
 
 def test_without_a_pipe_limit_no_dialer_hears_of_other_peoples_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Dialer] = []
-    monkeypatch.setattr(Dialer, "limit_changed", told.append)
+    monkeypatch.setattr(Dialer, "_place_free", told.append)
     with Socket() as server, Socket(QUICKLY) as client:
         listener = server.listen("tcp://127.0.0.1:0")
         for _ in range(20):
@@ -263,14 +263,14 @@ def test_a_descriptor_that_is_used_again_belongs_to_its_new_connection_only() ->
             client.dial(address, {"connector.dialer.reconnect": False})
             server.wait_pipes(1, timeout=5)
             [pipe] = client.pipes.values()
-            numbers.add(pipe.connection._sock.fileno())  # type: ignore[attr-defined]
+            numbers.add(pipe._connection._sock.fileno())  # type: ignore[attr-defined]
             client.send(b"first %d" % round)
             pipe.close()
             # In the same turn of the loop: what is left of the old one is still being cleaned up.
             client.dial(address, {"connector.dialer.reconnect": False})
             client.send(b"second %d" % round)
             pipe.close()
-            pipe.connection.close()
+            pipe._connection.close()
             wait_until(lambda: server.queued == 2)
             assert {server.recv(), server.recv()} == {b"first %d" % round, b"second %d" % round}
             for pipe_id in list(client.pipes):

@@ -237,7 +237,7 @@ def test_the_kernels_buffers_are_set_by_the_option_of_their_name() -> None:
     with Socket() as server, Socket() as client:
         client.dial(server.listen("tcp://127.0.0.1:0").address, options)
         [pipe] = client.pipes.values()
-        sock = pipe.connection._sock  # type: ignore[attr-defined]
+        sock = pipe._connection._sock  # type: ignore[attr-defined]
         # The kernel doubles what it is asked for.
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 100_000
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 200_000

@@ -19,7 +19,7 @@ class Thing:
 
     abandoned = 0
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         self.abandoned += 1
 
 

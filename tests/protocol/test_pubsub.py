@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket import Pipe, Socket, Switch
-from gmultisocket.core.bytespipe import BytesPipe
+from gmultisocket.core.pipes.bytespipe import BytesPipe
 from gmultisocket.errors import BadTopic, Closed, Timeout
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.testing import wait_until
@@ -313,10 +313,10 @@ def test_what_goes_to_all_pipes_leaves_them_in_step() -> None:
         for sub in subs:
             sub.dial(address)
             sub.subscribe("a", LONG)
-        wait_until(lambda: all(isinstance(pipe, BytesPipe) and pipe.fan_out for pipe in pub.pipes.values()))
+        wait_until(lambda: all(isinstance(pipe, BytesPipe) and pipe._fan_out for pipe in pub.pipes.values()))
         for number in range(5):
             assert pub.publish("a", b"%d" % number) == 10
-        assert all(isinstance(pipe, BytesPipe) and pipe.fan_out for pipe in pub.pipes.values())
+        assert all(isinstance(pipe, BytesPipe) and pipe._fan_out for pipe in pub.pipes.values())
         for sub in subs:
             assert [sub.recv(LONG)[1] for _ in range(5)] == [b"%d" % number for number in range(5)]
 

@@ -15,7 +15,7 @@ import pytest
 from gevent import subprocess
 
 from gmultisocket import Socket
-from gmultisocket.core.listener import Listener
+from gmultisocket.core.connecting.listener import Listener
 from gmultisocket.testing import wait_until
 from tests.certificates import (
     TLS,

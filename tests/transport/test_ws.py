@@ -309,7 +309,7 @@ def test_closing_without_linger_waits_for_nobody() -> None:
         server.wait_pipes(1, timeout=5)
         pipe = only_pipe(server)
         server.close(linger=0)
-        assert not pipe.receiving()
+        assert not pipe._reader
         assert peer.read_close().code == 1001
         assert peer.read_rest() == b""
 
@@ -319,9 +319,9 @@ def test_a_pipe_that_was_closed_before_its_socket_is_gone_when_that_is() -> None
         server.wait_pipes(1, timeout=5)
         pipe = only_pipe(server)
         pipe.close()
-        assert pipe.receiving()
+        assert pipe._reader
         server.close(linger=0)
-        assert not pipe.receiving()
+        assert not pipe._reader
 
 
 def test_the_peers_goodbye_is_answered_and_is_the_reason(server: Socket) -> None:

@@ -317,7 +317,7 @@ def test_nothing_of_the_handshake_is_kept_on_a_pipe(server: Socket) -> None:
         assert peer.status() == 101
         wait_until(lambda: server.pipes)
         (pipe,) = server.pipes.values()
-        kept = [getattr(pipe.connection, name) for name in ("_request", "_respond", "_environ", "_early", "_identity")]
+        kept = [getattr(pipe._connection, name) for name in ("_request", "_respond", "_environ", "_early", "_identity")]
         assert not any(kept)
         peer.send(frame(Opcode.BINARY, HELLO))
         assert server.recv(timeout=5) == b"hello"

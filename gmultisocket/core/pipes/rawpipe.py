@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
-from .. import options as opts
-from ..options import Option
-from ..transport import StreamConnection
-from ..wire import DEFAULT_TTL, RAW, SEND_TYPE_MASK, TO_ONE, Fields, Message
+from ... import options as opts
+from ...transport import StreamConnection
+from ...wire import DEFAULT_TTL, RAW, SEND_TYPE_MASK, TO_ONE, Fields, Message
 from .bytespipe import BytesPipe
-
-if TYPE_CHECKING:
-    from .connector import Connector
-    from .endpoint import Endpoint
+from .pipe import PipeEndpoint, PipeOwner
 
 __all__ = ["RawPipe"]
 
@@ -21,7 +16,7 @@ __all__ = ["RawPipe"]
 class RawPipe(BytesPipe):
     """A pipe whose peer speaks plain bytes. Each chunk that is read becomes a message; only contents are written.
 
-    The pipe announces itself to the socket by an empty message, so that a peer can be greeted before it speaks.
+    The pipe announces itself to the socket by an empty message, so that a program can greet a peer before it speaks.
 
     Source: the Go code's connector/pipe.go.
     """
@@ -29,15 +24,16 @@ class RawPipe(BytesPipe):
     __slots__ = ("_size",)
 
     raw = True
-    takes_to_one = False
+    _eligible = False
+    _copied = {opts.connector.pipe.raw_recv_buf_size: "_size"}
 
-    def __init__(self, pipe_id: int, connection: StreamConnection, connector: Connector, endpoint: Endpoint) -> None:
-        super().__init__(pipe_id, connection, connector, endpoint)
+    def __init__(self, pipe_id: int, connection: StreamConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
+        super().__init__(pipe_id, connection, owner, endpoint)
         self._size: int = endpoint.options.get(opts.connector.pipe.raw_recv_buf_size)
 
-    def put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
+    def _put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & ~SEND_TYPE_MASK:
-            self.drop("flags")
+            self._drop("flags")
         elif content:
             self._push(content)
 
@@ -60,10 +56,6 @@ class RawPipe(BytesPipe):
     def _end_of_stream(self) -> str | None:
         if self.options.get(opts.connector.pipe.close_on_eof):
             return super()._end_of_stream()
-        # Half closed: the peer hears what is still sent to it, until somebody closes the pipe.
+        # Half closed: the pipe still sends to the peer, until somebody closes it.
         self._deliver([self._message(None)])  # type: ignore[arg-type]
         return None
-
-    def option_changed(self, option: Option[Any]) -> None:
-        if option is opts.connector.pipe.raw_recv_buf_size:
-            self._size = self.options.get(option)

@@ -1,15 +1,15 @@
 """Dialers: keep one pipe to one address.
 
-A dialer has no greenlet of its own while its pipe is open: one is made when there is something to wait for, a
-connection that is being made, a pause before the next attempt, or room under the pipe limit.
+While its pipe is open, a dialer has no greenlet. It has one while it waits for something: a connection that is being
+made, or the pause before the next attempt.
 
-Pauses grow by a random factor between 1.1 and 1.5 from ``min_reconnect_time`` to ``max_reconnect_time``, and each is
-drawn between half and all of that, so that a thousand dialers which lost their peer at once do not come
-back at once. They start small again only when a peer has proved to be one, by a message or by staying: a peer that
-accepts and hangs up is dialed ever more slowly.
+Pauses grow by a random factor between 1.1 and 1.5 from ``min_reconnect_time`` to ``max_reconnect_time``. Each is drawn
+between half of that and all of it, so that a thousand dialers that lost their peer at once do not come back at once.
+Pauses are short again only after a peer has proved to be one, by a message or by staying connected. A peer that accepts
+and hangs up is dialed ever more slowly.
 
-Source: the Go code's connector/dialer.go, where the pause is reset by the bare connection and a pipe that closes early
-ends the redialing for good.
+Source: the Go code's connector/dialer.go, where the bare connection resets the pause, and a pipe that closes early ends
+the redialing for good.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ import random
 from collections.abc import Callable
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Final
 
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
-from .. import options as opts
-from ..address import Address
-from ..errors import Closed, MultiSocketError, PipeRefused
-from ..loop.owner import check_thread
-from ..options import Options
-from ..transport import TransportDialer
+from ... import options as opts
+from ...address import Address
+from ...errors import Closed, MultiSocketError, PipeRefused
+from ...loop.owner import check_thread
+from ...options import Options
+from ...state import StateMachine
+from ...transport import TransportDialer
+from ..pipes.pipe import Pipe
+from .connector import Connector
 from .endpoint import Endpoint
-
-if TYPE_CHECKING:
-    from .connector import Connector
-    from .pipe import Pipe
 
 __all__ = ["Dialer", "DialerState"]
 
 logger = logging.getLogger("gmultisocket.dialer")
 
-_FACTORS = (1.1, 1.5)
+#: The least and the largest factor by which a pause is longer than the one before.
+_FACTORS: Final = (1.1, 1.5)
 
 
 class DialerState(Enum):
-    """Where a dialer stands."""
+    """The states of a dialer."""
 
     IDLE = "idle"
     DIALING = "dialing"
@@ -55,31 +55,30 @@ class DialerState(Enum):
     CLOSED = "closed"
 
 
-_S = DialerState
-_MOVES = {
-    _S.IDLE: {_S.DIALING, _S.PAUSED, _S.HELD, _S.CLOSED},
-    _S.DIALING: {_S.CONNECTED, _S.IDLE, _S.PAUSED, _S.CLOSED},
-    _S.CONNECTED: {_S.IDLE, _S.CLOSED},
-    _S.PAUSED: {_S.DIALING, _S.HELD, _S.CLOSED},
-    _S.HELD: {_S.DIALING, _S.PAUSED, _S.CLOSED},
-    _S.CLOSED: frozenset[DialerState](),
-}
-
-
-class Dialer(Endpoint):
+class Dialer(StateMachine, Endpoint):
     """Dials one address, and dials again when its pipe closes.
 
     Attributes:
-        state: where it stands.
+        state: a :class:`DialerState`.
         attempts: how often it has tried to connect.
-        reconnects: how many of its pipes came after the first.
-        last_error: why the latest attempt failed, None after one that did not.
+        reconnects: how many pipes it has made after the first one.
+        last_error: why the latest attempt failed, None after a success.
     """
 
     dials = True
 
+    _moves = {
+        DialerState.IDLE: {DialerState.DIALING, DialerState.PAUSED, DialerState.HELD, DialerState.CLOSED},
+        DialerState.DIALING: {DialerState.CONNECTED, DialerState.IDLE, DialerState.PAUSED, DialerState.CLOSED},
+        DialerState.CONNECTED: {DialerState.IDLE, DialerState.CLOSED},
+        DialerState.PAUSED: {DialerState.DIALING, DialerState.HELD, DialerState.CLOSED},
+        DialerState.HELD: {DialerState.DIALING, DialerState.PAUSED, DialerState.CLOSED},
+        DialerState.CLOSED: (),
+    }
+
     def __init__(self, connector: Connector, address: Address, options: Options, transport: TransportDialer) -> None:
-        super().__init__(connector, address, options)
+        super().__init__(address, options, connector.pipes)
+        self._connector = connector
         self._transport = transport
         self.state = DialerState.IDLE
         self.attempts = 0
@@ -96,7 +95,7 @@ class Dialer(Endpoint):
 
     @property
     def address(self) -> str:
-        return self._address.bare
+        return self._given.bare
 
     @property
     def closed(self) -> bool:
@@ -107,15 +106,9 @@ class Dialer(Endpoint):
         """The open pipe, None while there is none."""
         return self._pipe
 
-    def _move(self, state: DialerState) -> bool:
-        if state not in _MOVES[self.state]:
-            return False
-        self.state = state
-        return True
-
     # Dialing
 
-    def dial_now(self) -> None:
+    def _dial_now(self) -> None:
         """Connect. Blocks for at most ``connector.dialer.dial_timeout``.
 
         Raises:
@@ -123,12 +116,12 @@ class Dialer(Endpoint):
             PipeRefused: by a negotiator, or by this socket's pipe limit.
             Closed: the dialer was closed meanwhile.
         """
-        # In a greenlet of the dialer's own, so that close() can end the attempt without touching the caller's.
+        # In a greenlet of its own, so that close() can end the attempt and leave the caller's greenlet alone.
         worker = self._greenlet = gevent.spawn(self._work, self._dial_once)
         try:
             error = worker.get()
         except BaseException:
-            # The caller's time is up, or it was killed.
+            # The caller's time is over, or the caller was killed.
             worker.kill()
             if self._pipe is not None:
                 self._pipe.close("dial() was given up")
@@ -136,8 +129,8 @@ class Dialer(Endpoint):
         if error is not None:
             raise Closed("dialer") if isinstance(error, GreenletExit) else error
 
-    def dial_later(self) -> None:
-        """Connect in a greenlet of the dialer's own, as often as it takes."""
+    def _dial_later(self) -> None:
+        """Connect in the background, and try until it succeeds."""
         self._spawn(0.0)
 
     def _spawn(self, pause: float) -> None:
@@ -145,38 +138,38 @@ class Dialer(Endpoint):
             self._greenlet = gevent.spawn(self._work, self._dial_until_connected, pause)
 
     def _work(self, task: Callable[..., Exception | None], *arguments: float) -> Exception | None:
-        """Do what the dialer's greenlet is there for."""
+        """Run a task in the dialer's greenlet."""
         me = getcurrent()
         try:
             return task(*arguments)
         finally:
             if self._greenlet is me:
                 self._greenlet = None
-            # The pipe may have closed while this greenlet was still here to be seen.
+            # If the pipe closed before this line, _redial() found this greenlet, and did nothing.
             if self.state is DialerState.IDLE and self._connected_before:
                 self._redial()
 
     def _dial_once(self) -> Exception | None:
-        """Connect, or return why not."""
-        if not self._connector.reserve():
-            return PipeRefused(f"the socket has its {self._connector.pipe_limit} pipes (connector.pipe_limit)")
+        """Connect. Return the error, None after a success."""
+        if not self._connector.places.reserve():
+            return PipeRefused("the socket has its connector.pipe_limit of pipes")
         try:
             self._attempt()
         except Exception as error:
             return error
         finally:
-            self._connector.release()
+            self._connector.places.release()
         return None
 
     def _dial_until_connected(self, pause: float) -> None:
-        """Connect, with pauses, until a pipe is there or the dialer closes."""
+        """Connect, with pauses, until there is a pipe or the dialer closes."""
         while not self.closed:
             if pause and self._move(DialerState.PAUSED):
                 gevent.sleep(pause)
             if self.closed:
                 return
-            if not self._connector.reserve():
-                # limit_changed() starts anew.
+            if not self._connector.places.reserve():
+                # _place_free() dials again.
                 self._move(DialerState.HELD)
                 return
             try:
@@ -187,7 +180,7 @@ class Dialer(Endpoint):
             except MultiSocketError as error:
                 logger.debug("dialing %s failed: %s", self.address, error)
             finally:
-                self._connector.release()
+                self._connector.places.release()
             pause = self._next_pause()
 
     def _attempt(self) -> None:
@@ -196,10 +189,10 @@ class Dialer(Endpoint):
             raise Closed("dialer", f"it is {self.state.value}")
         self.attempts += 1
         try:
-            pipe = self._connector.connect(self._transport, self)
-            # The state is right before the pipe can close: a peer that resets at once is seen to have gone.
+            pipe = self._connector.maker.connect(self._transport, self)
+            # The state is right before the pipe can close, so that a peer that resets at once is noticed.
             if not self._move(DialerState.CONNECTED):
-                pipe.connection.close()
+                pipe._discard("the dialer was closed")
                 raise Closed("dialer")
         except MultiSocketError as error:
             self.last_error = error
@@ -214,22 +207,24 @@ class Dialer(Endpoint):
         self._pipe = pipe
         self._connector.add(pipe)
 
-    def pipe_closed(self, pipe: Pipe, lived: bool) -> None:
+    # Dialing again
+
+    def _pipe_closed(self, pipe: Pipe) -> None:
         if pipe is not self._pipe:
             return
         self._pipe = None
-        if lived or monotonic() - self._connected_at > max(1.0, self._pause):
+        if pipe.messages_received or monotonic() - self._connected_at > max(1.0, self._pause):
             self._pause = 0.0
         if self._move(DialerState.IDLE):
             self._redial()
 
     def _redial(self) -> None:
-        if self.options.get(opts.connector.dialer.reconnect) and self._connector.dials:
+        if self.options.get(opts.connector.dialer.reconnect) and not self._connector.closing:
             self._spawn(self._next_pause())
 
-    def limit_changed(self) -> None:
-        if self.state is DialerState.HELD and self._connector.has_room():
-            # A short pause of random length: not all held dialers at once.
+    def _place_free(self) -> None:
+        if self.state is DialerState.HELD and self._connector.places.below_pipe_limit:
+            # A short pause of random length, so that not all held dialers dial at once.
             self._spawn(random.uniform(0.0, self.options.get(opts.connector.dialer.min_reconnect_time)))
 
     def _next_pause(self) -> float:
@@ -243,7 +238,7 @@ class Dialer(Endpoint):
     # Closing
 
     def close(self) -> None:
-        """Stop dialing. A pipe that is open stays open; a connection in the making is given up. Never blocks.
+        """Stop dialing. An open pipe stays open; an attempt to connect is cancelled. Never blocks.
 
         Raises:
             WrongThread: the socket belongs to another thread.
@@ -252,14 +247,12 @@ class Dialer(Endpoint):
         if self._move(DialerState.CLOSED):
             if self._greenlet is not None and self._greenlet is not getcurrent():
                 self._greenlet.kill(block=False)
-            self._connector.dialer_closed(self)
+            self._connector.remove_endpoint(self)
 
-    def abandon(self) -> None:
-        """Stop dialing in a forked child, without switching greenlets."""
-        self.state = DialerState.CLOSED
-        self._transport.abandon()
-
-    def join(self) -> None:
-        """Block until its greenlet has ended, unless that is the caller."""
+    def _join(self) -> None:
         if self._greenlet is not None and self._greenlet is not getcurrent():
             self._greenlet.join()
+
+    def _abandon(self) -> None:
+        self.state = DialerState.CLOSED
+        self._transport.abandon()

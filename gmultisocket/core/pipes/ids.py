@@ -1,9 +1,9 @@
-"""Pipe ids: unguessable, and never given out twice in the life of a process.
+"""Pipe ids: unguessable, and never issued twice in the life of a process.
 
-An id is 31 bits, never 0 (wire rule). A counter is run through a keyed permutation of the 31-bit numbers, so ids
-look random, cannot repeat before all 2^31-1 are used, and cost no memory for those that are gone: a path
-that outlived its pipe, or was guessed, reaches nobody. (The Go code counts from 1 in every process and
-gives ids out again.)
+An id has 31 bits and is never 0 (wire rule). A keyed permutation of the 31-bit numbers is applied to a counter. So ids
+look random, cannot repeat before all 2^31-1 are used, and cost no memory after their pipes are gone: a path that
+is older than its pipe, or that was guessed, reaches nobody. (The Go code counts from 1 in every process and issues ids
+again.)
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ _HIGH, _LOW = 16, 15
 _ROUNDS = 4
 
 
-def _mix(value: int, turn: int, key: bytes) -> int:
-    """Return bits that depend on one half of a number, to hide the other half with."""
-    # Importing it takes as long as a tenth of this library, and there may never be a pipe.
+def _mix(value: int, step: int, key: bytes) -> int:
+    """Return bits that depend on one half of a number and the key, to mix into the other half."""
+    # Imported late: it takes a tenth of the time of this whole library, and there may never be a pipe.
     from hashlib import blake2b
 
-    width = (_HIGH, _LOW)[turn % 2]
-    digest = blake2b(value.to_bytes(2, "big"), digest_size=4, key=key, salt=bytes([turn])).digest()
+    width = (_HIGH, _LOW)[step % 2]
+    digest = blake2b(value.to_bytes(2, "big"), digest_size=4, key=key, salt=bytes([step])).digest()
     return int.from_bytes(digest, "big") & ((1 << width) - 1)
 
 
 def _permute(value: int, key: bytes) -> int:
     """Map a 31-bit number to another one, one to one (an unbalanced Feistel network)."""
     high, low = value >> _LOW, value & ((1 << _LOW) - 1)
-    for turn in range(_ROUNDS):
-        high, low = low, high ^ _mix(low, turn, key)
+    for step in range(_ROUNDS):
+        high, low = low, high ^ _mix(low, step, key)
     return high << _LOW | low
 
 
 def _restore(value: int, key: bytes) -> int:
-    """Return the number that :func:`_permute` made ``value`` of."""
+    """Return the number that :func:`_permute` turned into ``value``."""
     high, low = value >> _LOW, value & ((1 << _LOW) - 1)
-    for turn in reversed(range(_ROUNDS)):
-        high, low = low ^ _mix(high, turn, key), high
+    for step in reversed(range(_ROUNDS)):
+        high, low = low ^ _mix(high, step, key), high
     return high << _LOW | low
 
 
@@ -66,12 +66,12 @@ _ids = _Ids()
 
 
 def next_pipe_id() -> int:
-    """Return an id that no pipe of this process has had or will have again (1 to 2^31-1)."""
+    """Return an id (1 to 2^31-1) that this process never issued before."""
     return _ids.next()
 
 
 def was_pipe_id(pipe_id: int) -> bool:
-    """Tell whether a pipe of this process has the id or has had it: who names another one is guessing."""
+    """Return whether this process ever issued the id."""
     return _ids.include(pipe_id)
 
 

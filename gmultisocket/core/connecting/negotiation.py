@@ -1,8 +1,8 @@
-"""What a negotiator sees: a new connection, before it becomes a pipe.
+"""What a negotiator gets: a new connection, before it becomes a pipe.
 
-A socket's negotiator decides who may connect. It runs in a greenlet of that connection, outside of everything else,
-with ``connector.pipe.negotiate_timeout`` seconds; other peers go on meanwhile. Until it has returned, the peer gets no
-message, no share of the work and no event, and costs a place among the connections in their handshake.
+A socket's negotiator decides who may connect. It runs in the greenlet of that connection, for at most
+``connector.pipe.negotiate_timeout`` seconds; other peers are served meanwhile. Until it has returned, the peer gets no
+message, no share of the work and no event, and takes a place among the connections in their handshake.
 
 Source: the Negotiator of the Go code's connector/types.go, which runs under the connector's lock there.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import NotSupported, PipeRefused
-from ..transport import Connection, PacketConnection, StreamConnection
+from ...errors import NotSupported, PipeRefused
+from ...transport import Connection, PacketConnection, StreamConnection
 
 __all__ = ["Negotiation", "Negotiator"]
 
-#: How much of a packet connection is read at a time.
-_MOST_READ = 4096
+#: Bytes that are read from a packet connection at a time.
+_READ_SIZE = 4096
 
 
 class Negotiation:
@@ -33,8 +33,8 @@ class Negotiation:
         self._connection = connection
         self.pipe_id = pipe_id
         self.dialed = dialed
-        #: What is left of the packets that were read.
-        self._left = b""
+        #: Contents of packets that were read and not returned yet.
+        self._unread = b""
 
     @property
     def local_address(self) -> str:
@@ -48,11 +48,11 @@ class Negotiation:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the transport knows for sure about the peer."""
+        """What the transport knows for sure about the peer (uid, certificate, ...)."""
         return self._connection.identity
 
     def recv(self, size: int) -> bytes:
-        """Block until exactly ``size`` bytes have come from the peer's negotiator.
+        """Block until exactly ``size`` bytes have arrived from the peer's negotiator, and return them.
 
         Raises:
             NotSupported: no bytes travel on this transport (inproc).
@@ -80,33 +80,33 @@ class Negotiation:
             raise PipeRefused("the peer closed the connection in the negotiation") from error
 
     def refuse(self, reason: str) -> None:
-        """Refuse the peer: raises :class:`PipeRefused`."""
+        """Refuse the peer, by raising :class:`PipeRefused`."""
         raise PipeRefused(reason)
 
     def _read_packets(self, connection: PacketConnection, size: int) -> bytes:
-        """Return the next bytes that are in packets."""
+        """Return the next bytes out of packets."""
         codec = connection.codec
-        while len(self._left) < size:
-            data = connection.recv(_MOST_READ)
+        while len(self._unread) < size:
+            data = connection.recv(_READ_SIZE)
             if not data:
                 raise ConnectionResetError("the stream ended in the negotiation")
-            # Byte by byte: what follows a packet is for the next call, or for the pipe.
+            # Byte by byte: bytes behind a packet belong to the next call, or to the pipe.
             for end in range(1, len(data) + 1):
                 packets = codec.feed(data[end - 1 : end])
                 if packets:
-                    self._left += packets[0]
+                    self._unread += packets[0]
                     connection.unread(data[end:])
                     break
             connection.write_all(codec.replies())
             if codec.end():
                 raise PipeRefused(codec.end())
-        taken, self._left = self._left[:size], self._left[size:]
+        taken, self._unread = self._unread[:size], self._unread[size:]
         return taken
 
     def _stream(self, what: str) -> StreamConnection:
         if isinstance(self._connection, StreamConnection):
             return self._connection
-        raise NotSupported(what, "messages change hands whole on this transport")
+        raise NotSupported(what, "this transport passes whole messages")
 
 
 Negotiator = Callable[[Negotiation], object]

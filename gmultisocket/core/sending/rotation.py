@@ -1,4 +1,4 @@
-"""Taking turns: who is next, among those that come and go at any time, at a price that their number does not raise."""
+"""Round-robin over a changing set, in O(1)."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ T = TypeVar("T")
 
 
 class Rotation(Generic[T]):
-    """Members in the order of their turns; a newcomer is last.
+    """Members in round-robin order; a new member is last.
 
     Attributes:
-        first: whose turn it is, None while there is nobody.
-        several: whether there is more than one member, so that it is worth a call to :meth:`turn`.
+        first: the next member, None if there is none.
+        several: whether there is more than one member, so that :meth:`rotate` has an effect.
     """
 
     __slots__ = ("_members", "first", "several")
 
     def __init__(self) -> None:
-        # Not a dict, whose first key is found the more slowly the more have been taken from its front.
+        # Not a dict: the more keys were removed from its front, the longer it takes to find its first key.
         self._members: OrderedDict[T, None] = OrderedDict()
         self.first: T | None = None
         self.several = False
 
     def add(self, member: T) -> None:
-        """Let one take part, who does not yet."""
+        """Add a new member."""
         self._members[member] = None
         if self.first is None:
             self.first = member
         self.several = len(self._members) > 1
 
     def discard(self, member: T) -> None:
-        """Leave one out from now on, if it takes part."""
+        """Remove a member, if it is one."""
         if member in self._members:
             del self._members[member]
             self.several = len(self._members) > 1
             if member is self.first:
                 self.first = next(iter(self._members), None)
 
-    def turn(self) -> None:
-        """Go on to the next; the first one is then the last.
+    def rotate(self) -> None:
+        """Make the first member the last.
 
         Raises:
-            KeyError: there is nobody.
+            KeyError: there is no member.
         """
         members = self._members
         members.move_to_end(self.first)  # type: ignore[arg-type]
         self.first = next(iter(members))
 
     def take(self) -> T:
-        """Return the one whose turn it is, and go on to the next.
+        """Return the first member, and make it the last.
 
         Raises:
-            KeyError: there is nobody.
+            KeyError: there is no member.
         """
         first = self.first
-        self.turn()
+        self.rotate()
         return first  # type: ignore[return-value]

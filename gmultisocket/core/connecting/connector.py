@@ -1,0 +1,255 @@
+"""The connector of a socket: knows its pipes, dialers and listeners, and everything that pipes report.
+
+It is the :class:`~..pipes.pipe.PipeOwner` of the socket's pipes, passes on to sender, receiver and events what they
+need to know, and closes everything. Nothing in it blocks while it holds anything that another greenlet needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import gevent
+from gevent.hub import Hub
+
+from ...counters import Counters
+from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
+from ...log import ThrottledLog
+from ...loop.waiting import Deadline, WaitList
+from ...options import Options
+from ...transport import Connection, StreamConnection
+from ...wire import Message
+from ..pipes.bytespipe import BytesPipe
+from ..pipes.pipe import Pipe, PipeState
+from ..pipes.scheduler import WriteScheduler
+from ..receiving.receiver import Receiver
+from ..sending.sender import Sender
+from .endpoint import Endpoint
+from .events import PipeEvents
+from .heartbeat import Heartbeat
+from .opening import PipeMaker
+from .places import Places
+
+__all__ = ["Connector"]
+
+logger = logging.getLogger("gmultisocket.connector")
+
+#: Seconds that a closed pipe waits for its peer's close frame.
+_CLOSE_TIMEOUT: Final = 1.0
+#: A fault of the same kind is logged at most this often, in seconds.
+_LOG_INTERVAL: Final = 10.0
+
+
+class Connector:
+    """Holds the parts of one socket together.
+
+    Attributes:
+        pipes: the open pipes by id.
+        endpoints: the dialers and listeners that are not closed.
+        scheduler, sender, receiver, events, places, maker: the parts.
+        closing: whether the socket has begun to close: no pipe is made any more.
+        sealed: why this socket neither dials nor listens, "" if it does.
+        gone: what closed pipes had counted.
+        close_timeout: seconds that a closed pipe may wait for its peer's close frame.
+        closing_pipes: the closed pipes that wait for it.
+    """
+
+    def __init__(self, hub: Hub, options: Options) -> None:
+        self.hub = hub
+        self.pipes: dict[int, Pipe] = {}
+        self.endpoints: dict[Endpoint, None] = {}
+        self.scheduler = WriteScheduler(hub, options)
+        self.sender = Sender(hub, options, self.pipes, self.scheduler)
+        self.receiver = Receiver(hub, options)
+        self.events = PipeEvents()
+        self.places = Places(options, self.pipes, self._place_free)
+        self.maker = PipeMaker(self)
+        self.closing = False
+        self.sealed = ""
+        self.gone = Counters()
+        self.close_timeout = _CLOSE_TIMEOUT
+        self.closing_pipes: set[Pipe] = set()
+        #: Greenlets in ``wait_pipes``. Made when first needed.
+        self._pipe_waiters: WaitList | None = None
+        self._heartbeat = Heartbeat()
+        self._log = ThrottledLog(logger, _LOG_INTERVAL)
+
+    # Dialers and listeners
+
+    def check_open(self, operation: str) -> None:
+        """Raise unless a dialer or listener may be made."""
+        if self.closing:
+            raise Closed("socket")
+        if self.sealed:
+            raise NotSupported(operation, self.sealed)
+
+    def remove_endpoint(self, endpoint: Endpoint) -> None:
+        """Forget a dialer or listener that has closed."""
+        self.endpoints.pop(endpoint, None)
+
+    def _place_free(self) -> None:
+        for endpoint in [*self.endpoints]:
+            endpoint._place_free()
+
+    def refused(self, connection: Connection, error: MultiSocketError) -> None:
+        """Log that a peer was not let in."""
+        self._warn(type(error).__name__, "refused %s: %s", snippet(connection.peer_address), _cause(error))
+
+    # Pipes
+
+    def add(self, pipe: Pipe) -> None:
+        """Add a pipe, and start to read from it. Does not block."""
+        self.adopt(pipe)
+        if not pipe.closed:
+            pipe._start()
+
+    def adopt(self, pipe: Pipe) -> None:
+        """Add a pipe that another greenlet reads from. Does not block."""
+        if self.closing:
+            pipe._discard("the socket is closing")
+            return
+        self.pipes[pipe.id] = pipe
+        self.sender.add(pipe)
+        self.events.emit("add", pipe)
+        if self._pipe_waiters is not None:
+            self._pipe_waiters.wake_all()
+        if isinstance(pipe, BytesPipe):
+            self._heartbeat.watch(pipe)
+
+    def wait_pipes(self, count: int, timeout: float | None) -> None:
+        """Block until there are that many pipes; see ``Socket.wait_pipes``."""
+        if self._pipe_waiters is None:
+            # Waiters for different numbers share the list, so each of them looks itself.
+            self._pipe_waiters = WaitList(self.hub, lambda: True)
+        deadline = Deadline(timeout)
+        while len(self.pipes) < count:
+            if self.closing:
+                raise Closed("socket")
+            if not self._pipe_waiters.wait(deadline.left()):
+                raise Timeout("wait_pipes", timeout)
+
+    # What pipes report; see PipeOwner
+
+    def pipe_full(self, pipe: Pipe) -> None:
+        self.sender.pipe_full(pipe)
+
+    def pipe_writable(self, pipe: Pipe) -> None:
+        self.sender.pipe_writable(pipe)
+
+    def pipe_idle(self, pipe: Pipe) -> None:
+        self.sender.pipe_idle(pipe)
+
+    def pipe_broken(self, pipe: Pipe) -> None:
+        self.sender.remove(pipe)
+
+    def requeue(self, messages: list[Message]) -> None:
+        self.sender.requeue(messages)
+
+    def lose(self, reason: str, count: int) -> None:
+        self.sender.counters.drop(reason, count)
+
+    def pipe_closing(self, pipe: Pipe) -> None:
+        self.pipes.pop(pipe.id, None)
+
+    def pipe_closed(self, pipe: Pipe) -> None:
+        self.gone.add(pipe.counters)
+        self.events.emit("remove", pipe)
+        pipe.endpoint._pipe_closed(pipe)
+        self.places.freed()
+
+    def peer_error(self, pipe: Pipe, error: MultiSocketError) -> None:
+        too_long = isinstance(error, ContentTooLong)
+        hint = " (raise connector.pipe.max_recv_content_length to allow it)" if too_long else ""
+        self._warn(
+            type(error).__name__, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), _cause(error), hint
+        )
+
+    def first_drop(self, pipe: Pipe, reason: str) -> None:
+        self._warn(f"drop {reason}", "pipe %d to %s drops messages: %s", pipe.id, snippet(pipe.peer_address), reason)
+
+    def _warn(self, kind: str, text: str, *args: object) -> None:
+        self._log.log(kind, logging.WARNING, text, *args)
+
+    # Counters
+
+    def counters(self) -> Counters:
+        """Return what all pipes, open and closed, and the socket itself have counted."""
+        total = Counters()
+        total.add(self.gone)
+        total.add(self.sender.counters)
+        total.add(self.receiver.counters)
+        for pipe in self.pipes.values():
+            total.add(pipe.counters)
+        return total
+
+    def lost(self) -> int:
+        """Return how many accepted messages were lost with their pipe, or because no pipe was left."""
+        counters = [self.gone, self.sender.counters, *(pipe.counters for pipe in self.pipes.values())]
+        return sum(each.drops.get(reason, 0) for each in counters for reason in ("disconnect", "refused", "closed"))
+
+    # Closing
+
+    def stop(self) -> list[Endpoint]:
+        """Close all dialers and listeners. Return them, to be joined."""
+        self.closing = True
+        stopped = [*self.endpoints]
+        for endpoint in stopped:
+            endpoint.close()
+        if self._pipe_waiters is not None:
+            self._pipe_waiters.wake_all()
+        return stopped
+
+    def flush(self, deadline: Deadline) -> None:
+        """Block until everything that is queued has left for the peers, or the time is up."""
+        pause = 0.0
+        self.scheduler.end_turn()
+        waiting: list[Pipe] = []
+        while True:
+            waiting = [pipe for pipe in waiting if not _is_flushed(pipe)]
+            # At the end all pipes once more: what one pipe could not send was requeued to others.
+            waiting = waiting or [pipe for pipe in self.pipes.values() if not _is_flushed(pipe)]
+            left = deadline.left()
+            if not waiting or (left is not None and left <= 0):
+                return
+            gevent.sleep(pause if left is None else min(pause, left))
+            pause = min(0.02, pause + 0.001)
+
+    def close_pipes(self, reason: str, deadline: Deadline) -> list[Pipe]:
+        """Close every pipe. Return the pipes, to be joined: they wait for close frames until the deadline."""
+        left = deadline.left()
+        self.close_timeout = _CLOSE_TIMEOUT if left is None else min(_CLOSE_TIMEOUT, left)
+        pipes = list(self.pipes.values())
+        for pipe in pipes:
+            pipe.close(reason)
+        self.sender.lose_requeued()
+        self._heartbeat.stop()
+        return pipes
+
+    def join(self) -> None:
+        """Block until no greenlet works for the socket any more. The caller may be one of its callbacks."""
+        self._heartbeat.join()
+        for pipe in [*self.closing_pipes]:
+            pipe._join()
+        self.events.join()
+
+    def abandon(self) -> None:
+        """Release everything in a forked child, without switching greenlets and without a close frame."""
+        self.closing = True
+        for endpoint in self.endpoints:
+            endpoint._abandon()
+        for pipe in (*self.pipes.values(), *self.closing_pipes):
+            pipe._abandon()
+
+
+def _cause(error: MultiSocketError) -> object:
+    """Return the text of an error for a log line that has the address already."""
+    return error.why if isinstance(error, ConnectionFailed) else error
+
+
+def _is_flushed(pipe: Pipe) -> bool:
+    """Return whether nothing that was sent is lost if the pipe closes now."""
+    if pipe.state is not PipeState.OPEN:
+        return True
+    if pipe.queued:
+        return False
+    return not isinstance(pipe._connection, StreamConnection) or not pipe._connection.unacknowledged()

@@ -1,0 +1,129 @@
+"""From a connection to a pipe: connect, handshake, negotiation, and the pipe of the right kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+
+from ... import options as opts
+from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
+from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
+from ...transport.stream import describe_os_error
+from ..pipes.framedpipe import FramedPipe
+from ..pipes.ids import next_pipe_id
+from ..pipes.inprocpipe import InprocPipe
+from ..pipes.packetpipe import PacketPipe, RawPacketPipe
+from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
+from ..pipes.rawpipe import RawPipe
+from .negotiation import Negotiation, Negotiator
+
+__all__ = ["PipeMaker", "time_limit"]
+
+logger = logging.getLogger("gmultisocket.connector")
+
+
+@contextmanager
+def time_limit(seconds: float, error: MultiSocketError) -> Iterator[gevent.Timeout]:
+    """Raise an error if the body takes longer. A ``gevent.Timeout`` of anybody else passes through."""
+    timeout = gevent.Timeout.start_new(seconds)
+    try:
+        yield timeout
+    except gevent.Timeout as expired:
+        if expired is timeout:
+            raise error from None
+        raise
+    finally:
+        timeout.close()
+
+
+class PipeMaker:
+    """Makes the pipes of one socket. They are not added to it here.
+
+    Attributes:
+        negotiator: decides who may connect; None lets everybody in.
+    """
+
+    def __init__(self, owner: PipeOwner) -> None:
+        self._owner = owner
+        self.negotiator: Negotiator | None = None
+
+    def connect(self, transport: TransportDialer, endpoint: PipeEndpoint) -> Pipe:
+        """Connect, and negotiate. Blocks within the dialer's time limits.
+
+        Raises:
+            ConnectionFailed, PipeRefused: nothing is left open.
+        """
+        seconds = endpoint.options.get(opts.connector.dialer.dial_timeout)
+        try:
+            with time_limit(seconds, ConnectionFailed(endpoint.address, f"no connection within {seconds} s")):
+                connection = transport.connect()
+        except MultiSocketError:
+            raise
+        except OSError as error:
+            # Transports translate the errors that they expect. None expects that a socket cannot be made at all.
+            raise ConnectionFailed(endpoint.address, describe_os_error(error)) from error
+        try:
+            return self.open(connection, endpoint)
+        except BaseException:
+            connection.close()
+            raise
+
+    def open(self, connection: Connection, endpoint: PipeEndpoint) -> Pipe:
+        """Do the handshake and the negotiation, and return the pipe. Blocks within the endpoint's time limits.
+
+        Raises:
+            HandshakeFailed, PipeRefused: the caller closes the connection.
+        """
+        options = endpoint.options
+        if connection.needs_handshake and not endpoint.dials:
+            seconds = options.get(opts.connector.listener.handshake_timeout)
+            with time_limit(seconds, HandshakeFailed(connection.peer_address, f"no handshake within {seconds} s")):
+                connection.handshake()
+        pipe_id = next_pipe_id()
+        if self.negotiator is not None:
+            seconds = options.get(opts.connector.pipe.negotiate_timeout)
+            try:
+                with time_limit(seconds, PipeRefused(f"no end to the negotiation within {seconds} s")) as limit:
+                    _negotiate(self.negotiator, Negotiation(connection, pipe_id, endpoint.dials), limit)
+            except MultiSocketError as error:
+                _send_close_frame(connection, error)
+                raise
+        return self.make(connection, endpoint, pipe_id)
+
+    def make(self, connection: Connection, endpoint: PipeEndpoint, pipe_id: int = 0) -> Pipe:
+        """Return the pipe for a connection that needs nothing more."""
+        pipe_id = pipe_id or next_pipe_id()
+        if isinstance(connection, MessageConnection):
+            return InprocPipe(pipe_id, connection, self._owner, endpoint)
+        raw = endpoint.options.get(opts.connector.pipe.raw)
+        if isinstance(connection, PacketConnection):
+            return (RawPacketPipe if raw else PacketPipe)(pipe_id, connection, self._owner, endpoint)
+        if isinstance(connection, StreamConnection):
+            return (RawPipe if raw else FramedPipe)(pipe_id, connection, self._owner, endpoint)
+        raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
+
+
+def _negotiate(negotiator: Negotiator, negotiation: Negotiation, limit: gevent.Timeout) -> None:
+    try:
+        negotiator(negotiation)
+    except MultiSocketError:
+        raise
+    except (Exception, gevent.Timeout) as error:
+        # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not catch.
+        if error is limit:
+            raise
+        logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
+        raise PipeRefused(f"{type(error).__name__}: {error}") from error
+
+
+def _send_close_frame(connection: Connection, error: MultiSocketError) -> None:
+    """Send a close frame to a refused connection, if its transport has one. Never blocks."""
+    if isinstance(connection, PacketConnection):
+        try:
+            connection.send(connection.codec.goodbye(error))
+        except OSError:
+            # The peer hung up first.
+            pass

@@ -1,0 +1,253 @@
+"""The reading half of a pipe over anything that carries bytes. What the bytes mean is for the subclasses:
+``framedpipe.py``, ``rawpipe.py`` and ``packetpipe.py``.
+
+One greenlet a pipe reads, decodes, and delivers whole batches to the receiver. While the receiver's queue is full the
+greenlet waits and does not read, so the kernel's buffers fill, and they block the peer.
+
+A pipe whose connection cannot be written to any more *drains*: it reads what the peer has already sent, then closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import gevent
+from gevent import Greenlet, GreenletExit, getcurrent
+from greenlet import greenlet
+
+from ... import options as opts
+from ...errors import Closed, MultiSocketError
+from ...transport import StreamConnection
+from ...transport.stream import describe_os_error
+from ...wire import Fields
+from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .writepipe import _BLOCKED, WritePipe
+
+__all__ = ["BytesPipe"]
+
+#: After so many bytes a reader lets other greenlets run. Receivers then free large contents while the allocator still
+#: has their memory at hand: with 1 MiB instead, 64 KiB contents cost twice as much, all of it in page faults.
+_READ_BUDGET: Final = 1 << 17
+
+#: While the receiver's queue is full, a pipe decodes this many bytes at a time: as messages, the smallest frames take
+#: a dozen times the memory, and a peer may open a thousand connections.
+_PORTION: Final = 4096
+
+#: Seconds. A draining pipe closes when nothing was read for this time.
+DRAIN_TIMEOUT: Final = 5.0
+
+
+class _StopReading(BaseException):
+    """Thrown into a reader that waits for the receiver, to end it."""
+
+
+class _NobodyReceives(_StopReading):
+    """Thrown into the reader of a draining pipe whose messages nobody receives."""
+
+
+class BytesPipe(WritePipe):
+    """A pipe that writes and reads bytes."""
+
+    __slots__ = (
+        "_decoder",
+        "_drain_timer",
+        "_ended_by_peer",
+        "_error",
+        "_last_activity",
+        "_pinged",
+        "_reader",
+        "_reading_paused",
+        "bytes_received",
+        "messages_received",
+    )
+
+    def __init__(self, pipe_id: int, connection: StreamConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
+        super().__init__(pipe_id, connection, owner, endpoint)
+        self.messages_received = 0
+        self.bytes_received = 0
+        self._reader: greenlet | None = None
+        #: Whether nothing is read because the receiver's queue is full. Silence of the peer is not its fault then.
+        self._reading_paused = False
+        self._drain_timer: Any = None
+        self._error: MultiSocketError | None = None
+        #: Whether the peer has said that it sends nothing more.
+        self._ended_by_peer = False
+        #: For the heartbeat: the value of ``_activity()`` at its last look, and when that value last changed.
+        self._last_activity = (0, 0.0)
+        self._pinged = False
+
+    # Draining
+
+    def _broken(self, error: OSError) -> None:
+        reason = f"sending failed: {describe_os_error(error)}"
+        if self._reader is None:
+            self._close(reason)
+        elif self._move(PipeState.DRAINING):
+            self.reason = reason
+            self._stop_sending()
+            if self.state is PipeState.DRAINING:
+                self._drain_timer = self._owner.hub.loop.timer(DRAIN_TIMEOUT, DRAIN_TIMEOUT)
+                self._drain_timer.start(self._check_draining, self.bytes_received)
+
+    def _check_draining(self, received: int) -> None:
+        """Close a draining pipe if nothing was read since: its peer is still there, or nobody receives its messages."""
+        if self.bytes_received != received:
+            self._drain_timer.start(self._check_draining, self.bytes_received)
+        elif self._reading_paused and self._reader is not None:
+            self._reader.throw(_NobodyReceives)
+        else:
+            self._close(self.reason)
+
+    # Keepalive; see the heartbeat
+
+    def _activity(self) -> int:
+        """Return a number that changes whenever the peer shows that it is alive."""
+        # A peer that takes what waits for it has no reason to send anything.
+        return self.bytes_received + self.bytes_sent if self._busy == _BLOCKED else self.bytes_received
+
+    def _keepalive_times(self) -> tuple[float, float]:
+        """Return the seconds of silence before a ping, and before the pipe is closed; 0 for never."""
+        options = self._options or self._endpoint.options
+        interval = options.get(opts.connector.pipe.heartbeat_interval)
+        return interval, options.get(opts.connector.pipe.heartbeat_timeout) or 2 * interval
+
+    def _ping(self) -> None:
+        """Ask the peer to show that it is alive."""
+
+    def _can_pong(self) -> bool:
+        """Return whether the peer is known to answer pings."""
+        return False
+
+    # Reading
+
+    def _start(self) -> None:
+        self._reader = gevent.spawn(self._read_loop)
+
+    def _run(self) -> None:
+        """Read in the calling greenlet. Blocks until the pipe closes."""
+        self._reader = getcurrent()
+        self._read_loop()
+
+    def _join(self) -> None:
+        super()._join()
+        if isinstance(self._reader, Greenlet) and self._reader is not getcurrent():
+            self._reader.join()
+
+    def _read_loop(self) -> None:
+        """Receive until the connection or the pipe ends (the reader greenlet)."""
+        reason: str | MultiSocketError | None = "closed"
+        try:
+            if self.state is not PipeState.CLOSED:
+                reason = self._read_all()
+        except _StopReading:
+            pass
+        except MultiSocketError as error:
+            reason = error
+            self._owner.peer_error(self, error)
+        except OSError as error:
+            reason = f"receiving failed: {describe_os_error(error)}"
+        except GreenletExit:
+            # Nothing here kills a reader: this greenlet belongs to a server (see Listener.serve), which stops.
+            reason = Closed("server", "it is stopping")
+            raise
+        finally:
+            if self.state is PipeState.DRAINING and not isinstance(reason, MultiSocketError):
+                # An error of ours is the peer's own statement: that it refused a certificate, say.
+                reason = self.reason
+            if reason is not None:
+                self._close(reason)
+            try:
+                self._drain()
+            finally:
+                self._reader = None
+
+    def _drain(self) -> None:
+        """Wait for the peer's close frame, if the transport has one, after the pipe has closed."""
+
+    def _read_all(self) -> str | None:
+        """Deliver what arrives to the receiver until the peer ends the stream.
+
+        Returns:
+            Why the pipe closes now; None if it stays open for sending.
+        """
+        connection = self._connection
+        receiver = self._owner.receiver
+        budget = min(self._scheduler.yield_bytes, _READ_BUDGET)
+        spent = 0
+        while True:
+            data = connection.recv(self._read_size())
+            if not data:
+                return self._end_of_stream()
+            size = len(data)
+            self.bytes_received += size
+            for portion in (data,) if size <= _PORTION or receiver.writable() else self._portions(data):
+                messages = self._decode(portion)
+                if messages:
+                    self.messages_received += len(messages)
+                    self._deliver(messages)
+                if self._error is not None:
+                    raise self._error
+                if self._ended_by_peer:
+                    return "the peer said goodbye"
+            if self.state is PipeState.CLOSED:
+                return self.reason
+            spent += size
+            if spent >= budget:
+                # A peer that always has more to send must not keep the loop from other peers and from receivers.
+                spent = 0
+                gevent.sleep(0)
+
+    def _deliver(self, messages: Sequence[Fields]) -> None:
+        """Deliver messages to the receiver. Blocks while its queue is full."""
+        receiver = self._owner.receiver
+        rest = receiver.deliver(messages)
+        try:
+            while rest:
+                self._reading_paused = True
+                receiver.not_full.wait(None)
+                self._reading_paused = False
+                rest = receiver.deliver(rest, in_turn=True, past_limit=receiver.closed)
+        except _NobodyReceives:
+            # Else one peer after another could deliver past the limit, and leave.
+            self._reading_paused = False
+            self._drop("unread", len(rest))
+            raise
+        except BaseException:
+            # These messages had arrived before the wait ended: they are not lost.
+            self._reading_paused = False
+            receiver.deliver(rest, past_limit=True)
+            raise
+
+    def _read_size(self) -> int:
+        """Return how many bytes to ask the kernel for."""
+        raise NotImplementedError
+
+    def _decode(self, data: bytes) -> list[Fields]:
+        """Return the messages that these bytes complete.
+
+        An error behind good messages is left in ``_error``, so that those messages are delivered first.
+        """
+        raise NotImplementedError
+
+    def _portions(self, data: bytes) -> Iterable[bytes]:
+        """Split what was read; each part is decoded after the messages of the part before were accepted."""
+        return (data[start : start + _PORTION] for start in range(0, len(data), _PORTION))
+
+    def _end_of_stream(self) -> str | None:
+        return "the peer closed the connection"
+
+    # Closing
+
+    def _close(self, reason: str | MultiSocketError) -> None:
+        super()._close(reason)
+        if self._drain_timer is not None:
+            self._drain_timer.close()
+            self._drain_timer = None
+        if self._reading_paused:
+            # All other waits of a reader or writer end when the connection closes.
+            self._owner.hub.loop.run_callback(self._stop_reader)
+
+    def _stop_reader(self) -> None:
+        if self._reading_paused and self._reader is not None:
+            self._reader.throw(_StopReading)

@@ -1,0 +1,171 @@
+"""Pipes whose peers send frames back to back: tcp, tls and ipc.
+
+Sockets tell each other a few things by internal messages (flag 0x04), which the Go code drops unread: 0x01 ping and
+0x02 pong, each with at most 125 bytes that come back, and 0x00 close.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ... import options as opts
+from ...errors import BadMessage
+from ...transport import StreamConnection
+from ...wire import (
+    HEADER_SIZE,
+    INTERNAL,
+    RAW,
+    TO_ONE,
+    Decoder,
+    Fields,
+    Message,
+    encode_frame,
+    encode_header,
+    pack_bare_header,
+)
+from .bytespipe import BytesPipe
+from .pipe import PipeEndpoint, PipeOwner
+from .writepipe import LARGE, LargeFrame
+
+__all__ = ["FramedPipe"]
+
+#: The first byte of an internal message's content.
+_CLOSE, _PING, _PONG = b"\x00", b"\x01", b"\x02"
+#: Bytes that a ping may carry. A longer one is not answered.
+_MAX_ECHO: Final = 125
+
+
+class FramedPipe(BytesPipe):
+    """A pipe whose peer sends and takes frames back to back."""
+
+    __slots__ = ("_knows_internal", "_read_buffer")
+
+    _decoder: Decoder
+    _copied = {
+        opts.connector.pipe.read_buffer: "_read_buffer",
+        opts.connector.pipe.max_recv_content_length: "_max_content",
+    }
+
+    def __init__(self, pipe_id: int, connection: StreamConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
+        super().__init__(pipe_id, connection, owner, endpoint)
+        self._fan_out_key = ""
+        self._read_buffer: int = endpoint.options.get(opts.connector.pipe.read_buffer)
+        self._decoder = Decoder(pipe_id, endpoint.options.get(opts.connector.pipe.max_recv_content_length))
+        #: Whether the peer has shown that it understands internal messages, so that it can be expected to answer.
+        self._knows_internal = False
+
+    @property
+    def _max_content(self) -> int:
+        return self._decoder.max_content
+
+    @_max_content.setter
+    def _max_content(self, value: int) -> None:
+        self._decoder.max_content = value
+
+    # Writing
+
+    def _put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
+        if flags & RAW:
+            self._drop("flags")
+        elif len(content) < LARGE:
+            self._push(encode_frame(flags, ttl, source, destination, content))
+        else:
+            self._push_large(LargeFrame(encode_header(flags, ttl, source, destination, len(content)), content))
+
+    def _put_one(self, ttl: int, content: bytes) -> None:
+        size = len(content)
+        if size >= LARGE or not self._busy or self._fan_out is not None:
+            self._put(TO_ONE, ttl, b"", b"", content)
+            return
+        # The second and all further messages of a turn: what _put() and _push() do, without their calls (10 %).
+        queue = self._queue
+        queue.append(pack_bare_header(TO_ONE, ttl, 0, size) + content)
+        queued = self._queued_bytes = self._queued_bytes + HEADER_SIZE + size
+        scheduler = self._scheduler
+        if len(queue) >= scheduler.queue_limit or queued >= scheduler.flush_bytes:
+            self._flush_early()
+
+    def _wrap(self, frame: bytes) -> bytes:
+        """Return a frame as it is written on this connection, and on all with the same ``_fan_out_key``."""
+        return frame
+
+    def _put_frame(self, frame: bytes) -> None:
+        """Take one message to send, as :meth:`_wrap` of this pipe or of another one with the same key returned it."""
+        self._push(frame)
+
+    def _put_internal(self, content: bytes) -> None:
+        """Send an internal message, however full the queue is."""
+        self._push_control(self._wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
+
+    def _unframe(self, entry: bytes) -> Message | None:
+        flags, ttl, hops, distance = entry[0], entry[1], entry[2], entry[3]
+        middle = 8 + 4 * hops
+        end = middle + 4 * distance
+        return Message(flags, ttl, entry[8:middle], entry[middle:end], entry[end:], self.id)
+
+    # Keepalive
+
+    def _ping(self) -> None:
+        self._put_internal(_PING)
+
+    def _can_pong(self) -> bool:
+        return self._knows_internal
+
+    # Reading
+
+    def _read_size(self) -> int:
+        return self._read_buffer or self._decoder.read_size
+
+    def _decode(self, data: bytes) -> list[Fields]:
+        decoder = self._decoder
+        messages = decoder.feed_fields(data)
+        if decoder.flagged:
+            decoder.flagged = False
+            if self.bytes_received == len(data) and _begins_tls(data):
+                raise BadMessage("the peer speaks TLS, as over tls+tcp or wss, and this is a plain connection")
+            messages = self._filter(messages)
+        self._error = decoder.error
+        return messages
+
+    def _filter(self, messages: list[Fields]) -> list[Fields]:
+        """Remove internal messages, and the flag of raw pipes, which only this side may set."""
+        kept: list[Fields] = []
+        for message in map(Message._make, messages):
+            if message.flags & INTERNAL:
+                self._internal(message.content[:1], message.content[1:])
+                if self._ended_by_peer:
+                    break
+            elif message.flags & RAW:
+                kept.append(message.replace(flags=message.flags & ~RAW))
+            else:
+                kept.append(message)
+        return kept
+
+    def _internal(self, kind: bytes, rest: bytes) -> None:
+        """Act on an internal message from the peer."""
+        if kind == _PING and len(rest) <= _MAX_ECHO:
+            self._knows_internal = True
+            if not self.full:
+                # If the peer does not read, the answers would pile up here.
+                self._put_internal(_PONG + rest)
+        elif kind == _PONG:
+            self._knows_internal = True
+        elif kind == _CLOSE:
+            # What it sent before is delivered first, as at the end of a stream.
+            self._ended_by_peer = True
+        else:
+            self._count_useless("internal")
+
+    def _end_of_stream(self) -> str | None:
+        if self._decoder.pending:
+            return "the peer closed the connection in the middle of a message"
+        return "the peer closed the connection"
+
+
+def _begins_tls(data: bytes) -> bool:
+    """Return whether a connection's first bytes are those of a TLS handshake.
+
+    As a header they would mean a message of 64 KiB that is flagged both as internal and as raw. No peer sends that, and
+    both sides would wait for the rest.
+    """
+    return data[0] == 0x16 and data[1] == 3 and data[2] <= 4

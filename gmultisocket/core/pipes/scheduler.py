@@ -1,0 +1,128 @@
+"""When a socket's pipes write: the limits of their queues, the end of a turn, and the budget of a greenlet that sends.
+
+A *turn* is what runs between two looks of the loop at its callbacks. The first frame that an idle pipe gets in a turn
+leaves at once. The pipe is then marked, and what follows leaves together when the turn ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Protocol
+
+import gevent
+from gevent.hub import Hub
+
+from ... import options as opts
+from ...options import Option, Options, follow
+
+__all__ = ["FLUSH_BYTES", "TurnEnd", "WriteScheduler"]
+
+#: Queued bytes that leave without waiting for the end of the turn, and bytes that are joined for one system call.
+FLUSH_BYTES: Final = 1 << 18
+
+
+class TurnEnd(Protocol):
+    """An object with work to do when a turn of the loop ends."""
+
+    def _end_turn(self) -> None:
+        """Send what was queued in this turn. Called in the hub; must not block."""
+
+
+class WriteScheduler:
+    """Says when the pipes of one socket write.
+
+    Attributes:
+        queue_limit: messages that a pipe may queue (``socket.send_queue_size``).
+        queue_bytes: bytes that a pipe may queue, 0 for no limit (``socket.send_queue_bytes``).
+        plain_limit: while a pipe has fewer messages queued than this, one may be appended without any other check.
+        flush_bytes: when a pipe has queued this many bytes, it writes before the end of the turn.
+        yield_bytes: bytes that a greenlet may send before it lets others run (``socket.yield_bytes``).
+        over_budget: whether the next greenlet that sends must call :meth:`yield_turn` first.
+    """
+
+    def __init__(self, hub: Hub, options: Options) -> None:
+        self._hub = hub
+        self.queue_limit = 0
+        self.queue_bytes = 0
+        self.plain_limit = 0
+        self.flush_bytes = FLUSH_BYTES
+        self.yield_bytes = 0
+        self.over_budget = False
+        self._yield_messages = 0
+        self._spent_messages = 0
+        self._spent_bytes = 0
+        #: What to call when the turn ends: shared objects before pipes.
+        self._marked_first: list[TurnEnd] = []
+        self._marked: list[TurnEnd] = []
+        self._scheduled = False
+        follow(options, self, self._followed)
+
+    # Options
+
+    def _set_queue_limit(self, value: int) -> None:
+        self.queue_limit = value
+        self._set_plain_limit()
+
+    def _set_queue_bytes(self, value: int) -> None:
+        self.queue_bytes = value
+        self.flush_bytes = min(value, FLUSH_BYTES) if value else FLUSH_BYTES
+        self._set_plain_limit()
+
+    def _set_plain_limit(self) -> None:
+        self.plain_limit = 0 if self.queue_bytes else self.queue_limit
+
+    def _set_yield_messages(self, value: int) -> None:
+        self._yield_messages = value
+
+    def _set_yield_bytes(self, value: int) -> None:
+        self.yield_bytes = value
+
+    _followed: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
+        opts.socket.send_queue_size: _set_queue_limit,
+        opts.socket.send_queue_bytes: _set_queue_bytes,
+        opts.socket.yield_messages: _set_yield_messages,
+        opts.socket.yield_bytes: _set_yield_bytes,
+    }
+
+    # Turns of the loop
+
+    def mark(self, pipe: TurnEnd) -> None:
+        """Call a pipe's ``_end_turn`` when this turn of the loop ends."""
+        self._marked.append(pipe)
+        if not self._scheduled:
+            self._scheduled = True
+            self._hub.loop.run_callback(self.end_turn)
+
+    def mark_first(self, shared: TurnEnd) -> None:
+        """Call ``_end_turn`` of something that several pipes share, before that of any pipe."""
+        self._marked_first.append(shared)
+        if not self._scheduled:
+            self._scheduled = True
+            self._hub.loop.run_callback(self.end_turn)
+
+    def end_turn(self) -> None:
+        """Send what was queued in this turn. Called in the hub, and by ``close()``."""
+        self._scheduled = False
+        self._spent_messages = self._spent_bytes = 0
+        self.over_budget = False
+        shared, self._marked_first = self._marked_first, []
+        pipes, self._marked = self._marked, []
+        for each in shared:
+            each._end_turn()
+        for each in pipes:
+            each._end_turn()
+
+    # The budget
+
+    def spend(self, messages: int, size: int) -> None:
+        """Count what was sent without a wait. Past the budget the next greenlet that sends yields first."""
+        self._spent_messages += messages
+        self._spent_bytes += size
+        if self._spent_messages >= self._yield_messages or self._spent_bytes >= self.yield_bytes:
+            self.over_budget = True
+
+    def yield_turn(self) -> None:
+        """Let other greenlets run, and begin a new budget."""
+        self.over_budget = False
+        self._spent_messages = self._spent_bytes = 0
+        gevent.sleep(0)

@@ -1,0 +1,182 @@
+"""What a protocol may do with its socket beyond users.
+
+A protocol has its own Socket and uses it by the public calls. A :class:`ProtocolSocket` is the rest: with it the
+protocol sees messages and pipes at the moment at which they arrive and leave, knows which peer a message goes to, and
+counts the messages that it drops together with all other drops.
+
+Its callbacks run inside of the core: in a reader greenlet, in the hub, in the middle of another socket's ``send``. So
+they must not raise, block, switch greenlets, or send. Work that needs any of this belongs in a greenlet of the
+protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Literal
+
+from ..wire import TO_ONE, Message
+from .connecting.connector import Connector
+from .connecting.events import CallbackGreenlet
+from .pipes.pipe import Pipe
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["ProtocolSocket"]
+
+
+class ProtocolSocket:
+    """The core of one socket, as its protocol uses it. Made by ``Socket._for_protocol``.
+
+    Args:
+        connector: of the socket, on which nothing has happened yet.
+        check: raises if the caller is in the wrong thread or process.
+        forked: tells whether the socket stayed with the parent of a fork.
+    """
+
+    __slots__ = ("_connector", "_forked", "_receiver", "_sender", "check")
+
+    def __init__(self, connector: Connector, check: Callable[[], None], forked: Callable[[], bool]) -> None:
+        self._connector = connector
+        self._sender = connector.sender
+        self._receiver = connector.receiver
+        self._forked = forked
+        #: Check that the caller may use the socket, as every method of the socket does. Raises WrongThread or
+        #: ForkedSocketError.
+        self.check = check
+
+    @property
+    def forked(self) -> bool:
+        """Whether the socket stayed with the parent of a fork."""
+        return self._forked()
+
+    @staticmethod
+    def is_mine(greenlet: object) -> bool:
+        """Return whether a greenlet runs pipe callbacks, so that ``close()`` in it must not wait."""
+        return isinstance(greenlet, CallbackGreenlet)
+
+    # Callbacks, one of each. The module docstring says what they may not do.
+
+    def on_message(self, callback: Callable[[Message], bool]) -> None:
+        """Call ``callback(message)`` for each message when it arrives, before it is queued.
+
+        If it returns True, the message is dealt with. If it returns False, the message goes to the receive queue as if
+        there were no callback. While that queue is full, the callback may be called again with the same message, so it
+        must have done nothing before it returned False. All messages of a pipe are shown before the pipe is reported
+        closed, unless this side closes it.
+        """
+        self._receiver.set_filter(callback)
+
+    def on_pipe(self, callback: Callable[[Literal["add", "remove"], Pipe], object]) -> None:
+        """Call ``callback(kind, pipe)`` when a pipe is added or removed: at once, and before any other callback.
+
+        A pipe that is removed has closed by then, and the messages that it had not sent were requeued.
+        """
+        self._connector.events.hook = callback
+
+    def on_requeue(self, callback: Callable[[Message, Pipe | None], bool]) -> None:
+        """Call ``callback(message, pipe)`` when a to-one message that has not left goes to another pipe.
+
+        It is called with None when the pipe of the message has closed, then with the pipe that will get it, perhaps
+        much later, and perhaps several times. If it returns False, nobody wants the message any more, and it is
+        forgotten.
+        """
+        self._sender.on_requeue = callback
+
+    # Sending
+
+    def check_content(self, content: Buffer) -> bytes:
+        """Return the bytes of a content that may be sent.
+
+        Raises:
+            TypeError: it is not bytes-like.
+            MessageTooLong: it is over ``socket.max_send_content_length``.
+        """
+        return self._sender.check_content(content)
+
+    @property
+    def max_content(self) -> int:
+        """The longest content that the socket sends, in bytes."""
+        return self._sender.max_content
+
+    def next_pipe(self, timeout: float | None = None) -> Pipe | None:
+        """Block until a pipe can take a to-one message, and return it. Raises as ``Socket.send`` does.
+
+        The caller then calls :meth:`put`, before it switches greenlets: the pipe's turn is used.
+
+        Returns:
+            None if ``socket.send_overflow`` drops the message.
+        """
+        self.check()
+        return self._sender.next_pipe(timeout)
+
+    def put(self, pipe: Pipe, message: Message) -> None:
+        """Send a message by one pipe, whatever its send type. Never blocks.
+
+        The message has the flags, paths and content of ``message``, and the ttl of the socket. Call
+        :meth:`next_pipe` or :meth:`wait_writable` before, or the pipe's queue grows beyond its limit.
+        """
+        pipe._put(message.flags, self._sender.ttl, message.source, message.destination, message.content)
+
+    def send_group(
+        self, pipes: Collection[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0
+    ) -> int:
+        """Send to some pipes, as ``Socket.send_all`` sends to all. It is as fast where they are all that there are.
+
+        Args:
+            pipes: each once, and none that ``on_pipe`` has reported removed.
+            content: bytes-like.
+            timeout: seconds.
+            flags: flags of the message, e.g. ``wire.CONTROL``.
+
+        Returns:
+            The number of pipes that it went to.
+        """
+        self.check()
+        return self._sender.send_group(pipes, content, timeout, flags)
+
+    def requeue(self, content: bytes) -> None:
+        """Send to one peer ahead of all others, as a message that has lost its pipe. Never blocks.
+
+        May be called from an ``on_pipe`` callback. The ``on_requeue`` callback is told which pipe gets it, and when.
+        """
+        self._sender.requeue([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
+
+    def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
+        """Block until one pipe can take another message, whatever ``socket.send_overflow`` says.
+
+        Returns:
+            False if the pipe has closed, or the time is over.
+
+        Raises:
+            Closed: the socket is closed.
+        """
+        return self._sender.wait_writable(pipe, timeout)
+
+    # Receiving
+
+    def stop_receiving(self, reason: str) -> None:
+        """Receive nothing more, and drop the messages in the queue: for a protocol that closes and has still to send.
+
+        A greenlet that waits for a message gets Closed.
+        """
+        self._receiver.stop(reason)
+        self._receiver.discard_queue()
+
+    @property
+    def drained(self) -> bool:
+        """Whether no message that the ``on_message`` callback refused is in the receive queue, or waits for it."""
+        return not self._receiver.queue and not self._receiver.put_waiters
+
+    def count_drop(self, reason: str, pipe_id: int = 0) -> None:
+        """Count a message that the protocol dropped.
+
+        Args:
+            reason: as in ``counters.drops``.
+            pipe_id: the pipe that it came by; if that is closed, it is counted on the socket.
+        """
+        pipe = self._connector.pipes.get(pipe_id)
+        if pipe is not None:
+            pipe._count_useless(reason)
+        else:
+            self._receiver.counters.drop(reason)

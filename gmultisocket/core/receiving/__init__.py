@@ -1,0 +1,1 @@
+"""Receiving: from the pipes to ``recv``."""

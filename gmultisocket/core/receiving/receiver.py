@@ -1,0 +1,217 @@
+"""The receiving part of a socket: one bounded queue for the messages of all pipes.
+
+When the queue is full, reader greenlets block in ``not_full``, and in-process pipes keep their messages. Both are
+served in the order in which they came, and before newcomers.
+
+A woken receiver takes its message itself, so a receiver that is killed or times out first has taken nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
+
+import gevent
+from gevent.hub import Hub
+
+from ... import options as opts
+from ...counters import Counters
+from ...errors import Closed, NotSupported, Timeout
+from ...loop.waiting import Deadline, WaitList
+from ...options import Option, Options, follow
+from ...wire import Fields, Message
+
+__all__ = ["Receiver"]
+
+_new = tuple.__new__
+
+#: Seconds. A wait of this length ends in the next turn of the loop.
+_ONE_TURN: Final = 1e-6
+
+
+class Receiver:
+    """Receives for one socket.
+
+    Attributes:
+        queue: messages that have arrived and that nobody has taken, oldest first.
+        not_empty: greenlets that wait for a message.
+        not_full: greenlets and pipes that wait to deliver one.
+        get_waiters: those in ``not_empty``.
+        put_waiters: those in ``not_full``.
+        plain_limit: while the queue is shorter than this, a message may be appended without any other check.
+        closed: whether the socket has begun to close: messages that arrive now are dropped.
+        filter: a protocol's callback, see ``ProtocolSocket.on_message``; None without one.
+        counters: losses that belong to no pipe.
+    """
+
+    def __init__(self, hub: Hub, options: Options) -> None:
+        self.queue: deque[Fields] = deque()
+        self.not_empty = WaitList(hub, lambda: self.queue)
+        self.not_full = WaitList(hub, self.writable)
+        self.get_waiters = self.not_empty.waiters
+        self.put_waiters = self.not_full.waiters
+        self.closed = False
+        self.filter: Callable[[Message], bool] | None = None
+        self.counters = Counters()
+        self.plain_limit = 0
+        self._reason = ""
+        self._limit = 0
+        self._max_bytes = 0
+        self._queued_bytes = 0
+        self._no_recv = False
+        #: Messages that a receiver takes in a row before it lets others run, and how many it has taken.
+        self._budget = 0
+        self._spent = 0
+        #: Whether a receiver must count: the queue can hold more than the budget.
+        self._counting = False
+        follow(options, self, self._followed)
+
+    # Options. Messages that are queued stay queued when a limit changes.
+
+    def _set_no_recv(self, value: bool) -> None:
+        self._no_recv = value
+        self._update_fast_path()
+        if value:
+            self.not_empty.wake_all()
+            self.not_full.wake_all()
+
+    def _set_limit(self, value: int) -> None:
+        self._limit = value
+        #: A queue that has been full accepts messages again when its length is down to this.
+        self._low = value // 2
+        self._counting = self._limit > self._budget
+        self._update_fast_path()
+        self.not_full.wake()
+
+    def _set_max_bytes(self, value: int) -> None:
+        self._max_bytes = value
+        self._queued_bytes = sum(len(message[4] or b"") for message in self.queue)
+        self._update_fast_path()
+        self.not_full.wake()
+
+    def _set_budget(self, value: int) -> None:
+        self._budget = value
+        self._counting = self._limit > self._budget
+        self._update_fast_path()
+
+    #: The options that matter for every message; a receiver keeps copies of them.
+    _followed: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
+        opts.socket.no_recv: _set_no_recv,
+        opts.socket.recv_queue_size: _set_limit,
+        opts.socket.recv_queue_bytes: _set_max_bytes,
+        opts.socket.yield_messages: _set_budget,
+    }
+
+    def set_filter(self, callback: Callable[[Message], bool]) -> None:
+        """Show each message to a protocol first; see ``ProtocolSocket.on_message``."""
+        self.filter = callback
+        self._update_fast_path()
+
+    def _update_fast_path(self) -> None:
+        """Recompute ``plain_limit``."""
+        special = self._no_recv or self._max_bytes or self.closed or self.filter is not None
+        self.plain_limit = 0 if special else min(self._limit, self._budget)
+
+    # Receiving
+
+    def next(self, timeout: float | None) -> Fields:
+        """Take the oldest message; see ``Socket.recv_msg``."""
+        queue = self.queue
+        if not queue or self.get_waiters or self._counting:
+            self._wait(timeout)
+        message = queue.popleft()
+        if self.put_waiters and len(queue) <= self._low:
+            self.not_full.wake()
+        if self._max_bytes:
+            self._queued_bytes -= len(message[4] or b"")
+        return message
+
+    def _wait(self, timeout: float | None) -> None:
+        """Block until this greenlet may take a message. Take nothing."""
+        deadline = None if timeout is None else Deadline(timeout)
+        self._spent += 1
+        if self._spent > self._budget:
+            # A receiver that always finds a message, or polls for one, must not keep the loop from the others.
+            self._spent = 0
+            gevent.sleep(0)
+        woken = False
+        while not self.queue or (self.get_waiters and not woken):
+            if self._no_recv:
+                raise NotSupported("receiving", "the socket has socket.no_recv set")
+            if self.closed and not self.queue:
+                raise Closed("socket", self._reason)
+            left = None if deadline is None else deadline.left()
+            if not self._limit and self.put_waiters:
+                # Unbuffered: a message may be delivered only while somebody waits for it, even if for one turn of the
+                # loop.
+                self.not_full.wake()
+                left = _ONE_TURN if left == 0.0 else left
+            woken = self.not_empty.wait(left)
+            if woken:
+                self._spent = 0
+            elif not self.queue or self.get_waiters:
+                raise Timeout("recv", timeout)
+
+    # Delivering
+
+    def writable(self) -> bool:
+        """Return whether one more message may be delivered."""
+        waiting = len(self.queue)
+        if waiting >= self._limit and (self._limit or waiting >= len(self.get_waiters)):
+            # Without a queue a protocol still takes what it wants when it arrives. Other messages stay with their
+            # pipes.
+            return self.closed or self._no_recv or (not self._limit and self.filter is not None and not waiting)
+        return not (self._max_bytes and waiting and self._queued_bytes >= self._max_bytes)
+
+    def deliver(self, messages: Sequence[Fields], in_turn: bool = False, past_limit: bool = False) -> Sequence[Fields]:
+        """Queue messages until the queue is full, and return the rest. Never switches greenlets.
+
+        Args:
+            messages: the oldest first.
+            in_turn: the caller was woken to deliver them. Any other caller comes after those who wait.
+            past_limit: queue them all, because they had arrived before the wait for space.
+        """
+        if (self.closed and not past_limit) or self._no_recv:
+            self.counters.drop("no_recv" if self._no_recv else "closed", len(messages))
+            return ()
+        wanted = self.filter
+        if wanted is not None:
+            messages = [message for message in messages if not wanted(_new(Message, message))]
+            if not messages:
+                return ()
+        queue = self.queue
+        rest: Sequence[Fields] = ()
+        if self.put_waiters and self._limit and not (in_turn or past_limit):
+            return messages
+        if self._max_bytes or not self._limit:
+            for index, message in enumerate(messages):
+                if not past_limit and not self.writable():
+                    rest = messages[index:]
+                    break
+                queue.append(message)
+                self._queued_bytes += len(message[4] or b"")
+        elif past_limit or len(queue) + len(messages) <= self._limit:
+            queue.extend(messages)
+        else:
+            free = max(0, self._limit - len(queue))
+            queue.extend(messages[:free])
+            rest = messages[free:]
+        if self.get_waiters:
+            self.not_empty.wake()
+        return rest
+
+    # Closing
+
+    def stop(self, reason: str) -> None:
+        """Accept nothing more, and wake all who wait. Messages that have arrived can still be received."""
+        self.closed = True
+        self._update_fast_path()
+        self._reason = reason
+        self.not_full.wake_all()
+        self.not_empty.wake_all()
+
+    def discard_queue(self) -> None:
+        """Drop the messages that nobody has taken, and count them as ``closed``."""
+        self.counters.drop("closed", len(self.queue))
+        self.queue.clear()

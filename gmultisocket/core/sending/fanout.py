@@ -1,0 +1,243 @@
+"""To-all messages: to every pipe, or to some of them.
+
+Pipes that write the same bytes for a message, and have nothing else queued, are *in step*. They share a
+:class:`FanOut`: a to-all message is put into it once, and not into each pipe's queue. When the turn of the loop ends,
+the messages of the turn are joined once and given to the kernel pipe by pipe. A pipe falls out of step when something
+is sent to it alone, or when the kernel takes no more for it. It then writes alone, from its own queue (the bytes
+themselves stay shared), and is in step again when that queue is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from gevent.hub import Hub
+
+from ...errors import Timeout
+from ...loop.waiting import Deadline, WaitList
+from ...wire import encode_frame
+from ..pipes.framedpipe import FramedPipe
+from ..pipes.pipe import Pipe, PipeState
+from ..pipes.scheduler import WriteScheduler
+from ..pipes.writepipe import WritePipe
+from .overflow import OverflowPolicy
+
+__all__ = ["FanOut", "ToAllSender"]
+
+#: What is sent: flags, ttl, source, destination, content.
+Sent = tuple[int, int, bytes, bytes, bytes]
+
+
+class FanOut:
+    """The pipes in step that write the same bytes.
+
+    Attributes:
+        members: the pipes, in the order in which they joined.
+        pending: frames of this turn that have not left yet.
+        pending_bytes: their size.
+    """
+
+    __slots__ = ("_scheduler", "_sent_in_turn", "_unshared", "_wrap", "members", "pending", "pending_bytes")
+
+    def __init__(
+        self, scheduler: WriteScheduler, unshared: dict[Pipe, None], wrap: Callable[[bytes], bytes]
+    ) -> None:
+        self._scheduler = scheduler
+        self._unshared = unshared
+        self._wrap = wrap
+        self._sent_in_turn = False
+        self.members: dict[WritePipe, None] = {}
+        self.pending: list[bytes] = []
+        self.pending_bytes = 0
+
+    def add(self, pipe: WritePipe) -> None:
+        """Add a pipe with an empty queue. Only while nothing is pending."""
+        del self._unshared[pipe]
+        self.members[pipe] = None
+        pipe._join_fan_out(self)
+
+    def remove(self, pipe: WritePipe) -> None:
+        """Remove a pipe, which takes over the pending frames. Called by the pipe."""
+        del self.members[pipe]
+        self._unshared[pipe] = None
+
+    def put(self, frame: bytes) -> None:
+        """Send one frame to every member: at once if it is the first of the turn, else with the others."""
+        frame = self._wrap(frame)
+        if not self._sent_in_turn:
+            self._mark()
+            self._write([frame], frame)
+            return
+        self.pending.append(frame)
+        self.pending_bytes += len(frame)
+        if len(self.pending) >= self._scheduler.queue_limit or self.pending_bytes >= self._scheduler.flush_bytes:
+            self.flush()
+
+    def gather(self) -> None:
+        """Queue the first frame of this turn as well: a greenlet that had to yield has more to send.
+
+        Otherwise nothing would be joined for a sender whose every message is a whole budget, as to 1,000 pipes.
+        """
+        if self.members and not self._sent_in_turn:
+            self._mark()
+
+    def _mark(self) -> None:
+        self._sent_in_turn = True
+        self._scheduler.mark_first(self)
+
+    def flush(self) -> None:
+        """Give the pending frames to the kernel. Never switches greenlets."""
+        frames = self.pending
+        if frames:
+            self.pending = []
+            self.pending_bytes = 0
+            self._write(frames, frames[0] if len(frames) == 1 else b"".join(frames))
+
+    def _end_turn(self) -> None:
+        self.flush()
+        self._sent_in_turn = False
+
+    def _write(self, frames: list[bytes], data: bytes) -> None:
+        size = len(data)
+        count = len(frames)
+        # Members change only after the loop, because a broken pipe can cause any number of changes.
+        behind: list[tuple[WritePipe, int, OSError | None]] = []
+        for pipe in self.members:
+            try:
+                taken = pipe._send_shared(data, count)
+            except OSError as error:
+                behind.append((pipe, 0, error))
+                continue
+            if taken != size:
+                behind.append((pipe, taken, None))
+        self._scheduler.spend(count * len(self.members), size * len(self.members))
+        for pipe, taken, broken in behind:
+            if pipe in self.members:
+                pipe._leave_fan_out()
+                if broken is None:
+                    pipe._put_back(frames, taken)
+                else:
+                    pipe._break(frames, broken)
+
+
+class ToAllSender:
+    """Sends to-all messages for one socket.
+
+    Args:
+        hub: of the socket's thread.
+        scheduler: of the socket's pipes.
+        overflow: applied to full pipes.
+        check_open: raises if nothing may be sent any more; called after each wait.
+    """
+
+    def __init__(
+        self, hub: Hub, scheduler: WriteScheduler, overflow: OverflowPolicy, check_open: Callable[[], object]
+    ) -> None:
+        self._scheduler = scheduler
+        self._overflow = overflow
+        self._check_open = check_open
+        self._fan_outs: dict[str, FanOut] = {}
+        #: Pipes that are in step with no fan-out: messages are put into each.
+        self._unshared: dict[Pipe, None] = {}
+        #: Greenlets whose message some full pipes have not got yet.
+        self._slow_waiters = WaitList(hub, lambda: True)
+
+    # Pipes
+
+    def add(self, pipe: Pipe) -> None:
+        """Add a new pipe."""
+        self._unshared[pipe] = None
+        if isinstance(pipe, WritePipe):
+            self._scheduler.mark(pipe)
+
+    def remove(self, pipe: Pipe) -> None:
+        """Remove a pipe."""
+        if isinstance(pipe, WritePipe):
+            pipe._leave_fan_out()
+        self._unshared.pop(pipe, None)
+        self.wake()
+
+    def rejoin(self, pipe: Pipe) -> None:
+        """Put a pipe that has nothing queued in step again. Called when a turn ends, after the fan-outs are empty."""
+        key = pipe._fan_out_key
+        if key is None or pipe not in self._unshared:
+            return
+        assert isinstance(pipe, FramedPipe)
+        fan_out = self._fan_outs.get(key)
+        if fan_out is None:
+            fan_out = self._fan_outs[key] = FanOut(self._scheduler, self._unshared, pipe._wrap)
+        if not fan_out.pending:
+            fan_out.add(pipe)
+
+    def wake(self) -> None:
+        """Wake the greenlets that wait for full pipes, so that they look again."""
+        self._slow_waiters.wake_all()
+
+    def gather(self) -> None:
+        """Join the messages that a greenlet sends after it had to yield; see :meth:`FanOut.gather`."""
+        for fan_out in self._fan_outs.values():
+            fan_out.gather()
+
+    # Sending
+
+    def send(self, fields: Sent, timeout: float | None) -> int:
+        """Send to every pipe; see ``Socket.send_all``."""
+        # Taken before anything is sent: a pipe that falls out of step by this message has had it.
+        unshared = list(self._unshared)
+        count = 0
+        frame = b""
+        for fan_out in self._fan_outs.values():
+            if fan_out.members:
+                frame = frame or encode_frame(*fields)
+                count += len(fan_out.members)
+                fan_out.put(frame)
+        if not count:
+            # Fan-outs count what they write. A greenlet that sends to no pipe at all must let others run as well.
+            self._scheduler.spend(len(unshared) or 1, 0)
+        return self.send_each(unshared, fields, timeout, count) if unshared else count
+
+    def send_each(self, pipes: Sequence[Pipe], fields: Sent, timeout: float | None, count: int = 0) -> int:
+        """Send to each of some pipes. Return the number of pipes that have the message, plus ``count``."""
+        frames: dict[str, bytes] = {}
+        full: list[Pipe] = []
+        for pipe in pipes:
+            if pipe.full or pipe.state is not PipeState.OPEN:
+                full.append(pipe)
+                continue
+            count += 1
+            key = pipe._fan_out_key
+            if key is None:
+                pipe._put(*fields)
+                continue
+            assert isinstance(pipe, FramedPipe)
+            frame = frames.get(key)
+            if frame is None:
+                frame = frames[key] = pipe._wrap(encode_frame(*fields))
+            pipe._put_frame(frame)
+        return self._send_full(full, fields, timeout, count) if full else count
+
+    def _send_full(self, full: list[Pipe], fields: Sent, timeout: float | None, count: int) -> int:
+        """Send to each of the full pipes when it is writable. One that is still full at the end has lost the message."""
+        deadline = Deadline(timeout)
+        try:
+            while True:
+                waiting = []
+                for pipe in full:
+                    if pipe.state is not PipeState.OPEN:
+                        continue
+                    if not pipe.full or (not self._overflow.blocks and self._overflow.apply(pipe)):
+                        pipe._put(*fields)
+                        count += 1
+                    elif self._overflow.blocks:
+                        waiting.append(pipe)
+                full = waiting
+                if not full:
+                    return count
+                if not self._slow_waiters.wait(deadline.left()):
+                    self._scheduler.spend(1, 0)
+                    raise Timeout("send_all", timeout, count)
+                self._check_open()
+        finally:
+            for pipe in full:
+                if pipe.state is PipeState.OPEN:
+                    pipe._drop("timeout")

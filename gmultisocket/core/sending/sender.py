@@ -1,0 +1,472 @@
+"""The sending part of a socket: which pipe a message goes to, and what happens when that pipe is full.
+
+* To one: the next pipe in round-robin order that is writable. While none is, senders wait in the order in which they
+  came. A message that was queued for a pipe which then closed goes to another pipe, before anything newer.
+* To a destination: the pipe that the first id of the path names.
+* To all: see ``fanout.py``.
+
+Nothing here waits for one pipe while another pipe could be served, and nothing is locked: the methods that do not block
+run to their end before another greenlet runs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gevent.hub import Hub
+
+from ... import options as opts
+from ...counters import Counters
+from ...errors import BadMessage, BrokenPath, Closed, MessageDropped, MessageTooLong, NoPeers, NotSupported, Timeout
+from ...loop.waiting import Deadline, WaitList
+from ...options import Option, Options, follow
+from ...wire import (
+    DEFAULT_TTL,
+    INTERNAL,
+    MAX_CONTENT,
+    MAX_IDS,
+    RAW,
+    SEND_TYPE_MASK,
+    TO_ALL,
+    TO_DEST,
+    TO_ONE,
+    Message,
+    check_path,
+    first_id,
+)
+from ..pipes.pipe import Pipe, PipeState
+from ..pipes.scheduler import WriteScheduler
+from .fanout import Sent, ToAllSender
+from .overflow import OverflowPolicy
+from .rotation import Rotation
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Sender", "as_content"]
+
+
+def as_content(content: Buffer) -> bytes:
+    """Return the bytes of a bytes-like object. A mutable one is copied, so the caller may change it after sending.
+
+    Raises:
+        TypeError: it is not bytes-like. Text must be encoded by the caller, who knows how.
+    """
+    if isinstance(content, bytes):
+        return content
+    if isinstance(content, str):
+        raise TypeError("content must be bytes-like, not str: encode it, e.g. content.encode()")
+    try:
+        return bytes(memoryview(content))
+    except TypeError:
+        raise TypeError(f"content must be bytes-like, not {type(content).__name__}") from None
+
+
+class Sender:
+    """Sends for one socket.
+
+    Attributes:
+        ttl: the hops that a message may make (``socket.send_ttl``).
+        max_content: the longest content that may be sent, in bytes.
+        counters: losses that belong to no pipe.
+        on_requeue: a protocol's callback, see ``ProtocolSocket.on_requeue``; None without one.
+    """
+
+    def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe], scheduler: WriteScheduler) -> None:
+        self._pipes = pipes
+        self._scheduler = scheduler
+        self._options = options
+        #: Why nothing is sent any more, "" while the socket is open.
+        self._closed = ""
+        self._no_send = False
+        self._fail_no_peers = False
+        #: Whether ``send`` may use the first writable pipe without any other check but that of the budget.
+        self._fast_path = False
+        #: All pipes that to-one messages may go to, full or not.
+        self._eligible: dict[Pipe, None] = {}
+        #: Those of them that are writable.
+        self._writable: Rotation[Pipe] = Rotation()
+        #: Greenlets that wait to send to one.
+        self._send_waiters = WaitList(hub, self._may_go_on)
+        #: To-one messages whose pipe closed before they left.
+        self._requeued: deque[Message] = deque()
+        self._requeuing = False
+        self._overflow = OverflowPolicy(scheduler)
+        self._to_all = ToAllSender(hub, scheduler, self._overflow, self._check_open)
+        self.counters = Counters()
+        self.on_requeue: Callable[[Message, Pipe | None], bool] | None = None
+        follow(options, self, self._followed)
+
+    # Options
+
+    def _set_overflow(self, value: str) -> None:
+        self._overflow.policy = value
+        self._wake_senders()
+
+    def _set_best_effort(self, value: bool) -> None:
+        self._overflow.best_effort = value
+        self._wake_senders()
+
+    def _set_fail_no_peers(self, value: bool) -> None:
+        self._fail_no_peers = value
+        self._wake_senders()
+
+    def _set_no_send(self, value: bool) -> None:
+        self._no_send = value
+        self._update_fast_path()
+        self._wake_senders()
+
+    def _limits_changed(self, value: int) -> None:
+        """Follow the limits of the pipes' queues, which the scheduler has set before."""
+        # When a pipe becomes writable, it may get a message, find its connection broken, and be gone.
+        for pipe in list(self._pipes.values()):
+            pipe._update_full()
+        self._update_fast_path()
+
+    def _set_ttl(self, value: int) -> None:
+        self.ttl = value or DEFAULT_TTL
+
+    def _set_max_content(self, value: int) -> None:
+        limit = self._options.get(opts.socket.max_send_content_length)
+        if limit < 0:
+            limit = self._options.get(opts.connector.pipe.max_recv_content_length)
+        self.max_content = limit or MAX_CONTENT
+
+    #: The options that matter for every message; a sender keeps copies of them.
+    _followed: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
+        opts.socket.send_queue_size: _limits_changed,
+        opts.socket.send_queue_bytes: _limits_changed,
+        opts.socket.send_ttl: _set_ttl,
+        opts.socket.send_overflow: _set_overflow,
+        opts.socket.send_best_effort: _set_best_effort,
+        opts.socket.fail_no_peers: _set_fail_no_peers,
+        opts.socket.no_send: _set_no_send,
+        opts.socket.max_send_content_length: _set_max_content,
+        opts.connector.pipe.max_recv_content_length: _set_max_content,
+    }
+
+    # Sending
+
+    def send(self, content: Buffer, timeout: float | None) -> None:
+        """Send to one peer; see ``Socket.send``."""
+        if type(content) is not bytes:
+            content = as_content(content)
+        if len(content) > self.max_content:
+            raise MessageTooLong(len(content), self.max_content)
+        if (not self._fast_path or self._scheduler.over_budget) and not self._wait_to_send(timeout):
+            return
+        writable = self._writable
+        pipe = writable.first
+        assert pipe is not None
+        if writable.several:
+            writable.rotate()
+        pipe._put_one(self.ttl, content)
+
+    def next_pipe(self, timeout: float | None) -> Pipe | None:
+        """Return the pipe for a to-one message, which the caller puts there; see ``ProtocolSocket.next_pipe``."""
+        if (not self._fast_path or self._scheduler.over_budget) and not self._wait_to_send(timeout):
+            return None
+        return self._writable.take()
+
+    def send_to(self, destination: bytes, content: Buffer, timeout: float | None) -> None:
+        """Send along a path; see ``Socket.send_to``."""
+        destination = check_path(destination)
+        content = self.check_content(content)
+        self._send_to_pipe((TO_DEST, self.ttl, b"", destination, content), timeout)
+
+    def send_all(self, content: Buffer, timeout: float | None, flags: int = 0) -> int:
+        """Send to every peer; see ``Socket.send_all``."""
+        content = self.check_content(content)
+        return self._send_to_all((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
+
+    def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None, flags: int = 0) -> int:
+        """Send to some pipes; see ``ProtocolSocket.send_group``."""
+        # If that is all pipes, a fan-out puts the message once, and not into each.
+        if len(pipes) == len(self._pipes):
+            return self.send_all(content, timeout, flags)
+        fields = (TO_ALL | flags, self.ttl, b"", b"", self.check_content(content))
+        self._begin()
+        return self._to_all.send_each(list(pipes), fields, timeout)
+
+    def send_msg(self, message: Message, timeout: float | None) -> int:
+        """Send or forward a message by its own fields; see ``Socket.send_msg``."""
+        flags, ttl, source, destination = message.flags, message.ttl, message.source, message.destination
+        content = self.check_content(message.content)
+        kind = flags & SEND_TYPE_MASK
+        if flags & INTERNAL:
+            raise NotSupported("sending an internal message", "flag 0x04 is for what sockets tell each other")
+        if not 0 <= flags <= 255 or kind not in (TO_ONE, TO_ALL, TO_DEST):
+            raise BadMessage(f"flags {flags:#x} name no send type")
+        if flags & RAW:
+            raise MessageDropped("raw")
+        if ttl <= 0:
+            raise MessageDropped("ttl")
+        if source:
+            check_path(source)
+        if destination:
+            check_path(destination)
+        # The peer puts its own id in front of the source, and closes the pipe if that makes too many. From a message to
+        # a destination it removes an id.
+        if len(source) + len(destination) >= 4 * (MAX_IDS + (kind == TO_DEST)):
+            raise MessageDropped("hops")
+        fields = (flags, min(ttl, 255), bytes(source), bytes(destination), content)
+        if kind == TO_ALL:
+            return self._send_to_all(fields, timeout)
+        if kind == TO_DEST:
+            if not destination:
+                raise MessageDropped("arrived")
+            self._send_to_pipe(fields, timeout)
+            return 1
+        pipe = self.next_pipe(timeout)
+        if pipe is None:
+            return 0
+        pipe._put(*fields)
+        return 1
+
+    def check_content(self, content: Buffer) -> bytes:
+        """Return the bytes of a content that may be sent.
+
+        Raises:
+            TypeError: it is not bytes-like.
+            MessageTooLong: it is over the limit.
+        """
+        content = as_content(content)
+        if len(content) > self.max_content:
+            raise MessageTooLong(len(content), self.max_content)
+        return content
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("socket", self._closed)
+        if self._no_send:
+            raise NotSupported("sending", "the socket has socket.no_send set")
+
+    def _begin(self) -> None:
+        """Check that something may be sent, and let other greenlets run if this turn's budget is spent."""
+        self._check_open()
+        if self._scheduler.over_budget:
+            self._yield()
+
+    def _yield(self) -> None:
+        """Let other greenlets run. Called before a message is taken, not after."""
+        self._scheduler.yield_turn()
+        self._to_all.gather()
+        self._check_open()
+
+    # To one
+
+    def _wait_to_send(self, timeout: float | None) -> bool:
+        """Block until this greenlet may send to the first writable pipe.
+
+        Returns:
+            False if the message must not be sent: the overflow policy dropped it.
+        """
+        deadline = Deadline(timeout)
+        woken = False
+        # A greenlet that tries again and again must not keep the loop, whatever the result.
+        self._scheduler.spend(1, 0)
+        try:
+            while True:
+                self._check_open()
+                if self._scheduler.over_budget and not woken:
+                    self._yield()
+                if woken or not self._send_waiters.waiters:
+                    if self._has_writable():
+                        return True
+                    if not self._eligible and (self._fail_no_peers or self._overflow.best_effort):
+                        raise NoPeers
+                    if self._eligible and not self._apply_overflow():
+                        return False
+                    if self._writable.first is not None:
+                        return True
+                woken = self._send_waiters.wait(deadline.left())
+                if not woken:
+                    raise Timeout("send", timeout)
+        finally:
+            self._update_fast_path()
+
+    def _may_go_on(self) -> bool:
+        """Return whether the first waiter can continue now, be it with an error."""
+        if self._closed or self._no_send or self._has_writable():
+            return True
+        if self._eligible:
+            return not self._overflow.blocks
+        return self._overflow.best_effort or self._fail_no_peers
+
+    def _has_writable(self) -> bool:
+        """Return whether a pipe is writable now."""
+        if not self._scheduler.queue_limit:
+            # Without a queue, an in-process pipe is writable only while its peer waits for a message. A peer that
+            # waited when the pipe became writable may have stopped since.
+            while (pipe := self._writable.first) is not None:
+                pipe._update_full()
+                if not pipe.full:
+                    break
+        return self._writable.first is not None
+
+    def _apply_overflow(self) -> bool:
+        """Apply the overflow policy when every pipe is full. Return False if the new message is dropped."""
+        if self._overflow.best_effort:
+            raise MessageDropped("overflow")
+        if self._overflow.blocks:
+            return True
+        # The next pipe in round-robin order; it becomes the last.
+        pipe = next(iter(self._eligible))
+        del self._eligible[pipe]
+        self._eligible[pipe] = None
+        return self._overflow.make_space(pipe)
+
+    def requeue(self, messages: list[Message]) -> None:
+        """Send to-one messages of a pipe that closed before they left, before anything newer."""
+        on_requeue = self.on_requeue
+        if on_requeue is not None:
+            messages = [message for message in messages if on_requeue(message, None)]
+        if self._requeuing:
+            # Their next pipe has broken as well: they stay in front of those that were behind them.
+            self._requeued.extendleft(reversed(messages))
+        elif messages:
+            self._requeued.extend(messages)
+            self._send_requeued()
+
+    def _send_requeued(self) -> None:
+        if self._requeuing:
+            # A pipe has broken when it was given a message below. That message is requeued again. If this were a call
+            # within a call for each broken pipe, hundreds that break at once would exhaust the stack.
+            return
+        self._requeuing = True
+        try:
+            while self._requeued and (pipe := self._writable.first) is not None:
+                message = self._requeued.popleft()
+                if self.on_requeue is not None and not self.on_requeue(message, pipe):
+                    continue
+                self._writable.rotate()
+                pipe._put(message.flags, message.ttl, message.source, message.destination, message.content)
+        finally:
+            self._requeuing = False
+
+    # To a destination
+
+    def _send_to_pipe(self, fields: Sent, timeout: float | None) -> None:
+        self._begin()
+        pipe_id = first_id(fields[3])
+        pipe = self._pipes.get(pipe_id)
+        if pipe is None or pipe.state is not PipeState.OPEN:
+            raise BrokenPath(pipe_id)
+        if not self._scheduler.queue_limit:
+            pipe._update_full()
+        if (pipe.full or pipe._awaited) and not self._wait_for(pipe, Deadline(timeout)):
+            if pipe.state is not PipeState.OPEN:
+                raise BrokenPath(pipe_id)
+            if self._overflow.best_effort:
+                raise MessageDropped("overflow")
+            if self._overflow.blocks:
+                raise Timeout("send_to", timeout)
+            return
+        pipe._put(*fields)
+
+    def _wait_for(self, pipe: Pipe, deadline: Deadline) -> bool:
+        """Block until one pipe is writable, or apply the overflow policy.
+
+        Returns:
+            False if the pipe is not writable in time, or has closed.
+        """
+        woken = False
+        while (pipe.full or (pipe._awaited and not woken)) and pipe.state is PipeState.OPEN:
+            if not self._overflow.blocks:
+                return self._overflow.apply(pipe)
+            woken = pipe._waiters().wait(deadline.left())
+            if not woken:
+                self._scheduler.spend(1, 0)
+                return False
+            self._check_open()
+        return pipe.state is PipeState.OPEN
+
+    def wait_writable(self, pipe: Pipe, timeout: float | None) -> bool:
+        """Block until one pipe is writable; see ``ProtocolSocket.wait_writable``."""
+        self._begin()
+        deadline = Deadline(timeout)
+        while pipe.full and pipe.state is PipeState.OPEN:
+            if not pipe._waiters().wait(deadline.left()):
+                return False
+            self._check_open()
+        return pipe.state is PipeState.OPEN
+
+    # To all
+
+    def _send_to_all(self, fields: Sent, timeout: float | None) -> int:
+        self._begin()
+        return self._to_all.send(fields, timeout)
+
+    # Pipes
+
+    def add(self, pipe: Pipe) -> None:
+        """Add a new pipe."""
+        if pipe._eligible:
+            self._eligible[pipe] = None
+            if not pipe.full:
+                self._writable.add(pipe)
+        self._to_all.add(pipe)
+        if self._requeued:
+            self._send_requeued()
+        self._send_waiters.wake()
+        self._update_fast_path()
+
+    def remove(self, pipe: Pipe) -> None:
+        """Remove a pipe that cannot send any more."""
+        self._eligible.pop(pipe, None)
+        self._to_all.remove(pipe)
+        self.pipe_full(pipe)
+        # Some options let a sender fail instead of wait when there is no peer.
+        self._send_waiters.wake()
+
+    def pipe_full(self, pipe: Pipe) -> None:
+        """Stop sending to a pipe that has become full."""
+        self._writable.discard(pipe)
+        if self._writable.first is None:
+            self._update_fast_path()
+
+    def pipe_writable(self, pipe: Pipe) -> None:
+        """Send to a pipe that is not full any more."""
+        if pipe in self._eligible:
+            self._writable.add(pipe)
+            if self._requeued:
+                self._send_requeued()
+        # The waiters that are woken first may fill the pipe again: each kind of sending is woken first in turn, so that
+        # none of them starves.
+        wakes = (self._send_waiters.wake, pipe._wake_waiters, self._to_all.wake)
+        pipe._wake_order = (pipe._wake_order + 1) % len(wakes)
+        for wake in wakes[pipe._wake_order :] + wakes[: pipe._wake_order]:
+            wake()
+        self._update_fast_path()
+
+    def pipe_idle(self, pipe: Pipe) -> None:
+        """Let a pipe that has nothing queued share to-all messages again."""
+        self._to_all.rejoin(pipe)
+
+    def _update_fast_path(self) -> None:
+        """Recompute whether ``send`` can take the fast path."""
+        # Without a queue, each send must find out again which pipes are writable.
+        usual = self._writable.first is not None and self._scheduler.queue_limit and not self._send_waiters.waiters
+        self._fast_path = bool(usual and not (self._closed or self._no_send))
+
+    def _wake_senders(self) -> None:
+        """Wake all waiters, so that they look at the changed options or state."""
+        self._send_waiters.wake_all()
+        self._to_all.wake()
+        for pipe in self._pipes.values():
+            pipe._wake_all_waiters()
+
+    # Closing
+
+    def stop(self, reason: str) -> None:
+        """Refuse all messages from now on, and wake all waiters. Queued messages stay queued."""
+        self._closed = reason
+        self._fast_path = False
+        self._wake_senders()
+
+    def lose_requeued(self) -> None:
+        """Count the requeued messages as lost, because no pipe is left for them."""
+        self.counters.drop("closed", len(self._requeued))
+        self._requeued.clear()
