@@ -81,7 +81,7 @@ class ProtocolSocket:
         much later, and perhaps several times. If it returns False, nobody wants the message any more, and it is
         forgotten.
         """
-        self._sender.on_requeue = callback
+        self._sender.requeue.hook = callback
 
     # Sending
 
@@ -118,9 +118,7 @@ class ProtocolSocket:
         """
         pipe._put(message.flags, self._sender.ttl, message.source, message.destination, message.content)
 
-    def send_group(
-        self, pipes: Collection[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0
-    ) -> int:
+    def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0) -> int:
         """Send to some pipes, as ``Socket.send_all`` sends to all. It is as fast where they are all that there are.
 
         Args:
@@ -140,7 +138,7 @@ class ProtocolSocket:
 
         May be called from an ``on_pipe`` callback. The ``on_requeue`` callback is told which pipe gets it, and when.
         """
-        self._sender.requeue([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
+        self._sender.requeue.add([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, whatever ``socket.send_overflow`` says.

@@ -19,7 +19,7 @@ from gevent import Greenlet
 from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError
 from ..loop import owner
 from ..wire import Message
-from .sending.sender import as_content
+from .sending.content import as_content
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

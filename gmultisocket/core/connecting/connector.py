@@ -143,7 +143,7 @@ class Connector:
         self.sender.remove(pipe)
 
     def requeue(self, messages: list[Message]) -> None:
-        self.sender.requeue(messages)
+        self.sender.requeue.add(messages)
 
     def lose(self, reason: str, count: int) -> None:
         self.sender.counters.drop(reason, count)

@@ -39,9 +39,7 @@ class FanOut:
 
     __slots__ = ("_scheduler", "_sent_in_turn", "_unshared", "_wrap", "members", "pending", "pending_bytes")
 
-    def __init__(
-        self, scheduler: WriteScheduler, unshared: dict[Pipe, None], wrap: Callable[[bytes], bytes]
-    ) -> None:
+    def __init__(self, scheduler: WriteScheduler, unshared: dict[Pipe, None], wrap: Callable[[bytes], bytes]) -> None:
         self._scheduler = scheduler
         self._unshared = unshared
         self._wrap = wrap
@@ -217,7 +215,7 @@ class ToAllSender:
         return self._send_full(full, fields, timeout, count) if full else count
 
     def _send_full(self, full: list[Pipe], fields: Sent, timeout: float | None, count: int) -> int:
-        """Send to each of the full pipes when it is writable. One that is still full at the end has lost the message."""
+        """Send to each of the full pipes when it is writable. If it stays full, it has lost the message."""
         deadline = Deadline(timeout)
         try:
             while True:

@@ -11,7 +11,6 @@ run to their end before another greenlet runs.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,30 +37,16 @@ from ...wire import (
 )
 from ..pipes.pipe import Pipe, PipeState
 from ..pipes.scheduler import WriteScheduler
+from .content import as_content
 from .fanout import Sent, ToAllSender
 from .overflow import OverflowPolicy
+from .requeue import Requeue
 from .rotation import Rotation
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Sender", "as_content"]
-
-
-def as_content(content: Buffer) -> bytes:
-    """Return the bytes of a bytes-like object. A mutable one is copied, so the caller may change it after sending.
-
-    Raises:
-        TypeError: it is not bytes-like. Text must be encoded by the caller, who knows how.
-    """
-    if isinstance(content, bytes):
-        return content
-    if isinstance(content, str):
-        raise TypeError("content must be bytes-like, not str: encode it, e.g. content.encode()")
-    try:
-        return bytes(memoryview(content))
-    except TypeError:
-        raise TypeError(f"content must be bytes-like, not {type(content).__name__}") from None
+__all__ = ["Sender"]
 
 
 class Sender:
@@ -71,7 +56,7 @@ class Sender:
         ttl: the hops that a message may make (``socket.send_ttl``).
         max_content: the longest content that may be sent, in bytes.
         counters: losses that belong to no pipe.
-        on_requeue: a protocol's callback, see ``ProtocolSocket.on_requeue``; None without one.
+        requeue: to-one messages whose pipe closed before they left.
     """
 
     def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe], scheduler: WriteScheduler) -> None:
@@ -90,13 +75,10 @@ class Sender:
         self._writable: Rotation[Pipe] = Rotation()
         #: Greenlets that wait to send to one.
         self._send_waiters = WaitList(hub, self._may_go_on)
-        #: To-one messages whose pipe closed before they left.
-        self._requeued: deque[Message] = deque()
-        self._requeuing = False
+        self.requeue = Requeue(self._writable)
         self._overflow = OverflowPolicy(scheduler)
         self._to_all = ToAllSender(hub, scheduler, self._overflow, self._check_open)
         self.counters = Counters()
-        self.on_requeue: Callable[[Message, Pipe | None], bool] | None = None
         follow(options, self, self._followed)
 
     # Options
@@ -318,34 +300,6 @@ class Sender:
         self._eligible[pipe] = None
         return self._overflow.make_space(pipe)
 
-    def requeue(self, messages: list[Message]) -> None:
-        """Send to-one messages of a pipe that closed before they left, before anything newer."""
-        on_requeue = self.on_requeue
-        if on_requeue is not None:
-            messages = [message for message in messages if on_requeue(message, None)]
-        if self._requeuing:
-            # Their next pipe has broken as well: they stay in front of those that were behind them.
-            self._requeued.extendleft(reversed(messages))
-        elif messages:
-            self._requeued.extend(messages)
-            self._send_requeued()
-
-    def _send_requeued(self) -> None:
-        if self._requeuing:
-            # A pipe has broken when it was given a message below. That message is requeued again. If this were a call
-            # within a call for each broken pipe, hundreds that break at once would exhaust the stack.
-            return
-        self._requeuing = True
-        try:
-            while self._requeued and (pipe := self._writable.first) is not None:
-                message = self._requeued.popleft()
-                if self.on_requeue is not None and not self.on_requeue(message, pipe):
-                    continue
-                self._writable.rotate()
-                pipe._put(message.flags, message.ttl, message.source, message.destination, message.content)
-        finally:
-            self._requeuing = False
-
     # To a destination
 
     def _send_to_pipe(self, fields: Sent, timeout: float | None) -> None:
@@ -408,8 +362,8 @@ class Sender:
             if not pipe.full:
                 self._writable.add(pipe)
         self._to_all.add(pipe)
-        if self._requeued:
-            self._send_requeued()
+        if self.requeue.pending:
+            self.requeue.send()
         self._send_waiters.wake()
         self._update_fast_path()
 
@@ -431,8 +385,8 @@ class Sender:
         """Send to a pipe that is not full any more."""
         if pipe in self._eligible:
             self._writable.add(pipe)
-            if self._requeued:
-                self._send_requeued()
+            if self.requeue.pending:
+                self.requeue.send()
         # The waiters that are woken first may fill the pipe again: each kind of sending is woken first in turn, so that
         # none of them starves.
         wakes = (self._send_waiters.wake, pipe._wake_waiters, self._to_all.wake)
@@ -468,5 +422,4 @@ class Sender:
 
     def lose_requeued(self) -> None:
         """Count the requeued messages as lost, because no pipe is left for them."""
-        self.counters.drop("closed", len(self._requeued))
-        self._requeued.clear()
+        self.counters.drop("closed", self.requeue.lose())
