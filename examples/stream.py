@@ -1,4 +1,4 @@
-"""Streams: any number of connections over one Socket, used as sockets are; here by an HTTP client and a line server.
+"""Streams: many connections over one Socket, which are used like sockets; here by an HTTP client and a line server.
 
     python3 examples/stream.py
 """
