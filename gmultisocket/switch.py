@@ -155,7 +155,7 @@ class Switch:
     def _count_guess(self, source: Socket, message: Message, pipe_id: int) -> None:
         """Count a made-up pipe id, and close the pipe of a peer that tries ids to find a path.
 
-        Counts only a message that the peer has made itself: another switch cannot help what its peers send.
+        Counts only a message that the peer claims as its own: a switch is not responsible for what its peers send.
         """
         pipe = source.pipes.get(message.pipe_id)
         if pipe is None or message.hops > 1 or was_pipe_id(pipe_id):

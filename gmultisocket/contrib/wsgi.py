@@ -101,7 +101,7 @@ class Mount:
         """Serve one request for a WebSocket. Blocks until the pipe has closed.
 
         Raises:
-            RequestRefused: the request was not answered yet.
+            RequestRefused: the request is refused, and was not answered yet.
         """
         _check(environ)
         upgrade = Upgrade(environ, start_response)
