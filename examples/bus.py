@@ -1,4 +1,4 @@
-"""Bus: five members, each connected to each; what one says, the four others hear, once.
+"""Bus: each of five members is connected to all others. What one sends, the other four receive once.
 
     python3 examples/bus.py
 """
@@ -19,7 +19,7 @@ def main() -> None:
     addresses: list[str] = []
     for name in NAMES:
         bus = members[name] = Bus()
-        # A mesh: each dials all that were there before, and listens for those to come.
+        # A mesh: each member dials all earlier members, and listens for the later ones.
         for address in addresses:
             bus.dial(address)
         addresses.append(bus.listen("tcp://127.0.0.1:0").address)

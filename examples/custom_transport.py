@@ -1,8 +1,8 @@
-"""A transport of one's own: Sockets of one process, connected by name through pairs of unix sockets.
+"""A custom transport: it connects Sockets of one process by name, through pairs of unix sockets.
 
     python3 examples/custom_transport.py
 
-What dialers, listeners and connections have to do is said in ``gmultisocket/transport/base.py``.
+``gmultisocket/transport/base.py`` says what dialers, listeners and connections must do.
 """
 
 from gevent import socket as gevent_socket
@@ -19,7 +19,7 @@ listeners = {}
 
 
 class PairConnection(SocketConnection):
-    """A gevent socket is all it needs; another kind of stream would subclass StreamConnection."""
+    """A gevent socket as a connection. For another kind of stream, subclass StreamConnection."""
 
     local_address = peer_address = "pair://"
 

@@ -1,4 +1,4 @@
-"""Pair: two talk to each other alone; a third is turned away until one of them has left.
+"""Pair: two talk to each other; a third one is refused until one of the two has left.
 
     python3 examples/pair.py
 """
@@ -21,13 +21,13 @@ def main() -> None:
         host.send(b"Come in.")
         print("   host:", guest.recv(timeout=5).decode())
 
-        # Its connection is closed at once, and it tries again, ever more slowly.
+        # The host closes its connection at once. The stranger dials again, with growing pauses.
         dialer = stranger.dial(address)
         while dialer.attempts < 3:
             gevent.sleep(0.01)
-        print(f"         (a stranger has knocked, and the host still has {len(host.pipes)} peer)")
+        print(f"         (a stranger has dialed, and the host still has {len(host.pipes)} peer)")
 
-        # What was sent before the host has noticed would be lost with the guest. What is sent now waits for the next.
+        # A message sent before the host has noticed is lost with the guest. A later one waits for the next peer.
         guest.close()
         left.wait(timeout=5)
         host.send(b"Next, please.", timeout=10)

@@ -1,4 +1,4 @@
-"""Pipeline: a Push hands out work, Pulls of different speed take what they can, and push the results on.
+"""Pipeline: a Push sends pieces of work, Pulls of different speed take them, and push the results to a last Pull.
 
     python3 examples/pipeline.py
 """
@@ -7,7 +7,7 @@ import gevent
 
 from gmultisocket.protocol import Pull, Push
 
-# The smaller the buffers, the finer the work is shared: what waits with a slow worker cannot go to a quick one.
+# Small buffers share the work more evenly: a piece that waits at a slow worker cannot go to a quick one.
 SMALL = {
     "socket.send_queue_size": 1,
     "socket.recv_queue_size": 1,
@@ -34,7 +34,7 @@ def main() -> None:
         workers = [gevent.spawn(work, name, seconds, source, sink) for name, seconds in speeds.items()]
         push.wait_pipes(len(workers), timeout=5)
 
-        # Blocks while no worker can take more: the source is never far ahead of the slowest part.
+        # send() blocks while no worker can take more, so the source is never far ahead of the workers.
         sending = gevent.spawn(lambda: [push.send(bytes([number % 100]) * 1000) for number in range(PIECES)])
         results = [pull.recv(timeout=10).split() for _ in range(PIECES)]
         sending.get()

@@ -1,4 +1,4 @@
-"""Publish and subscribe: prices by market; one subscriber wants a market, one a product, and one both.
+"""Publish and subscribe: prices by market. One subscriber wants a market, one a product, and one both.
 
     python3 examples/pubsub.py
 """
@@ -29,7 +29,7 @@ def main() -> None:
             sub = Sub()
             sub.dial(address)
             for pattern in (*patterns, "market.closed"):
-                # With a timeout it waits until the publisher knows: nothing that comes after is missed.
+                # With a timeout it blocks until the publisher has the subscription: no later message is missed.
                 sub.subscribe(pattern, timeout=5)
             following.append(gevent.spawn(follow, name, sub))
 

@@ -23,7 +23,7 @@ def main() -> None:
                 sock.send(f"{arguments.name} {number}".encode())
                 gevent.sleep(arguments.interval)
 
-        # Sending and receiving do not depend on each other: answers come when they come.
+        # Sending and receiving are independent: answers may arrive at any time.
         sending = gevent.spawn(send)
         for _ in range(arguments.messages):
             print(sock.recv(timeout=10).decode(), flush=True)

@@ -1,4 +1,4 @@
-"""Quick start, the server: two workers answer whoever writes. Ends on Ctrl-C, or after ``--messages N``.
+"""Quick start, the server: two workers answer every message. Ends on Ctrl-C, or after ``--messages N``.
 
     python3 examples/quickstart_server.py
     python3 examples/quickstart_client.py           (in another terminal)
@@ -16,7 +16,7 @@ from gmultisocket.errors import BrokenPath
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("address", nargs="?", default="tcp://127.0.0.1:30001")
-    parser.add_argument("--messages", type=int, default=0, help="end after so many")
+    parser.add_argument("--messages", type=int, default=0, help="end after this number of answers; 0 never")
     arguments = parser.parse_args()
 
     with Socket() as sock:
@@ -26,10 +26,10 @@ def main() -> None:
 
         def answer(number: int, message: Message) -> None:
             try:
-                # A message's source is the path that it came by, and so the way back to who sent it.
+                # A message's source is its path to here, and so the way back to its sender.
                 sock.send_to(message.source, b"[#%d] Hello, %s" % (number, message.content))
             except BrokenPath:
-                print("a client has gone before it got its answer")
+                print("a client has gone before its answer was sent")
 
         def work(number: int) -> None:
             nonlocal answered
@@ -39,7 +39,7 @@ def main() -> None:
                 if answered == arguments.messages:
                     sock.close_nowait()
 
-        # Any number of greenlets may receive at once: each message goes to one of them.
+        # Any number of greenlets may receive at the same time: each message goes to one of them.
         gevent.joinall([gevent.spawn(work, number) for number in range(2)])
     print("answered", answered, "messages")
 

@@ -1,8 +1,8 @@
-"""Raw pipes: peers that know nothing of messages, such as nc and telnet, talk to a Socket.
+"""Raw pipes: peers that send plain bytes, such as nc and telnet, talk to a Socket.
 
     python3 examples/raw_pipe.py
 
-The peer here is a plain TCP socket. To be it yourself, start this and connect to it with nc:
+The peer here is a plain TCP socket. To be the peer yourself, start this and connect with nc:
 
     gmultisocket cat --listen 'tcp://127.0.0.1:30002?connector.pipe.raw=true' --to last
     nc 127.0.0.1 30002
@@ -17,10 +17,10 @@ from gmultisocket import Socket
 def serve(sock: Socket) -> None:
     for message in sock:
         if not message.content:
-            # The first message of a raw pipe is empty: somebody is there, and can be greeted.
-            sock.send_to(message.source, b"welcome, whoever you are\n")
+            # The first message of a raw pipe is empty: a peer is there, and can be greeted.
+            sock.send_to(message.source, b"welcome, stranger\n")
         else:
-            # What came in one read is one message. Where a line ends is for us to find out.
+            # A message is the bytes of one read. It may end in the middle of a line.
             sock.send_to(message.source, b"you said " + message.content)
 
 
@@ -34,7 +34,7 @@ def main() -> None:
             print("peer reads: ", lines.readline())
             peer.sendall(b"just bytes\n")
             print("peer reads: ", lines.readline())
-            # To all reaches raw pipes as well; to one does not.
+            # send_all() reaches raw pipes, too; send() does not.
             sock.send_all(b"news for everybody\n")
             print("peer reads: ", lines.readline())
     serving.join()

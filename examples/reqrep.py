@@ -1,4 +1,4 @@
-"""Request and reply: one Req asks, three Reps answer, one of them dies, and nobody is left without an answer.
+"""Request and reply: one Req asks, three Reps answer, and one of them closes while it has requests.
 
     python3 examples/reqrep.py
 """
@@ -10,7 +10,7 @@ from gmultisocket.protocol import Rep, Req
 
 
 def square(content: bytes) -> bytes:
-    """The handler: takes a request's payload and returns the reply's. It may block, as others run meanwhile."""
+    """The handler: takes the content of a request and returns that of the reply. May block: others run meanwhile."""
     gevent.sleep(0.01)
     return b"%d" % int(content) ** 2
 
@@ -24,19 +24,19 @@ def main() -> None:
             rep.start()
         req.wait_pipes(3, timeout=5)
 
-        print("one at a time:  ", [int(req.request(b"%d" % number)) for number in range(5)])
+        print("one at a time:    ", [int(req.request(b"%d" % number)) for number in range(5)])
 
         requests = [req.request_async(b"%d" % number) for number in range(100)]
-        print("100 at once:    ", sum(int(request.get(timeout=5)) for request in requests))
+        print("100 at once:      ", sum(int(request.get(timeout=5)) for request in requests))
 
-        # A handler that fails answers nothing. That is logged on its side; here the time runs out.
+        # A handler that raises sends no reply. The Rep logs the error, and the request times out.
         try:
             req.request(b"no number", timeout=0.1)
         except Timeout as error:
-            print("a bad request:  ", error)
+            print("a bad request:    ", error)
 
-        # Without retry the requests that were with a Rep which goes away fail at once. With it another Rep is asked,
-        # which is for requests that do no harm when they are executed twice.
+        # When a Rep closes, its open requests fail at once. With retry they are sent to another Rep instead: use it
+        # only for requests that may be executed twice.
         requests = [req.request_async(b"%d" % number, retry=number % 2) for number in range(12)]
         reps[0].close(linger=0)
         outcomes = []
@@ -45,7 +45,7 @@ def main() -> None:
                 outcomes.append(int(request.get(timeout=5)) == number**2)
             except PeerGone:
                 outcomes.append(None)
-        print("a Rep that dies:", outcomes.count(True), "answered,", outcomes.count(None), "told that it has gone")
+        print("a Rep that closes:", outcomes.count(True), "answered,", outcomes.count(None), "failed at once")
 
         for rep in reps[1:]:
             rep.close()

@@ -1,4 +1,4 @@
-"""Streams: any number of connections over one Socket, used as sockets are; here by an HTTP client and a line server.
+"""Streams: many connections over one Socket, which are used like sockets; here by an HTTP client and a line server.
 
     python3 examples/stream.py
 """
@@ -7,18 +7,18 @@ import http.client
 
 import gevent
 
-from gmultisocket.protocol import Connection, Stream
+from gmultisocket.protocol import Stream, StreamSocket
 
 
-def count_words(connection: Connection) -> None:
-    with connection, connection.makefile("rw", encoding="utf-8") as file:
+def count_words(sock: StreamSocket) -> None:
+    with sock, sock.makefile("rw", encoding="utf-8") as file:
         for line in file:
             file.write(f"{len(line.split())} words\n")
             file.flush()
 
 
-def answer_http(connection: Connection) -> None:
-    with connection, connection.makefile("rwb") as file:
+def answer_http(sock: StreamSocket) -> None:
+    with sock, sock.makefile("rwb") as file:
         path = file.readline().split()[1]
         file.write(b"HTTP/1.0 200 OK\r\n\r\nthis is " + path)
 
@@ -27,9 +27,9 @@ def main() -> None:
     with Stream() as server, Stream() as client:
         client.dial(server.listen("tcp://127.0.0.1:0").address)
 
-        with client.connect(timeout=5) as connection:
+        with client.connect(timeout=5) as sock:
             counting = gevent.spawn(count_words, server.accept(timeout=5))
-            with connection.makefile("rw", encoding="utf-8") as file:
+            with sock.makefile("rw", encoding="utf-8") as file:
                 for line in ("the quick brown fox", "jumps"):
                     file.write(line + "\n")
                     file.flush()

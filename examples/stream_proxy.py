@@ -24,7 +24,7 @@ def main() -> None:
         service.start()
         stack.callback(service.stop)
 
-        # The service's side of the net, two switches, and the clients' side.
+        # The Stream at the service, two switches, and the Stream at the clients.
         far, near = stack.enter_context(Stream()), stack.enter_context(Stream())
         address = far.listen("tcp://127.0.0.1:0").address
         for _ in range(2):

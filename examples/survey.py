@@ -1,4 +1,4 @@
-"""Survey: one asks everybody, and goes on with whatever was answered by the deadline.
+"""Survey: a Surveyor asks all Respondents, and uses the answers that arrive before the deadline.
 
     python3 examples/survey.py
 """
@@ -14,7 +14,7 @@ def make(name: str, load: int | None) -> Respondent:
     def answer(question: bytes) -> bytes | None:
         if name == "south":
             gevent.sleep(0.5)  # longer than the survey lasts
-        # None is no answer.
+        # None sends no answer.
         return f"{name} {load}".encode() if load is not None else None
 
     return Respondent(answer)
@@ -33,7 +33,7 @@ def main() -> None:
         answers = sorted(reply.decode() for reply in survey)  # ends at the deadline
         print(f"{survey.sent} asked, {len(answers)} answered: {', '.join(answers)}")
 
-        # One answer is enough here. What comes after it is dropped and counted, as what comes too late is.
+        # One answer is enough here. Later answers are dropped and counted, like those after the deadline.
         quickest = next(surveyor.survey(b"who is there?", timeout=5))
         print("somebody is there:", quickest.decode().split()[0] in LOADS)
 

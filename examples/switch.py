@@ -1,8 +1,8 @@
-"""A switch between clients and a service: it forwards, looks at what passes, and replies find their way back.
+"""A switch between a client and a service: it forwards messages, its middleware changes or drops them.
 
     python3 examples/switch.py
 
-A client sends over tcp to the switch, which forwards over ipc to the service. Neither knows of the other.
+The client sends over tcp to the switch, which forwards over ipc to the service. Replies come back the same way.
 """
 
 import tempfile
@@ -13,8 +13,8 @@ from gmultisocket import Message, Socket, Switch
 from gmultisocket.errors import Timeout
 
 
-def look(message: Message) -> Message | None:
-    """The switch's middleware, for both directions: returns what is to go on, or None for nothing."""
+def middleware(message: Message) -> Message | None:
+    """Called for both directions; returns the message to forward, or None to drop it."""
     if message.content == b"spam":
         return None
     return message.replace(content=message.content.upper())
@@ -32,7 +32,7 @@ def main() -> None:
         serving = gevent.spawn(serve, service)
         back.dial(f"ipc://{folder}/service")
         address = front.listen("tcp://127.0.0.1:0").address
-        with Switch(back, front, look) as switch, Socket() as client:
+        with Switch(back, front, middleware) as switch, Socket() as client:
             client.dial(address)
             for content in (b"hello", b"spam", b"good bye"):
                 client.send(content)

@@ -1,14 +1,14 @@
-"""A switch: joins two sockets by forwarding every message of one to the other.
+"""A switch joins two sockets: it forwards every message of one to the other.
 
-What comes in at ``back`` goes out at ``front`` and the other way round, each by its own send type: to one peer there,
-to all, or further along its path. The pipe ids that the switch's sockets put into a message's source on the way out
-lead the replies back. Each switch on the way costs a message one of its ``ttl``.
+A message that arrives at ``back`` is sent at ``front``, and the other way round, by its own send type: to one peer
+there, to all, or further along its path. The switch's sockets add their pipe ids to a message's source, and replies
+come back by these ids. Each switch on the way uses up one of a message's ``ttl``.
 
-Nothing that a message or a peer does ends a switch: a message that cannot go on (its path is broken, its ttl used
-up, a peer has gone) is dropped and counted, and so is one for which the middleware raises. A peer that guesses paths is
-cut off.
+No message and no peer can end a switch. A message that cannot be forwarded (its path is broken, its ttl is used up, a
+peer has gone) is dropped and counted, and so is a message for which the middleware raises. The pipe of a peer that
+guesses paths is closed.
 
-Source: switch.go of the Go code, which any such message ends for good.
+Source: switch.go of the Go code, where any such message ends the switch for good.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = ["Middleware", "Switch"]
 
 logger = logging.getLogger("gmultisocket.switch")
 
-#: So many ids that no pipe ever had may a peer name before it is cut off. An honest one does not name any.
-_MOST_GUESSES = 16
+#: After this number of made-up pipe ids a peer's pipe is closed. An honest peer sends none.
+_MAX_GUESSES = 16
 
-#: Takes a message and returns it, another one in its place, or None to drop it.
+#: Called with a message; returns it, another message in its place, or None to drop it.
 Middleware = Callable[[Message], Message | None]
 
 
 class Switch:
-    """Forwards between two sockets, which stay the caller's: it starts them not, and closes them not.
+    """Forwards messages between two sockets. It does not close the sockets, and makes no connections.
 
     Args:
         back: one socket.
         front: the other socket.
-        middleware: called with each message before it goes on; see :data:`Middleware`. May block: the messages
-            behind it in its direction wait.
+        middleware: called with each message before it is forwarded; see :data:`Middleware`. May block: the next
+            messages in the same direction wait.
 
     Attributes:
-        forwarded: messages that went on.
-        drops: messages that did not, by reason.
+        forwarded: the number of forwarded messages.
+        drops: the number of dropped messages, by reason.
     """
 
     def __init__(self, back: Socket, front: Socket, middleware: Middleware | None = None) -> None:
@@ -60,7 +60,7 @@ class Switch:
         self.front = front
         self._middleware = middleware
         self._greenlets: list[Greenlet[..., Any]] = []
-        #: How often a pipe has named one that never was.
+        #: How many made-up pipe ids each pipe has sent.
         self._guesses: WeakKeyDictionary[Pipe, int] = WeakKeyDictionary()
         self.forwarded = 0
         self.drops: dict[str, int] = {}
@@ -74,17 +74,17 @@ class Switch:
 
     @property
     def running(self) -> bool:
-        """Whether it forwards in both directions."""
+        """Whether the switch forwards in both directions."""
         return len(self._greenlets) == 2 and not any(greenlet.ready() for greenlet in self._greenlets)
 
     def start(self) -> None:
-        """Begin to forward. Does not block; harmless when repeated.
+        """Begin to forward. Does not block. May be repeated.
 
         Raises:
-            RuntimeError: one of the sockets was closed, which ended the switch.
+            RuntimeError: the switch has ended because one of the sockets was closed.
         """
         if self._greenlets and not self.running:
-            raise RuntimeError("the switch has ended, as one of its sockets has closed: make a new one")
+            raise RuntimeError("the switch has ended because one of its sockets was closed: make a new one")
         if not self._greenlets:
             self._greenlets = [
                 gevent.spawn(self._forward, self.back, self.front),
@@ -94,8 +94,8 @@ class Switch:
     def stop(self) -> None:
         """Stop forwarding. Blocks until the greenlets have ended. May be repeated.
 
-        Messages stay in their sockets, except one for each direction that has been taken and waits for the middleware
-        or for a peer: it is dropped, and counted. A middleware may call this; the message that it returns goes on.
+        Messages stay in their sockets. One message in each direction may be waiting for the middleware or for a peer:
+        it is dropped and counted. A middleware may call this; the message that it then returns is forwarded.
         """
         greenlets, self._greenlets = self._greenlets, []
         others = [greenlet for greenlet in greenlets if greenlet is not getcurrent()]
@@ -105,11 +105,11 @@ class Switch:
                 greenlet.kill(block=False)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Block until the switch has ended because its sockets have closed. Returns False when the time is up."""
+        """Block until the switch has ended because its sockets were closed. Return False when the time is up."""
         return len(gevent.joinall(self._greenlets, timeout)) == len(self._greenlets)
 
     def _forward(self, source: Socket, target: Socket) -> None:
-        """Forward in one direction until stopped, or a socket closes (one greenlet for each direction)."""
+        """Forward in one direction until the switch stops or a socket closes (one greenlet for each direction)."""
         me = getcurrent()
         while me in self._greenlets:
             try:
@@ -131,12 +131,12 @@ class Switch:
                 self._drop(error.reason)
             except BrokenPath as error:
                 self._drop("BrokenPath")
-                self._suspect(source, message, error.pipe_id)
+                self._count_guess(source, message, error.pipe_id)
             except MultiSocketError as error:
                 self._drop(type(error).__name__)
             except Exception:
-                # What a middleware returned was no message that can be sent.
-                self._fail("a message could not be sent on")
+                # The middleware returned something that cannot be sent.
+                self._fail("a message could not be forwarded")
             except GreenletExit:
                 self._drop("stopped")
                 raise
@@ -152,20 +152,20 @@ class Switch:
             self._drop("middleware")
         return passed
 
-    def _suspect(self, source: Socket, message: Message, pipe_id: int) -> None:
-        """Cut a peer off that tries ids to find a pipe that it has no path to.
+    def _count_guess(self, source: Socket, message: Message, pipe_id: int) -> None:
+        """Count a made-up pipe id, and close the pipe of a peer that tries ids to find a path.
 
-        Only for what it says to have made itself: a switch before this one is not to blame for those behind it.
+        Counts only a message that the peer claims as its own: a switch is not responsible for what its peers send.
         """
         pipe = source.pipes.get(message.pipe_id)
         if pipe is None or message.hops > 1 or was_pipe_id(pipe_id):
             return
         guesses = self._guesses[pipe] = self._guesses.get(pipe, 0) + 1
-        if guesses >= _MOST_GUESSES:
+        if guesses >= _MAX_GUESSES:
             pipe.close("it sends to paths that never were")
 
     def _fail(self, what: str) -> None:
-        """Count an error of the user's own code; the first is logged with its traceback."""
+        """Count an error of the user's code. The first one is logged as an error, with its traceback."""
         logger.log(logging.DEBUG if "error" in self.drops else logging.ERROR, what, exc_info=True)
         self._drop("error")
 

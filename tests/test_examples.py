@@ -26,15 +26,15 @@ good bye -> GOOD BYE CAME THROUGH 2 PIPES
 4 messages forwarded, 1 dropped by the middleware
 """,
     "raw_pipe.py": """\
-peer reads:  b'welcome, whoever you are\\n'
+peer reads:  b'welcome, stranger\\n'
 peer reads:  b'you said just bytes\\n'
 peer reads:  b'news for everybody\\n'
 """,
     "reqrep.py": """\
-one at a time:   [0, 1, 4, 9, 16]
-100 at once:     328350
-a bad request:   request timed out after 0.1 s
-a Rep that dies: 10 answered, 2 told that it has gone
+one at a time:     [0, 1, 4, 9, 16]
+100 at once:       328350
+a bad request:     request timed out after 0.1 s
+a Rep that closes: 10 answered, 2 failed at once
 """,
     "stream.py": """\
 'the quick brown fox' has 4 words
@@ -50,7 +50,7 @@ is anybody there? -> IS ANYBODY THERE?
     "pair.py": """\
   guest: Is anybody in?
    host: Come in.
-         (a stranger has knocked, and the host still has 1 peer)
+         (a stranger has dialed, and the host still has 1 peer)
    host: Next, please.
 """,
 }

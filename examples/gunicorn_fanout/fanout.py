@@ -1,4 +1,4 @@
-"""What a worker serves: a page, and WebSockets whose messages go to the browsers of every worker."""
+"""The application of a worker: a page, and WebSockets whose messages go to the browsers of every worker."""
 
 import os
 from pathlib import Path
@@ -19,12 +19,12 @@ def page(environ, start_response):
 
 
 def make_browsers():
-    """Make this worker's sockets, after the fork: mount() calls it at the first request for a WebSocket."""
-    # A browser that does not keep up loses what is oldest, and holds up nobody.
+    """Make the sockets of this worker. mount() calls this at the first request for a WebSocket, after the fork."""
+    # A slow browser loses its oldest messages, and does not block the others.
     browsers = Socket({"socket.send_overflow": "drop_oldest"})
     publish, subscribe = Socket({"socket.no_recv": True}), Socket({"socket.no_send": True})
     for sock, side in ((publish, "in"), (subscribe, "out")):
-        # In the background: the switch may still be on its way, and is found again should it be restarted.
+        # In the background: the switch may not have started yet. A restarted switch is dialed again.
         sock.dial(f"{MEETING}/{side}", {"connector.dialer.dial_async": True})
         sock.wait_pipes(1, timeout=10)
     browsers.on_pipe(lambda event: greet(browsers, event))
@@ -39,13 +39,13 @@ def greet(browsers, event):
 
 
 def up(browsers, publish):
-    """What a browser of this worker says, tell all workers, this one included."""
+    """Send the messages of this worker's browsers to all workers, this one included."""
     for message in browsers:
         publish.send_all(b"%b: %b" % (HERE, message.content))
 
 
 def down(subscribe, browsers):
-    """What any worker was told, tell all browsers of this one."""
+    """Send the messages of all workers to the browsers of this worker."""
     for message in subscribe:
         browsers.send_all(message.content)
 

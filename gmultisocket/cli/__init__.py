@@ -1,10 +1,10 @@
-"""The ``gmultisocket`` command. One module a subcommand; what they share is in ``common``.
+"""The ``gmultisocket`` command. Each subcommand has a module; they share ``common`` and ``printing``.
 
-A subcommand's module has ``add(subparsers)``, which declares its arguments, and ``run(arguments)``, which does the work
-in a greenlet of its own and returns the exit status. Here is what stands around that: signals, errors, exit statuses.
+A subcommand's module has two functions. ``add(subparsers)`` declares the arguments. ``run(arguments)`` runs in a
+greenlet, does the work and returns the exit status. Signals, errors and exit statuses are handled here.
 
-Exit statuses: 0 all went well, 1 something failed, 2 wrong arguments, 130 ended by a signal before the work was done.
-A command whose work has no end of its own (``recv`` without a count, ``cat``, ``switch``) ends with 0 by a signal.
+Exit statuses: 0 success, 1 something failed, 2 wrong arguments, 130 a signal ended the command before its work was
+done. A signal is the normal end of ``switch``, and of ``recv`` and ``cat`` without ``--count``: then the status is 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from . import cat, demo, options, recv, send, switch
 __all__ = ["main"]
 
 _INTERRUPTED = 130
-#: As if the system had ended the program for writing to a pipe that nobody reads: 128 + SIGPIPE.
+#: 128 + SIGPIPE, as if the system had ended the program because it wrote to a pipe that nobody reads.
 _PIPE_CLOSED = 141
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status. Blocks until it has ended.
 
     Args:
-        argv: the arguments, without the program's name; None for those of the process.
+        argv: the arguments, without the program's name; None for the arguments of the process.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gmultisocket: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read our output has gone. The interpreter must not try to flush the rest on its way out.
+        # Nobody reads our output any more. The interpreter must not try to flush the rest when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED
 
@@ -62,14 +62,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run the command in a greenlet, which a signal ends as a kill does: sockets close, nothing is printed."""
-    worker: Greenlet[..., Any] = gevent.spawn(_quietly, arguments)
-    watchers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGINT, signal.SIGTERM)]
+    """Run the command in a greenlet, which a signal kills: the sockets close, and nothing is printed."""
+    worker: Greenlet[..., Any] = gevent.spawn(_catch, arguments)
+    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         outcome = worker.get()
     finally:
-        for watcher in watchers:
-            watcher.cancel()
+        for handler in handlers:
+            handler.cancel()
     if isinstance(outcome, GreenletExit):
         return _INTERRUPTED
     if isinstance(outcome, Exception):
@@ -77,8 +77,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return int(outcome)
 
 
-def _quietly(arguments: argparse.Namespace) -> int | Exception:
-    """Return an error instead of raising it: gevent prints what a greenlet raises."""
+def _catch(arguments: argparse.Namespace) -> int | Exception:
+    """Run the command, and return an exception instead of raising it: gevent would print a traceback."""
     try:
         status: int = arguments.run(arguments)
         return status

@@ -1,4 +1,4 @@
-"""``gmultisocket send``: send messages and end."""
+"""``gmultisocket send``: send messages, and end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .common import (
     connect,
     count,
     make_socket,
-    note,
     read_all_input,
     read_lines,
+    report,
     seconds,
 )
 
@@ -33,14 +33,14 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "send",
         help="send messages",
-        description="Send a message, or several, wait until they have left, and end.",
+        description="Send one or more messages, wait until they were sent, and end.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", nargs="?", help="what to send; without it, all of standard input")
+    parser.add_argument("data", nargs="?", help="the content; without it, all of standard input is sent")
     add_connections(parser)
     parser.add_argument("--lines", action="store_true", help="send each line of standard input as a message")
-    parser.add_argument("--all", action="store_true", help="send each message to every peer, not to one of them")
+    parser.add_argument("--all", action="store_true", help="send each message to all peers, not to one")
     parser.add_argument("--peers", metavar="N", type=count, default=1, help="first wait until N peers are connected")
     parser.add_argument("-n", "--count", metavar="N", type=count, default=1, help="send everything N times")
     parser.add_argument("--interval", metavar="SECONDS", type=seconds, default=0.0, help="pause between messages")
@@ -49,7 +49,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Send. Returns 1 if a message is known to be lost."""
+    """Send. Returns 1 if messages are known to be lost."""
     if arguments.lines and arguments.data is not None:
         arguments.parser.error("--lines reads standard input: give no data")
     with make_socket(arguments) as sock:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             send(content, arguments.timeout)
         lost = sock.close()
     if lost:
-        note(f"{lost} messages did not leave")
+        report(f"{lost} messages were not sent")
     return 1 if lost else 0
 
 

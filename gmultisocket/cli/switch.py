@@ -1,4 +1,4 @@
-"""``gmultisocket switch``: join two addresses, so that those who connect to one reach those at the other."""
+"""``gmultisocket switch``: join two addresses, so that the peers at one reach the peers at the other."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import argparse
 
 from gevent import GreenletExit
 
-from ..address import Address
-from ..core.socket import Socket
-from ..switch import Switch
-from .common import Subparsers, add_options, make_socket, note
+from .. import Address, Socket, Switch
+from .common import Subparsers, add_options, make_socket, report
 
 __all__ = ["add"]
 
 _EXAMPLES = """examples:
   gmultisocket switch ipc:///run/app-in.sock ipc:///run/app-out.sock
-      a hub between the workers of a server: what a worker sends to all at the one address,
-      everybody gets who has dialed the other
+      a hub between the workers of a server: what a worker sends to all at one address,
+      all workers receive at the other
   gmultisocket switch 'tcp://*:5555' ipc:///run/app.sock#dial
-      lets other machines reach a service that listens on this one only
+      give other machines access to a service that listens on this machine only
 """
 
 
@@ -27,8 +25,8 @@ def add(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "switch",
         help="join two addresses",
-        description="Forward every message that comes in at one address to the other, and back, until a signal ends "
-        "it. Replies find their way. It listens at an address, unless that ends with #dial.",
+        description="Forward every message that arrives at one address to the other, in both directions, until a "
+        "signal.\nReplies find their way back. An address that ends with #dial is dialed, any other is listened at.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,7 +37,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Forward until killed, and tell what became of it."""
+    """Forward until a signal, and report how many messages were forwarded and dropped."""
     with make_socket(arguments) as back, make_socket(arguments) as front:
         _connect(back, "back", arguments.back)
         _connect(front, "front", arguments.front)
@@ -48,16 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
                 switch.join()
             except GreenletExit:
                 pass
-            note(f"{switch.forwarded} messages forwarded")
+            report(f"{switch.forwarded} messages forwarded")
             for reason, dropped in sorted(switch.drops.items()):
-                note(f"{dropped} messages dropped: {reason}")
+                report(f"{dropped} messages dropped: {reason}")
     return 0
 
 
 def _connect(sock: Socket, side: str, address: str) -> None:
-    """Listen or dial, and say at which address: port 0 has become a real one."""
+    """Listen or dial, and report the address, with the real port instead of 0."""
     parsed = Address.parse(address)
     if parsed.connect_type == "dial":
-        note(f"{side}: dialed {sock.dial(parsed).address}")
+        report(f"{side}: dialed {sock.dial(parsed).address}")
     else:
-        note(f"{side}: listening at {sock.listen(parsed).address}")
+        report(f"{side}: listening at {sock.listen(parsed).address}")

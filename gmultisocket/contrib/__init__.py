@@ -1,1 +1,1 @@
-"""Life inside of other people's programs: WSGI servers and gunicorn."""
+"""Support for programs that run the library inside WSGI servers and gunicorn."""

@@ -1,15 +1,16 @@
-"""Hooks for gunicorn: peers hear that a worker goes away before it does.
+"""Hooks for gunicorn: a worker that stops tells its peers first.
 
 In the configuration file::
 
     from gmultisocket.contrib.gunicorn import post_worker_init, worker_int
 
-or without one, ``gunicorn -c python:gmultisocket.contrib.gunicorn ...``; where there are such hooks already, call these
-from there. gunicorn tells an application nothing when its worker is to stop, and kills both when the graceful timeout
-is over. With the hooks the pipes of every :func:`~gmultisocket.contrib.wsgi.mount` are closed with 1001 at once, and
-the worker is done in a second or two.
+or without one, ``gunicorn -c python:gmultisocket.contrib.gunicorn ...``. If your configuration has hooks with these
+names already, call these from yours. gunicorn does not tell an application that its worker has to stop, and kills both
+after the graceful timeout. With the hooks the pipes of every :func:`~gmultisocket.contrib.wsgi.mount` are closed with
+1001 at once, and the worker ends within a second or two.
 
-What gevent patches in a worker is not imported before that: the configuration is read in the master.
+gunicorn reads the configuration in the master, before gevent patches the worker. So what gevent patches is imported
+inside the functions.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from typing import Any, Final
 
 __all__ = ["post_worker_init", "worker_int"]
 
-#: How often it is looked whether the worker is to stop, in seconds.
-_STEP: Final = 0.1
+#: Seconds between two checks whether the worker has to stop.
+_CHECK_INTERVAL: Final = 0.1
 
 
 def post_worker_init(worker: Any) -> None:
-    """Watch a worker, and stop what is mounted in it when it is to stop: by SIGTERM, a reload, max_requests.
+    """Start to watch a worker, and stop its mounts when it has to stop: after SIGTERM, a reload or max_requests.
 
     Does not block.
     """
     import gevent
 
-    # The greenlet is the worker's, and ends with it.
-    worker.gmultisocket_watcher = gevent.spawn(_watch, worker)
+    # The greenlet belongs to the worker, and ends with it.
+    worker.gmultisocket_greenlet = gevent.spawn(_watch, worker)
 
 
 def worker_int(worker: Any) -> None:
-    """Stop what is mounted in a worker that is to stop at once: by Ctrl-C, or SIGQUIT. Does not block."""
+    """Stop the mounts of a worker that has to stop at once, after Ctrl-C or SIGQUIT. Does not block."""
     from .wsgi import mounts
 
     for mounted in mounts():
@@ -45,5 +46,5 @@ def _watch(worker: Any) -> None:
     import gevent
 
     while worker.alive:
-        gevent.sleep(_STEP)
+        gevent.sleep(_CHECK_INTERVAL)
     worker_int(worker)

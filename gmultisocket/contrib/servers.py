@@ -1,23 +1,24 @@
-"""What WSGI servers do otherwise than each other where a request becomes a WebSocket: all of it is here.
+"""Where WSGI servers differ when a request becomes a WebSocket. All code that depends on the server is here.
 
-WSGI has no word for a connection that stops being HTTP. So an :class:`Upgrade` takes a request's connection from where
-its server keeps it, and what the server's parser has read behind the request, and it knows how the server is made to
-send the 101 and to leave the connection alone after it:
+WSGI cannot express a connection that stops being HTTP. So an :class:`Upgrade` takes the connection from the place where
+the server keeps it, together with the bytes that the server has read behind the request. It also makes the server send
+the 101 and leave the connection alone after it:
 
 ==========================  =========================  =======================  ======================================
 server                      connection                 read ahead               the 101
 ==========================  =========================  =======================  ======================================
-gevent.pywsgi               ``_sock`` below the file   the file's own buffer    ``write(b"")``: what an application
-                            in ``wsgi.input``                                   returns is passed over while empty
-gunicorn -k gevent          ``gunicorn.socket``        the parser's unreader    ``write(b"")``; before 26.1 past the
-                                                                                server, which calls it chunked
+gevent.pywsgi               ``_sock`` below the file   the file's own buffer    ``write(b"")``; the server ignores the
+                            in ``wsgi.input``                                   application's result if it is empty
+gunicorn -k gevent          ``gunicorn.socket``        the parser's unreader    ``write(b"")``; before 26.1 directly on
+                                                                                the socket, as the server would add
+                                                                                "Transfer-Encoding: chunked"
 gunicorn -k gevent_pywsgi   as pywsgi                  as pywsgi                as pywsgi
 others, sync and gthread    none of gevent's           -                        501, with the reason
 ==========================  =========================  =======================  ======================================
 
-The connection stays the server's: its request greenlet is held until the pipe has closed, so that it counts the
-connection, ends it when it stops, and closes it. Nothing here closes one. To close a stream is to shut it down, after
-which the server finds its end where it looks for the next request.
+The server still owns the connection: its request greenlet is blocked until the pipe has closed. So the server counts
+the connection, ends it when the server stops, and closes it. Nothing here closes a socket. A stream is closed by
+shutting it down; the server then reads the end where it expects the next request.
 """
 
 from __future__ import annotations
@@ -44,77 +45,73 @@ NO_GEVENT: Final = (
     "a WebSocket needs a server that runs on gevent: gevent.pywsgi, or gunicorn with -k gevent; "
     "gunicorn's sync and gthread workers do not"
 )
-#: How much is dropped at a time.
-_DROPPED: Final = 1 << 16
+#: How many bytes are read at a time when they are only dropped.
+_READ_SIZE: Final = 1 << 16
 #: The first gunicorn that does not add "Transfer-Encoding: chunked" to a 101.
-_GUNICORN_KNOWS_101: Final = (26, 1)
+_GUNICORN_WITH_PLAIN_101: Final = (26, 1)
 
 
-class _PlainStream(TCPConnection):
-    """A socket that the server closes. To close it here is to end the stream, while that is ours.
+class _ServerStream:
+    """What the two kinds of stream share: the server closes the socket, so ``close`` only ends the stream.
 
     Attributes:
-        upgraded: whether it is: from the 101 on, until it has ended.
+        upgraded: whether ``close`` has a stream to end: True from the 101 until then.
     """
 
-    __slots__ = ("upgraded",)
+    upgraded = False
 
     def __init__(self, sock: Any, names: tuple[Any, Any]) -> None:
-        super().__init__(sock)
+        super().__init__(sock)  # type: ignore[call-arg]  # the next base class is a connection
         self._names = names
-        self.upgraded = False
 
     def close(self) -> None:
         if self.upgraded:
             self.upgraded = False
-            _end(self._sock, self._raw_recv)
+            self._end()
+
+    def _end(self) -> None:
+        raise NotImplementedError
 
 
-class _SecureStream(TLSConnection):
-    """As :class:`_PlainStream`, with TLS."""
+class _PlainStream(_ServerStream, TCPConnection):
+    def _end(self) -> None:
+        _shut_down(self._sock, self._raw_recv)
 
-    __slots__ = ("upgraded",)
 
-    def __init__(self, sock: Any, names: tuple[Any, Any]) -> None:
-        super().__init__(sock)
-        self._names = names
-        self.upgraded = False
-
-    def close(self) -> None:
-        if self.upgraded:
-            self.upgraded = False
-            super().close()
+class _SecureStream(_ServerStream, TLSConnection):
+    def _end(self) -> None:
+        TLSConnection.close(self)
 
     def _release(self) -> None:
-        # Not the TLS socket's own shutdown: that takes TLS off, and the server still reads from it.
-        _end(self._sock._sock, self._sock._sslobj.read)
+        # Not by the TLS socket's own shutdown: that removes TLS, and the server still reads from the socket.
+        _shut_down(self._sock._sock, self._sock._sslobj.read)
 
 
-def _end(sock: Any, read: Callable[[int], bytes]) -> None:
-    """Shut a socket down, and drop what nobody has read: the server would take it for the next request.
+def _shut_down(sock: Any, read: Callable[[int], bytes]) -> None:
+    """Shut a socket down, and drop what was received and not read: the server would take it for the next request.
 
-    What comes from now on the kernel refuses.
+    The kernel refuses what comes later.
     """
     try:
         sock.shutdown(gsocket.SHUT_RDWR)
-        while read(_DROPPED):
+        while read(_READ_SIZE):
             pass
     except OSError:
-        # The peer was faster.
+        # The connection has ended already.
         pass
 
 
 class Upgrade:
-    """A request that asks for a WebSocket, as its server has it.
+    """A request for a WebSocket, and its connection.
 
     Attributes:
-        stream: the request's connection; after the 101 to be closed by whoever has it.
-        secure: whether that has TLS.
-        early: what the server has read behind the request.
-        accepted: whether the 101 was sent, or tried: HTTP is over.
+        stream: the request's connection. Its user must close it after the 101.
+        secure: whether the connection uses TLS.
+        early: the bytes that the server has read behind the request.
+        accepted: whether :meth:`accept` was called: from then on no HTTP response is possible.
 
     Raises:
-        RequestRefused: the server has no connection to give, or none of gevent's.
+        RequestRefused: the server gives no access to the connection, or its socket is not gevent's.
     """
 
     def __init__(self, environ: Environ, start_response: StartResponse) -> None:
@@ -125,19 +122,18 @@ class Upgrade:
         if not isinstance(sock, gsocket.socket):
             raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT)
         self.secure = isinstance(sock, SSLSocket)
-        self.stream: _PlainStream | _SecureStream = (_SecureStream if self.secure else _PlainStream)(
-            sock, _names(environ, sock)
-        )
+        kind = _SecureStream if self.secure else _PlainStream
+        self.stream: _PlainStream | _SecureStream = kind(sock, _names(environ, sock))
         self.early = read_ahead()
         self.accepted = False
         self._past_server = False
 
     def accept(self, response: Response) -> None:
-        """Send the 101. Blocks until the kernel has it.
+        """Send the 101. Blocks until the kernel has taken it.
 
         Raises:
-            OSError: the peer has gone.
-            RuntimeError: something between the server and this application is in the way.
+            OSError: the peer has closed the connection.
+            RuntimeError: a middleware between the server and this application has lost the write function.
         """
         self.accepted = True
         if self._is_old_gunicorn():
@@ -149,14 +145,14 @@ class Upgrade:
             write(b"")
             self.stream.upgraded = True
         elif self._is_gunicorn:
-            # Sad, but no reason to fail: a middleware has lost the function.
+            # A middleware has lost the write function. gunicorn works without it.
             self._write_past_server(response)
         else:
             raise RuntimeError("a WSGI middleware has lost the write function of start_response: mount outside of it")
 
     def _is_old_gunicorn(self) -> bool:
         found = re.search(r"gunicorn/(\d+)\.(\d+)", self._environ.get("SERVER_SOFTWARE", ""))
-        return self._is_gunicorn and found is not None and tuple(map(int, found.groups())) < _GUNICORN_KNOWS_101
+        return self._is_gunicorn and found is not None and tuple(map(int, found.groups())) < _GUNICORN_WITH_PLAIN_101
 
     def _write_past_server(self, response: Response) -> None:
         self._past_server = True
@@ -164,10 +160,10 @@ class Upgrade:
         self.stream.upgraded = True
 
     def result(self) -> Iterable[bytes]:
-        """Return what the server is to be given when all is over.
+        """Return the application's result for the server, after the pipe has closed.
 
         Raises:
-            StopIteration: gunicorn takes that for "answered already", where the 101 went past it.
+            StopIteration: the 101 was written past gunicorn, which takes this exception for "answered already".
         """
         if self._past_server:
             raise StopIteration
@@ -175,18 +171,18 @@ class Upgrade:
 
 
 def _names(environ: Environ, sock: Any) -> tuple[Any, Any]:
-    """Return the names of both ends. Of the peer the server knows more than the socket, behind a proxy."""
-    # A unix socket's name is no host and port.
+    """Return the names of both ends. The server knows the peer's name better than the socket, behind a proxy."""
+    # The name of a unix socket is not a host and a port.
     local = None if sock.family == gsocket.AF_UNIX else socket_names(sock)[0]
     host = environ.get("REMOTE_ADDR")
     return local, (host, environ.get("REMOTE_PORT", "?")) if host else None
 
 
 def _from_gunicorn(environ: Environ) -> tuple[Any, Callable[[], bytes]]:
-    """Return the connection, None if it cannot be used, and a function that returns what was read ahead."""
+    """Return the connection, or None if it is unusable, and a function that returns what was read ahead."""
     unreader = getattr(getattr(environ.get("wsgi.input"), "reader", None), "unreader", None)
-    # The sync worker's may be one of gevent's, where the application has patched: it serves one request at a time all
-    # the same, and is killed when that takes long.
+    # The sync worker's socket is gevent's if the application has monkey patched. That worker still serves one request
+    # at a time, and gunicorn kills it when a request takes long.
     sock = environ["gunicorn.socket"] if environ.get("wsgi.multithread") else None
     return sock, lambda: _read_ahead_of_gunicorn(unreader)
 
@@ -203,9 +199,9 @@ def _read_ahead_of_gunicorn(unreader: Any) -> bytes:
 
 
 def _from_pywsgi(environ: Environ) -> tuple[Any, Callable[[], bytes]]:
-    """Do as :func:`_from_gunicorn` does."""
+    """Return the same as :func:`_from_gunicorn`."""
     body = environ.get("wsgi.input")
-    # The file hides in another object where the server has not seen the upgrade coming: it knows one spelling of it.
+    # The server wraps the file in another object if it did not recognize the upgrade: it knows only one spelling.
     file = getattr(body, "rfile", body)
     sock = getattr(getattr(file, "raw", None), "_sock", None)
     return sock, lambda: _read_ahead_of_pywsgi(file, sock)
@@ -213,7 +209,7 @@ def _from_pywsgi(environ: Environ) -> tuple[Any, Callable[[], bytes]]:
 
 def _read_ahead_of_pywsgi(file: Any, sock: Any) -> bytes:
     timeout = sock.gettimeout()
-    # peek() reads from the socket where nothing is buffered, and must not wait for it.
+    # peek() reads from the socket if nothing is buffered, and must not wait.
     sock.settimeout(0.0)
     try:
         return bytes(file.read1(len(file.peek(1))))

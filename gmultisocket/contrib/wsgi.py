@@ -1,17 +1,17 @@
-"""WebSocket pipes inside of a WSGI server: gevent.pywsgi, and gunicorn with its gevent workers.
+"""WebSocket pipes inside a WSGI server: gevent.pywsgi, or gunicorn with gevent workers.
 
 :func:`mount` returns a WSGI application. Requests for a WebSocket at one path become pipes of a Socket, all others go
-to the application that it was given::
+to another application::
 
     sock = Socket()
     application = mount(sock, "/ws", app)
 
-The request's greenlet does the pipe's reading, so that the server counts it among its connections and ends it with
-them. Where that cannot work, on gunicorn's sync and gthread workers above all, such requests are answered with 501 and
-the reason. A Socket belongs to a process: where the application is loaded before the fork (``--preload``), give
-:func:`mount` a function that makes the Socket, to be called at the first request.
+The request's greenlet reads from the pipe, so the server counts the pipe among its connections and ends it with them.
+This cannot work on gunicorn's sync and gthread workers, and on other servers without gevent: there such requests are
+answered with 501 and the reason. A Socket belongs to one process. If the application is loaded before the fork
+(``--preload``), give :func:`mount` a function that makes the Socket; it is called at the first request.
 
-How servers differ is ``servers.py``'s business, and nobody else's.
+All differences between servers are in ``servers.py``.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ class Mount:
     ) -> None:
         if not path.startswith("/") or "?" in path:
             raise ValueError(f"a path starts with a slash and has no query, like /ws: not {path!r}")
-        # What is wrong with them is said now, and not to the first peer.
+        # A wrong option raises now, and not when the first peer comes.
         self._options = Options(options).own() | {opts.transport.ws.listener.external_listen.name: True}
         self._make_sock = sock if callable(sock) else None
         self._sock = None if callable(sock) else sock
         self._path = path
         self._app = app
         self._listener: Listener | None = None
-        #: Held while the Socket is made: the function may block, and a second request come meanwhile.
+        #: Held while the Socket is made: the function may block, and a second request may come meanwhile.
         self._making = Semaphore()
         self._stopped = False
         _mounts.add(self)
 
     @property
     def listener(self) -> Listener | None:
-        """The Socket's listener that the pipes belong to, None before the first request for a WebSocket."""
+        """The Socket's listener that the pipes belong to; None before the first request for a WebSocket."""
         return self._listener
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -84,7 +84,7 @@ class Mount:
         return self._app(environ, start_response)
 
     def stop(self, reason: str = "it is stopping") -> None:
-        """Let nobody in any more, and close the pipes: their peers are told that this side is going away (1001).
+        """Refuse further requests for a WebSocket, and close the pipes: their peers receive 1001, going away.
 
         Never blocks. The Socket stays open. May be repeated.
         """
@@ -98,10 +98,10 @@ class Mount:
     # Requests for a WebSocket
 
     def _upgrade(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Serve one.
+        """Serve one request for a WebSocket. Blocks until the pipe has closed.
 
         Raises:
-            RequestRefused: it was not answered yet.
+            RequestRefused: the request is refused, and was not answered yet.
         """
         _check(environ)
         upgrade = Upgrade(environ, start_response)
@@ -112,11 +112,11 @@ class Mount:
         return upgrade.result()
 
     def _serve(self, environ: Environ, upgrade: Upgrade) -> None:
-        """Make a pipe of it, and block until that has closed."""
+        """Make a pipe of the request's connection. Blocks until the pipe has closed."""
 
         def respond(response: Response) -> None:
             if self._stopped:
-                # While its authorize function ran.
+                # stop() was called while the authorize function ran.
                 raise _not_now()
             upgrade.accept(response)
 
@@ -133,18 +133,18 @@ class Mount:
         except (Closed, HandshakeFailed, PipeRefused) as error:
             if not upgrade.accepted:
                 raise _not_now() from error
-            # A negotiator said no, and the peer was told.
-            logger.debug("a peer was not let in: %s", error)
+            # A negotiator has refused the peer, and the peer was told.
+            logger.debug("a peer was refused: %s", error)
         except OSError as error:
             if not upgrade.accepted:
                 raise
-            logger.debug("a peer did not wait for its answer: %s", error)
+            logger.debug("a peer closed its connection before it had its answer: %s", error)
 
     def _listen(self) -> Listener:
-        """Return the listener, which the first request makes. What keeps the Socket from it is for the server to log.
+        """Return the listener. The first call makes it; other errors of the Socket are for the server to log.
 
         Raises:
-            RequestRefused: this application is stopping, or the Socket is closed or another thread's.
+            RequestRefused: this application is stopping, or the Socket is closed or belongs to another thread.
         """
         with self._making:
             if self._sock is None:
@@ -163,13 +163,13 @@ class Mount:
 
 
 def _check(environ: Environ) -> None:
-    """Check what our own listeners find in a request's head, and a WSGI server has taken apart already.
+    """Check those parts of a request that our own listeners check in its head, and that a WSGI server has parsed.
 
     Raises:
-        RequestRefused: it cannot be one for a WebSocket.
+        RequestRefused: the request cannot be one for a WebSocket.
     """
     if environ.get("REQUEST_METHOD") != "GET":
-        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is", {"Allow": "GET"})
+        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", {"Allow": "GET"})
     if environ.get("SERVER_PROTOCOL", "HTTP/1.1") != "HTTP/1.1":
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, "only HTTP/1.1 is upgraded")
     if environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ:
@@ -188,9 +188,9 @@ def _request(environ: Environ) -> Request:
 
 
 def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
-    """Answer with a refusal, as an application does."""
+    """Answer a request with a refusal, as a WSGI application."""
     response = refusal(error)
-    # Whether the connection is kept is the server's business.
+    # The server decides whether the connection stays open.
     headers = [(name, value) for name, value in response.headers.raw_items() if name != "Connection"]
     start_response(f"{response.status_code} {response.reason_phrase}", headers)
     return [bytes(response.body)]
@@ -200,12 +200,12 @@ def _not_now() -> RequestRefused:
     return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
 
 
-#: Those who are not garbage.
+#: All mounts that are in use.
 _mounts: weakref.WeakSet[Mount] = weakref.WeakSet()
 
 
 def mounts() -> list[Mount]:
-    """Return the applications that :func:`mount` made in this process."""
+    """Return the applications that :func:`mount` has made in this process."""
     return list(_mounts)
 
 
@@ -220,13 +220,13 @@ def mount(
     Nothing runs before the first such request.
 
     Args:
-        sock: whose pipes they become; or what makes it, called at the first request.
-        path: the path, as ``PATH_INFO`` has it.
+        sock: the Socket that gets the pipes, or a function that makes it and is called at the first request.
+        path: the path, as in ``PATH_INFO``.
         app: serves all other requests; without one they are answered with 404.
-        options: for the pipes and their listener: ``transport.ws.listener.authorize``, say.
+        options: for the pipes and their listener, such as ``transport.ws.listener.authorize``.
 
     Raises:
         OptionError: an option is wrong.
-        ValueError: the path is none.
+        ValueError: the path does not start with a slash, or has a query.
     """
     return Mount(sock, path, app, options)

@@ -1,13 +1,14 @@
-"""What people need to test their own use of gmultisocket, and their own transports and protocols.
+"""Tools to test programs that use gmultisocket, and transports and protocols that you write.
 
 * :func:`wait_until` waits for a condition.
-* :class:`FakeStream` and :class:`FakeTransport` put a script in the place of a network.
+* :class:`FakeStream` and :class:`FakeTransport` replace a network by a script.
 * :class:`StreamTransportChecks`, :class:`PacketTransportChecks` and :class:`MessageTransportChecks` are test classes
   to subclass for a transport; :func:`check_transport` runs them without a test runner.
-* :class:`ProtocolChecks` is the same for a protocol; ``gmultisocket.testing.protocols`` has those of the library's.
-* :func:`nothing_left` checks that a piece of code leaves no descriptor and no greenlet behind.
+* :class:`ProtocolChecks` is the same for a protocol; ``gmultisocket.testing.protocols`` has the checks of the
+  library's own protocols.
+* :func:`nothing_left` checks that a piece of code leaves no descriptor open and no greenlet running.
 
-Nothing in the library imports this package. Its checks raise ``AssertionError`` and need no particular test runner.
+Nothing in the library imports this package. Its checks raise ``AssertionError`` and work with any test runner.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The test bench of the transport checks: a listener, connections to it, and what ends all of them.
+"""The test bench of the transport checks: a listener, connections to it, and the functions that close all of them.
 
-Nothing here checks anything but that a call ends in time and that nothing is left; the checks stand in the modules
-beside this one.
+The code here checks only that calls end in time and that nothing is left; all other checks are in the modules beside
+this one.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ __all__ = ["Bench", "attempt", "check_connected", "finish", "fill", "never_switc
 
 T = TypeVar("T")
 
-#: What the event loop opens for itself, and when it likes: epoll, eventfd, timerfd.
+#: The targets of the event loop's own descriptors (epoll, eventfd, timerfd) start with this.
 _LOOP_DESCRIPTOR = "anon_inode:"
 
 
 class Bench:
     """One listener of a transport, and any number of connections to it.
 
-    A context manager: on leaving it closes whatever was made, also when a check failed half way.
+    A context manager: at the end of the ``with`` statement it closes all that it has made, also when a check failed.
 
     Args:
-        address: what to listen at.
-        dial_options, listen_options: for dialers and for the listener.
-        limit: the longest that a step may take, in seconds.
+        address: the address to listen at.
+        dial_options, listen_options: options for the dialers and for the listener.
+        limit: the longest time for one step, in seconds.
 
     Attributes:
-        transport: the transport of the address' scheme.
-        listener: listens.
+        transport: the transport for the address's scheme.
+        listener: the listener.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Bench:
             made.close()
 
     def make_listener(self, address: str | Address) -> TransportListener:
-        """Return another listener, not yet listening."""
+        """Return another listener, which does not listen yet."""
         parsed = Address.parse(address)
         listener = self.transport.listener(parsed, Options(parsed.merged(self._listen_options)))
         self._made.append(listener)
         return listener
 
     def make_dialer(self, address: str | Address = "") -> TransportDialer:
-        """Return a dialer, by default for the listener."""
+        """Return a dialer, by default for the listener's address."""
         parsed = Address.parse(address or self.listener.address)
         return self.transport.dialer(parsed, Options(parsed.merged(self._dial_options)))
 
@@ -100,7 +100,7 @@ class Bench:
         return dialed, accepted
 
     def connect_streams(self) -> tuple[StreamConnection, StreamConnection]:
-        """Do as :meth:`connect`, for transports whose connections are streams."""
+        """Return the same as :meth:`connect`, for a transport whose connections are streams."""
         dialed, accepted = self.connect()
         assert isinstance(dialed, StreamConnection), f"{type(dialed).__name__} is no StreamConnection"
         assert isinstance(accepted, StreamConnection), f"{type(accepted).__name__} is no StreamConnection"
@@ -115,7 +115,7 @@ class Bench:
 
 
 def attempt(call: Callable[..., T], *args: Any) -> T | Exception:
-    """Return what a call returns or raises: for greenlets, whose errors would else be printed."""
+    """Return what a call returns, or the exception that it raises: gevent would print an exception of a greenlet."""
     try:
         return call(*args)
     except Exception as error:
@@ -123,10 +123,11 @@ def attempt(call: Callable[..., T], *args: Any) -> T | Exception:
 
 
 def finish(greenlet: Greenlet[..., T], limit: float, what: str) -> T:
-    """Return what a greenlet returns.
+    """Block until a greenlet has ended, and return its value.
 
     Raises:
-        AssertionError: it has not ended after ``limit`` seconds; says ``what``. The greenlet is killed.
+        AssertionError: the greenlet has not ended after ``limit`` seconds, and was killed. The text starts with
+            ``what``.
     """
     greenlet.join(limit)
     if not greenlet.ready():
@@ -136,10 +137,10 @@ def finish(greenlet: Greenlet[..., T], limit: float, what: str) -> T:
 
 
 def check_connected(one: Connection, other: Connection) -> None:
-    """Check that two ends reach each other, by bytes where there are any.
+    """Check that two ends are connected to each other; streams exchange some bytes.
 
     Raises:
-        AssertionError: they do not.
+        AssertionError: the ends are not connected.
     """
     if isinstance(one, MessageConnection):
         assert isinstance(other, MessageConnection)
@@ -156,15 +157,15 @@ def check_connected(one: Connection, other: Connection) -> None:
         assert received == data, f"sent {data!r}, received {received!r}"
 
 
-def fill(connection: StreamConnection, most: int = 1 << 28) -> int:
+def fill(connection: StreamConnection, limit: int = 1 << 28) -> int:
     """Send until the connection takes no more, and return how many bytes it took.
 
     Raises:
-        AssertionError: it took ``most`` bytes, or said that it took what it cannot have taken.
+        AssertionError: the connection took ``limit`` bytes, or ``send`` returned an impossible number.
     """
     chunk = bytes(1 << 16)
     total = 0
-    while total < most:
+    while total < limit:
         try:
             taken = connection.send(chunk)
         except BlockingIOError:
@@ -181,10 +182,10 @@ def read_all(connection: StreamConnection, size: int = 1 << 16) -> bytes:
 
 @contextmanager
 def never_switches(what: str) -> Iterator[None]:
-    """Check that no other greenlet gets to run in the body.
+    """Check that no other greenlet runs while the body runs.
 
     Raises:
-        AssertionError: one did: ``what`` blocks.
+        AssertionError: another greenlet ran, so ``what`` blocks.
     """
     switched: list[bool] = []
     gevent.get_hub().loop.run_callback(switched.append, True)
@@ -194,26 +195,26 @@ def never_switches(what: str) -> Iterator[None]:
 
 @contextmanager
 def nothing_left(limit: float = 5.0) -> Iterator[None]:
-    """Check that the body leaves no descriptor and no greenlet behind.
+    """Check that the body leaves no descriptor open and no greenlet running.
 
-    Blocks after the body until what is still closing has closed.
+    Blocks after the body until all of them have closed or ended.
 
     Args:
         limit: the longest wait for that, in seconds.
 
     Raises:
-        AssertionError: something is left; says what.
+        AssertionError: something is left; the text says what.
     """
     started: list[Greenlet[..., Any]] = []
-    note = started.append
+    on_spawn = started.append
     before = open_descriptors()
-    Greenlet.add_spawn_callback(note)
+    Greenlet.add_spawn_callback(on_spawn)
     try:
         yield
     finally:
-        Greenlet.remove_spawn_callback(note)
+        Greenlet.remove_spawn_callback(on_spawn)
 
-    # Not where the body raised: what that left is of no interest.
+    # If the body raised, this is not reached: its own error matters, and not what it has left.
     def left() -> list[str]:
         opened = [f"descriptor {number} ({target})" for number, target in open_descriptors() - before]
         return opened + [f"{greenlet!r}" for greenlet in started if not greenlet.ready()]
@@ -225,13 +226,13 @@ def nothing_left(limit: float = 5.0) -> Iterator[None]:
 
 
 def open_descriptors() -> set[tuple[str, str]]:
-    """Return the number and target of the process' descriptors that are not the event loop's own."""
+    """Return the number and target of each descriptor of the process, without those of the event loop."""
     found = set()
     for number in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{number}")
         except OSError:
-            # The descriptor of the listing itself.
+            # The descriptor by which the directory was listed.
             continue
         if not target.startswith(_LOOP_DESCRIPTOR):
             found.add((number, target))

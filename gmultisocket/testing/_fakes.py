@@ -1,8 +1,7 @@
-"""Fakes: a stream whose peer is a script, and a transport that hands such streams to a Socket.
+"""Fakes: a stream whose peer is a script, and a transport that gives such streams to a Socket.
 
-They stand in for a network where a test wants to say exactly what arrives when: half a frame, a reset, a kernel that
-takes three bytes and then no more. What they do beyond that is what the contracts in
-``gmultisocket.transport.base`` say, and they pass the same checks as real transports where those apply.
+They replace a network in a test that says exactly what arrives when: half a frame, a reset, a kernel that takes three
+bytes and then no more. Otherwise they keep the contracts in ``gmultisocket.transport.base``.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ __all__ = ["FakeStream", "FakeTransport"]
 
 
 class FakeStream(StreamConnection):
-    """A stream connection with a script for its peer.
+    """A stream connection whose peer is a script.
 
     Args:
-        script: what ``recv`` meets, one step after the other. Bytes arrive (in as many reads as the reader's size
-            makes necessary), ``b""`` is the end of the stream, an exception is raised. After the last step ``recv``
+        script: the steps of ``recv``, one after the other. Bytes are returned (by several reads if they are more than
+            the reader asks for), ``b""`` is the end of the stream, an exception is raised. After the last step ``recv``
             waits for :meth:`feed`.
-        takes: what ``send`` meets: the number of bytes that the kernel takes, 0 for ``BlockingIOError``, an exception
-            to raise. After the last step every ``send`` takes everything.
+        takes: the steps of ``send``: how many bytes the kernel takes, 0 for ``BlockingIOError``, or an exception to
+            raise. After the last step every ``send`` takes all bytes.
 
     Attributes:
-        sent: all bytes that were taken, in order.
+        sent: all bytes that ``send`` has taken, in order.
         closed: whether ``close()`` was called.
         abandoned: whether ``abandon()`` was called.
         write_ended: whether ``shutdown_write()`` was called.
@@ -69,22 +68,22 @@ class FakeStream(StreamConnection):
     def peer_address(self) -> str:
         return "fake://there"
 
-    # What the test does
+    # For the test
 
     def feed(self, *steps: bytes | Exception) -> None:
-        """Add steps to the script; a ``recv`` that waits goes on. Does not block."""
+        """Add steps to the script, and wake a waiting ``recv``. Does not block."""
         self._script.extend(steps)
         self._arrival.set()
 
     def block(self) -> None:
-        """Have the kernel take nothing until :meth:`unblock`. Does not block."""
+        """Take no bytes in ``send`` until :meth:`unblock`. Does not block."""
         self._writable.clear()
 
     def unblock(self) -> None:
-        """Have the kernel take bytes again. Does not block."""
+        """Take bytes in ``send`` again, and wake a waiting ``wait_writable``. Does not block."""
         self._writable.set()
 
-    # What a pipe does
+    # For the pipe
 
     def send(self, data: bytes | memoryview, /) -> int:
         self._check_open()
@@ -117,7 +116,7 @@ class FakeStream(StreamConnection):
         if isinstance(step, Exception):
             raise step
         if not step:
-            # The end stays the end.
+            # The next read finds the end again.
             self._script.appendleft(step)
         elif len(step) > size:
             self._script.appendleft(step[size:])
@@ -140,7 +139,7 @@ class FakeStream(StreamConnection):
 
 
 class FakeTransport(Transport):
-    """A transport whose connections are the test's own. A context manager: known to Sockets while it is entered.
+    """A transport with connections from the test. A context manager: Sockets can use it inside the ``with`` statement.
 
     ::
 
@@ -149,12 +148,12 @@ class FakeTransport(Transport):
             sock.dial(fake.address)
 
     Args:
-        connections: what one dial after the other gets; an exception is raised. When they are used up, nobody listens.
+        connections: each dial takes the next one; an exception is raised. After the last one dials are refused.
 
     Attributes:
-        address: what to dial or to listen at.
-        attempts: how often somebody has dialed.
-        given: the connections that were handed out.
+        address: the address to dial or to listen at.
+        attempts: the number of dials.
+        given: the connections that dials and listeners have taken.
     """
 
     __slots__ = ("_accepted", "_arrival", "_listening", "_to_dial", "attempts", "given")
@@ -178,11 +177,11 @@ class FakeTransport(Transport):
         unregister(self)
 
     def will_connect(self, connection: Connection | Exception) -> None:
-        """Add what the next dial gets."""
+        """Add a connection, or an exception, for a dial after the others."""
         self._to_dial.append(connection)
 
     def arrive(self, connection: Connection) -> None:
-        """Have a peer connect to whoever listens. Does not block."""
+        """Give a connection to the listener, as from a peer that connects. Does not block."""
         self._accepted.append(connection)
         self._arrival.set()
 
@@ -227,7 +226,7 @@ class _FakeListener(TransportListener):
         return self._address
 
     def listen(self) -> None:
-        """A fake address is never taken."""
+        """Do nothing: a fake address is never in use."""
 
     def accept(self) -> Connection:
         transport = self._transport

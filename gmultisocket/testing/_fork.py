@@ -1,4 +1,4 @@
-"""A forked child that does one thing, says how it went, and ends without running anything else of its parent's."""
+"""A forked child that makes one call, reports the result, and ends without running any other code of its parent."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ["in_forked_child"]
 
 
 def in_forked_child(call: Callable[[int], None], limit: float = 10.0) -> None:
-    """Fork, have the child call ``call(report)``, and wait until it has. Blocks the whole process meanwhile.
+    """Fork, run ``call(report)`` in the child, and wait until the child has ended. Blocks the whole process.
 
-    The event loop runs neither in the child nor, while it lives, in the parent: what is checked is the fork itself.
+    The event loop does not run in the child, nor in the parent while the child lives: this checks the fork itself.
 
     Args:
-        call: gets the number of the one descriptor that the child has for its report.
-        limit: the longest that the child may take, in seconds; it is killed then.
+        call: called with the number of the descriptor that the child writes its report to.
+        limit: seconds after which the child is killed.
 
     Raises:
         AssertionError: the call raised, with its traceback, or took too long.
     """
-    # Not the patched ones, which leave work to the event loop: it does not run before this is over.
+    # The patched functions would need the event loop, which does not run before the end of this function.
     fork, waitpid, close = (get_original("os", name) for name in ("fork", "waitpid", "close"))
     read, write = os.pipe()
     with warnings.catch_warnings():
-        # CPython warns of forks while threads run, and gevent's resolver has some: the child does without them.
+        # CPython warns of a fork while threads run. gevent's resolver has threads, and the child does not use them.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid: int = fork()
     if not pid:
@@ -45,7 +45,7 @@ def in_forked_child(call: Callable[[int], None], limit: float = 10.0) -> None:
 
 
 def _run_child(call: Callable[[int], None], write: int) -> None:
-    """Call, report, and end the process at once: no clean-up of the parent's may run here."""
+    """Make the call, report, and end the process at once: no clean-up code of the parent may run here."""
     report = "ok"
     try:
         call(write)
@@ -64,4 +64,4 @@ def _read_report(read: int, pid: int, limit: float) -> str:
         os.kill(pid, signal.SIGKILL)
         return f"it did not end within {limit} s"
     chunks = iter(lambda: os.read(read, 65536), b"")
-    return b"".join(chunks).decode() or "it died without a word"
+    return b"".join(chunks).decode() or "it died without a report"

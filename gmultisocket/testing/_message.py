@@ -1,4 +1,4 @@
-"""Checks for transports whose connections hand over whole messages inside the process."""
+"""Checks for transports whose connections pass whole messages inside the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["MessageTransportChecks"]
 
 
 class MessageTransportChecks(TransportChecks):
-    """What a transport of :class:`~gmultisocket.transport.MessageConnection` must do; see :class:`TransportChecks`."""
+    """Checks for a transport of :class:`~gmultisocket.transport.MessageConnection`; see :class:`TransportChecks`."""
 
     def _ends(self, bench: Bench) -> tuple[MessageConnection, MessageConnection]:
         one, other = bench.connect()
@@ -22,7 +22,7 @@ class MessageTransportChecks(TransportChecks):
         with self.bench() as bench:
             one, other = self._ends(bench)
             assert one.peer is other and other.peer is one, "the ends are not each other's peer"
-            assert one.pipe is None and other.pipe is None, "an end has a pipe before it was given to one"
+            assert one.pipe is None and other.pipe is None, "an end has a pipe, but it was given to none"
 
     def test_closing_one_end_closes_the_other(self) -> None:
         with self.bench() as bench:

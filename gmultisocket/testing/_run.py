@@ -1,4 +1,4 @@
-"""Running checks without a test runner."""
+"""Run checks without a test runner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run_checks(checks: object) -> list[str]:
     """Run every check of an object and return their names. Blocks until all have ended.
 
     Raises:
-        AssertionError: some failed; names each, with its traceback.
+        AssertionError: some checks failed; the text has the name and traceback of each.
     """
     names = [name for name in dir(checks) if name.startswith("test_")]
     failures = []
@@ -39,20 +39,19 @@ def check_transport(
     listen_options: Mapping[str, Any] | None = None,
     limit: float = 10.0,
 ) -> list[str]:
-    """Check a transport against what the library expects of it. Blocks for some seconds.
+    """Run all checks for a transport. Blocks for some seconds.
 
-    Makes one connection to see of which kind they are, and then runs the checks of that kind.
+    Makes one connection to find out its kind, and then runs the checks for that kind.
 
     Args:
         make_address: returns an address that nobody listens at; it may be the same each time.
-
-    The others are the attributes of :class:`TransportChecks`.
+        bad_addresses, dial_options, listen_options, limit: as the attributes of :class:`TransportChecks`.
 
     Returns:
-        The names of the checks that were made.
+        The names of the checks.
 
     Raises:
-        AssertionError: some failed; names each, with its traceback.
+        AssertionError: some checks failed; the text has the name and traceback of each.
     """
     attributes = {
         "make_address": lambda self: make_address(),

@@ -1,6 +1,6 @@
-"""Checks for transports whose connections are byte streams, and for those that put packets on one.
+"""Checks for transports whose connections are byte streams, and for transports that put packets on a stream.
 
-They use the connections as a pipe does: ``send`` never waits, one greenlet may wait to read while another waits to
+They use the connections as a pipe does: ``send`` never waits, one greenlet may wait to read while another one waits to
 write, and only ``close`` ends a wait.
 """
 
@@ -19,15 +19,15 @@ from ._wait import wait_until
 
 __all__ = ["PacketTransportChecks", "StreamTransportChecks"]
 
-#: A wait that ends so often without anything having become possible does not wait.
-_ROUNDS = 1000
+#: A check fails after this number of calls that should have waited, or should have filled the connection.
+_MAX_CALLS = 1000
 
 
 class StreamTransportChecks(TransportChecks):
-    """What a transport of :class:`~gmultisocket.transport.StreamConnection` must do; see :class:`TransportChecks`.
+    """Checks for a transport of :class:`~gmultisocket.transport.StreamConnection`; see :class:`TransportChecks`.
 
     Attributes:
-        half_close: whether one side of a connection can be ended while the other goes on.
+        half_close: whether one direction of a connection can end while the other one stays open.
     """
 
     half_close: ClassVar[bool] = True
@@ -41,16 +41,16 @@ class StreamTransportChecks(TransportChecks):
                 with never_switches("send()"):
                     taken = one.send(data)
                 assert isinstance(taken, int) and 1 <= taken <= len(data), f"send({bytes(data)!r}) returned {taken!r}"
-                assert other.read_exactly(taken) == data[:taken], "other bytes arrived than were sent"
+                assert other.read_exactly(taken) == data[:taken], "the bytes that arrived are not those that were sent"
 
     def test_a_full_send_raises_blocking_io_error_at_once(self) -> None:
         with self.bench() as bench:
             one, other = bench.connect_streams()
             with never_switches("send() to a peer that does not read"):
                 sent = fill(one)
-            assert sent, "nothing at all was taken"
+            assert sent, "send() took no bytes"
             received = other.read_exactly(sent)
-            assert received == bytes(sent), "what was taken before did not arrive as it was sent"
+            assert received == bytes(sent), "the bytes that arrived are not those that were sent"
 
     def test_sendmsg_sends_several_buffers_in_order(self) -> None:
         with self.bench() as bench:
@@ -68,7 +68,7 @@ class StreamTransportChecks(TransportChecks):
             assert isinstance(outcome, BlockingIOError), f"a full sendmsg() gave {outcome!r}"
 
     def _sendmsg_until_full(self, connection: StreamConnection) -> object:
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_CALLS):
             outcome = attempt(connection.sendmsg, [bytes(1 << 16), bytes(1 << 16)])
             if not isinstance(outcome, int):
                 return outcome
@@ -79,25 +79,25 @@ class StreamTransportChecks(TransportChecks):
             one, other = bench.connect_streams()
             sent = fill(one)
             sending = gevent.spawn(attempt, self._send_when_possible, one)
-            # Buffers between the two may take a little more before all is really full.
+            # Buffers between the ends may take a little more before everything is full.
             gevent.sleep(0.01)
             other.read_exactly(sent)
-            taken = finish(sending, self.limit, "wait_writable() did not end though the peer has read everything")
+            taken = finish(sending, self.limit, "wait_writable() did not end although the peer has read everything")
             assert isinstance(taken, int), f"sending failed: {taken!r}"
 
     def _send_when_possible(self, connection: StreamConnection) -> int:
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_CALLS):
             try:
                 return connection.send(b"more")
             except BlockingIOError:
                 connection.wait_writable()
-        raise AssertionError(f"wait_writable() returned {_ROUNDS} times while nothing could be sent")
+        raise AssertionError(f"wait_writable() returned {_MAX_CALLS} times while nothing could be sent")
 
     def test_wait_writable_returns_where_nothing_is_in_the_way(self) -> None:
         with self.bench() as bench:
             one, _ = bench.connect_streams()
             waiting = gevent.spawn(attempt, one.wait_writable)
-            outcome = finish(waiting, self.limit, "wait_writable() waits although send() could take bytes")
+            outcome = finish(waiting, self.limit, "wait_writable() waits although send() can take bytes")
             assert outcome is None, f"wait_writable() gave {outcome!r}"
 
     def test_large_streams_go_both_ways_at_once(self) -> None:
@@ -130,14 +130,14 @@ class StreamTransportChecks(TransportChecks):
             rest = other.read_exactly(10 - len(first))
             assert first + rest == b"0123456789", "bytes were lost between two reads"
             one.write_all(b"short")
-            assert other.recv(1 << 18), "recv() of more than there is must return what there is"
+            assert other.recv(1 << 18), "recv() of more bytes than have arrived must return those that have"
 
     def test_recv_waits_without_holding_up_others(self) -> None:
         with self.bench() as bench:
             one, other = bench.connect_streams()
             reading = gevent.spawn(attempt, other.read_exactly, 4)
             gevent.sleep(0.01)
-            assert not reading.ready(), f"recv() returned though nothing was sent: {reading.value!r}"
+            assert not reading.ready(), f"recv() returned although nothing was sent: {reading.value!r}"
             one.write_all(b"ping")
             assert finish(reading, self.limit, "recv() did not return") == b"ping"
 
@@ -150,7 +150,7 @@ class StreamTransportChecks(TransportChecks):
                 reading.kill()
                 one.write_all(data)
                 received = finish(gevent.spawn(attempt, other.read_exactly, len(data)), self.limit, "recv() hangs")
-                assert received == data, f"after a killed recv() came {received!r} instead of {data!r}"
+                assert received == data, f"after a killed recv() {received!r} arrived instead of {data!r}"
 
     def test_the_end_of_the_stream_comes_after_its_last_byte(self) -> None:
         with self.bench() as bench:
@@ -158,8 +158,8 @@ class StreamTransportChecks(TransportChecks):
                 one.write_all(b"last words")
                 one.close()
                 received = finish(gevent.spawn(attempt, read_all, other), self.limit, "the stream did not end")
-                assert received == b"last words", f"before the end came {received!r}"
-                assert other.recv(10) == b"", "the end of the stream must stay the end"
+                assert received == b"last words", f"before the end {received!r} arrived"
+                assert other.recv(10) == b"", "recv() after the end of the stream must return b'' again"
 
     def test_one_side_can_end_while_the_other_goes_on(self) -> None:
         with self.bench() as bench:
@@ -169,10 +169,10 @@ class StreamTransportChecks(TransportChecks):
             if not self.half_close:
                 return
             received = finish(gevent.spawn(attempt, read_all, other), self.limit, "shutdown_write() ended nothing")
-            assert received == b"question", f"before the end came {received!r}"
+            assert received == b"question", f"before the end {received!r} arrived"
             other.write_all(b"answer")
             answer = finish(gevent.spawn(attempt, one.read_exactly, 6), self.limit, "the other side ended as well")
-            assert answer == b"answer", f"the other side sent b'answer', and {answer!r} came"
+            assert answer == b"answer", f"the other side sent b'answer', and {answer!r} arrived"
 
     def test_sending_to_a_peer_that_has_gone_is_an_error(self) -> None:
         with self.bench() as bench:
@@ -180,7 +180,7 @@ class StreamTransportChecks(TransportChecks):
             other.close()
             outcome = finish(gevent.spawn(attempt, self._send_on, one), self.limit, "sending to nobody went on")
             assert isinstance(outcome, OSError), f"sending to a closed peer gave {outcome!r}"
-            assert not isinstance(outcome, BlockingIOError), "send() to a closed peer says that it may work later"
+            assert not isinstance(outcome, BlockingIOError), "send() to a closed peer must not raise BlockingIOError"
 
     def _send_on(self, connection: StreamConnection) -> None:
         while True:
@@ -212,7 +212,7 @@ class StreamTransportChecks(TransportChecks):
         with self.bench() as bench:
             one, _ = bench.connect_streams()
             one.close()
-            # A descriptor may need a turn of the loop to close, so that nobody is left waiting for it.
+            # The event loop may close the descriptor in its next turn, after it has woken those who wait for it.
             gevent.sleep(0)
             outcome = finish(gevent.spawn(attempt, one.recv, 10), self.limit, "recv() after close() hangs")
             assert outcome == b"" or isinstance(outcome, OSError), f"recv() after close() gave {outcome!r}"
@@ -222,11 +222,11 @@ class StreamTransportChecks(TransportChecks):
             outcome = finish(waiting, self.limit, "wait_writable() after close() hangs")
             assert outcome is None or isinstance(outcome, OSError), f"wait_writable() after close() gave {outcome!r}"
             one.shutdown_write()
-            assert one.unacknowledged() == 0, "nothing is on its way from a closed connection"
+            assert one.unacknowledged() == 0, "unacknowledged() of a closed connection must be 0"
 
 
 class PacketTransportChecks(StreamTransportChecks):
-    """What a transport of :class:`~gmultisocket.transport.PacketConnection` must do; see :class:`TransportChecks`."""
+    """Checks for a transport of :class:`~gmultisocket.transport.PacketConnection`; see :class:`TransportChecks`."""
 
     FRAMES: ClassVar[tuple[bytes, ...]] = (b"\x00" * 8, bytes(range(256)), b"\xff" * 70_000, b"one more frame")
 
@@ -243,7 +243,7 @@ class PacketTransportChecks(StreamTransportChecks):
                 sender, receiver = self._codecs(one, other)
                 packets = [sender.wrap(frame) for frame in self.FRAMES]
                 received = attempt(receiver.feed, b"".join(packets))
-                assert received == list(self.FRAMES), f"{len(packets)} packets were wrapped, and others came"
+                assert received == list(self.FRAMES), f"{len(packets)} packets were wrapped, and others came out"
 
     def test_packets_may_come_in_pieces_of_any_size(self) -> None:
         with self.bench() as bench:

@@ -1,7 +1,7 @@
-"""Checks that every transport passes, whatever its connections are made of.
+"""Checks for every transport, of any kind of connection.
 
-First those of the contracts in ``gmultisocket.transport.base``, on bare connections, then those of Sockets that use the
-transport. What only byte streams, packets or messages can do is in the modules beside this one.
+First come the checks of the contracts in ``gmultisocket.transport.base``, on bare connections, then those of Sockets
+that use the transport. Checks for byte streams, packets or messages only are in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from ._wait import wait_until
 
 __all__ = ["TransportChecks"]
 
-#: Messages of a random mixture of sizes, the empty one and the longest that is taken by default among them.
-_LONGEST = 131072
+#: The longest content that a pipe takes by default, in bytes.
+_MAX_SIZE = 131072
 
 
 class TransportChecks:
-    """What any transport must do. Subclass it, say where to listen, and have a test runner find the methods.
+    """Checks for any transport. Subclass it, set an address, and let a test runner find the methods.
 
-    With pytest that is all::
+    With pytest a whole test file is::
 
         class TestSmoke(StreamTransportChecks):
             address = "smoke://127.0.0.1:0"
             bad_addresses = ("smoke://", "smoke://nowhere")
 
     The subclasses :class:`StreamTransportChecks`, :class:`PacketTransportChecks` and
-    :class:`MessageTransportChecks` add what the three kinds of connection promise. No test runner is needed:
+    :class:`MessageTransportChecks` add checks for the three kinds of connection. Without a test runner,
     :func:`check_transport` runs them all.
 
-    Each check is a method ``test_...``, takes no argument, cleans up, and raises ``AssertionError`` with what went
-    wrong. A check that does not hold for a transport, for a reason, is overridden and says so.
+    Each check is a method ``test_...`` without arguments. It closes what it has opened, and raises ``AssertionError``
+    with a text that says what is wrong. If a transport cannot pass a check for a good reason, override the check and
+    give the reason.
 
     Attributes:
-        address: where to listen, again and again: with port 0 or a name that is free after a close. Override
-            :meth:`make_address` where it takes more than that.
-        bad_addresses: addresses of the scheme that neither a dialer nor a listener may be made for.
-        dial_options: options by name for whoever dials, e.g. what to trust.
-        listen_options: options by name for whoever listens, e.g. a certificate.
-        limit: the longest that any one step may take, in seconds.
+        address: the address to listen at, many times: with port 0, or a name that is free after a close. If one
+            address is not enough, override :meth:`make_address`.
+        bad_addresses: addresses with the transport's scheme for which no dialer and no listener may be made.
+        dial_options: options by name for dialers, e.g. the certificates to trust.
+        listen_options: options by name for listeners, e.g. a certificate.
+        limit: the longest time for one step, in seconds.
     """
 
     address: ClassVar[str] = ""
@@ -63,18 +64,18 @@ class TransportChecks:
         assert self.address, f"{type(self).__name__} must set 'address' or override make_address()"
         return self.address
 
-    # What checks are made of
+    # Parts of the checks
 
     def bench(self) -> Bench:
-        """Return a listener with what it takes to connect to it, to be used in a ``with`` statement."""
+        """Return a listener that can make connections to itself, for a ``with`` statement."""
         return Bench(self.make_address(), self.dial_options, self.listen_options, self.limit)
 
     def listen(self, sock: Socket, query: str = "") -> str:
-        """Have a Socket listen, with further options as an address has them, and return the address to dial."""
+        """Make a Socket listen, with the options in ``query``, and return the address to dial."""
         return sock.listen(_with_query(self.make_address(), query), self.listen_options).address
 
     def dial(self, sock: Socket, address: str, query: str = "") -> None:
-        """Have a Socket dial, with further options as an address has them."""
+        """Make a Socket dial, with the options in ``query``."""
         sock.dial(_with_query(address, query), self.dial_options)
 
     # Connections
@@ -114,7 +115,7 @@ class TransportChecks:
     # Dialing and listening
 
     def unused_address(self) -> str:
-        """Return an address at which nobody listens: one at which somebody did."""
+        """Return an address at which nobody listens any more."""
         with self.bench() as bench:
             return bench.listener.address
 
@@ -122,7 +123,7 @@ class TransportChecks:
         address = self.unused_address()
         with nothing_left():
             error = self._dial_nobody(address)
-            assert error.address and error.address in str(error), f"the error does not say where to: {error}"
+            assert error.address and error.address in str(error), f"the error does not name the address: {error}"
             assert error.why, f"the error does not say why: {error}"
 
     def _dial_nobody(self, address: str) -> ConnectionFailed:
@@ -175,14 +176,14 @@ class TransportChecks:
 
     def test_who_waits_to_be_accepted_notices_the_close(self) -> None:
         with self.bench() as bench:
-            dialing = gevent.spawn(attempt, self._connect_and_hear, bench)
+            dialing = gevent.spawn(attempt, self._connect_and_read, bench)
             gevent.sleep(0)
             bench.listener.close()
             outcome = finish(dialing, self.limit, "a peer that was never accepted did not notice the close")
-            assert isinstance(outcome, (OSError, ConnectionFailed)), f"it went on as if nothing were: {outcome!r}"
+            assert isinstance(outcome, (OSError, ConnectionFailed)), f"that peer ended with {outcome!r}"
 
-    def _connect_and_hear(self, bench: Bench) -> object:
-        """Connect, and then wait to hear from a listener that has never accepted. Raises when that is closed."""
+    def _connect_and_read(self, bench: Bench) -> object:
+        """Connect to a listener that never accepts, and read. Raises when the listener is closed."""
         connection = bench.make_dialer().connect()
         try:
             if isinstance(connection, MessageConnection):
@@ -218,7 +219,7 @@ class TransportChecks:
                     closable.close()
 
     def test_nothing_is_left_after_close(self) -> None:
-        # Whatever a first use sets up for good, a resolver say, is there after this.
+        # The first use sets up things that stay, such as the resolver. They do not count.
         self.unused_address()
         with nothing_left(self.limit), self.bench() as bench:
             for _ in range(5):
@@ -245,7 +246,7 @@ class TransportChecks:
 
     def test_messages_arrive_whole_and_in_order_both_ways(self) -> None:
         rng = random.Random(7)
-        sizes = [0, 1, _LONGEST, *(rng.choice((rng.randrange(200), rng.randrange(_LONGEST))) for _ in range(97))]
+        sizes = [0, 1, _MAX_SIZE, *(rng.choice((rng.randrange(200), rng.randrange(_MAX_SIZE))) for _ in range(97))]
         contents = [rng.randbytes(size) for size in sizes]
         with Socket() as server, Socket() as client:
             self.dial(client, self.listen(server))
@@ -295,7 +296,7 @@ class TransportChecks:
                 server.wait_pipes(len(clients), self.limit)
                 for number in range(20):
                     count = server.send_all(b"%d" % number, self.limit)
-                    assert count == len(clients), f"send_all() reached {count} of {len(clients)}"
+                    assert count == len(clients), f"send_all() returned {count} instead of {len(clients)}"
                 for client in clients:
                     received = self._recv_each(client, 20)
                     assert received == [b"%d" % number for number in range(20)], f"a client got {received}"
@@ -315,7 +316,7 @@ class TransportChecks:
                 received = self._recv_each(server, len(contents))
                 assert received == contents, "messages were lost, or came in another order"
                 lost = finish(closing, self.limit, "close() did not end")
-                assert lost == 0, f"close() says that {lost} messages were lost"
+                assert lost == 0, f"close() returned {lost} lost messages"
             finally:
                 client.close()
 
@@ -332,7 +333,7 @@ class TransportChecks:
             client.send(bytes(1000), self.limit)
             assert len(server.recv(self.limit)) == 1000
             client.send(bytes(1001), self.limit)
-            wait_until(lambda: not server.pipes and not client.pipes, self.limit, "the end of a pipe over its limit")
+            wait_until(lambda: not server.pipes and not client.pipes, self.limit, "the close of a pipe over its limit")
 
     def test_a_dialer_finds_its_peer_again(self) -> None:
         with Socket() as server, Socket() as client:
@@ -371,7 +372,7 @@ class TransportChecks:
 
 
 def _with_query(address: str, query: str) -> str:
-    """Return an address with more options in it."""
+    """Return an address with more options."""
     if not query:
         return address
     return f"{address}{'&' if '?' in address else '?'}{query}"

@@ -11,7 +11,7 @@ from tests.cli.command import PATIENCE, interrupt, read_line, run, start
 BROKEN = """
 import sys
 from gmultisocket.cli import demo, main
-demo._PATIENCE = 0.5
+demo._TIMEOUT = 0.5
 {change}
 sys.exit(main(["demo", "--count", "5"]))
 """

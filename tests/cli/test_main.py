@@ -82,7 +82,7 @@ def test_a_wrong_option_is_explained(option: str, why: str, parse: Parse) -> Non
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (("recv",), "where to? Give an address"),
+        (("recv",), "no address was given: use --listen or --dial"),
         (("send", "-d", "tcp://127.0.0.1", "x"), "the port is missing"),
         (("send", "-d", "smoke://signals", "x"), "no transport has the scheme 'smoke'"),
         (("send", "-d", "inproc://nobody", "x"), "nobody listens to the name"),

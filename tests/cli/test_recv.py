@@ -83,7 +83,7 @@ def test_it_fails_when_too_few_came_in_time(arguments: tuple[str, ...], needed: 
     with start("recv", "-l", "tcp://127.0.0.1:0", "--timeout", "0.05", *arguments) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (1, b"")
-    assert f"0 of {needed} messages came within 0.05 s of the one before" in err.decode()
+    assert f"0 of {needed} messages arrived, then none for 0.05 s" in err.decode()
 
 
 def test_each_message_can_be_answered(client: Socket) -> None:
