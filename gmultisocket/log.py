@@ -24,7 +24,7 @@ class ThrottledLog:
         #: When the latest record of a kind was written at its own level.
         self._written: dict[str, float] = {}
 
-    def log(self, kind: str, level: int, text: str, *args: object) -> None:
+    def log(self, kind: str, level: int, text: str, *args: object, error: BaseException | None = None) -> None:
         """Log ``text % args``.
 
         Args:
@@ -32,6 +32,7 @@ class ThrottledLog:
             level: as for :meth:`logging.Logger.log`.
             text: the record's message.
             args: its arguments.
+            error: an exception whose traceback the record has.
         """
         now = monotonic()
         written = self._written.get(kind)
@@ -39,4 +40,4 @@ class ThrottledLog:
             level = logging.DEBUG
         else:
             self._written[kind] = now
-        self._logger.log(level, text, *args)
+        self._logger.log(level, text, *args, exc_info=error)

@@ -22,7 +22,7 @@ class Periodic:
         spawn: makes the greenlet.
     """
 
-    __slots__ = ("_check", "_greenlet", "_interval", "_spawn")
+    __slots__ = ("_check", "_greenlet", "_interval", "_spawn", "_stopped")
 
     def __init__(
         self,
@@ -34,15 +34,19 @@ class Periodic:
         self._check = check
         self._spawn = spawn
         self._greenlet: Greenlet[..., Any] | None = None
+        #: Whether the greenlet was told to end, which it does later.
+        self._stopped = False
 
     def start(self) -> None:
         """Begin, unless it has begun. Never blocks."""
-        if self._greenlet is None:
+        if self._greenlet is None or self._stopped or self._greenlet.ready():
+            self._stopped = False
             self._greenlet = self._spawn(self._run)
 
     def stop(self) -> None:
         """End it. Never blocks."""
         if self._greenlet is not None:
+            self._stopped = True
             self._greenlet.kill(block=False)
 
     def join(self) -> None:
@@ -58,4 +62,6 @@ class Periodic:
                 elapsed = monotonic() - before
                 self._check(elapsed, max(0.0, elapsed - pause))
         finally:
-            self._greenlet = None
+            # After a stop and a start another greenlet may be there already.
+            if self._greenlet is gevent.getcurrent():
+                self._greenlet = None
