@@ -65,7 +65,7 @@ def test_a_half_request_is_refused_at_its_deadline(server: Socket) -> None:
         half.send(request()[:50])
         assert half.status() == 408 and silent.status() == 408
         assert half.read_rest() and silent.read_rest()
-    wait_until(lambda: not only_port()._guests)
+    wait_until(lambda: not only_port()._reading)
 
 
 def test_a_peer_that_is_in_keeps_its_pipe_however_silent(server: Socket) -> None:
@@ -84,12 +84,12 @@ def test_who_dawdles_longest_leaves_when_there_are_too_many(
     with ExitStack() as stack:
         peers = [stack.enter_context(RawPeer(address)) for _ in range(4)]
         assert peers[0].status() == 408
-        wait_until(lambda: len(only_port()._guests) == 3)
+        wait_until(lambda: len(only_port()._reading) == 3)
         exchange(server, address)
 
 
 def test_too_many_peers_wait_in_the_backlog(server: Socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wsport, "_MOST_GUESTS", 5)
+    monkeypatch.setattr(wsport, "_MAX_PENDING", 5)
     monkeypatch.setattr(wsport, "_PATIENCE", 0.05)
     address = server.listen(WS, {"connector.listener.max_handshaking": 5}).address
     with ExitStack() as stack:
@@ -142,7 +142,7 @@ def test_a_closed_listener_refuses_those_who_wait() -> None:
         with upgraded(listener.address), RawPeer(listener.address) as waiting, RawPeer(listener.address) as half:
             waiting.send(request())
             wait_until(lambda: listener.transport._pending)  # type: ignore[attr-defined]
-            wait_until(lambda: only_port()._guests)
+            wait_until(lambda: only_port()._reading)
             listener.close()
             assert waiting.status() == 503
             assert half.read_rest() == b""
@@ -205,9 +205,9 @@ def test_memory_stays_flat_under_hostile_requests(server: Socket) -> None:
             gevent.sleep(0)
 
     round_of_them()
-    wait_until(lambda: not only_port()._guests)
+    wait_until(lambda: not only_port()._reading)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(10):
         round_of_them()
-        wait_until(lambda: not only_port()._guests)
+        wait_until(lambda: not only_port()._reading)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8192, "in KiB"
