@@ -13,6 +13,7 @@ user names and passwords in silence; here they are refused, and never repeated i
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from .errors import AddressError
@@ -56,7 +57,12 @@ class Address(Frozen):
     __slots__ = ("connect_type", "location", "options", "scheme", "text")
 
     def __init__(
-        self, scheme: str, location: str, connect_type: str = "", options: OptionValues | None = None, text: str = ""
+        self,
+        scheme: str,
+        location: str,
+        connect_type: str = "",
+        options: Mapping[str, Any] | None = None,
+        text: str = "",
     ) -> None:
         self.scheme = scheme
         self.location = location

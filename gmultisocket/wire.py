@@ -33,9 +33,12 @@ from copy import copy
 from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
-from typing import Final, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict, Unpack
 
 from .errors import BadMessage, BadPath, ContentTooLong, MessageTooLong, MultiSocketError, snippet
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "CONTROL",
@@ -212,16 +215,17 @@ def path_ids(path: bytes) -> tuple[int, ...]:
         raise BadPath(path, "its length is not a multiple of 4") from None
 
 
-def check_path(path: bytes | bytearray | memoryview) -> bytes:
+def check_path(path: Buffer) -> bytes:
     """Return a destination as bytes, if it is one.
 
     Raises:
         BadPath: it is empty, not a multiple of 4 bytes, longer than MAX_IDS ids, or not bytes at all.
     """
     if not isinstance(path, bytes):
-        if not isinstance(path, (bytearray, memoryview)):
-            raise BadPath(path, f"a path is bytes, not {type(path).__name__}")
-        path = bytes(path)
+        try:
+            path = bytes(memoryview(path))
+        except TypeError:
+            raise BadPath(path, f"a path is bytes, not {type(path).__name__}") from None
     if not path:
         raise BadPath(path, "it is empty")
     if len(path) % _ID_SIZE:
@@ -418,11 +422,11 @@ class Decoder:
             return self._head_size
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
+    def feed(self, data: Buffer) -> list[Message]:
         """Return the messages that the next bytes of the stream complete. See :meth:`feed_fields`."""
         return [_new(Message, fields) for fields in self.feed_fields(data)]
 
-    def feed_fields(self, data: bytes | bytearray | memoryview) -> list[Fields]:
+    def feed_fields(self, data: Buffer) -> list[Fields]:
         """Take the next bytes of the stream and return the fields of the messages that they complete.
 
         Args:

@@ -49,7 +49,7 @@ def parse_uids(text: str) -> list[int]:
     return [int(uid) for uid in text.split(",")]
 
 
-def check_ssl_context(value: object) -> object:
+def check_ssl_context(value: object) -> Any:
     # By what it can do: importing ssl costs more than importing this library, and most programs need none.
     if value is not None and not hasattr(value, "wrap_bio"):
         raise ValueError("an ssl.SSLContext, or None")
@@ -69,7 +69,7 @@ def parse_verify(text: str) -> bool:
         raise ValueError("true or false") from None
 
 
-def check_callable(value: object) -> object:
+def check_callable(value: object) -> Any:
     if value is not None and not callable(value):
         raise ValueError("a function that returns it, so that no secret is kept in an option")
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from .option import Option, lookup
@@ -19,9 +19,10 @@ logger = logging.getLogger("gmultisocket.options")
 
 T = TypeVar("T")
 
-#: Values by name or option, as users hand them in. (Mappings are invariant in their keys: a key type of
-#: ``str | Option`` would make type checkers refuse a plain dict by name.)
-OptionValues = Mapping[Any, Any]
+if TYPE_CHECKING:
+    from .values import OptionValues
+else:
+    OptionValues = Mapping[Any, Any]
 
 
 class _Hook:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .checks import (
     UINT32,
@@ -27,6 +27,9 @@ from .checks import (
     parse_verify,
 )
 from .option import Option, define
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 __all__ = ["connector", "protocol", "socket", "transport"]
 
@@ -214,7 +217,7 @@ class transport:
     class tls:
         """``transport.tls.*``: files are read when dial() or listen() is called."""
 
-        context: Option[Any] = define(
+        context: Option[SSLContext | None] = define(
             "transport.tls.context", object, None, checker=check_ssl_context,
             doc="An ssl.SSLContext to use as it is, in place of the files below.",
         )
@@ -225,7 +228,7 @@ class transport:
         keyfile = define(
             "transport.tls.keyfile", str, "", doc="The certificate's private key (PEM), if it is not in certfile."
         )
-        password: Option[Any] = define(
+        password: Option[Callable[[], str | bytes] | None] = define(
             "transport.tls.password", object, None, checker=check_callable,
             doc="For an encrypted key: a function that returns its password.",
         )
