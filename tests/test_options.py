@@ -537,7 +537,7 @@ def test_a_scope_is_gone_when_its_owner_drops_it_though_the_parent_lives() -> No
 def test_many_scopes_that_nobody_watches_cost_their_parent_nothing() -> None:
     top = Options()
     scopes = [Options(parent=top) for _ in range(1000)]
-    assert not list(top._concerned(TTL))[1:]
+    assert not list(top._inheriting(TTL))[1:]
     top.set(TTL, 3)
     assert {scope.get(TTL) for scope in scopes} == {3}
     assert not hasattr(scopes[0], "__dict__")
