@@ -30,8 +30,8 @@ from gevent import Greenlet, get_hub
 from .. import options as opts
 from ..address import Address
 from ..core.connecting.dialer import Dialer
-from ..core.pipes.ids import next_pipe_id
 from ..core.connecting.listener import Listener
+from ..core.pipes.ids import next_pipe_id
 from ..core.pipes.pipe import Pipe
 from ..errors import Closed, ConnectionRefused, ForkedSocketError, NotSupported, PeerGone, StreamReset, Timeout
 from ..loop.periodic import Periodic

@@ -34,7 +34,7 @@ __all__ = ["Call", "ProtocolChecks", "Warnings"]
 Call = Callable[[float | None], object]
 
 #: So that a lost pipe is back before anybody gets impatient.
-_QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
+_QUICK: dict[str, Any] = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
 
 
 class ProtocolChecks:
@@ -232,10 +232,13 @@ class ProtocolChecks:
     # Options
 
     def test_options_are_those_of_its_socket(self) -> None:
-        with self.make({"socket.send_queue_size": 3, "Socket.RecvQueueSize": 5}) as protocol:
+        # Go's spelling of a name, and a wrong name: type checkers know neither.
+        given: dict[str, Any] = {"socket.send_queue_size": 3, "Socket.RecvQueueSize": 5}
+        wrong: dict[str, Any] = {"socket.no_such": 1}
+        with self.make(given) as protocol:
             assert protocol.options.get("socket.send_queue_size") == 3
             assert protocol.socket.get_option("socket.recv_queue_size") == 5
-        outcome = _outcome(lambda timeout: self.make({"socket.no_such": 1}), None)
+        outcome = _outcome(lambda timeout: self.make(wrong), None)
         assert isinstance(outcome, UnknownOption), f"an unknown option ended with {outcome!r}"
 
     def test_options_that_it_depends_on_cannot_be_changed(self) -> None:
@@ -243,8 +246,9 @@ class ProtocolChecks:
             fixed = protocol.fixed
         for name, value in fixed.items():
             assert isinstance(value, (bool, str, int))
-            other = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
-            made = _outcome(lambda timeout, name=name, other=other: self.make({name: other}), None)  # type: ignore[misc]
+            other: Any = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
+            refused: dict[str, Any] = {name: other}
+            made = _outcome(lambda timeout, refused=refused: self.make(refused), None)  # type: ignore[misc]
             assert isinstance(made, BadOptionValue), f"{name}={other} ended with {made!r}"
             with self.make({name: value}) as protocol:
                 changed = _outcome(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]

@@ -188,7 +188,7 @@ class PacketCodec(Protocol):
         """Return a packet that the peer must answer, b"" if the packet protocol has none."""
 
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
-        """Return the packet that closes the packet protocol, or that answers the peer's close; b"" after the first call.
+        """Return the packet that closes the packet protocol, or answers the peer's close; b"" after the first call.
 
         Args:
             reason: the error; :class:`~gmultisocket.errors.Closed` if this side goes away, None for a normal end.
