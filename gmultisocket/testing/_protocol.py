@@ -250,7 +250,8 @@ class ProtocolChecks:
             refused: dict[str, Any] = {name: other}
             made = _outcome(lambda timeout, refused=refused: self.make(refused), None)  # type: ignore[misc]
             assert isinstance(made, BadOptionValue), f"{name}={other} ended with {made!r}"
-            with self.make({name: value}) as protocol:
+            given: dict[str, Any] = {name: value}
+            with self.make(given) as protocol:
                 changed = _outcome(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]
                 assert isinstance(changed, BadOptionValue) and protocol.options.get(name) == value
 
