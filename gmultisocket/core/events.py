@@ -58,7 +58,7 @@ class PipeEvents:
         self._queue: deque[PipeEvent] = deque()
         #: The greenlet that tells, while there is something to tell.
         self.greenlet: Teller | None = None
-        #: A protocol's, see ``Seam.on_pipe``; None without one.
+        #: A protocol's, see ``ProtocolSocket.on_pipe``; None without one.
         self.watcher: Callable[[Literal["add", "remove"], Pipe], object] | None = None
 
     def subscribe(self, callback: PipeCallback) -> Callable[[], None]:

@@ -38,7 +38,7 @@ class Receiver:
         arrivals: greenlets that wait for a message.
         room: greenlets and pipes that wait to bring one.
         closed: whether the socket has begun to close: what comes now is dropped.
-        sift: a protocol's, see ``Seam.on_message``; None without one.
+        sift: a protocol's, see ``ProtocolSocket.on_message``; None without one.
         counters: losses that are no pipe's.
     """
 
@@ -87,7 +87,7 @@ class Receiver:
         self.room.wake()
 
     def set_sift(self, sift: Callable[[Message], bool]) -> None:
-        """Have a protocol see each message first; see ``Seam.on_message``."""
+        """Have a protocol see each message first; see ``ProtocolSocket.on_message``."""
         self.sift = sift
         self._look()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 from gevent.hub import Hub
@@ -45,6 +45,9 @@ from .framedpipe import FramedPipe
 from .pipe import Pipe, PipeState
 from .rotation import Rotation
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 __all__ = ["Sender", "as_content"]
 
 
@@ -74,7 +77,7 @@ class Sender:
         ttl: the hops that a message may make (``socket.send_ttl``).
         max_content: the longest content that may be sent, in bytes.
         counters: losses that are no pipe's.
-        moved: a protocol's, see ``Seam.on_move``; None without one.
+        moved: a protocol's, see ``ProtocolSocket.on_requeue``; None without one.
     """
 
     def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe]) -> None:
@@ -181,7 +184,7 @@ class Sender:
 
     # Sending
 
-    def send(self, content: bytes, timeout: float | None) -> None:
+    def send(self, content: Buffer, timeout: float | None) -> None:
         """Send to one peer; see ``Socket.send``."""
         if type(content) is not bytes:
             content = as_content(content)
@@ -196,38 +199,28 @@ class Sender:
             ready.turn()
         pipe.put_one(self.ttl, content)
 
-    def send_one(
-        self,
-        content: bytes,
-        timeout: float | None,
-        taken: Callable[[Pipe], object],
-        flags: int = 0,
-        source: bytes = b"",
-    ) -> bool:
-        """Send to one peer, and say to which; see ``Seam.send_one``."""
-        content = self._check_content(content)
+    def next_pipe(self, timeout: float | None) -> Pipe | None:
+        """Return the pipe that takes the next to-one message; see ``ProtocolSocket.next_pipe``."""
         if not self._flowing and not self._wait_in_line(timeout):
-            return False
-        pipe = self._ready.take()
-        taken(pipe)
-        if flags or source:
-            pipe.put(TO_ONE | flags, self.ttl, source, b"", content)
-        else:
-            pipe.put_one(self.ttl, content)
-        return True
+            return None
+        ready = self._ready
+        pipe = ready.first
+        if ready.several:
+            ready.turn()
+        return pipe
 
-    def send_to(self, destination: bytes, content: bytes, timeout: float | None) -> None:
+    def send_to(self, destination: bytes, content: Buffer, timeout: float | None) -> None:
         """Send along a path; see ``Socket.send_to``."""
         destination = check_path(destination)
         content = self._check_content(content)
         self._send_to_pipe((TO_DEST, self.ttl, b"", destination, content), timeout)
 
-    def send_all(self, content: bytes, timeout: float | None, flags: int = 0) -> int:
+    def send_all(self, content: Buffer, timeout: float | None, flags: int = 0) -> int:
         """Send to every peer; see ``Socket.send_all``."""
         content = self._check_content(content)
         return self._send_to_all((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
 
-    def send_some(self, pipes: Iterable[Pipe], content: bytes, timeout: float | None, flags: int = 0) -> int:
+    def send_some(self, pipes: Iterable[Pipe], content: Buffer, timeout: float | None, flags: int = 0) -> int:
         """Send to all of some pipes, for protocols that know who wants a message. Returns to how many it went."""
         fields = (TO_ALL | flags, self.ttl, b"", b"", self._check_content(content))
         self._check_open()
@@ -235,12 +228,12 @@ class Sender:
             self._yield()
         return self._put_in_each(list(pipes), fields, timeout)
 
-    def send_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None) -> int:
-        """Send to all of some pipes that are open, each named once; see ``Seam.send_group``."""
+    def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None, flags: int = 0) -> int:
+        """Send to all of some pipes, each named once; see ``ProtocolSocket.send_group``."""
         # All that there are is what a fan-out is for: the message is put once, and not into each.
         if len(pipes) == len(self._pipes):
-            return self.send_all(content, timeout)
-        return self.send_some(pipes, content, timeout)
+            return self.send_all(content, timeout, flags)
+        return self.send_some(pipes, content, timeout, flags)
 
     def send_msg(self, message: Message, timeout: float | None) -> int:
         """Send or forward a message by its own fields; see ``Socket.send_msg``."""
@@ -451,7 +444,7 @@ class Sender:
         return self._make_room(pipe)
 
     def wait_room(self, pipe: Pipe, timeout: float | None) -> bool:
-        """Block until one pipe takes another message; see ``Seam.wait_room``."""
+        """Block until one pipe takes another message; see ``ProtocolSocket.wait_writable``."""
         self._check_open()
         if self._owes_turn:
             self._yield()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import Greenlet, get_hub
@@ -28,7 +28,11 @@ from .events import PipeCallback
 from .listener import Listener
 from .negotiation import Negotiator
 from .pipe import Pipe
+from .protocolsocket import ProtocolSocket
 from .threadsafe import ThreadsafeSender
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["Socket", "live_sockets"]
 
@@ -196,7 +200,7 @@ class Socket:
 
     # Sending
 
-    def send(self, content: bytes, timeout: float | None = None) -> None:
+    def send(self, content: Buffer, timeout: float | None = None) -> None:
         """Send to one peer, fairly chosen among those that can take a message.
 
         Blocks while there is none. A message whose pipe closes before it left goes to another peer.
@@ -211,7 +215,7 @@ class Socket:
             raise owner.wrong_owner(self._thread)
         self._sender.send(content, timeout)
 
-    def send_all(self, content: bytes, timeout: float | None = None) -> int:
+    def send_all(self, content: Buffer, timeout: float | None = None) -> int:
         """Send to every peer that is connected now.
 
         Blocks while a peer's queue is full, if ``socket.send_overflow`` is ``block``; the others have got it by then.
@@ -227,7 +231,7 @@ class Socket:
             raise owner.wrong_owner(self._thread)
         return self._sender.send_all(content, timeout)
 
-    def send_to(self, destination: bytes, content: bytes, timeout: float | None = None) -> None:
+    def send_to(self, destination: bytes, content: Buffer, timeout: float | None = None) -> None:
         """Send along a path, usually the ``source`` of a message that came from there.
 
         Blocks while the pipe's queue is full, if ``socket.send_overflow`` is ``block``.
@@ -255,7 +259,7 @@ class Socket:
             raise owner.wrong_owner(self._thread)
         return self._sender.send_msg(message, timeout)
 
-    def send_some(self, pipes: Iterable[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
+    def send_some(self, pipes: Iterable[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0) -> int:
         """Send to all of some pipes, as :meth:`send_all` does to all of them; for protocols.
 
         Args:
@@ -274,6 +278,10 @@ class Socket:
         """Return a handle through which other OS threads may send. Made, and closed, in the socket's own thread."""
         self._check()
         return ThreadsafeSender(self)
+
+    def _for_protocol(self) -> ProtocolSocket:
+        """Return a protocol's access to this socket."""
+        return ProtocolSocket(self)
 
     # Receiving
 

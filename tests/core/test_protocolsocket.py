@@ -1,4 +1,4 @@
-"""What a protocol sees through the seam, and when."""
+"""What a protocol sees through its ProtocolSocket, and when."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import gevent
 import pytest
 
 from gmultisocket import Message, Pipe, Socket
-from gmultisocket.core.seam import Seam
 from gmultisocket.errors import Closed, MessageTooLong, Timeout
 from gmultisocket.testing import wait_until
 
@@ -19,7 +18,7 @@ LONG = 10.0
 @pytest.fixture(params=["inproc", "tcp"])
 def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Socket, Socket]]:
     """Two sockets of which the second has dialed the first."""
-    address = {"inproc": "inproc://seam", "tcp": "tcp://127.0.0.1:0"}[request.param]
+    address = {"inproc": "inproc://core", "tcp": "tcp://127.0.0.1:0"}[request.param]
     with Socket() as one, Socket() as other:
         other.dial(one.listen(address).address)
         one.wait_pipes(1, LONG)
@@ -37,7 +36,7 @@ def test_what_the_callback_takes_never_gets_into_the_queue(ends: tuple[Socket, S
         seen.append(message.content)
         return message.content.startswith(b"mine")
 
-    Seam(one).on_message(callback)
+    one._for_protocol().on_message(callback)
     for content in (b"mine 1", b"yours 1", b"mine 2", b"yours 2"):
         other.send(content)
     assert [one.recv(LONG) for _ in range(2)] == [b"yours 1", b"yours 2"]
@@ -45,7 +44,7 @@ def test_what_the_callback_takes_never_gets_into_the_queue(ends: tuple[Socket, S
     assert one.queued == 0
 
 
-@pytest.mark.parametrize("address", ["inproc://seam", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("address", ["inproc://core", "tcp://127.0.0.1:0"])
 def test_what_the_callback_takes_needs_no_room_in_the_queue(address: str) -> None:
     taken: list[bytes] = []
 
@@ -56,7 +55,7 @@ def test_what_the_callback_takes_needs_no_room_in_the_queue(address: str) -> Non
         return True
 
     with Socket({"socket.recv_queue_size": 1}) as one, Socket() as other:
-        Seam(one).on_message(callback)
+        one._for_protocol().on_message(callback)
         other.dial(one.listen(address).address)
         other.send(b"yours")
         for _ in range(1000):
@@ -65,12 +64,12 @@ def test_what_the_callback_takes_needs_no_room_in_the_queue(address: str) -> Non
         assert one.queued == 1 and one.recv(LONG) == b"yours"
 
 
-@pytest.mark.parametrize("address", ["inproc://seam", "tcp://127.0.0.1:0"])
+@pytest.mark.parametrize("address", ["inproc://core", "tcp://127.0.0.1:0"])
 def test_what_the_callback_takes_needs_no_queue_at_all(address: str) -> None:
     taken: list[bytes] = []
     unbuffered = {"socket.send_queue_size": 0, "socket.recv_queue_size": 0}
     with Socket(unbuffered) as one, Socket(unbuffered) as other:
-        Seam(one).on_message(lambda message: not taken.append(message.content))
+        one._for_protocol().on_message(lambda message: not taken.append(message.content))
         other.dial(one.listen(address).address)
         for number in range(100):
             other.send(b"%d" % number, LONG)
@@ -81,8 +80,8 @@ def test_what_the_callback_takes_needs_no_queue_at_all(address: str) -> None:
 def test_all_that_came_by_a_pipe_is_shown_before_the_pipe_is_seen_to_close() -> None:
     with Socket() as one:
         seen: list[str] = []
-        Seam(one).on_message(lambda message: not seen.append(message.content.decode()))
-        Seam(one).on_pipe(lambda kind, pipe: seen.append(kind))
+        one._for_protocol().on_message(lambda message: not seen.append(message.content.decode()))
+        one._for_protocol().on_pipe(lambda kind, pipe: seen.append(kind))
         address = one.listen("tcp://127.0.0.1:0").address
         for _ in range(20):
             with Socket() as other:
@@ -105,7 +104,7 @@ def test_the_callback_hears_of_a_pipe_at_once_and_before_others(ends: tuple[Sock
     def callback(kind: Literal["add", "remove"], pipe: Pipe) -> None:
         heard.append(f"{kind} {pipe.closed}")
 
-    Seam(one).on_pipe(callback)
+    one._for_protocol().on_pipe(callback)
     one.close_pipe(next(iter(one.pipes)))
     assert heard == ["remove True"]
     wait_until(lambda: heard[1:2] == ["others: remove"])
@@ -114,17 +113,17 @@ def test_the_callback_hears_of_a_pipe_at_once_and_before_others(ends: tuple[Sock
 # Sending
 
 
-def test_send_one_says_to_which_pipe_and_only_if_it_is_sent(ends: tuple[Socket, Socket]) -> None:
+def test_next_pipe_is_the_pipe_that_takes_the_message(ends: tuple[Socket, Socket]) -> None:
     one, other = ends
-    taken: list[Pipe] = []
-    assert Seam(one).send_one(b"content", LONG, taken.append)
-    assert taken == list(one.pipes.values())
+    core = one._for_protocol()
+    pipe = core.next_pipe(LONG)
+    assert pipe is not None and [pipe] == list(one.pipes.values())
+    core.put(pipe, Message(content=core.check_content(b"content")))
     assert other.recv(LONG) == b"content"
     with pytest.raises(MessageTooLong):
-        Seam(one).send_one(bytes(1 << 20), LONG, taken.append)
+        core.check_content(bytes(1 << 20))
     with Socket() as alone, pytest.raises(Timeout):
-        Seam(alone).send_one(b"content", 0, taken.append)
-    assert len(taken) == 1
+        alone._for_protocol().next_pipe(0)
 
 
 def test_a_message_that_loses_its_pipe_is_seen_to_move_or_is_forgotten() -> None:
@@ -135,7 +134,7 @@ def test_a_message_that_loses_its_pipe_is_seen_to_move_or_is_forgotten() -> None
         return message.content != b"unwanted"
 
     with Socket() as one, Socket({"socket.recv_queue_size": 1}) as stuck, Socket() as other:
-        Seam(one).on_move(moved)
+        one._for_protocol().on_requeue(moved)
         address = one.listen("inproc://moves").address
         stuck.dial(address)
         one.wait_pipes(1, LONG)
@@ -153,7 +152,7 @@ def test_a_message_that_loses_its_pipe_is_seen_to_move_or_is_forgotten() -> None
 
 def test_what_is_sent_again_waits_for_a_pipe_and_goes_first() -> None:
     with Socket() as one, Socket() as other:
-        Seam(one).send_again(b"again")
+        one._for_protocol().requeue(b"again")
         waiting = gevent.spawn(one.send, b"after it", LONG)
         gevent.sleep(0)
         other.dial(one.listen("inproc://again").address)
@@ -168,7 +167,7 @@ def test_a_socket_that_has_stopped_receiving_still_sends(ends: tuple[Socket, Soc
     one, other = ends
     waiting = gevent.spawn(pytest.raises, Closed, one.recv)
     gevent.sleep(0)
-    Seam(one).stop_receiving("enough")
+    one._for_protocol().stop_receiving("enough")
     waiting.get(timeout=LONG)
     other.send(b"too late")
     wait_until(lambda: one.counters.drops == {"closed": 1})
@@ -180,7 +179,7 @@ def test_what_nobody_had_taken_is_counted_when_receiving_stops(ends: tuple[Socke
     one, other = ends
     other.send(b"unread")
     wait_until(lambda: one.queued == 1)
-    Seam(one).stop_receiving("enough")
+    one._for_protocol().stop_receiving("enough")
     assert one.queued == 0
     assert one.counters.drops == {"closed": 1}
 
@@ -188,10 +187,10 @@ def test_what_nobody_had_taken_is_counted_when_receiving_stops(ends: tuple[Socke
 def test_drops_are_counted_on_the_pipe_while_it_is_open_and_on_the_socket(ends: tuple[Socket, Socket]) -> None:
     one, _ = ends
     (pipe,) = one.pipes.values()
-    Seam(one).count_drop("garbage", pipe.id)
+    one._for_protocol().count_drop("garbage", pipe.id)
     assert pipe.counters.drops == {"garbage": 1}
     one.close_pipe(pipe.id)
-    Seam(one).count_drop("garbage", pipe.id)
+    one._for_protocol().count_drop("garbage", pipe.id)
     assert one.counters.drops == {"garbage": 2}
 
 
@@ -201,19 +200,19 @@ def test_drops_are_counted_on_the_pipe_while_it_is_open_and_on_the_socket(ends: 
 def test_room_in_one_pipe_can_be_waited_for_whatever_the_overflow_policy_says() -> None:
     options = {"socket.send_queue_size": 1, "socket.send_overflow": "drop_newest"}
     with Socket(options) as one, Socket({"socket.recv_queue_size": 1}) as other:
-        seam = Seam(one)
+        core = one._for_protocol()
         other.dial(one.listen("inproc://room").address)
         (pipe,) = one.pipes.values()
         sent = 0
-        while seam.wait_room(pipe, 0):
-            seam.put(pipe, Message(content=b"%d" % sent))
+        while core.wait_writable(pipe, 0):
+            core.put(pipe, Message(content=b"%d" % sent))
             sent += 1
         assert sent == 2
-        waiting = gevent.spawn(seam.wait_room, pipe, LONG)
+        waiting = gevent.spawn(core.wait_writable, pipe, LONG)
         assert other.recv(LONG) == b"0"
         assert waiting.get(timeout=LONG)
-        seam.put(pipe, Message(content=b"2"))
-        waiting = gevent.spawn(seam.wait_room, pipe, LONG)
+        core.put(pipe, Message(content=b"2"))
+        waiting = gevent.spawn(core.wait_writable, pipe, LONG)
         gevent.idle()
         pipe.close()
         assert waiting.get(timeout=LONG) is False
@@ -222,12 +221,12 @@ def test_room_in_one_pipe_can_be_waited_for_whatever_the_overflow_policy_says() 
 
 def test_a_wait_for_room_ends_with_the_socket() -> None:
     with Socket({"socket.send_queue_size": 1}) as one, Socket({"socket.recv_queue_size": 1}) as other:
-        seam = Seam(one)
+        core = one._for_protocol()
         other.dial(one.listen("inproc://closing").address)
         (pipe,) = one.pipes.values()
-        while seam.wait_room(pipe, 0):
-            seam.put(pipe, Message(content=b"full"))
-        waiting = gevent.spawn(seam.wait_room, pipe, LONG)
+        while core.wait_writable(pipe, 0):
+            core.put(pipe, Message(content=b"full"))
+        waiting = gevent.spawn(core.wait_writable, pipe, LONG)
         gevent.idle()
         one.close(0)
         with pytest.raises(Closed):
@@ -236,30 +235,30 @@ def test_a_wait_for_room_ends_with_the_socket() -> None:
 
 def test_a_group_gets_what_is_sent_to_it_and_nobody_else_does() -> None:
     with Socket() as one, Socket() as first, Socket() as second:
-        seam = Seam(one)
+        core = one._for_protocol()
         address = one.listen("tcp://127.0.0.1:0").address
         for peer in (first, second):
             peer.dial(address)
         one.wait_pipes(2, LONG)
         pipes = list(one.pipes.values())
-        assert seam.send_group([], b"for nobody") == 0
-        assert seam.send_group(pipes[:1], b"for the first") == 1
-        assert seam.send_group(pipes, b"for all") == 2
+        assert core.send_group([], b"for nobody") == 0
+        assert core.send_group(pipes[:1], b"for the first") == 1
+        assert core.send_group(pipes, b"for all") == 2
         received = sorted([[peer.recv(LONG) for _ in range(count)] for peer, count in ((first, 2), (second, 1))])
         assert received == [[b"for all"], [b"for the first", b"for all"]]
         with pytest.raises(MessageTooLong):
-            seam.send_group(pipes, bytes(seam.max_content + 1))
+            core.send_group(pipes, bytes(core.max_content + 1))
 
 
 def test_a_socket_is_drained_when_nothing_waits_to_be_received() -> None:
     with Socket({"socket.recv_queue_size": 1}) as one, Socket() as other:
-        seam = Seam(one)
+        core = one._for_protocol()
         other.dial(one.listen("inproc://drained").address)
-        assert seam.drained
+        assert core.drained
         for _ in range(3):
             other.send(b"content")
         for _ in range(3):
-            assert not seam.drained
+            assert not core.drained
             one.recv(LONG)
             gevent.idle()
-        assert seam.drained
+        assert core.drained
