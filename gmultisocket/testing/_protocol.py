@@ -23,7 +23,7 @@ from ..errors import (
     WrongThread,
 )
 from ..options import OptionValues
-from ..protocol import Protocol
+from ..protocol import ProtocolBase
 from ..wire import CONTROL, Message
 from ._bench import finish, nothing_left
 from ._fork import in_forked_child
@@ -83,11 +83,11 @@ class ProtocolChecks:
 
     # What a subclass says
 
-    def make(self, options: OptionValues | None = None) -> Protocol:
+    def make(self, options: OptionValues | None = None) -> ProtocolBase:
         """Return the protocol that is checked."""
         raise NotImplementedError
 
-    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
         """Return what it talks to."""
         raise NotImplementedError
 
@@ -112,18 +112,18 @@ class ProtocolChecks:
             self.wait_connected(protocol, peer)
             yield protocol, peer
 
-    def wait_connected(self, *protocols: Protocol) -> None:
+    def wait_connected(self, *protocols: ProtocolBase) -> None:
         """Block until each has a peer."""
         for protocol in protocols:
             protocol.wait_pipes(1, self.limit)
 
-    def check_exchange(self, protocol: Protocol, peer: Protocol, content: bytes = b"content") -> None:
+    def check_exchange(self, protocol: ProtocolBase, peer: ProtocolBase, content: bytes = b"content") -> None:
         """Check that one content arrives, in time."""
         work = gevent.spawn(self.exchange, protocol, peer, content)
         arrived = finish(work, self.limit, "the exchange did not end")
         assert arrived == content, f"sent {content[:50]!r}, and {arrived[:50]!r} arrived"
 
-    def blocked(self, protocol: Protocol, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
+    def blocked(self, protocol: ProtocolBase, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
         """Return a greenlet that is in one of the calls, and waits there."""
         greenlet = gevent.spawn(_outcome, self.calls(protocol)[name], timeout)
         gevent.sleep(0)
