@@ -54,6 +54,9 @@ __all__ = [
     "StreamEnd",
 ]
 
+#: Makes a Message faster than ``Message()`` does.
+_new = tuple.__new__
+
 KEEP_ALIVE: Final = b"\x00"
 ANSWER: Final = b"\x01"
 END: Final = b"\x02"
@@ -428,7 +431,7 @@ class StreamEnd(StateMachine):
         """Send data, for which there is credit, by the pipe, which is writable. Never blocks."""
         assert self.pipe is not None
         self.sending.sent += len(data)
-        self._context.core.put(self.pipe, Message(TO_DEST, source=self.id, destination=self.path, content=data))
+        self._context.core.put(self.pipe, _new(Message, (TO_DEST, 0, self.id, self.path, data, 0)))
 
     def ask_credit(self) -> None:
         """Send a keepalive to a peer that has given no credit, once; the answer shows whether it knows credit."""
