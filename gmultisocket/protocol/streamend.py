@@ -81,7 +81,7 @@ class EndState(Enum):
 
 
 class SendingState(Enum):
-    """The states of the sending half: what is known about the peer's credit, until nothing more is sent."""
+    """The states of the sending half: whether the peer gives credit, until nothing more is sent."""
 
     #: The peer has given no credit yet.
     UNKNOWN = "unknown"
@@ -421,7 +421,7 @@ class StreamEnd(StateMachine):
             receiving.not_full.wake()
 
     def _grant(self, size: int) -> None:
-        # Each under a key of its own: a new credit must not replace an unsent one.
+        # Each has its own key: a new credit must not replace an unsent one.
         self._grants += 1
         self._post(self._grants, CREDIT + size.to_bytes(4, "big"))
 
