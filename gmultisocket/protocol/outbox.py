@@ -68,7 +68,7 @@ class Outbox:
         if queue is None:
             queue = self.queues[pipe] = {}
             self._greenlets[pipe] = self._spawn(self._send, pipe, queue)
-        elif self._limit is not None and len(queue) >= self._limit:
+        elif self._limit is not None and len(queue) >= self._limit and key not in queue:
             pipe.close(self._close_reason)
             self._drop("peer gone", 1)
             return False

@@ -305,7 +305,7 @@ class Stream(ProtocolBase):
             self._queue_reader = self._spawn(self._read_queue)
 
     def _read_queue(self) -> None:
-        """Deliver the messages of the receive queue, as fast as their data is read (a greenlet, while there are any)."""
+        """Deliver the messages of the receive queue as their data is read (a greenlet, while there are any)."""
         try:
             while True:
                 message = self.socket.recv_msg()
