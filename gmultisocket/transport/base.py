@@ -160,7 +160,7 @@ class PacketCodec(Protocol):
         """Return the packet of one frame. Does not change the codec."""
 
     def prefix(self, size: int) -> bytes | None:
-        """Return the bytes of a packet before a frame of this size; None if a packet is not a prefix and the frame."""
+        """Return the bytes that a packet has before a frame of this size; None if packet and frame differ in more."""
 
     def unwrap(self, packet: bytes) -> bytes:
         """Return the frame of a packet that :meth:`wrap` made. Does not change the codec."""
@@ -188,7 +188,7 @@ class PacketCodec(Protocol):
         """Return a packet that the peer must answer, b"" if the packet protocol has none."""
 
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
-        """Return the packet that closes the packet protocol, or that answers the peer's close; b"" after the first call.
+        """Return the packet that closes the packet protocol, or answers the peer's close; b"" after the first call.
 
         Args:
             reason: the error; :class:`~gmultisocket.errors.Closed` if this side goes away, None for a normal end.
