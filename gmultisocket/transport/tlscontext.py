@@ -124,10 +124,10 @@ def _wrap(sock: gsocket.socket, context: ssl.SSLContext, server_side: bool, serv
         )
     except OSError as error:
         sock.close()
-        raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake") from error
+        raise ConnectionResetError(errno.ECONNRESET, "the peer disconnected before the TLS handshake") from error
     if cast(Any, wrapped)._sslobj is None:
         wrapped.close()
-        raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake")
+        raise ConnectionResetError(errno.ECONNRESET, "the peer disconnected before the TLS handshake")
     return wrapped
 
 

@@ -118,7 +118,7 @@ class WSConnection(PacketConnection):
 
 
 class AcceptedWS(WSConnection):
-    """The listening end: a request has come, and :meth:`handshake` answers it.
+    """The listening end. A request has arrived, and :meth:`handshake` answers it.
 
     Args:
         stream: the connection below; belongs to this object from now on.
