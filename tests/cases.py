@@ -20,8 +20,8 @@ import pytest
 
 __all__ = ["every_case"]
 
-#: How much of a case's error the summary shows, in characters. The first error is shown in full as well.
-_SHOWN = 200
+#: How much of a case's name, and of its error, the summary shows, in characters. The first error also stands in full.
+_MAX_NAME, _MAX_TEXT = 100, 200
 
 
 @contextmanager
@@ -45,13 +45,13 @@ def every_case() -> Iterator[Callable[[object], AbstractContextManager[None]]]:
             if _is_deadline(error):
                 error.add_note(f"in the case {name}")
                 raise
-            failed.append((str(name), error))
+            failed.append((_in_one_line(str(name), _MAX_NAME), error))
 
     yield case
     if not count:
         raise AssertionError("there was no case")
     if failed:
-        lines = [f"  {name}: {_in_one_line(error)}" for name, error in failed]
+        lines = [f"  {name}: {type(error).__name__}: {_in_one_line(str(error), _MAX_TEXT)}" for name, error in failed]
         raise AssertionError("\n".join([f"{len(failed)} of {count} cases failed:", *lines])) from failed[0][1]
 
 
@@ -59,7 +59,6 @@ def _is_deadline(error: BaseException) -> bool:
     return isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout (>")
 
 
-def _in_one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    kind = type(error).__name__
-    return f"{kind}: {text[:_SHOWN]}" if text else kind
+def _in_one_line(text: str, size: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= size else text[:size] + "..."

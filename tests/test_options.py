@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gmultisocket import options
 from gmultisocket.errors import BadOptionValue, OptionError, UnknownOption
 from gmultisocket.options import Option, Options, define, describe, lookup, option
+from tests.cases import every_case
 
 TTL = options.socket.send_ttl
 QUEUE = options.socket.send_queue_size
@@ -60,12 +61,14 @@ GO = {
 }
 
 
-@pytest.mark.parametrize(("name", "default"), GO.items())
-def test_every_option_of_the_go_code_is_there_with_its_default(name: str, default: object) -> None:
-    option = lookup(name)
-    assert option.default == default
-    assert type(option.default) is type(default)
-    assert lookup(name.lower()) is option
+def test_every_option_of_the_go_code_is_there_with_its_default() -> None:
+    with every_case() as case:
+        for name, default in GO.items():
+            with case(name):
+                option = lookup(name)
+                assert option.default == default
+                assert type(option.default) is type(default)
+                assert lookup(name.lower()) is option
 
 
 def test_what_is_new_is_off_or_as_in_go() -> None:
@@ -122,44 +125,46 @@ def test_an_int_becomes_the_float_that_an_option_takes() -> None:
     assert type(WAIT.validate(3)) is float
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "expected"),
-    [
-        (TTL, 256, "a whole number from 0 to 255"),
-        (TTL, -1, "a whole number from 0 to 255"),
-        (TTL, True, "a whole number"),
-        (TTL, 1.0, "a whole number"),
-        (TTL, "1", "a whole number"),
-        (TTL, None, "a whole number"),
-        (QUEUE, 65536, "from 0 to 65535 (messages)"),
-        (NO_RECV, 1, "true or false"),
-        (NO_RECV, "true", "true or false"),
-        (WAIT, True, "a number of seconds of at least 0"),
-        (WAIT, -0.1, "a number of seconds of at least 0"),
-        (WAIT, float("nan"), "a number of seconds"),
-        (WAIT, float("inf"), "a number of seconds"),
-        pytest.param(WAIT, 10**400, "a number of seconds", id="over the largest float"),
-        (WAIT, "5s", "a number of seconds"),
-        (OVERFLOW, "drop", "one of block, drop_newest, drop_oldest, disconnect"),
-        (OVERFLOW, ["block"], "one of block"),
-        (options.connector.pipe_limit, 0, "-1 for no limit, or at least 1"),
-        (options.connector.pipe_limit, -2, "at least -1"),
-        (options.connector.pipe.max_recv_content_length, 2**32, "from 0 to 4294967295"),
-        (options.connector.dialer.min_reconnect_time, 0, "at least 0.001"),
-        (options.transport.ipc.mode, 0o1000, "a file mode from 0 to 0o777"),
-        (options.transport.ipc.allow_uids, "1000", "a collection of user ids"),
-        (options.transport.ipc.allow_uids, [-1], "a collection of user ids"),
-        (options.transport.ipc.allow_uids, [True], "a collection of user ids"),
-        (options.transport.ipc.allow_uids, [[]], "a collection of user ids"),
-        (options.transport.ipc.allow_uids, 0, "a collection of user ids"),
-    ],
-)
-def test_a_bad_value_is_an_error_that_says_what_is_right(option: Option[Any], value: object, expected: str) -> None:
-    with pytest.raises(BadOptionValue) as caught:
-        option.validate(value)
-    assert caught.value.name == option.name
-    assert caught.value.value is value
-    assert expected in str(caught.value)
+BAD_VALUES: list[tuple[Option[Any], Any, Any]] = [
+    (TTL, 256, "a whole number from 0 to 255"),
+    (TTL, -1, "a whole number from 0 to 255"),
+    (TTL, True, "a whole number"),
+    (TTL, 1.0, "a whole number"),
+    (TTL, "1", "a whole number"),
+    (TTL, None, "a whole number"),
+    (QUEUE, 65536, "from 0 to 65535 (messages)"),
+    (NO_RECV, 1, "true or false"),
+    (NO_RECV, "true", "true or false"),
+    (WAIT, True, "a number of seconds of at least 0"),
+    (WAIT, -0.1, "a number of seconds of at least 0"),
+    (WAIT, float("nan"), "a number of seconds"),
+    (WAIT, float("inf"), "a number of seconds"),
+    (WAIT, 10**400, "a number of seconds"),
+    (WAIT, "5s", "a number of seconds"),
+    (OVERFLOW, "drop", "one of block, drop_newest, drop_oldest, disconnect"),
+    (OVERFLOW, ["block"], "one of block"),
+    (options.connector.pipe_limit, 0, "-1 for no limit, or at least 1"),
+    (options.connector.pipe_limit, -2, "at least -1"),
+    (options.connector.pipe.max_recv_content_length, 2**32, "from 0 to 4294967295"),
+    (options.connector.dialer.min_reconnect_time, 0, "at least 0.001"),
+    (options.transport.ipc.mode, 0o1000, "a file mode from 0 to 0o777"),
+    (options.transport.ipc.allow_uids, "1000", "a collection of user ids"),
+    (options.transport.ipc.allow_uids, [-1], "a collection of user ids"),
+    (options.transport.ipc.allow_uids, [True], "a collection of user ids"),
+    (options.transport.ipc.allow_uids, [[]], "a collection of user ids"),
+    (options.transport.ipc.allow_uids, 0, "a collection of user ids"),
+]
+
+
+def test_a_bad_value_is_an_error_that_says_what_is_right() -> None:
+    with every_case() as case:
+        for option, value, expected in BAD_VALUES:
+            with case(f"{option} = {value!r}"):
+                with pytest.raises(BadOptionValue) as caught:
+                    option.validate(value)
+                assert caught.value.name == option.name
+                assert caught.value.value is value
+                assert expected in str(caught.value)
 
 
 def test_allowed_users_cannot_be_changed_behind_the_option() -> None:
@@ -169,77 +174,81 @@ def test_allowed_users_cannot_be_changed_behind_the_option() -> None:
     assert kept == {0, 1000}
 
 
-@pytest.mark.parametrize(
-    ("option", "text", "value"),
-    [
-        *((NO_RECV, text, True) for text in ("", "true", "True", "TRUE", "t", "yes", "1")),
-        *((NO_RECV, text, False) for text in ("false", "False", "f", "no", "0")),
-        (TTL, "7", 7),
-        (TTL, "+7", 7),
-        (TTL, "007", 7),
-        (options.connector.pipe_limit, "-1", -1),
-        (WAIT, "1.5", 1.5),
-        (WAIT, "3", 3.0),
-        (WAIT, ".5", 0.5),
-        (WAIT, "100ms", 0.1),
-        (WAIT, "5s", 5.0),
-        (WAIT, "2m", 120.0),
-        (WAIT, "1h", 3600.0),
-        (WAIT, "1m30s", 90.0),
-        (WAIT, "1.5h", 5400.0),
-        (WAIT, "7us", 7e-6),
-        (WAIT, "7µs", 7e-6),
-        (WAIT, "7ns", 7e-9),
-        (OVERFLOW, "disconnect", "disconnect"),
-        (options.transport.ipc.mode, "0600", 0o600),
-        (options.transport.ipc.mode, "660", 0o660),
-        (options.transport.ipc.mode, "0o770", 0o770),
-        (options.transport.ipc.allow_uids, "0,1000", {0, 1000}),
-    ],
-)
-def test_a_text_is_read_as_an_address_means_it(option: Option[Any], text: str, value: object) -> None:
-    parsed = option.parse(text)
-    assert parsed == value
-    assert type(parsed) is type(value) or isinstance(parsed, frozenset)
+TEXTS: list[tuple[Option[Any], Any, Any]] = [
+    *((NO_RECV, text, True) for text in ("", "true", "True", "TRUE", "t", "yes", "1")),
+    *((NO_RECV, text, False) for text in ("false", "False", "f", "no", "0")),
+    (TTL, "7", 7),
+    (TTL, "+7", 7),
+    (TTL, "007", 7),
+    (options.connector.pipe_limit, "-1", -1),
+    (WAIT, "1.5", 1.5),
+    (WAIT, "3", 3.0),
+    (WAIT, ".5", 0.5),
+    (WAIT, "100ms", 0.1),
+    (WAIT, "5s", 5.0),
+    (WAIT, "2m", 120.0),
+    (WAIT, "1h", 3600.0),
+    (WAIT, "1m30s", 90.0),
+    (WAIT, "1.5h", 5400.0),
+    (WAIT, "7us", 7e-6),
+    (WAIT, "7µs", 7e-6),
+    (WAIT, "7ns", 7e-9),
+    (OVERFLOW, "disconnect", "disconnect"),
+    (options.transport.ipc.mode, "0600", 0o600),
+    (options.transport.ipc.mode, "660", 0o660),
+    (options.transport.ipc.mode, "0o770", 0o770),
+    (options.transport.ipc.allow_uids, "0,1000", {0, 1000}),
+]
 
 
-@pytest.mark.parametrize(
-    ("option", "text", "expected"),
-    [
-        (NO_RECV, "2", "true or false"),
-        (NO_RECV, "maybe", "true or false"),
-        (TTL, "", "a whole number"),
-        (TTL, "1_0", "a whole number"),
-        (TTL, " 1", "a whole number"),
-        (TTL, "0x10", "a whole number"),
-        (TTL, "٣", "a whole number"),
-        (TTL, "1.0", "a whole number"),
-        pytest.param(TTL, "9" * 100_000, "a whole number", id="a hundred thousand digits"),
-        (TTL, "256", "from 0 to 255"),
-        (WAIT, "", "100ms"),
-        (WAIT, "5 s", "100ms"),
-        (WAIT, "5d", "100ms"),
-        (WAIT, "s", "100ms"),
-        (WAIT, "5s3", "100ms"),
-        (WAIT, "1e3", "100ms"),
-        (WAIT, "inf", "100ms"),
-        (WAIT, "nan", "100ms"),
-        pytest.param(WAIT, "9" * 400, "a number of seconds", id="over the largest float"),
-        (WAIT, "-5s", "at least 0"),
-        (OVERFLOW, "Block", "one of block"),
-        (options.transport.ipc.mode, "rw-------", "octal digits, like 0600"),
-        (options.transport.ipc.mode, "0680", "octal digits"),
-        (options.transport.ipc.mode, "7777", "a file mode from 0 to 0o777"),
-        (options.transport.ipc.allow_uids, "", "like 0,1000"),
-        (options.transport.ipc.allow_uids, "root", "like 0,1000"),
-        (options.transport.ipc.allow_uids, "9999999999", "a collection of user ids"),
-    ],
-)
-def test_a_bad_text_is_an_error_that_says_what_is_right(option: Option[Any], text: str, expected: str) -> None:
-    with pytest.raises(BadOptionValue) as caught:
-        option.parse(text)
-    assert expected in str(caught.value)
-    assert len(str(caught.value)) < 300
+def test_a_text_is_read_as_an_address_means_it() -> None:
+    with every_case() as case:
+        for option, text, value in TEXTS:
+            with case(f"{option} = {text!r}"):
+                parsed = option.parse(text)
+                assert parsed == value
+                assert type(parsed) is type(value) or isinstance(parsed, frozenset)
+
+
+BAD_TEXTS: list[tuple[Option[Any], Any, Any]] = [
+    (NO_RECV, "2", "true or false"),
+    (NO_RECV, "maybe", "true or false"),
+    (TTL, "", "a whole number"),
+    (TTL, "1_0", "a whole number"),
+    (TTL, " 1", "a whole number"),
+    (TTL, "0x10", "a whole number"),
+    (TTL, "٣", "a whole number"),
+    (TTL, "1.0", "a whole number"),
+    (TTL, "9" * 100_000, "a whole number"),
+    (TTL, "256", "from 0 to 255"),
+    (WAIT, "", "100ms"),
+    (WAIT, "5 s", "100ms"),
+    (WAIT, "5d", "100ms"),
+    (WAIT, "s", "100ms"),
+    (WAIT, "5s3", "100ms"),
+    (WAIT, "1e3", "100ms"),
+    (WAIT, "inf", "100ms"),
+    (WAIT, "nan", "100ms"),
+    (WAIT, "9" * 400, "a number of seconds"),
+    (WAIT, "-5s", "at least 0"),
+    (OVERFLOW, "Block", "one of block"),
+    (options.transport.ipc.mode, "rw-------", "octal digits, like 0600"),
+    (options.transport.ipc.mode, "0680", "octal digits"),
+    (options.transport.ipc.mode, "7777", "a file mode from 0 to 0o777"),
+    (options.transport.ipc.allow_uids, "", "like 0,1000"),
+    (options.transport.ipc.allow_uids, "root", "like 0,1000"),
+    (options.transport.ipc.allow_uids, "9999999999", "a collection of user ids"),
+]
+
+
+def test_a_bad_text_is_an_error_that_says_what_is_right() -> None:
+    with every_case() as case:
+        for option, text, expected in BAD_TEXTS:
+            with case(f"{option} = {text!r}"):
+                with pytest.raises(BadOptionValue) as caught:
+                    option.parse(text)
+                assert expected in str(caught.value)
+                assert len(str(caught.value)) < 300
 
 
 def test_an_object_cannot_be_written_in_an_address() -> None:
@@ -291,25 +300,27 @@ def test_a_name_is_found_in_either_spelling(name: str, option: Option[Any]) -> N
     assert lookup(option) is option
 
 
-@pytest.mark.parametrize(
-    ("name", "suggestion"),
-    [
-        ("socket.send_queue_sise", "socket.send_queue_size"),
-        ("Socket.SendQueueLength", "socket.send_queue_size"),
-        ("send_ttl", "socket.send_ttl"),
-        ("SendTTL", "socket.send_ttl"),
-        ("socket.no_delay", "transport.tcp.no_delay"),
-        ("Socket.Send_TTL", "socket.send_ttl"),
-        ("colour", ""),
-        ("", ""),
-        pytest.param("x" * 1_000_000, "", id="a million letters"),
-    ],
-)
-def test_an_unknown_name_is_an_error_with_the_nearest_name(name: str, suggestion: str) -> None:
-    with pytest.raises(UnknownOption) as caught:
-        lookup(name)
-    assert caught.value.suggestion == suggestion
-    assert str(caught.value).endswith(f"did you mean {suggestion!r}?") == bool(suggestion)
+UNKNOWN_NAMES = [
+    ("socket.send_queue_sise", "socket.send_queue_size"),
+    ("Socket.SendQueueLength", "socket.send_queue_size"),
+    ("send_ttl", "socket.send_ttl"),
+    ("SendTTL", "socket.send_ttl"),
+    ("socket.no_delay", "transport.tcp.no_delay"),
+    ("Socket.Send_TTL", "socket.send_ttl"),
+    ("colour", ""),
+    ("", ""),
+    ("x" * 1_000_000, ""),
+]
+
+
+def test_an_unknown_name_is_an_error_with_the_nearest_name() -> None:
+    with every_case() as case:
+        for name, suggestion in UNKNOWN_NAMES:
+            with case(repr(name)):
+                with pytest.raises(UnknownOption) as caught:
+                    lookup(name)
+                assert caught.value.suggestion == suggestion
+                assert str(caught.value).endswith(f"did you mean {suggestion!r}?") == bool(suggestion)
 
 
 @pytest.mark.parametrize("name", [None, 5, b"socket.send_ttl", ("socket",)])
@@ -339,10 +350,12 @@ def test_a_name_that_either_spelling_would_confuse_is_taken(name: str) -> None:
     assert lookup("socket.send_ttl") is lookup("Socket.SendTTL") is TTL
 
 
-@pytest.mark.parametrize("name", ["", "ttl", "Socket.TTL", "socket.", ".ttl", "socket..ttl", "socket.t-t", "socket.1"])
-def test_a_name_that_no_lookup_could_find_is_refused(name: str) -> None:
-    with pytest.raises(OptionError, match="snake_case"):
-        define(name, int, 1)
+def test_a_name_that_no_lookup_could_find_is_refused() -> None:
+    with every_case() as case:
+        for name in ["", "ttl", "Socket.TTL", "socket.", ".ttl", "socket..ttl", "socket.t-t", "socket.1"]:
+            with case(repr(name)):
+                with pytest.raises(OptionError, match="snake_case"):
+                    define(name, int, 1)
 
 
 def test_an_option_has_a_kind_that_exists_and_a_default_that_is_right() -> None:
