@@ -18,6 +18,7 @@ from gmultisocket.errors import MessageDropped, Timeout
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, Decoder, encode, pack_id
 from tests.addresses import plain_connection, plain_listener
+from tests.cases import every_case
 from tests.peers import only_pipe
 
 RESET = struct.pack("ii", 1, 0)
@@ -199,34 +200,36 @@ def test_no_frame_is_torn_or_reordered_whatever_the_kernel_takes_at_a_time(
 # What a peer may do wrong
 
 
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (struct.pack(">BBBBI", TO_ONE, 0, 0, 0, 0), "ttl"),
-        (struct.pack(">BBBBI", 3, 16, 0, 0, 0), "send type"),
-        (struct.pack(">BBBBI", TO_DEST, 16, 0, 0, 0), "destination"),
-        (struct.pack(">BBBBI", TO_ONE, 16, 255, 0, 0), "ids"),
-        (struct.pack(">BBBBI", TO_ONE, 16, 200, 200, 0), "ids"),
-        (struct.pack(">BBBBI", TO_ONE, 16, 0, 0, 131073), "131073 bytes"),
-        (struct.pack(">BBBBI", TO_ONE, 16, 0, 0, 2**32 - 1), "4294967295 bytes"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "send type"),
-    ],
-)
-def test_a_bad_message_closes_its_pipe_and_what_came_before_is_received(
-    served: tuple[Socket, gsocket.socket], bad: bytes, reason: str
-) -> None:
-    server, peer = served
-    pipe = only_pipe(server)
-    with plain_connection(server.listeners[0].address) as good:
-        server.wait_pipes(2, timeout=5)
-        peer.sendall(frame(b"before") + bad + frame(b"after"))
-        assert server.recv(timeout=5) == b"before"
-        wait_until(lambda: pipe.closed)
-        assert reason in pipe.reason
-        with suppress(ConnectionResetError):
-            assert peer.recv(1) == b""
-        good.sendall(frame(b"others are untouched"))
-        assert server.recv(timeout=5) == b"others are untouched"
+BAD_FRAMES = [
+    (struct.pack(">BBBBI", TO_ONE, 0, 0, 0, 0), "ttl"),
+    (struct.pack(">BBBBI", 3, 16, 0, 0, 0), "send type"),
+    (struct.pack(">BBBBI", TO_DEST, 16, 0, 0, 0), "destination"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 255, 0, 0), "ids"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 200, 200, 0), "ids"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 0, 0, 131073), "131073 bytes"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 0, 0, 2**32 - 1), "4294967295 bytes"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "send type"),
+]
+
+
+def test_a_bad_message_closes_its_pipe_and_what_came_before_is_received(stream_address: str) -> None:
+    with Socket() as server:
+        where = server.listen(stream_address).address
+        with plain_connection(where) as good, every_case() as case:
+            server.wait_pipes(1, timeout=5)
+            for bad, reason in BAD_FRAMES:
+                with case(f"{bad[:8].hex()}: {reason}"), plain_connection(where) as peer:
+                    server.wait_pipes(2, timeout=5)
+                    _, pipe = server.pipes.values()
+                    peer.sendall(frame(b"before") + bad + frame(b"after"))
+                    assert server.recv(timeout=5) == b"before"
+                    wait_until(lambda pipe=pipe: pipe.closed)  # type: ignore[misc]
+                    assert reason in pipe.reason
+                    with suppress(ConnectionResetError):
+                        assert peer.recv(1) == b""
+                    good.sendall(frame(b"others are untouched"))
+                    assert server.recv(timeout=5) == b"others are untouched"
+        server.close(linger=0)
 
 
 def test_a_peer_that_dies_in_the_middle_of_a_frame_leaves_no_message(stream_address: str) -> None:
