@@ -7,8 +7,8 @@
             with case(text):
                 assert parse(text) == number
 
-This is for tables of values: a test of its own for each row would say no more than the row's name does. What needs
-sockets of its own, or is a behaviour of its own, is a parameter or a test of its own.
+This is for tables of values: a test of its own for each row would say no more than the row's name does. Transports, and
+what is a behaviour of its own, are parameters or tests of their own.
 """
 
 from __future__ import annotations
