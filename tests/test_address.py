@@ -156,6 +156,15 @@ def test_errors_of_options_pass_through_and_spoil_no_later_parse() -> None:
     assert Address.parse("tcp://h:1?Socket.SendTTL=30").options == {"socket.send_ttl": 30}
 
 
+def test_an_unknown_option_in_an_address_spoils_no_later_one() -> None:
+    for _ in range(3):
+        with pytest.raises(UnknownOption, match="socket.send_ttl"):
+            Address.parse("tcp://127.0.0.1:1?socket.sendttl_=1")
+        with pytest.raises(BadOptionValue):
+            Address.parse("tcp://127.0.0.1:1?socket.send_ttl=many")
+        assert Address.parse("tcp://127.0.0.1:1?socket.send_ttl=3").options
+
+
 WITH_PASSWORDS = [
     "tcp://user:secret@h:1",
     "tcp://secret@h:1",

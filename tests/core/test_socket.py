@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
-from gmultisocket import Address, Dialer, Listener, Message, Socket, options
+from gmultisocket import Address, Dialer, Listener, Message, Socket, options, pair
 from gmultisocket.errors import (
     AddressError,
     AddressInUse,
@@ -16,6 +17,7 @@ from gmultisocket.errors import (
     BrokenPath,
     ConnectionFailed,
     ConnectionRefused,
+    NotSupported,
     Timeout,
     UnknownOption,
     UnknownTransport,
@@ -23,6 +25,7 @@ from gmultisocket.errors import (
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import encode
 from tests.addresses import STREAMS, TRANSPORTS, plain_connection
+from tests.cases import every_case
 from tests.oracle import descriptors
 from tests.peers import only_pipe
 
@@ -373,6 +376,61 @@ def test_options_are_set_and_read_by_name_by_gos_name_and_by_object() -> None:
         assert sock.get_option("socket.send_queue_size") == 4
     with pytest.raises(UnknownOption):
         Socket({"nonsense": 1})
+
+
+BAD_VALUES: list[tuple[str, Any]] = [
+    ("socket.send_queue_size", -1),
+    ("socket.recv_queue_size", 1 << 40),
+    ("connector.pipe.max_recv_content_length", 1 << 32),
+    ("connector.pipe.max_recv_content_length", -1),
+    ("connector.pipe.raw_recv_buf_size", 0),
+    ("transport.tcp.read_buffer", -1),
+    ("transport.inproc.channel.buffer_size", -5),
+    ("connector.pipe_limit", 0),
+    ("connector.dialer.min_reconnect_time", "soon"),
+    ("connector.dialer.reconnect", 1),
+    ("socket.send_overflow", "panic"),
+    ("socket.send_ttl", 256),
+    ("socket.send_ttl", 1.5),
+    ("socket.send_stop_timeout", float("nan")),
+]
+
+
+def test_a_bad_value_is_an_error_wherever_it_is_given_and_never_the_default() -> None:
+    with every_case() as case:
+        for name, value in BAD_VALUES:
+            with case(f"{name} = {value!r}"):
+                check_bad_value(name, value)
+
+
+def check_bad_value(name: str, value: Any) -> None:
+    with pytest.raises(BadOptionValue, match=name):
+        Socket({name: value})
+    with Socket() as sock:
+        with pytest.raises(BadOptionValue):
+            sock.set_option(name, value)
+        for call in (sock.dial, sock.listen):
+            with pytest.raises(BadOptionValue):
+                call("tcp://127.0.0.1:1", {name: value})
+        assert not sock.dialers and not sock.listeners
+
+
+@pytest.mark.parametrize("address", ["inproc://first", "tcp://127.0.0.1:0"])
+def test_no_send_and_no_recv_each_do_what_they_say(address: str) -> None:
+    with Socket({"socket.no_send": True}) as mute, Socket({"socket.no_recv": True}) as deaf:
+        deaf.dial(mute.listen(address).address)
+        mute.wait_pipes(1, timeout=5)
+        deaf.send(b"to one who listens")
+        assert mute.recv(timeout=5) == b"to one who listens"
+        with pytest.raises(NotSupported):
+            mute.send(b"x")
+        with pytest.raises(NotSupported):
+            mute.send_all(b"x")
+        with pytest.raises(NotSupported):
+            deaf.recv()
+    one, other = pair({"socket.no_recv": True})
+    with one, other, pytest.raises(NotSupported):
+        other.recv(timeout=1)
 
 
 def test_messages_and_bytes_are_counted_on_pipes_and_on_the_socket(

@@ -529,6 +529,24 @@ def test_send_msg_refuses_what_is_no_message(two: tuple[Socket, Socket]) -> None
     assert server.recv(timeout=5) == b"good"
 
 
+def test_what_may_not_be_forwarded_is_an_error_and_not_a_silent_loss() -> None:
+    with Socket() as server, Socket() as client:
+        client.dial(server.listen("tcp://127.0.0.1:0").address)
+        for message, reason in (
+            (Message(ttl=0), "ttl"),
+            (Message(flags=RAW), "raw"),
+            (Message(flags=TO_DEST), "arrived"),
+            (Message(source=bytes(4 * 255)), "hops"),
+        ):
+            with pytest.raises(MessageDropped) as caught:
+                client.send_msg(message)
+            assert caught.value.reason == reason
+        with pytest.raises(BadMessage):
+            client.send_msg(Message(flags=3))
+        client.send(b"fine")
+        assert server.recv(timeout=5) == b"fine"
+
+
 def test_the_ttl_of_what_is_sent_is_an_option_and_0_means_16(two: tuple[Socket, Socket]) -> None:
     server, client = two
     for value, arrives_as in ((0, 15), (1, 0), (255, 254)):
