@@ -39,14 +39,16 @@ def read_exactly(peer: gsocket.socket, size: int) -> bytes:
 
 
 class CountingStream(FakeStream):
-    """A stream that knows how much it was given at a time."""
+    """A stream that keeps what it was given at a time, and how much that was."""
 
-    __slots__ = ("sizes",)
+    __slots__ = ("given", "sizes")
 
     def __init__(self, script: Iterable[bytes | Exception] = (), takes: Iterable[int | Exception] = ()) -> None:
         super().__init__(script, takes)
+        self.given: list[bytes | memoryview] = []
         self.sizes: list[int] = []
 
     def send(self, data: bytes | memoryview, /) -> int:
+        self.given.append(data)
         self.sizes.append(len(data))
         return super().send(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import gevent
@@ -16,16 +16,22 @@ from tests.core.streams import CountingStream, contents
 ONCE = {"connector.dialer.reconnect": False}
 
 
+#: A pipe comes in step when the turn has ended in which something was first sent to it.
+FIRST = b"first"
+
+
 @contextmanager
-def dialed(streams: list[FakeStream], options: dict[str, object] | None = None) -> Iterator[tuple[Socket, list[Pipe]]]:
-    """A socket with a pipe over each of these streams; the pipes are in their order."""
-    with FakeTransport(streams) as fake, Socket(options) as sock:
+def in_step(streams: Sequence[FakeStream], **options: object) -> Iterator[tuple[Socket, list[Pipe], FakeTransport]]:
+    """A socket with a pipe over each of these streams, in their order, in step by a first message."""
+    with FakeTransport(streams) as fake, Socket({f"socket.{name}": value for name, value in options.items()}) as sock:
         pipes = []
         for _ in streams:
             pipe = sock.dial(fake.address, ONCE).pipe
             assert pipe is not None
             pipes.append(pipe)
-        yield sock, pipes
+        assert sock.send_all(FIRST) == len(streams)
+        gevent.sleep(0)
+        yield sock, pipes, fake
         sock.close(linger=0)
 
 
@@ -58,23 +64,23 @@ def test_a_burst_to_more_pipes_than_a_budget_has_messages_leaves_together_too() 
 
 def test_nobody_waits_for_the_end_of_the_turn_once_as_many_wait_as_a_queue_holds() -> None:
     streams = [CountingStream() for _ in range(3)]
-    with dialed([*streams], {"socket.send_queue_size": 5}) as (server, _):
+    with in_step(streams, send_queue_size=5) as (server, _, _):
         for _ in range(6):
             server.send_all(b"x" * 92)
-        assert [stream.sizes for stream in streams] == [[100, 500]] * 3
+        assert [stream.sizes[1:] for stream in streams] == [[100, 500]] * 3
 
 
 def test_messages_and_bytes_of_a_fan_out_are_counted_on_each_pipe() -> None:
-    with dialed([FakeStream() for _ in range(3)]) as (server, pipes):
+    with in_step([FakeStream() for _ in range(3)]) as (server, pipes, _):
         for _ in range(10):
-            assert server.send_all(b"x" * 92) == 3
+            assert server.send_all(b"x" * 87) == 3
         gevent.sleep(0)
-        assert [(pipe.messages_sent, pipe.bytes_sent, pipe.queued) for pipe in pipes] == [(10, 1000, 0)] * 3
-        assert server.counters.messages_sent == 30
+        assert [(pipe.messages_sent, pipe.bytes_sent) for pipe in pipes] == [(11, 13 + 950)] * 3
+        assert server.counters.messages_sent == 33
 
 
 def test_what_waits_for_the_end_of_the_turn_counts_as_queued_at_each_pipe() -> None:
-    with dialed([FakeStream() for _ in range(2)]) as (server, pipes):
+    with in_step([FakeStream() for _ in range(2)]) as (server, pipes, _):
         for _ in range(4):
             server.send_all(b"x")
         assert [pipe.queued for pipe in pipes] == [3, 3]
@@ -101,8 +107,8 @@ def test_each_pipe_gets_what_is_for_all_and_what_is_for_it_alone_in_order(
     script: list[tuple[str, int, int]], takes: list[list[int]]
 ) -> None:
     streams = [FakeStream(takes=each) for each in takes]
-    expected: list[list[bytes]] = [[], [], []]
-    with dialed(streams, {"socket.send_queue_size": 1000}) as (server, pipes):
+    expected = [[FIRST] for _ in streams]
+    with in_step(streams, send_queue_size=1000) as (server, pipes, _):
         for number, (what, index, size) in enumerate(script):
             content = b"%d " % number + bytes(size)
             match what:
@@ -130,21 +136,20 @@ def test_each_pipe_gets_what_is_for_all_and_what_is_for_it_alone_in_order(
 
 def test_pipes_that_were_out_of_step_share_their_bytes_again() -> None:
     streams = [CountingStream() for _ in range(3)]
-    with dialed([*streams]) as (server, pipes):
+    with in_step(streams) as (server, pipes, _):
         server.send_to(pipes[0].path, b"alone")
-        server.send_all(b"x" * 92)
         gevent.sleep(0)
-        for stream in streams:
-            stream.sizes.clear()
         for _ in range(10):
             server.send_all(b"x" * 92)
         gevent.sleep(0)
-        assert [stream.sizes for stream in streams] == [[100, 900]] * 3
+        assert [stream.sizes[-2:] for stream in streams] == [[100, 900]] * 3
+        # Not only as much: the same object.
+        assert len({id(stream.given[-1]) for stream in streams}) == 1
 
 
 def test_a_pipe_that_breaks_under_a_message_costs_the_others_nothing() -> None:
-    streams = [FakeStream(), FakeStream(takes=[20, ConnectionResetError(104, "reset")]), FakeStream()]
-    with dialed(streams) as (server, pipes):
+    streams = [FakeStream(), FakeStream(takes=[100, 100, ConnectionResetError(104, "reset")]), FakeStream()]
+    with in_step(streams) as (server, pipes, _):
         assert [server.send_all(b"number %d" % number) for number in range(3)] == [3, 3, 3]
         gevent.sleep(0)
         assert server.send_all(b"number 3") == 2
@@ -152,44 +157,46 @@ def test_a_pipe_that_breaks_under_a_message_costs_the_others_nothing() -> None:
         wait_until(lambda: pipes[1].closed)
         assert "reset" in pipes[1].reason
         for stream in (streams[0], streams[2]):
-            assert contents(stream.sent) == [b"number %d" % number for number in range(4)]
-        assert contents(streams[1].sent) == [b"number 0"]
+            assert contents(stream.sent) == [FIRST, *(b"number %d" % number for number in range(4))]
+        assert contents(streams[1].sent) == [FIRST, b"number 0"]
         assert server.counters.drops == pipes[1].counters.drops == {"disconnect": 2}
 
 
 def test_a_pipe_that_is_closed_before_the_turn_ends_has_lost_what_waited_and_the_others_have_not() -> None:
     streams = [FakeStream() for _ in range(3)]
-    with dialed(streams) as (server, pipes):
+    with in_step(streams) as (server, pipes, _):
         for content in (b"at once", b"later", b"later still"):
             server.send_all(content)
         pipes[0].close()
         assert pipes[0].counters.drops == {"disconnect": 2}
         gevent.sleep(0)
         assert [contents(stream.sent) for stream in streams] == [
-            [b"at once"],
-            *[[b"at once", b"later", b"later still"]] * 2,
+            [FIRST, b"at once"],
+            *[[FIRST, b"at once", b"later", b"later still"]] * 2,
         ]
 
 
-def test_a_pipe_that_comes_in_the_middle_of_a_turn_gets_what_is_sent_after_it_came() -> None:
+def test_a_pipe_that_comes_gets_what_is_sent_after_it_came_and_nothing_twice() -> None:
     streams = [FakeStream() for _ in range(2)]
-    with FakeTransport(streams) as fake, Socket() as server:
-        for _ in streams:
-            server.dial(fake.address, ONCE)
-        accepting = server.listen(fake.address)
-        assert [server.send_all(content) for content in (b"1", b"2")] == [2, 2]
-        late = FakeStream()
-        fake.arrive(late)
-        while len(server.pipes) < 3:
+    with in_step(streams) as (server, _, fake):
+        sent: list[bytes] = []
+
+        def send() -> None:
+            for number in range(20):
+                for part in range(3):
+                    sent.append(b"%d.%d" % (number, part))
+                    server.send_all(sent[-1])
+                gevent.sleep(0)
+
+        sending = gevent.spawn(send)
+        while len(sent) < 12:
             gevent.sleep(0)
-            server.send_all(b"between")
-            server.send_all(b"turns")
-        assert server.send_all(b"3") == 3
+        late = FakeStream()
+        fake.will_connect(late)
+        server.dial(fake.address, ONCE)
+        sending.get(timeout=5)
         gevent.sleep(0)
-        early = contents(streams[0].sent)
-        assert early == contents(streams[1].sent)
-        assert early[:2] == [b"1", b"2"] and early[-1] == b"3"
+        for stream in streams:
+            assert contents(stream.sent) == [FIRST, *sent]
         got = contents(late.sent)
-        assert got and got == early[-len(got) :]
-        accepting.close()
-        server.close(linger=0)
+        assert 3 < len(got) < 50 and got == sent[-len(got) :]
