@@ -109,9 +109,7 @@ def own_options() -> list[Option[Any]]:
 
 def test_every_option_is_read_somewhere_or_says_that_it_has_no_effect() -> None:
     package = Path(gmultisocket.__file__).parent
-    source = "\n".join(
-        path.read_text() for path in sorted(package.rglob("*.py")) if path.parent != package / "options"
-    )
+    source = "\n".join(path.read_text() for path in sorted(package.rglob("*.py")) if path.parent != package / "options")
     read = set(re.findall(r"\.(\w+)\b", source))
     with every_case() as case:
         for option in own_options():
