@@ -139,13 +139,13 @@ class AskedStream(FakeStream):
 def test_the_kernel_is_asked_for_as_much_as_the_option_says_and_for_what_suits_without_it() -> None:
     streams = [AskedStream(), AskedStream()]
     with FakeTransport(streams) as fake, Socket() as client:
-        for size in (10, 0):
-            client.dial(fake.address, {"connector.pipe.read_buffer": size})
+        dialers = [client.dial(fake.address, {"connector.pipe.read_buffer": size}) for size in (10, 0)]
         for stream in streams:
             stream.feed(frame(b"in small pieces"))
             assert client.recv(timeout=5) == b"in small pieces"
         wait_until(lambda: [stream.asked for stream in streams] == [[10] * 4, [65536] * 2])
-        only = next(pipe for pipe in client.pipes.values() if pipe._connection is streams[0])
+        only = dialers[0].pipe
+        assert only is not None
         only.options.set("connector.pipe.read_buffer", 20)
         streams[0].feed(frame(b"in larger pieces"))
         assert client.recv(timeout=5) == b"in larger pieces"
