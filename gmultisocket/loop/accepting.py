@@ -17,6 +17,7 @@ from gevent import Greenlet, getcurrent
 
 from ..errors import Closed
 from ..log import ThrottledLog
+from .yielding import yield_to_loop
 
 __all__ = ["AcceptLoop"]
 
@@ -96,7 +97,7 @@ class AcceptLoop(Generic[T]):
                 self._take(connection)
                 accepted += 1
                 if accepted % _BATCH == 0:
-                    gevent.sleep(0)
+                    yield_to_loop()
             except Closed:
                 return
             except OSError as error:
@@ -104,7 +105,7 @@ class AcceptLoop(Generic[T]):
                     return
                 if error.errno in _PASSING:
                     logger.debug("%s could not accept a connection: %s", self._address(), error)
-                    gevent.sleep(0)
+                    yield_to_loop()
                 else:
                     self._log.log("accept", logging.ERROR, "%s cannot accept a connection: %s", self._address(), error)
                     gevent.sleep(pause)

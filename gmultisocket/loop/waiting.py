@@ -14,8 +14,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
-import gevent
 from gevent.hub import Hub, Waiter
+
+from .yielding import yield_to_loop
 
 __all__ = ["Deadline", "WaitList"]
 
@@ -78,7 +79,7 @@ class WaitList:
             if self._polls > _POLLS:
                 # Whoever polls must not keep the loop from those who would make the condition true.
                 self._polls = 0
-                gevent.sleep(0)
+                yield_to_loop()
             return False
         waiter: Waiter[bool] = Waiter(self._hub)
         waiters = self.waiters

@@ -39,6 +39,10 @@ __all__ = ["MAX_FRAGMENTS", "ClientFrames", "FrameCodec", "ServerFrames"]
 #: The most frames that one message may come in.
 MAX_FRAGMENTS: Final = 16384
 
+#: Frames that one call of ``feed`` decodes, except for short messages of one frame. A peer may send 10,000 control frames
+#: in 64 KiB, each of which takes 2 us.
+_MAX_FRAMES: Final = 512
+
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
@@ -138,6 +142,7 @@ class FrameCodec:
         "error",
         "key",
         "max_content",
+        "more",
         "whole",
     )
 
@@ -149,6 +154,7 @@ class FrameCodec:
         self.max_content = max_content
         self.whole = whole
         self.error: BadMessage | None = None
+        self.more = False
         self._text = text
         #: The payload of the peer's close frame.
         self._close: bytes | None = None
@@ -250,12 +256,15 @@ class FrameCodec:
     def _forget(self) -> None:
         """Let go of what has come of an incomplete message."""
         self._message = self._payload = self._pings = None
+        self.more = False
         self._rest = b""
         self._missing = 0
 
     def _take(self, data: bytes, packets: list[bytes]) -> None:
         """Decode every frame that is complete, and keep what has come of the next."""
         position = 0
+        budget = _MAX_FRAMES
+        self.more = False
         if self._close is not None:
             return
         if self._missing:
@@ -279,6 +288,10 @@ class FrameCodec:
                 append(apply_mask(payload, data[start - 4 : start]) if mask_bit else payload)
                 position = stop
                 continue
+            if not budget:
+                self.more = True
+                break
+            budget -= 1
             stop = self._take_frame(data, position, packets)
             if stop < 0:
                 break
