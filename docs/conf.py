@@ -9,6 +9,8 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from pygments.lexer import RegexLexer
+from pygments.token import Name, Text
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,10 +32,12 @@ highlight_language = "python"
 
 html_theme = "furo"
 html_title = f"gmultisocket {release}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 
 
 class OptionTable(SphinxDirective):
-    """``.. option-table:: socket``: a table of the options whose names begin so, from their own declarations."""
+    """``.. option-table:: socket``: a table of the options whose names begin with ``socket.``."""
 
     required_arguments = 1
 
@@ -44,7 +48,7 @@ class OptionTable(SphinxDirective):
         options = [option for option in describe() if option.name.startswith(prefix)]
         if not options:
             raise self.error(f"no option begins with {prefix}")
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 14 52", ""]
+        lines = [".. list-table::", "   :class: options", "   :header-rows: 1", "   :widths: 34 14 52", ""]
         for row in [("Option", "Default", "What it does"), *map(self._row, options)]:
             lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
         return self.parse_text_to_nodes(StringList(lines, "options"))
@@ -56,5 +60,13 @@ class OptionTable(SphinxDirective):
         return f"``{option.name}``", f"``{default}``{unit}", f"{option.doc} *{expected}.*"
 
 
+class PictureLexer(RegexLexer):
+    """``.. code-block:: picture``: a picture made of text, in which the names of files have a colour."""
+
+    name = "picture"
+    tokens = {"root": [(r"[a-z_/]*[a-z_](?:\.py\b|/(?=\s))", Name.Function), (r"[a-z]+|.|\n", Text)]}
+
+
 def setup(app: Any) -> None:
     app.add_directive("option-table", OptionTable)
+    app.add_lexer("picture", PictureLexer)

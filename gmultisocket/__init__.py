@@ -13,13 +13,16 @@ writer is a greenlet, so thousands of peers live on one OS thread. On the wire i
     ...     client.recv(timeout=5)
     b'Hello, world'
 
-Protocols on top of it are in ``gmultisocket.protocol``; errors in ``gmultisocket.errors``, options in
-``gmultisocket.options``.
+Protocols on top of it are in ``gmultisocket.protocol``, and their classes are here as well: ``gmultisocket.Pub``. They
+are imported when they are first used. Errors are in ``gmultisocket.errors``, options in ``gmultisocket.options``.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from . import errors, options
 from .address import Address
@@ -34,23 +37,70 @@ from .counters import Counters
 from .switch import Switch
 from .wire import Message
 
+if TYPE_CHECKING:
+    from . import protocol
+    from .protocol import (
+        Bus,
+        Pair,
+        Pub,
+        Pull,
+        Push,
+        Rep,
+        Req,
+        Respondent,
+        Stream,
+        StreamProxy,
+        Sub,
+        Surveyor,
+    )
+
 __all__ = [
     "Address",
+    "Bus",
     "Counters",
     "Dialer",
     "Listener",
     "Message",
     "Negotiation",
+    "Pair",
     "Pipe",
     "PipeEvent",
+    "Pub",
+    "Pull",
+    "Push",
+    "Rep",
+    "Req",
+    "Respondent",
     "Socket",
+    "Stream",
+    "StreamProxy",
+    "Sub",
+    "Surveyor",
     "Switch",
     "errors",
     "options",
     "pair",
+    "protocol",
 ]
 
 __version__ = "0.1.0"
 
 # Silent unless the program configures logging.
 logging.getLogger("gmultisocket").addHandler(logging.NullHandler())
+
+
+if not TYPE_CHECKING:  # a checker would take it for a promise that the module has any name
+
+    def __getattr__(name: str) -> Any:
+        """Import the protocols when they are first used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        # Not "from . import protocol": that would ask for the attribute first, and call this function without end.
+        protocol = import_module(".protocol", __name__)
+        if name == "protocol":
+            return protocol
+        value = globals()[name] = getattr(protocol, name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,18 +1,19 @@
 """Addresses: ``scheme://location?option=value#dial``.
 
-Here an address is taken apart and its options are read; what a location means belongs to the transport of its
-scheme, except that :func:`split_host_port` serves all those that take a host and a port. No I/O, no name lookup.
+This module parses addresses and the options in them. The meaning of a location belongs to the transport of its scheme;
+:func:`split_host_port` is for all transports that need a host and a port. No I/O, no name lookup.
 
-The location is taken as it is written, without percent-decoding, so that every path and name is itself; a path that
-holds "?" or "#" cannot be written in an address. Values of options are percent-decoded.
+The location is not percent-decoded, so a path or name is used exactly as it is written. A path with a "?" or "#" cannot
+be written in an address. Values of options are percent-decoded.
 
-Source: Go ``address/address.go``, which parses with net/url and so refuses or changes some ipc paths, and drops
-user names and passwords in silence; here they are refused, and never repeated in a message.
+Source: Go ``address/address.go``, which parses with net/url and therefore refuses or changes some ipc paths, and
+silently drops user names and passwords; here they are refused, and never repeated in an error message.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from .errors import AddressError
@@ -22,7 +23,7 @@ from .options import OptionValues, lookup
 __all__ = ["Address", "Connectable", "split_host_port"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-#: What a host and port look like, however wrong: what does not may be a password with a "/" in it.
+#: Any host and port, also a wrong one. A text that does not match may be a password that contains a "/".
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]+)?")
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::(.*))?")
 
@@ -31,32 +32,37 @@ ListenT = TypeVar("ListenT", covariant=True)
 
 
 class Connectable(Protocol[DialT, ListenT]):
-    """What an address can connect: a socket or a protocol."""
+    """An object that can dial and listen: a socket or a protocol."""
 
     def dial(self, address: Address, options: OptionValues | None = None, /) -> DialT:
         """Connect to the address."""
 
     def listen(self, address: Address, options: OptionValues | None = None, /) -> ListenT:
-        """Take connections at the address."""
+        """Accept connections at the address."""
 
 
 class Address(Frozen):
-    """An address, taken apart. Made by :meth:`parse`; cannot be changed, but :meth:`replaced` makes others of it.
+    """A parsed address. Made by :meth:`parse`. Immutable; :meth:`replaced` returns a changed copy.
 
-    Addresses are equal when they mean the same, however they are written.
+    Two addresses are equal if their parts are equal, even if their texts differ.
 
     Attributes:
-        scheme: the transport's name, in lower case: ``"tcp"``.
-        location: what stands between "://" and "?" or "#": ``"127.0.0.1:80"``, ``"/tmp/x.sock"``, ``"@abstract"``.
+        scheme: the transport's name in lower case: ``"tcp"``.
+        location: the text between "://" and "?" or "#": ``"127.0.0.1:80"``, ``"/tmp/x.sock"``, ``"@abstract"``.
         connect_type: ``"dial"``, ``"listen"`` or "".
-        options: the values that the address sets, by name.
+        options: the values that the address sets, by option name.
         text: the whole address as it was written.
     """
 
     __slots__ = ("connect_type", "location", "options", "scheme", "text")
 
     def __init__(
-        self, scheme: str, location: str, connect_type: str = "", options: OptionValues | None = None, text: str = ""
+        self,
+        scheme: str,
+        location: str,
+        connect_type: str = "",
+        options: Mapping[str, Any] | None = None,
+        text: str = "",
     ) -> None:
         self.scheme = scheme
         self.location = location
@@ -88,12 +94,12 @@ class Address(Frozen):
 
     @classmethod
     def parse(cls, text: str | Address) -> Address:
-        """Take an address apart and read its options.
+        """Parse an address and the options in it.
 
         Raises:
-            AddressError: it is no address; says why.
-            UnknownOption: it sets an option that is not defined.
-            BadOptionValue: it sets one to a value that is not right.
+            AddressError: the text is not an address; the error says why.
+            UnknownOption: the address sets an option that is not defined.
+            BadOptionValue: the address sets an option to a wrong value.
         """
         if isinstance(text, Address):
             return text
@@ -103,38 +109,38 @@ class Address(Frozen):
         if not location:
             raise AddressError(shown, 'nothing follows "://": expected a host and port, a path or a name')
         if connect_type not in ("", "dial", "listen"):
-            raise AddressError(shown, 'after "#" comes the connect type: expected #dial or #listen')
+            raise AddressError(shown, 'the connect type after "#" is wrong: expected #dial or #listen')
         return cls(scheme, location, connect_type, _parse_query(query, shown), text)
 
     def with_location(self, location: str) -> Address:
-        """Return this address with another location: the one that a listener got, once it has a real port."""
+        """Return this address with another location, for example with the real port of a listener."""
         rest = self.text[len(self.bare) :]
         return self.replaced(self.scheme, location, f"{self.scheme}://{location}{rest}")
 
     def replaced(self, scheme: str, location: str, text: str = "") -> Address:
-        """Return an address elsewhere with the connect type and options of this one."""
+        """Return an address with another scheme and location, and the same connect type and options."""
         return Address(scheme, location, self.connect_type, self.options, text)
 
     def merged(self, options: OptionValues | None = None) -> dict[str, Any]:
         """Return the options of this address by name, overridden by ``options``.
 
         Raises:
-            UnknownOption: a name in ``options`` is not defined.
-            BadOptionValue: a value there is not right.
+            UnknownOption: ``options`` contains a name that is not defined.
+            BadOptionValue: ``options`` contains a wrong value.
         """
         given = ((lookup(name), value) for name, value in (options or {}).items())
         return self.options | {option.name: option.validate(value) for option, value in given}
 
     def connect(self, sock: Connectable[DialT, ListenT], options: OptionValues | None = None) -> DialT | ListenT:
-        """Dial or listen, as the address says, and return the dialer or listener. Blocks as those do.
+        """Dial or listen, as the connect type says, and return the dialer or listener. Blocks as those calls do.
 
         Args:
-            sock: what to connect.
-            options: override those of the address.
+            sock: the socket or protocol that dials or listens.
+            options: override the options of the address.
 
         Raises:
-            AddressError: the address does not say which.
-            MultiSocketError: what ``dial`` and ``listen`` raise.
+            AddressError: the address has no connect type.
+            MultiSocketError: as ``dial`` and ``listen`` raise it.
         """
         if self.connect_type == "dial":
             return sock.dial(self, self.merged(options))
@@ -146,15 +152,15 @@ class Address(Frozen):
 def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
     """Return host and port of a location such as ``"127.0.0.1:80"``, ``"[::1]:0"`` or ``"*:80"``.
 
-    The host of an IPv6 address comes without its brackets. A "*", which means every interface, comes as it is:
-    only a listener can use it, and nothing else, an empty host least of all, stands for it.
+    An IPv6 address is returned without its brackets. The host "*" means every interface and is returned as it is: only
+    a listener can use it. No other text means every interface, and an empty host is an error.
 
     Args:
         location: host and port, nothing else.
         address: the whole address, for the error.
 
     Raises:
-        AddressError: host or port is missing or wrong; says what would be right.
+        AddressError: host or port is missing or wrong; the error says what would be right.
     """
     shown = _redact(str(address))
     if location.startswith("["):
@@ -167,9 +173,9 @@ def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
         if not colon:
             host, port = location, None
         if ":" in host:
-            raise AddressError(shown, "an IPv6 address stands in brackets, like [::1]:80")
+            raise AddressError(shown, "an IPv6 address needs brackets, like [::1]:80")
     if port is None or port == "":
-        raise AddressError(shown, "the port is missing: expected host:port (port 0 lets a listener choose)")
+        raise AddressError(shown, "the port is missing: expected host:port (with port 0 the system chooses a free one)")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise AddressError(shown, "the port must be a number from 0 to 65535, and nothing may follow it")
     if not host:
@@ -180,7 +186,11 @@ def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
 
 
 def _split_scheme(text: object) -> tuple[str, str, str]:
-    """Return the text as it may be shown, the scheme, and what follows; refuse what no address may hold."""
+    """Return the address without a password, for errors; the scheme; and the text after "://".
+
+    Raises:
+        AddressError: it has no scheme, a user name, a password, white space or a control character.
+    """
     if not isinstance(text, str):
         raise AddressError(type(text).__name__, "an address is a str, like tcp://127.0.0.1:5555")
     match = _SCHEME.match(text)
@@ -190,32 +200,32 @@ def _split_scheme(text: object) -> tuple[str, str, str]:
     scheme, rest = match.group(1).lower(), text[match.end() :]
     if _has_credentials(scheme, rest):
         raise AddressError(_redact(text), "a user name or password does not belong in an address")
-    # Paths and names of ipc and inproc may hold "@"; elsewhere it is safer to hide what is in front of one.
+    # Paths and names of ipc and inproc may contain "@". With other schemes it is safer to hide the text before one.
     shown = text if _is_name(scheme) else _redact(text)
     if " " in text or not text.isprintable():
-        raise AddressError(shown, "it holds white space or a control character")
+        raise AddressError(shown, "it contains white space or a control character")
     return shown, scheme, rest
 
 
 def _is_name(scheme: str) -> bool:
-    """Tell whether the locations of a scheme are paths or names, with no host and so no user in front of one."""
+    """Return whether the locations of a scheme are paths or names, which have no host and so no user name."""
     return scheme == "ipc" or scheme.partition(".")[0] == "inproc"
 
 
 def _has_credentials(scheme: str, rest: str) -> bool:
-    """Tell whether there is a ``user:password@`` or ``user@``; rather once too often, as it could get into a log."""
+    """Return whether the text contains ``user:password@`` or ``user@``. In doubt it does: a log must not show it."""
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     user, at, _ = authority.rpartition("@")
     if _is_name(scheme):
         return ":" in user
     if at:
         return user != ""
-    # A password may hold "/", "?" or "#" as it is: then the text in front of that is no host and port.
+    # A password may contain a plain "/", "?" or "#". Then the text before that character is not a host and port.
     return "@" in rest and not _AUTHORITY.fullmatch(authority)
 
 
 def _redact(text: str) -> str:
-    """Return an address that may hold a password as it can be shown: without what is in front of the last "@"."""
+    """Return an address with the text before the last "@" replaced, as that may be a password."""
     match = _SCHEME.match(text)
     scheme = match.group() if match else ""
     before, at, after = text[len(scheme) :].rpartition("@")
@@ -223,14 +233,14 @@ def _redact(text: str) -> str:
 
 
 def _parse_query(query: str, shown: str) -> dict[str, Any]:
-    """Return the options of a query, by name."""
+    """Return the options of a query by name."""
     values: dict[str, Any] = {}
     for pair in query.split("&"):
         if not pair:
             continue
         key, _, text = pair.partition("=")
         if not re.fullmatch(r"[A-Za-z0-9_.]+", key):
-            raise AddressError(shown, 'after "?" come options: expected name=value, joined by "&"')
+            raise AddressError(shown, 'the options after "?" are wrong: expected name=value, joined by "&"')
         option = lookup(key)
         if option.name in values:
             raise AddressError(shown, f"option {option.name} is set twice")
@@ -242,11 +252,11 @@ def _percent_decode(text: str, shown: str) -> str:
     if "%" not in text:
         return text
     if re.search("%(?![0-9A-Fa-f]{2})", text):
-        raise AddressError(shown, 'a "%" in a value must be written %25')
+        raise AddressError(shown, 'a "%" in a value must be written as %25')
     try:
         decoded = re.sub(b"%(..)", lambda match: bytes.fromhex(match.group(1).decode()), text.encode()).decode()
     except UnicodeDecodeError:
         raise AddressError(shown, "a percent-encoded value is not UTF-8") from None
     if not decoded.isprintable():
-        raise AddressError(shown, "a percent-encoded value holds a control character")
+        raise AddressError(shown, "a percent-encoded value contains a control character")
     return decoded

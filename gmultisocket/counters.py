@@ -1,6 +1,6 @@
-"""What a pipe and a socket have counted.
+"""The counters of a pipe and of a socket.
 
-Counting is done in plain attributes where messages pass; this module only holds the shape of it, and adds it up.
+Pipes and sockets count in plain attributes where messages pass. This module only holds totals and adds them up.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ class Counters:
     """Totals since a pipe or socket was made.
 
     Attributes:
-        messages_sent: messages that left for a peer: the kernel has them, or a peer in this process.
-        bytes_sent: bytes of those on the wire; of contents alone for peers in this process and raw pipes.
-        messages_received: messages that came in whole.
-        bytes_received: bytes that came in, on the same terms.
+        messages_sent: messages that were given to the kernel, or to a peer in this process.
+        bytes_sent: bytes of those messages on the wire; for peers in this process and raw pipes, of the contents only.
+        messages_received: messages that arrived whole.
+        bytes_received: bytes that arrived, counted in the same way.
         drops: messages lost on this side, by reason: ``"overflow"`` (a queue's policy), ``"disconnect"`` (queued for a
-            pipe that closed), ``"timeout"`` (a ``send_all`` ran out of time), ``"no_recv"``, ``"closed"`` (came
-            while the socket closed), ``"unread"`` (nobody received them, and their peer is gone), ``"internal"``,
+            pipe that closed), ``"timeout"`` (a ``send_all`` ran out of time), ``"no_recv"``, ``"closed"`` (arrived
+            while the socket closed), ``"unread"`` (not received before the peer was gone), ``"internal"``,
             ``"flags"`` (not for a raw pipe), ``"ttl"``.
     """
 
@@ -49,7 +49,7 @@ class Counters:
             return NotImplemented
         return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
-    # Its values change.
+    # Not hashable: its values change.
     __hash__ = None  # type: ignore[assignment]
 
     def drop(self, reason: str, count: int = 1) -> None:
@@ -58,7 +58,7 @@ class Counters:
             self.drops[reason] = self.drops.get(reason, 0) + count
 
     def add(self, other: Counters) -> None:
-        """Add another's totals to these."""
+        """Add the totals of another object to these."""
         for name in _TOTALS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.drops.items():

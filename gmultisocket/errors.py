@@ -1,10 +1,9 @@
-"""Every exception of gmultisocket, one tree under :class:`MultiSocketError`.
+"""All exceptions of gmultisocket, in one tree under :class:`MultiSocketError`.
 
-Each class keeps what went wrong as attributes and makes its sentence in ``__str__``, so that a program
-can act on the facts and a person can read them. Nothing else leaves the public API: ``OSError``,
-``ssl.SSLError``, ``queue.Empty`` and a library's own exceptions are translated and chained. The two
-exceptions to that are ``gevent.Timeout`` and ``greenlet.GreenletExit``, which belong to the caller and
-pass through untouched.
+Each class stores the facts as attributes, for programs, and makes a sentence of them in ``__str__``, for people. The
+public API raises nothing else: ``OSError``, ``ssl.SSLError``, ``queue.Empty`` and the exceptions of other libraries are
+translated and chained. There are two exceptions to that rule: ``gevent.Timeout`` and ``greenlet.GreenletExit`` belong
+to the caller and pass through unchanged.
 
 This module holds no behaviour and imports nothing.
 """
@@ -56,21 +55,21 @@ __all__ = [
 
 
 def snippet(data: object, limit: int = 64) -> str:
-    """Return what a peer or caller sent as printable ASCII, cut at ``limit`` characters."""
+    """Return data of a peer or caller as printable ASCII, cut to ``limit`` characters."""
     text = ascii(data)[1:-1] if isinstance(data, str) else ascii(data)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class MultiSocketError(Exception):
-    """The root of everything that gmultisocket raises on purpose."""
+    """The base class of all errors that gmultisocket raises on purpose."""
 
 
 class Closed(MultiSocketError):
     """The socket, pipe, dialer, listener or protocol was closed before or during the call.
 
     Attributes:
-        what: what is closed, e.g. ``"socket"``.
-        reason: why, where it is known.
+        what: the closed object, e.g. ``"socket"``.
+        reason: why it was closed, "" if that is not known.
     """
 
     def __init__(self, what: str = "socket", reason: str = "") -> None:
@@ -83,11 +82,11 @@ class Closed(MultiSocketError):
 
 
 class Timeout(MultiSocketError, TimeoutError):
-    """A ``timeout=`` ran out. Nothing was lost, and the call may be made again.
+    """A call did not finish within its ``timeout=``. Nothing was lost, and the call may be repeated.
 
     Attributes:
         operation: the call, e.g. ``"recv"``.
-        seconds: the time that was allowed.
+        seconds: the timeout.
         sent: for ``send_all`` only, the number of pipes that had taken the message by then.
     """
 
@@ -102,18 +101,18 @@ class Timeout(MultiSocketError, TimeoutError):
 
 
 class NoPeers(MultiSocketError):
-    """A send found no pipe while ``socket.fail_no_peers`` or ``socket.send_best_effort`` is set."""
+    """A send found no pipe, and ``socket.fail_no_peers`` or ``socket.send_best_effort`` is set."""
 
     def __str__(self) -> str:
-        return "no peer is connected that could take the message"
+        return "no peer is connected that can take the message"
 
 
 class NotSupported(MultiSocketError):
-    """The object does not do this, by its kind or by its options.
+    """An object of this kind, or with these options, does not support the operation.
 
     Attributes:
-        operation: what was asked for.
-        why: what forbids it.
+        operation: the operation.
+        why: the kind or the option that forbids it.
     """
 
     def __init__(self, operation: str, why: str) -> None:
@@ -146,7 +145,12 @@ class ForkedSocketError(MultiSocketError):
 
 
 class BadPath(MultiSocketError, ValueError):
-    """A destination that is no path: empty, too long, or not a multiple of 4 bytes."""
+    """A destination that is not a path: empty, too long, or not a multiple of 4 bytes.
+
+    Attributes:
+        path: the destination as it was given.
+        why: what is wrong with it.
+    """
 
     def __init__(self, path: object, why: str) -> None:
         super().__init__(path, why)
@@ -158,11 +162,11 @@ class BadPath(MultiSocketError, ValueError):
 
 
 class BadTopic(MultiSocketError, ValueError):
-    """What is no topic to publish under, or no pattern to subscribe to.
+    """A text that cannot be a topic to publish under, or a pattern to subscribe to.
 
     Attributes:
         topic: the topic or pattern as it was given.
-        why: what is wrong and what would be right.
+        why: what is wrong with it, and what would be right.
     """
 
     def __init__(self, topic: object, why: str) -> None:
@@ -175,10 +179,10 @@ class BadTopic(MultiSocketError, ValueError):
 
 
 class BrokenPath(MultiSocketError):
-    """A destination's first id names no open pipe of this socket: the peer has gone.
+    """No open pipe of this socket has the first id of the destination: the peer has disconnected.
 
     Attributes:
-        pipe_id: the id that was looked for.
+        pipe_id: the first id of the destination.
     """
 
     def __init__(self, pipe_id: int) -> None:
@@ -186,11 +190,11 @@ class BrokenPath(MultiSocketError):
         self.pipe_id = pipe_id
 
     def __str__(self) -> str:
-        return f"no open pipe has the id {self.pipe_id}: the peer has gone"
+        return f"no open pipe has the id {self.pipe_id}: the peer has disconnected"
 
 
 class MessageDropped(MultiSocketError):
-    """A message may not be forwarded any further.
+    """A message must not be forwarded.
 
     Attributes:
         reason: ``"ttl"``, ``"arrived"``, ``"hops"``, ``"raw"``, or the name of an overflow policy.
@@ -205,11 +209,11 @@ class MessageDropped(MultiSocketError):
 
 
 class MessageTooLong(MultiSocketError, ValueError):
-    """A content that is longer than this socket or the wire can send. Nothing left for any peer.
+    """A content is longer than this socket may send, or than the wire format allows. No peer was sent anything.
 
     Attributes:
-        size: its length in bytes.
-        limit: the longest that is allowed, in bytes.
+        size: the length of the content in bytes.
+        limit: the longest allowed length in bytes.
     """
 
     def __init__(self, size: int, limit: int) -> None:
@@ -222,10 +226,10 @@ class MessageTooLong(MultiSocketError, ValueError):
 
 
 class BadMessage(MultiSocketError):
-    """A peer sent what is not a message. The pipe closes; other pipes are untouched.
+    """A peer sent bytes that are not a message. Its pipe closes; other pipes are not affected.
 
     Attributes:
-        why: the rule that was broken.
+        why: the rule that the peer broke.
     """
 
     def __init__(self, why: str) -> None:
@@ -237,7 +241,7 @@ class BadMessage(MultiSocketError):
 
 
 class ContentTooLong(BadMessage):
-    """A peer announced a content over ``connector.pipe.max_recv_content_length``.
+    """A peer announced a content that is longer than ``connector.pipe.max_recv_content_length``.
 
     Attributes:
         size: the announced length in bytes.
@@ -246,23 +250,23 @@ class ContentTooLong(BadMessage):
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(f"content of {size} bytes is over the limit of {limit} bytes")
-        # What makes the error anew, for copy and pickle.
+        # The arguments of the constructor, for copy and pickle.
         self.args = (size, limit)
         self.size = size
         self.limit = limit
 
 
 class BadPacket(BadMessage):
-    """A peer broke the rules of the protocol that carries the messages: WebSocket.
+    """A peer broke a rule of WebSocket, the protocol that carries the messages.
 
     Attributes:
-        why: the rule that was broken.
-        code: what the peer is told, a close code of RFC 6455.
+        why: the rule that the peer broke.
+        code: the close code of RFC 6455 that is sent to the peer.
     """
 
     def __init__(self, why: str, code: int) -> None:
         super().__init__(why)
-        # What makes the error anew, for copy and pickle.
+        # The arguments of the constructor, for copy and pickle.
         self.args = (why, code)
         self.code = code
 
@@ -271,7 +275,7 @@ class BadPacket(BadMessage):
 
 
 class OptionError(MultiSocketError):
-    """The root of what can be wrong with an option."""
+    """The base class of the errors of options."""
 
 
 class UnknownOption(OptionError, KeyError):
@@ -279,7 +283,7 @@ class UnknownOption(OptionError, KeyError):
 
     Attributes:
         name: the name as it was given.
-        suggestion: the nearest known name, or "".
+        suggestion: the most similar known name, or "".
     """
 
     def __init__(self, name: object, suggestion: str = "") -> None:
@@ -293,12 +297,12 @@ class UnknownOption(OptionError, KeyError):
 
 
 class BadOptionValue(OptionError, ValueError):
-    """A value that the option cannot take.
+    """A value that the option cannot have.
 
     Attributes:
         name: the option's name.
         value: the value as it was given.
-        expected: what would be right.
+        expected: which values would be right.
     """
 
     def __init__(self, name: str, value: object, expected: str) -> None:
@@ -312,7 +316,7 @@ class BadOptionValue(OptionError, ValueError):
 
 
 class BadFile(OptionError):
-    """A file that an option names cannot be used: a certificate, a key.
+    """A file that an option names (a certificate, a key) cannot be used.
 
     Attributes:
         name: the option's name.
@@ -334,8 +338,8 @@ class AddressError(MultiSocketError, ValueError):
     """An address that cannot be used.
 
     Attributes:
-        address: the address, without any user name or password in it.
-        why: what is wrong and what would be right.
+        address: the address, without a user name and password.
+        why: what is wrong with it, and what would be right.
     """
 
     def __init__(self, address: object, why: str) -> None:
@@ -352,10 +356,10 @@ class UnknownTransport(AddressError):
 
 
 class ConnectionFailed(MultiSocketError):
-    """A dial or listen did not succeed.
+    """A dial or listen failed.
 
     Attributes:
-        address: the address, without any user name or password in it.
+        address: the address, without a user name and password.
         why: the reason in words.
     """
 
@@ -373,23 +377,23 @@ class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
 
 
 class AddressInUse(ConnectionFailed):
-    """Another listener has the address."""
+    """Another listener already uses the address."""
 
 
 class HandshakeFailed(ConnectionFailed):
-    """A connection was made, but its opening handshake (WebSocket, negotiator) failed or took too long."""
+    """A connection was made, but its opening handshake (TLS, WebSocket, negotiator) failed or took too long."""
 
 
 class RequestRefused(HandshakeFailed):
     """A WebSocket request was answered with an HTTP status other than 101.
 
-    Raised where the dialed listener refused; and by an ``authorize`` function, to refuse with a status of its choice.
+    A dialer raises it when the listener refused. An ``authorize`` function raises it to refuse with its own status.
 
     Attributes:
         status: the HTTP status, 400 to 599.
-        why: the reason in words, which is what the peer reads as well.
-        headers: further headers of the answer, ``WWW-Authenticate`` say.
-        address: who refused, or was refused.
+        why: the reason in words; a listener sends it to the peer as well.
+        headers: additional headers of the answer, for example ``WWW-Authenticate``.
+        address: the peer.
     """
 
     def __init__(self, status: int, why: str = "", headers: dict[str, str] | None = None, address: str = "") -> None:
@@ -404,39 +408,39 @@ class RequestRefused(HandshakeFailed):
 
 
 class TLSError(HandshakeFailed):
-    """TLS failed, in the handshake or after it; subclasses name the reason where it is known.
+    """TLS failed, in the handshake or later. Subclasses name the common reasons.
 
-    With TLS 1.3 a dialer's handshake is over before the listener has looked at its certificate. What the listener
-    finds wrong with it is then the reason for which the dialer's pipe closes, right after it was added.
+    With TLS 1.3 a dialer's handshake ends before the listener has checked the dialer's certificate. If the listener
+    refuses the certificate, the dialer's pipe closes for that reason right after it was added.
     """
 
 
 class NotTLS(TLSError):
-    """The peer does not speak TLS, or hung up at the first word of it."""
+    """The peer does not speak TLS, or closed the connection when TLS began."""
 
 
 class BadCertificate(TLSError):
-    """The peer's certificate was not accepted here; subclasses name the reason where it is a common one."""
+    """This side did not accept the peer's certificate. Subclasses name the common reasons."""
 
 
 class UntrustedCertificate(BadCertificate):
-    """No certificate authority that is trusted here stands behind the peer's certificate."""
+    """The peer's certificate was not issued by an authority that this side trusts."""
 
 
 class HostnameMismatch(BadCertificate):
-    """The peer's certificate was not issued for the host that was dialed."""
+    """The peer's certificate was not issued for the dialed host."""
 
 
 class CertificateExpired(BadCertificate):
-    """The peer's certificate, or one that stands behind it, is no longer valid."""
+    """The peer's certificate, or one of its authorities' certificates, has expired."""
 
 
 class CertificateNotYetValid(BadCertificate):
-    """The peer's certificate, or one that stands behind it, is not valid yet; maybe a clock is wrong."""
+    """The peer's certificate, or one of its authorities' certificates, is not valid yet; maybe a clock is wrong."""
 
 
 class CertificateRequired(TLSError):
-    """The listener requires a certificate of its peers, and the dialer has shown none."""
+    """The listener requires a certificate, and the dialer sent none."""
 
 
 class CertificateRefused(TLSError):
@@ -444,10 +448,10 @@ class CertificateRefused(TLSError):
 
 
 class PipeRefused(MultiSocketError):
-    """A negotiator, a pipe limit or a protocol turned a peer away.
+    """A negotiator, the pipe limit or a protocol refused a peer.
 
     Attributes:
-        reason: why.
+        reason: why it was refused.
     """
 
     def __init__(self, reason: str) -> None:
@@ -459,7 +463,7 @@ class PipeRefused(MultiSocketError):
 
 
 class PeerGone(MultiSocketError):
-    """The pipe that a request went out on closed before its reply came.
+    """The pipe that a request was sent by closed before the reply arrived.
 
     Attributes:
         reason: why the pipe closed.
@@ -470,15 +474,15 @@ class PeerGone(MultiSocketError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the peer has gone before it answered: {self.reason}"
+        return f"the peer disconnected before it answered: {self.reason}"
 
 
 class StreamClosed(Closed, BrokenPipeError):
-    """A stream's connection was closed, or shut down for this, on this side.
+    """This side has closed the connection of a stream, or has shut down the direction that the call needs.
 
     Attributes:
         errno: EBADF or EPIPE, as with a socket.
-        reason: what was done.
+        reason: what this side did.
     """
 
     def __init__(self, errno: int, reason: str) -> None:
@@ -488,11 +492,11 @@ class StreamClosed(Closed, BrokenPipeError):
 
 
 class StreamReset(MultiSocketError, ConnectionResetError):
-    """A stream's connection has ended without its peer's goodbye. What had arrived was received before this.
+    """The connection of a stream ended before the peer closed it. Data that had arrived was received before this error.
 
     Attributes:
         errno: ECONNRESET, as with a socket.
-        strerror: why.
+        strerror: why it ended.
     """
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """Objects whose attributes are set once.
 
-A frozen dataclass would do the same, but ``dataclasses`` takes a tenth as long to import as all of gevent.
+A frozen dataclass would do the same, but importing ``dataclasses`` takes a tenth of the time of importing gevent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ __all__ = ["Frozen"]
 
 
 class Frozen:
-    """Refuses to change an attribute that has a value. Subclasses have ``__slots__``."""
+    """Refuses to change or delete an attribute that has a value. Subclasses have ``__slots__``."""
 
     __slots__ = ()
 

@@ -1,7 +1,7 @@
-"""State machines: an enum of states, and a table of the moves that are allowed.
+"""State machines: an enum of states, and a table of the allowed moves.
 
-A class derives from :class:`StateMachine`, sets ``state`` in its constructor, and changes it by ``_move`` alone. A move
-that the table does not have is refused, so two greenlets that end the same object at the same time end it once.
+A class derives from :class:`StateMachine`, sets ``state`` in its constructor, and changes it only through ``_move``. A
+move that is not in the table is refused. So when two greenlets close the same object at the same time, one succeeds.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ __all__ = ["StateMachine"]
 
 
 class StateMachine:
-    """An object that is always in one of several states.
+    """An object that is in exactly one of several states.
 
     Attributes:
-        state: the present state, a member of the class' enum.
+        state: the present state, a member of the class's enum.
     """
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""The wire: messages, paths, and the frames that carry them, byte for byte as the Go implementation speaks them.
+"""The wire format: messages, paths, and the frames that carry them, byte for byte as in the Go implementation.
 
 A frame, all integers big-endian::
 
@@ -9,20 +9,20 @@ A frame, all integers big-endian::
     3       1             distance: ids in destination
     4       4             length: bytes of content
     8       4 * hops      source: pipe ids, nearest first: the way back to the origin
-    ..      4 * distance  destination: pipe ids, nearest first: the way still to go
+    ..      4 * distance  destination: pipe ids, nearest first: the rest of the way
     ..      length        content
 
-Whoever receives a message, :class:`Decoder` from a byte stream or :func:`receive` in process, puts the id of the pipe
-that it came in by in front of ``source``, takes one from ``ttl``, and takes the first id of the ``destination`` of a
-TO_DEST message off. ``source`` is so always a complete way back.
+A message changes when it is received, by :class:`Decoder` from a byte stream or by :func:`receive` within a process:
+the id of the receiving pipe is put in front of ``source``, ``ttl`` goes down by one, and the first id of the
+``destination`` of a TO_DEST message is removed. So ``source`` is always a complete way back.
 
-These are bad messages, whoever receives them, and the pipe that they come from closes: a ttl of 0; send type 3; TO_DEST
-without a destination; more ids than ``MAX_IDS`` in ``source`` and ``destination`` together once received. The Go code
-adds the two counts in 8 bits, so that a message which passed here with more would throw the next peer out of step. No
-path of honest traffic comes near: an id enters ``source`` for each that leaves ``destination``, and ttl ends at 255.
+These are bad messages, and the pipe that receives one closes: a ttl of 0; send type 3; TO_DEST without a destination;
+more than ``MAX_IDS`` ids in ``source`` and ``destination`` together once received. The Go code adds the two counts in 8
+bits: forwarded to it, a message with more ids would make it misread every following frame. No honest path is so long:
+``source`` grows by one id when ``destination`` loses one, and ttl is at most 255.
 
-This module computes. It has no I/O, no event loop and no clock; what a message may do next (whether it is forwarded,
-to which pipe, whether a flag that a peer set is believed) is for the socket to say.
+This module only computes. It has no I/O, no event loop and no clock. The socket decides what happens to a message next:
+whether it is forwarded, to which pipe, and whether a flag that a peer has set is trusted.
 
 Source: message.go of the Go code; it checks none of these bounds.
 """
@@ -33,9 +33,12 @@ from copy import copy
 from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
-from typing import Final, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict, Unpack
 
 from .errors import BadMessage, BadPath, ContentTooLong, MessageTooLong, MultiSocketError, snippet
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "CONTROL",
@@ -66,46 +69,46 @@ __all__ = [
 
 #: Bytes of a frame before its paths.
 HEADER_SIZE: Final = 8
-#: Hops that a message may make when its sender does not say; also what a sender means by 0.
+#: Hops that a message may make if its sender sets no ttl, or the ttl 0.
 DEFAULT_TTL: Final = 16
-#: The most ids that a path has on the wire.
+#: The maximum number of ids in a path.
 MAX_IDS: Final = 255
-#: The most bytes that a content has on the wire.
+#: The maximum number of bytes in a content.
 MAX_CONTENT: Final = 2**32 - 1
 
-#: Send types, the two low bits of the flags. 3 is no send type.
+#: Send types: the two low bits of the flags. 3 is not a send type.
 TO_ONE: Final = 0
 TO_ALL: Final = 1
 TO_DEST: Final = 2
 SEND_TYPE_MASK: Final = 0x03
 
-#: From socket to socket, never shown to the user.
+#: Sent by a socket to a socket; the user never receives it.
 INTERNAL: Final = 0x04
 #: Reserved.
 NO_SOURCE: Final = 0x08
-#: Came from a raw pipe.
+#: Received from a raw pipe.
 RAW: Final = 0x10
-#: A control message of the protocol on top.
+#: A control message of a protocol.
 CONTROL: Final = 0x20
 
 _FLAGGED: Final = INTERNAL | RAW
 
 _ID_SIZE: Final = 4
 
-# What a decoder tells its reader to ask the kernel for: enough for many small frames in one system call, and never so
-# much that a promised length decides what is allocated.
+# Sizes of reads that a decoder proposes: enough for many small frames in one system call, and bounded, so that an
+# announced length never decides how much memory is allocated.
 _READ_SIZE: Final = 64 * 1024
 _MAX_READ_SIZE: Final = 256 * 1024
-# From this size on it pays to read a frame by itself: one more system call instead of one more copy.
+# Reading a frame of at least this size by itself is faster: it costs a system call and saves a copy.
 _LARGE: Final = 32 * 1024
 
-# Pieces of a content below this size are copied together as they come: a peer that sends byte by byte must not cost a
-# Python object a byte, nor a few bytes keep the whole chunk alive that they came in.
+# Pieces of a content that are smaller are copied into one buffer as they arrive. Otherwise a peer that sends single
+# bytes would cost one Python object per byte, and a few bytes would keep the whole chunk alive that they arrived in.
 _SMALL_PIECE: Final = 4096
 
 _pack_id = Struct(">I").pack
 _pack_header = Struct(">BBBBI").pack
-#: The header of a frame without paths, given flags, ttl, 0 and the length: for whoever cannot afford encode_frame().
+#: Returns the header of a frame without paths, given flags, ttl, 0 and the length: a faster way than encode_frame().
 pack_bare_header = Struct(">BBHI").pack
 # The first four bytes of a frame as one int, its shape, and the length.
 _unpack_header = Struct(">II").unpack_from
@@ -124,20 +127,20 @@ class _Fields(TypedDict, total=False):
 
 
 class Message(NamedTuple):
-    """A message, immutable: many pipes may share one.
+    """A message. Immutable: many pipes may share one.
 
-    ``tuple.__new__(Message, (flags, ttl, source, destination, content, pipe_id))`` makes one in two thirds of the
-    time of ``Message(...)``, without defaults; it is how the library makes those that it receives.
+    ``tuple.__new__(Message, (flags, ttl, source, destination, content, pipe_id))`` takes two thirds of the time of
+    ``Message(...)`` and has no defaults. The library makes received messages in this way.
 
     Attributes:
-        flags: the whole first byte of the frame, send type included.
+        flags: the whole first byte of the frame, including the send type.
         ttl: hops that the message may still make, 0 to 255.
-        source: ids, nearest first, 4 bytes each: the way back to the origin, complete once received. Its first id is
-            this socket's own; those after it are the peer's claim.
-        destination: ids, nearest first: the way still to go.
-        content: the bytes. None in one case only, the end of a raw pipe's stream (with
-            ``connector.pipe.close_on_eof`` off); the type does not say so, to spare everybody else the question.
-        pipe_id: the local pipe that it came in by; 0 for a message made here.
+        source: ids, nearest first, 4 bytes each: the way back to the origin, complete in a received message. The first
+            id is a pipe of this socket; the following ids are the peer's claim.
+        destination: ids, nearest first, 4 bytes each: the rest of the way.
+        content: the bytes. None in one case only: at the end of a raw pipe's stream, with
+            ``connector.pipe.close_on_eof`` off. The type leaves this out, so that no other program has to check for it.
+        pipe_id: the local pipe that received it; 0 for a message made here.
     """
 
     flags: int = 0
@@ -154,12 +157,12 @@ class Message(NamedTuple):
 
     @property
     def hops(self) -> int:
-        """The number of ids in ``source``: pipes that the message has come by."""
+        """The number of ids in ``source``: the pipes that the message has passed."""
         return len(self.source) // _ID_SIZE
 
     @property
     def distance(self) -> int:
-        """The number of ids in ``destination``: pipes that the message has still to go by."""
+        """The number of ids in ``destination``: the pipes that the message has yet to pass."""
         return len(self.destination) // _ID_SIZE
 
     def replace(self, **fields: Unpack[_Fields]) -> Message:
@@ -167,7 +170,7 @@ class Message(NamedTuple):
         return self._replace(**fields)
 
     def __repr__(self) -> str:
-        # A content may be megabytes, and anybody's: it does not belong whole into a log.
+        # A content may be large and come from anybody: a log must not contain all of it.
         content = self.content if self.content is None else self.content[:64]
         return (
             f"<Message flags={self.flags} ttl={self.ttl} hops={self.hops} distance={self.distance} "
@@ -175,8 +178,8 @@ class Message(NamedTuple):
         )
 
 
-#: What a message is made of, in the order of :class:`Message`, which is such a tuple itself. A plain one is made in a
-#: third of the time, and is all that a receiver of contents needs.
+#: The fields of a message, in the order of :class:`Message`, which is such a tuple itself. Making a plain tuple takes a
+#: third of the time, and ``recv`` needs no more.
 Fields = tuple[int, int, bytes, bytes, bytes, int]
 
 
@@ -184,10 +187,10 @@ Fields = tuple[int, int, bytes, bytes, bytes, int]
 
 
 def pack_id(pipe_id: int) -> bytes:
-    """Return the 4 bytes that stand for a pipe id in a path.
+    """Return a pipe id as the 4 bytes that it has in a path.
 
     Raises:
-        BadPath: the id is not a number that 4 bytes can hold.
+        BadPath: the id is not a number that fits into 4 bytes.
     """
     try:
         return _pack_id(pipe_id)
@@ -196,12 +199,12 @@ def pack_id(pipe_id: int) -> bytes:
 
 
 def first_id(path: bytes) -> int:
-    """Return the nearest id of a path; 0, which no pipe has, where the path is empty."""
+    """Return the nearest id of a path. For an empty path return 0, which is no pipe's id."""
     return int.from_bytes(path[:_ID_SIZE], "big")
 
 
 def path_ids(path: bytes) -> tuple[int, ...]:
-    """Return the ids of a path, nearest first; none where it is empty.
+    """Return the ids of a path, nearest first; an empty tuple for an empty path.
 
     Raises:
         BadPath: its length is not a multiple of 4.
@@ -212,18 +215,22 @@ def path_ids(path: bytes) -> tuple[int, ...]:
         raise BadPath(path, "its length is not a multiple of 4") from None
 
 
-def check_path(path: bytes | bytearray | memoryview) -> bytes:
-    """Return a destination as bytes, if it is one.
+def check_path(path: Buffer) -> bytes:
+    """Return a destination as bytes.
+
+    Args:
+        path: bytes-like.
 
     Raises:
-        BadPath: it is empty, not a multiple of 4 bytes, longer than MAX_IDS ids, or not bytes at all.
+        BadPath: it is empty, not a multiple of 4 bytes, longer than MAX_IDS ids, or not bytes-like.
     """
     if not isinstance(path, bytes):
-        if not isinstance(path, (bytearray, memoryview)):
-            raise BadPath(path, f"a path is bytes, not {type(path).__name__}")
-        path = bytes(path)
+        try:
+            path = bytes(memoryview(path))
+        except TypeError:
+            raise BadPath(path, f"a path must be bytes-like, not {type(path).__name__}") from None
     if not path:
-        raise BadPath(path, "it is empty")
+        raise BadPath(path, "it is empty: expected at least one id of 4 bytes")
     if len(path) % _ID_SIZE:
         raise BadPath(path, "its length is not a multiple of 4")
     if len(path) > MAX_IDS * _ID_SIZE:
@@ -235,9 +242,9 @@ def check_path(path: bytes | bytearray | memoryview) -> bytes:
 
 
 def encode(message: Message) -> bytes:
-    """Return a message's frame.
+    """Return the frame of a message.
 
-    A ttl of 0 is written as it is for a message that was received, and means DEFAULT_TTL for one that was made here.
+    A ttl of 0 means DEFAULT_TTL in a message that was made here. In a received message it is written as 0.
 
     Raises:
         BadPath, BadMessage, MessageTooLong: as :func:`encode_frame` does.
@@ -249,11 +256,11 @@ def encode(message: Message) -> bytes:
 
 
 def encode_frame(flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> bytes:
-    """Return the frame of a message given by its fields, each written as it is.
+    """Return the frame of a message with these fields. Each is written as it is, a ttl of 0 also.
 
     Raises:
         BadPath: a path is not a multiple of 4 bytes, or the two have more than MAX_IDS ids together.
-        BadMessage: flags or ttl do not fit a byte.
+        BadMessage: flags or ttl do not fit into a byte.
         MessageTooLong: the content is longer than MAX_CONTENT.
     """
     if source or destination:
@@ -265,13 +272,13 @@ def encode_frame(flags: int, ttl: int, source: bytes, destination: bytes, conten
 
 
 def encode_header(flags: int, ttl: int, source: bytes, destination: bytes, length: int) -> bytes:
-    """Return a frame without its content, for contents of ``length`` bytes that are too large to copy.
+    """Return a frame without its content, which has ``length`` bytes and may be too large to copy.
 
     Raises:
         BadPath, BadMessage, MessageTooLong: as :func:`encode_frame` does.
     """
     hops, distance = len(source) // _ID_SIZE, len(destination) // _ID_SIZE
-    # Whole ids only: a byte too many would put the peer out of step with every frame that follows.
+    # Whole ids only: with one byte too many the peer would misread every following frame.
     if (len(source) | len(destination)) % _ID_SIZE or hops + distance > MAX_IDS:
         for path in (source, destination):
             if path:
@@ -284,7 +291,7 @@ def encode_header(flags: int, ttl: int, source: bytes, destination: bytes, lengt
 
 
 def _misfit(flags: int, ttl: int, length: int) -> MultiSocketError:
-    """Return the error for a header that does not fit its fields."""
+    """Return the error for values that do not fit into the fields of a header."""
     if length > MAX_CONTENT:
         return MessageTooLong(length, MAX_CONTENT)
     return BadMessage(f"flags {snippet(flags)} and ttl {snippet(ttl)} must be whole numbers from 0 to 255")
@@ -294,14 +301,14 @@ def _misfit(flags: int, ttl: int, length: int) -> MultiSocketError:
 
 
 def receive(message: Fields, pipe_id: int, local: bytes) -> Fields:
-    """Return the fields of a message that a peer in this process handed over, as its receiver sees them.
+    """Return the fields of a message from a peer in this process, as its receiver sees them.
 
-    Does what :class:`Decoder` does to a frame. The length of the content is for the pipe to check.
+    Changes and checks the message as :class:`Decoder` does. The pipe checks the length of the content.
 
     Args:
         message: as it was sent.
-        pipe_id: the local pipe that it came in by.
-        local: ``pack_id(pipe_id)``, which the pipe has at hand.
+        pipe_id: the local pipe that receives it.
+        local: ``pack_id(pipe_id)``, which the pipe has already.
 
     Raises:
         BadMessage: as :class:`Decoder` does.
@@ -314,7 +321,7 @@ def receive(message: Fields, pipe_id: int, local: bytes) -> Fields:
 
 
 def _check_bounds(flags: int, ttl: int, hops: int, distance: int) -> None:
-    """Raise BadMessage where the fields of a message on its way to us break a rule. All of them are plain ints."""
+    """Raise BadMessage if the fields of a message that is being received break a rule. All are plain ints."""
     send_type = flags & SEND_TYPE_MASK
     if send_type > TO_DEST:
         raise BadMessage("3 is no send type")
@@ -322,7 +329,7 @@ def _check_bounds(flags: int, ttl: int, hops: int, distance: int) -> None:
         raise BadMessage("its ttl is 0")
     ids = hops + distance
     if send_type != TO_DEST:
-        # Ours enters the source; for TO_DEST another leaves the destination.
+        # The source grows by the id of this pipe. With TO_DEST the destination becomes shorter at the same time.
         ids += 1
     elif not distance:
         raise BadMessage("it is for a destination and has none")
@@ -330,13 +337,13 @@ def _check_bounds(flags: int, ttl: int, hops: int, distance: int) -> None:
         raise BadMessage(f"its paths have more than {MAX_IDS} ids together")
 
 
-# Frames on one pipe come in very few shapes, and so do those of all pipes together.
+# The frames of all pipes together have only a few different shapes.
 @lru_cache(maxsize=1024)
 def _layout(shape: int) -> tuple[int, int, int, int, int]:
-    """Return what the first four bytes of a frame say.
+    """Return the meaning of the first four bytes of a frame.
 
     Returns:
-        flags, ttl once received, and the offsets in the frame at which the source ends, the destination begins
+        The flags; the ttl once received; and the offsets in the frame at which the source ends, the destination begins
         once received, and the content begins.
 
     Raises:
@@ -350,22 +357,22 @@ def _layout(shape: int) -> tuple[int, int, int, int, int]:
 
 
 class Decoder:
-    """Turns the bytes that one pipe reads into messages, with the receiving rules applied.
+    """Decodes the bytes that one pipe reads into messages, and changes and checks them as received messages.
 
-    Memory grows with the bytes that have come, never with a length that was promised. Flags are returned as the peer
-    set them: whether INTERNAL or RAW is believed is for the pipe to say, which need only look when ``flagged`` is set.
+    Memory grows with the bytes that have arrived, never with an announced length. Flags are returned as the peer has
+    set them. The pipe decides whether INTERNAL or RAW is trusted, and needs to check that only if ``flagged`` is set.
 
-    The first bad frame ends the decoder. Messages that came before it are not lost: the :meth:`feed` that finds it
-    returns them and leaves the reason in ``error``; it raises where it has nothing to return, and every later call
-    does. A reader therefore delivers what it got, and then closes the pipe if ``error`` is set.
+    The decoder stops at the first bad frame. The messages before it are not lost: the :meth:`feed` that finds the bad
+    frame returns them and stores the reason in ``error``. If there are none it raises, as does every later call. So a
+    reader delivers what ``feed`` has returned, and then closes the pipe if ``error`` is set.
 
     Args:
-        pipe_id: the local pipe that the bytes come in by.
-        max_content: the longest content that is taken, in bytes; 0 sets no limit.
+        pipe_id: the local pipe that reads the bytes.
+        max_content: the longest allowed content in bytes; 0 sets no limit.
 
     Attributes:
-        max_content: may be changed at any time; holds for frames whose header is read after that.
-        error: why the decoder has failed, None while it has not.
+        max_content: may be changed at any time; applies to frames whose header is read later.
+        error: why the decoder has stopped; None while it works.
         flagged: set by every :meth:`feed` that returns a message with INTERNAL or RAW; the pipe resets it.
     """
 
@@ -389,27 +396,28 @@ class Decoder:
         self.flagged = False
         self._pipe_id = pipe_id
         self._local = pack_id(pipe_id)
-        # Between two calls, a frame is cut either before its content, and `_rest` has all that came of it; or in its
-        # content, of which `_missing` bytes are to come, `_pieces` have come, and `_head` has the fields before it.
+        # Between two calls a frame may be incomplete. If its content has not begun, `_rest` is all that has arrived of
+        # it. Otherwise `_head` has the fields before the content, `_pieces` is the content so far, and `_missing` bytes
+        # of the content are missing.
         self._rest = b""
         self._head = (0, 0, b"", b"")
         self._pieces: list[bytes | bytearray | memoryview] = []
         self._missing = 0
-        # Of the last frame that was cut in its content: all its bytes, and those before the content.
+        # Of the last frame whose content was incomplete: its size, and the size of its header and paths.
         self._frame_size = 0
         self._head_size = HEADER_SIZE
 
     @property
     def pending(self) -> int:
-        """The bytes that have come of a frame which is not complete, 0 between two frames."""
+        """The number of bytes that have arrived of an incomplete frame; 0 between two frames."""
         return self._frame_size - self._missing if self._missing else len(self._rest)
 
     @property
     def read_size(self) -> int:
-        """How many bytes to ask the kernel for next.
+        """How many bytes the pipe should ask the kernel for next.
 
-        A large content is read up to its end, and what follows it up to the end of a header and paths such as that one
-        had: a content that comes in one read is then handed on as it is, not copied.
+        A large content is read to its end and no further. The next read then asks for as many bytes as its header and
+        paths had. So the next large content can arrive in one read, and is passed on without a copy.
         """
         if self._frame_size < _LARGE or self._rest:
             return _READ_SIZE
@@ -418,22 +426,22 @@ class Decoder:
             return self._head_size
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Message]:
-        """Return the messages that the next bytes of the stream complete. See :meth:`feed_fields`."""
+    def feed(self, data: Buffer) -> list[Message]:
+        """Return the messages that are completed by the next bytes of the stream. See :meth:`feed_fields`."""
         return [_new(Message, fields) for fields in self.feed_fields(data)]
 
-    def feed_fields(self, data: bytes | bytearray | memoryview) -> list[Fields]:
-        """Take the next bytes of the stream and return the fields of the messages that they complete.
+    def feed_fields(self, data: Buffer) -> list[Fields]:
+        """Decode the next bytes of the stream and return the fields of the messages that they complete.
 
         Args:
-            data: any number of bytes. Contents are copied out of ``bytes`` once; others are made ``bytes`` first.
+            data: bytes-like, of any length. Contents are copied out of ``bytes`` once; another type is first converted.
 
         Raises:
-            ContentTooLong: a frame's length is over ``max_content``; nothing was kept for it.
+            ContentTooLong: a frame announces more than ``max_content`` bytes; no memory was used for it.
             BadMessage: a frame breaks another rule of the module's docstring.
         """
         if self.error is not None:
-            # A copy: the traceback of an error that is raised leads to this decoder, which must not lead back to it.
+            # A copy: the traceback of a raised error refers to this decoder, and a reference back would make a cycle.
             raise copy(self.error)
         if type(data) is not bytes:
             data = bytes(data)
@@ -453,12 +461,12 @@ class Decoder:
         return messages
 
     def feed_packets(self, packets: list[bytes]) -> list[Fields]:
-        """Return the fields of the messages of packets, each of which holds one whole frame and nothing else.
+        """Return the fields of the messages in packets. Each packet must be exactly one frame.
 
-        For a transport that cuts the stream into packets itself; not to be mixed with :meth:`feed_fields`.
+        For a transport with packets. Do not mix it with :meth:`feed_fields`.
 
         Raises:
-            ContentTooLong, BadMessage: as :meth:`feed_fields` does, and where a packet is not one frame.
+            ContentTooLong, BadMessage: as :meth:`feed_fields` does, and if a packet is not exactly one frame.
         """
         if self.error is not None:
             raise copy(self.error)
@@ -495,7 +503,7 @@ class Decoder:
                 append((flags, ttl, source, packet[destination_start:content_start], packet[content_start:], pipe_id))
 
     def _take_frames(self, data: bytes, position: int, messages: list[Fields]) -> None:
-        """Decode every frame that is complete, and keep what has come of the next."""
+        """Decode all complete frames, and keep the beginning of the next one."""
         append, unpack, local, pipe_id = messages.append, _unpack_header, self._local, self._pipe_id
         limit = self.max_content or MAX_CONTENT
         begin = position
@@ -504,7 +512,7 @@ class Decoder:
         known = -1
         while position <= last_header:
             shape, length = unpack(data, position)
-            # Most frames have the shape of the one before: one comparison is then all that their first four bytes take.
+            # Most frames have the same shape as the one before: their first four bytes then cost one comparison.
             if shape != known:
                 flags, ttl, source_end, destination_start, content_start = _layout(shape)
                 known = shape
@@ -524,7 +532,7 @@ class Decoder:
         else:
             self._rest = data[position:]
             if position > begin:
-                # Frames come whole: they are not large, or come faster than they are read.
+                # All frames are whole: they are not large, or arrive faster than they are read.
                 self._frame_size = 0
             return
         if length > limit:
@@ -541,7 +549,7 @@ class Decoder:
         self._continue_content(memoryview(data)[start:], messages)
 
     def _continue_content(self, data: bytes | memoryview, messages: list[Fields]) -> int:
-        """Take bytes of the content that is coming in, and return how many of them it took."""
+        """Add bytes to the incomplete content, and return how many of them belong to it."""
         size = len(data)
         missing = self._missing
         pieces = self._pieces
@@ -554,12 +562,12 @@ class Decoder:
             elif size:
                 pieces.append(bytearray(data))
             return size
-        # A content that came alone in one piece is that piece: join() does not copy it.
+        # If a piece is the whole content, join() returns it without a copy.
         pieces.append(data if size == missing else memoryview(data)[:missing])
         content = b"".join(pieces)
         pieces.clear()
         self._missing = 0
-        # Its header came in an earlier call, after which the pipe may have reset this.
+        # The header arrived in an earlier call; the pipe may have reset this since.
         if self._head[0] & _FLAGGED:
             self.flagged = True
         messages.append((*self._head, content, self._pipe_id))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gmultisocket import options
 from gmultisocket.errors import BadOptionValue, OptionError, UnknownOption
 from gmultisocket.options import Option, Options, define, describe, lookup, option
+from tests import optionnames
 
 TTL = options.socket.send_ttl
 QUEUE = options.socket.send_queue_size
@@ -536,7 +537,26 @@ def test_a_scope_is_gone_when_its_owner_drops_it_though_the_parent_lives() -> No
 def test_many_scopes_that_nobody_watches_cost_their_parent_nothing() -> None:
     top = Options()
     scopes = [Options(parent=top) for _ in range(1000)]
-    assert not list(top._concerned(TTL))[1:]
+    assert not list(top._inheriting(TTL))[1:]
     top.set(TTL, 3)
     assert {scope.get(TTL) for scope in scopes} == {3}
     assert not hasattr(scopes[0], "__dict__")
+
+
+# For type checkers
+
+
+def test_the_names_for_type_checkers_are_those_of_the_definitions() -> None:
+    assert optionnames.PATH.read_text() == optionnames.source(), "run: python3 -m tests.optionnames"
+
+
+def test_the_names_for_type_checkers_can_be_imported() -> None:
+    from gmultisocket.options.names import OptionsByName
+
+    assert OptionsByName.__total__ is False
+    assert set(OptionsByName.__annotations__) >= {"socket.no_recv", "protocol.stream.window"}
+
+
+def test_option_values_is_a_name_when_the_program_runs() -> None:
+    values: options.OptionValues = {"socket.no_recv": True}
+    assert Options(values).get(NO_RECV) is True

@@ -8,6 +8,7 @@ import json
 import pickle
 import random
 import tracemalloc
+from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from struct import pack
@@ -753,6 +754,11 @@ def test_a_content_that_the_length_field_cannot_hold_is_not_encoded(source: byte
     assert encode_header(0, 16, source, b"", MAX_CONTENT)[4:8] == b"\xff\xff\xff\xff"
 
 
+def test_a_path_may_be_any_bytes_like_object() -> None:
+    assert check_path(array("I", [1, 2])) == array("I", [1, 2]).tobytes()
+    assert check_path(memoryview(b"\1\2\3\4\5\6\7\10\0\0\0\0\0\0\0\0")[::2]) == b"\1\3\5\7\0\0\0\0"
+
+
 # The module
 
 
@@ -764,7 +770,7 @@ def test_imports_nothing_that_waits_talks_or_tells_the_time() -> None:
             imported.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             imported.add("." * node.level + (node.module or ""))
-    assert imported <= {"__future__", "copy", "functools", "struct", "typing", ".errors"}
+    assert imported <= {"__future__", "copy", "functools", "struct", "typing", "typing_extensions", ".errors"}
 
 
 def test_exports_what_it_has() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..address import Address
 from ..options import Options, OptionValues
 from ..transport.inproc import connected_pair
@@ -53,7 +55,7 @@ def pair(options: OptionValues | None = None) -> tuple[Socket, Socket]:
     still receive the messages that have arrived.
     """
     unbuffered = {"socket.recv_queue_size": 0, "socket.send_queue_size": 0}
-    values = {**unbuffered, **{str(name): value for name, value in (options or {}).items()}}
+    values: dict[str, Any] = {**unbuffered, **{str(name): value for name, value in (options or {}).items()}}
     sockets = Socket(values), Socket(values)
     address = Address("inproc", "pair")
     for sock, connection in zip(sockets, connected_pair("inproc://pair"), strict=True):

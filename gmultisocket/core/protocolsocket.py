@@ -116,7 +116,11 @@ class ProtocolSocket:
         The message has the flags, paths and content of ``message``, and the ttl of the socket. Call
         :meth:`next_pipe` or :meth:`wait_writable` before, or the pipe's queue grows beyond its limit.
         """
-        pipe._put(message.flags, self._sender.ttl, message.source, message.destination, message.content)
+        flags, _, source, destination, content, _ = message
+        if flags == TO_ONE and not source:
+            pipe._put_one(self._sender.ttl, content)
+        else:
+            pipe._put(flags, self._sender.ttl, source, destination, content)
 
     def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0) -> int:
         """Send to some pipes, as ``Socket.send_all`` sends to all. It is as fast where they are all that there are.

@@ -1,4 +1,4 @@
-"""Living in gevent's event loop: waiting, periodic work, accepting, and which thread and process an object belongs to.
+"""Tools for gevent's event loop: waiting, periodic work, accepting, and the thread and process of an object.
 
-Nothing here knows of sockets, pipes or messages.
+Nothing here depends on sockets, pipes or messages.
 """

@@ -1,8 +1,9 @@
-"""The accept loop: takes connections one after the other, whatever errors come, until it is stopped.
+"""The accept loop: accepts connections one after the other, whatever errors come, until it is stopped.
 
-Which errors pass and which stay is decided here, for all listeners alike. An error that came with one connection (the
-peer has reset it, say) is gone with that connection, and the next one is accepted at once. After any other error
-descriptors or memory have run out, so the loop pauses, longer each time.
+One rule decides for all listeners what an error means. An error that came with one connection (its peer has reset it,
+for example) is gone with that connection, and the next one is accepted at once. After any other error of ``accept``
+the loop pauses, longer each time: descriptors or memory have run out, or the transport is broken. No exception ends the
+loop but :class:`~gmultisocket.errors.Closed`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 1.0
 #: After this number of connections in a row other greenlets run.
 _BATCH: Final = 16
-#: Seconds between two records of an error that stays.
+#: Seconds between two records of the same kind of error.
 _LOG_INTERVAL: Final = 60.0
 
 
@@ -45,9 +46,10 @@ class AcceptLoop(Generic[T]):
     Args:
         accept: blocks until there is a connection, and returns it. Raises ``OSError`` when this attempt failed, and
             :class:`~gmultisocket.errors.Closed` to end the loop.
-        take: called with each connection, which it owns from then on. May block: the next one is accepted after it.
+        take: called with each connection, which it owns from then on: it also closes the connection if it raises. May
+            block: the next one is accepted after it.
         address: returns the address, for log records.
-        wait: called before each ``accept``; blocks while no connection may be accepted.
+        wait: called before each ``accept``; blocks while no connection may be accepted. Raises as ``accept`` does.
     """
 
     __slots__ = ("_accept", "_address", "_greenlet", "_log", "_stopped", "_take", "_wait")
@@ -93,20 +95,39 @@ class AcceptLoop(Generic[T]):
                 if self._wait is not None:
                     self._wait()
                 connection = self._accept()
-                pause = _FIRST_PAUSE
-                self._take(connection)
-                accepted += 1
-                if accepted % _BATCH == 0:
-                    yield_to_loop()
             except Closed:
                 return
-            except OSError as error:
+            except Exception as error:
                 if self._stopped:
                     return
-                if error.errno in _PASSING:
-                    logger.debug("%s could not accept a connection: %s", self._address(), error)
+                if self._log_error(error):
                     yield_to_loop()
                 else:
-                    self._log.log("accept", logging.ERROR, "%s cannot accept a connection: %s", self._address(), error)
                     gevent.sleep(pause)
                     pause = min(pause * 2, _LONGEST_PAUSE)
+                continue
+            pause = _FIRST_PAUSE
+            accepted += 1
+            try:
+                self._take(connection)
+            except Exception as error:
+                # A peer may have caused it. A pause would then delay the others.
+                self._log_error(error)
+                yield_to_loop()
+            # Or the loop would keep it alive until the next one comes.
+            del connection
+            if accepted % _BATCH == 0:
+                yield_to_loop()
+
+    def _log_error(self, error: Exception) -> bool:
+        """Log an error. Return whether it is gone with its connection."""
+        passing = isinstance(error, Closed) or (isinstance(error, OSError) and error.errno in _PASSING)
+        if passing:
+            logger.debug("%s could not accept a connection: %s", self._address(), error)
+        elif isinstance(error, OSError):
+            self._log.log("accept", logging.ERROR, "%s cannot accept a connection: %s", self._address(), error)
+        else:
+            self._log.log(
+                "exception", logging.ERROR, "%s failed to accept a connection", self._address(), error=error
+            )
+        return passing

@@ -1,9 +1,9 @@
 """Who may use a socket: the OS thread that made it, in the process that made it.
 
 gevent objects are not thread-safe, and greenlets that a fork copies would read the parent's connections. So a socket
-checks at every call that it is in its own thread. A fork changes what the sockets hold for their thread, so that the
-same check, and no second one, finds the stranger; and it lets go of their descriptors in the child, without a word to
-any peer and without switching greenlets (a switch inside ``fork()`` would run the parent's greenlets).
+checks at every call that it runs in its own thread. In a forked child the thread identity that a socket holds becomes
+:data:`FORKED`, so the same check also finds a fork. The sockets' descriptors are closed in the child without a word to
+any peer and without switching greenlets: a switch inside ``fork()`` would run the parent's greenlets.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..errors import ForkedSocketError, MultiSocketError, WrongThread
 
 __all__ = ["FORKED", "check_thread", "current_thread", "live", "register", "unregister", "wrong_owner"]
 
-#: The identity of the OS thread that runs, patched or not.
+#: Returns the identity of the running OS thread, with or without monkey patching.
 current_thread = get_original("_thread", "get_ident")
 
-#: What stands for the thread of a socket whose process has forked: no thread has this number.
+#: The thread identity of a socket in a forked child. No thread has this number.
 FORKED = -1
 
 
 class Owned(Protocol):
-    """What belongs to a thread and a process."""
+    """An object that belongs to one thread of one process."""
 
     def _abandon(self) -> None:
         """Become unusable in a forked child, without switching greenlets."""
@@ -38,7 +38,7 @@ _live: weakref.WeakSet[Owned] = weakref.WeakSet()
 
 
 def register(owned: Owned) -> None:
-    """Have ``_abandon()`` called in children that are forked from now on."""
+    """Arrange that ``_abandon()`` is called in every child that is forked from now on."""
     _live.add(owned)
 
 
@@ -48,20 +48,20 @@ def unregister(owned: Owned) -> None:
 
 
 def live() -> Iterator[Owned]:
-    """Return what is registered."""
+    """Return the registered objects."""
     return iter(list(_live))
 
 
 def wrong_owner(thread: int) -> MultiSocketError:
-    """Return the error for a use of what belongs to ``thread`` from the running one."""
+    """Return the error for using an object of the thread ``thread`` from the running thread."""
     return ForkedSocketError() if thread == FORKED else WrongThread()
 
 
 def check_thread(hub: Hub) -> None:
-    """Check that the running thread is that of a hub, and so of what belongs to it.
+    """Check that the running thread is the thread of a hub.
 
     Raises:
-        WrongThread: it is another one.
+        WrongThread: it is another thread.
     """
     if current_thread() != hub.thread_ident:
         raise WrongThread

@@ -1,4 +1,4 @@
-"""Work that is done again and again while there is something to do it for."""
+"""Work that is done at intervals."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ __all__ = ["Periodic"]
 
 
 class Periodic:
-    """Calls a function at intervals, from one greenlet that exists only while there is a next time.
+    """Calls a function at intervals, in a greenlet that exists only while there is work.
 
     Args:
-        interval: called before each pause; returns its seconds, or 0 to end. :meth:`start` begins again.
-        check: called as ``check(elapsed, late)`` after each pause: the seconds that it took, and by how much that is
-            longer than it should have been because the process did something else.
-        spawn: makes the greenlet.
+        interval: called before each pause; returns the seconds of the pause, or 0 to end the greenlet.
+            :meth:`start` begins again.
+        check: called as ``check(elapsed, late)`` after each pause. ``elapsed`` is how long the pause really was, in
+            seconds. ``late`` is the part of it over the interval, for which the process did something else.
+        spawn: starts a function in a greenlet and returns the greenlet.
     """
 
-    __slots__ = ("_check", "_greenlet", "_interval", "_spawn")
+    __slots__ = ("_check", "_greenlet", "_interval", "_spawn", "_stopped")
 
     def __init__(
         self,
@@ -34,19 +35,23 @@ class Periodic:
         self._check = check
         self._spawn = spawn
         self._greenlet: Greenlet[..., Any] | None = None
+        #: Whether the greenlet was killed. It ends at a later turn of the event loop.
+        self._stopped = False
 
     def start(self) -> None:
-        """Begin, unless it has begun. Never blocks."""
-        if self._greenlet is None:
+        """Begin, unless it has begun already. Never blocks."""
+        if self._greenlet is None or self._stopped or self._greenlet.ready():
+            self._stopped = False
             self._greenlet = self._spawn(self._run)
 
     def stop(self) -> None:
         """End it. Never blocks."""
         if self._greenlet is not None:
+            self._stopped = True
             self._greenlet.kill(block=False)
 
     def join(self) -> None:
-        """Block until the greenlet has ended, unless that is the caller."""
+        """Block until the greenlet has ended. Return at once if the caller is that greenlet."""
         if self._greenlet is not None and self._greenlet is not gevent.getcurrent():
             self._greenlet.join()
 
@@ -58,4 +63,6 @@ class Periodic:
                 elapsed = monotonic() - before
                 self._check(elapsed, max(0.0, elapsed - pause))
         finally:
-            self._greenlet = None
+            # After a stop and a start this may be another greenlet already.
+            if self._greenlet is gevent.getcurrent():
+                self._greenlet = None

@@ -1,10 +1,10 @@
-"""How a greenlet waits for something that another greenlet makes true.
+"""Waiting for a condition that another greenlet makes true.
 
-:class:`WaitList` is the one place where the core blocks on anything but a descriptor. It never hands a value
-over: a woken greenlet looks again for what it came for, so a greenlet that is killed or timed out
-between the wake-up and its turn has consumed nothing, and the next in line is served instead.
+:class:`WaitList` is the only place where the core blocks on anything but a descriptor. It hands no value to a waiter: a
+woken greenlet checks the condition again. So a greenlet that is killed or times out after the wake-up and before it
+runs has consumed nothing, and the next waiter is woken instead.
 
-:class:`Deadline` turns a ``timeout=`` into what is left of it, for calls that wait more than once.
+:class:`Deadline` turns a ``timeout=`` into the time that is left, for calls that wait more than once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from .yielding import yield_to_loop
 
 __all__ = ["Deadline", "WaitList"]
 
-#: How many looks with a timeout of 0 let nobody else run.
+#: After this number of waits with a timeout of 0 other greenlets run once.
 _POLLS: Final = 32
 
 
 class Wakeable(Protocol):
-    """What may stand in a :class:`WaitList`: a waiter, or an object that works in the hub without blocking."""
+    """An entry of a :class:`WaitList`: a gevent waiter, or another object. The hub calls its ``switch``."""
 
     def switch(self, value: bool) -> object: ...
 
@@ -34,7 +34,7 @@ class Deadline:
     """The moment at which a call gives up.
 
     Args:
-        timeout: seconds from now; None never, 0 or less at once.
+        timeout: seconds from now. None: never. 0 or less: at once.
     """
 
     __slots__ = ("_end",)
@@ -43,14 +43,14 @@ class Deadline:
         self._end = None if timeout is None else monotonic() + timeout
 
     def left(self) -> float | None:
-        """Return the seconds that are left, 0.0 when the time is up, None for no limit."""
+        """Return the seconds that are left: 0.0 when the time is up, None without a limit."""
         if self._end is None:
             return None
         return max(0.0, self._end - monotonic())
 
 
 class WaitList:
-    """Greenlets in the order in which they came, woken one by one while a condition holds.
+    """A queue of waiting greenlets, woken one by one, in order, while a condition holds.
 
     Args:
         hub: the hub of the thread that the waiting greenlets run in.
@@ -63,21 +63,21 @@ class WaitList:
         self._hub = hub
         self._condition = condition
         self._scheduled = False
-        #: How often nobody waited although the condition may not have held.
+        #: Waits with a timeout of 0 since other greenlets last ran.
         self._polls = 0
-        #: Those who wait, first come first; always the same deque. Look at it to see whether anybody does.
+        #: The waiting greenlets, the first one in front. Always the same deque, so callers may keep a reference.
         self.waiters: deque[Wakeable] = deque()
 
     def wait(self, timeout: float | None) -> bool:
-        """Block until it is this greenlet's turn.
+        """Block until this greenlet is woken.
 
         Returns:
-            True when woken: the condition held when the hub looked, so look again. False when the time is up.
+            True if it was woken: the condition held a moment ago, so check it again. False if the time is up.
         """
         if timeout is not None and timeout <= 0:
             self._polls += 1
             if self._polls > _POLLS:
-                # Whoever polls must not keep the loop from those who would make the condition true.
+                # A greenlet that polls must let those run that would make the condition true.
                 self._polls = 0
                 yield_to_loop()
             return False
@@ -92,7 +92,7 @@ class WaitList:
                 raise
         timer = self._hub.loop.timer(timeout)
         try:
-            # The loop's own clock stands still while greenlets run: a wait would lose the time that they took before.
+            # The loop's clock stands still while greenlets run. Without an update the wait would be too short.
             timer.start(waiter.switch, False, update=True)
             woken = bool(waiter.get())
         except BaseException:
@@ -108,24 +108,24 @@ class WaitList:
         try:
             self.waiters.remove(waiter)
         except ValueError:
-            # It had been woken and was then killed or timed out: whatever it was woken for is for the next.
+            # It was woken, and then killed or timed out: wake the next one.
             self.wake()
 
     def wake(self) -> None:
-        """Let the hub wake waiters, in order, for as long as the condition holds. Never switches."""
+        """Schedule the hub to wake waiters, in order, while the condition holds. Never switches greenlets."""
         if not self._scheduled and self.waiters:
             self._scheduled = True
             self._hub.loop.run_callback(self._run)
 
     def wake_all(self) -> None:
-        """Let the hub wake every greenlet that waits now, whatever the condition says. Never switches."""
+        """Schedule the hub to wake every present waiter without checking the condition. Never switches greenlets."""
         while self.waiters:
             self._hub.loop.run_callback(self.waiters.popleft().switch, True)
 
     def _run(self) -> None:
         self._scheduled = False
-        # Each switch runs that greenlet until it blocks, so the condition is looked at anew every time. The
-        # count bounds the loop: a greenlet that comes back to the end of the line waits for the next turn.
+        # Each switch runs that greenlet until it blocks, so the condition is checked before every one. The count
+        # bounds the loop: a greenlet that waits again is woken in a later turn of the event loop.
         for _ in range(len(self.waiters)):
             if not self.waiters or not self._condition():
                 return

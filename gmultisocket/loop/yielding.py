@@ -37,7 +37,8 @@ class _Line:
         #: When the loop last looked at sockets and timers, as far as is known here: it may have looked later.
         self.looked_at = 0.0
         # With the default priority, libev would call it only when no socket is ready.
-        self._idle: Any = hub.loop.idle(priority=hub.loop.MAXPRI)
+        loop: Any = hub.loop
+        self._idle = loop.idle(priority=loop.MAXPRI)
         owner.register(self)
 
     def wait(self) -> None:

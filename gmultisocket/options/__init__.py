@@ -1,13 +1,16 @@
-"""Typed options: what can be set, what values are allowed, and scopes that inherit them.
+"""Typed options: their declarations, their allowed values, and scopes that inherit values.
 
-:class:`Option` is one declaration; :func:`define`, :func:`lookup` and :func:`describe` are the registry of all of them;
-:class:`Options` holds the values of one socket, dialer, listener or pipe. Every option that this library reads is an
-attribute of ``socket``, ``connector``, ``transport`` or ``protocol``. What an option does is the business of whoever
-reads it; the text form of an address is that of :mod:`gmultisocket.address`.
+:class:`Option` is one declaration; :func:`define`, :func:`lookup` and :func:`describe` are the registry of all options;
+:class:`Options` holds the values of one socket, dialer, listener or pipe. Every option of this library is an attribute
+of ``socket``, ``connector``, ``transport`` or ``protocol``. The code that reads an option gives it its effect. The
+syntax of options in an address is that of :mod:`gmultisocket.address`.
+
+``OptionValues`` is the type of a dict of values by name or option. Type checkers know the names and the types of their
+values; see ``values.py``.
 
 Nothing here blocks, switches greenlets or takes a lock.
 
-Source: Go ``options/options.go``. Different on purpose: a bad value is an error and never silently the default, and a
+Source: Go ``options/options.go``. Different on purpose: a wrong value is an error, not silently the default; and a
 refused change leaves everything as it was.
 """
 

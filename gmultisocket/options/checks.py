@@ -1,7 +1,7 @@
-"""What kind and range cannot say about the options of this library: which values are right, and their text forms.
+"""Checkers and parsers for the options of this library whose kind and range do not say enough.
 
-A checker returns the value to keep, a parser what the checker then gets; both raise ValueError that says what would be
-right.
+A checker returns the value to store. A parser returns a value for the checker. Both raise a ValueError whose text says
+which values are right.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def check_uids(value: object) -> frozenset[int] | None:
         uids = list(value)
         if all(isinstance(uid, int) and not isinstance(uid, bool) and 0 <= uid <= UINT32 for uid in uids):
             return frozenset(uids)
-    raise ValueError("a collection of user ids, or None for anybody")
+    raise ValueError("a collection of user ids, or None for all users")
 
 
 def parse_uids(text: str) -> list[int]:
     if not re.fullmatch("[0-9]{1,10}(,[0-9]{1,10})*", text):
-        raise ValueError("user ids with commas between, like 0,1000")
+        raise ValueError("user ids separated by commas, like 0,1000")
     return [int(uid) for uid in text.split(",")]
 
 
-def check_ssl_context(value: object) -> object:
-    # By what it can do: importing ssl costs more than importing this library, and most programs need none.
+def check_ssl_context(value: object) -> Any:
+    # By a method of it: importing ssl takes longer than importing this library, and most programs do not need it.
     if value is not None and not hasattr(value, "wrap_bio"):
         raise ValueError("an ssl.SSLContext, or None")
     return value
@@ -59,7 +59,7 @@ def check_ssl_context(value: object) -> object:
 def check_verify(value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
-    raise ValueError("true, false, or None for the usual")
+    raise ValueError("true, false, or None for the default behaviour")
 
 
 def parse_verify(text: str) -> bool:
@@ -69,9 +69,9 @@ def parse_verify(text: str) -> bool:
         raise ValueError("true or false") from None
 
 
-def check_callable(value: object) -> object:
+def check_callable(value: object) -> Any:
     if value is not None and not callable(value):
-        raise ValueError("a function that returns it, so that no secret is kept in an option")
+        raise ValueError("a function that returns the password (options do not store secrets), or None")
     return value
 
 
@@ -83,11 +83,11 @@ def check_function(value: object) -> Callable[..., Any] | None:
 
 def check_origins(value: object) -> tuple[str | re.Pattern[str], ...]:
     if isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray)):
-        # Browsers write them in lower case.
+        # Browsers send origins in lower case.
         origins = tuple([origin.lower() if isinstance(origin, str) else origin for origin in value])
         if all(isinstance(origin, re.Pattern) or _is_origin(origin) for origin in origins):
             return origins
-    raise ValueError("a collection of origins like https://example.com, or of compiled patterns")
+    raise ValueError("a collection of origins like https://example.com, or of compiled regular expressions")
 
 
 def _is_origin(value: object) -> bool:
@@ -99,11 +99,11 @@ def check_headers(value: object) -> Mapping[str, str] | Callable[[], Mapping[str
         return cast("Callable[[], Mapping[str, str]]", value)
     if isinstance(value, Mapping) and all(is_header(name, text) for name, text in value.items()):
         return dict(value)
-    raise ValueError("a mapping of header names to values without line breaks, or a function that returns one")
+    raise ValueError("a mapping of header names to values without line breaks, or a function that returns a mapping")
 
 
 def is_header(name: object, value: object) -> bool:
-    """Tell whether two texts can be the name and value of an HTTP header: a line break in one would make two."""
+    """Return whether two texts can be the name and value of an HTTP header. A line break would start another one."""
     return (
         isinstance(name, str)
         and isinstance(value, str)

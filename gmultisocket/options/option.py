@@ -1,7 +1,7 @@
-"""One option: name, kind, default and range, how its values are checked and read from text; and the registry of all.
+"""Option declarations: name, kind, default and range, and how values are checked and parsed; and their registry.
 
-A name is written ``socket.send_queue_size``. Go's spelling, ``Socket.SendQueueSize``, means the same and may be in any
-case. Durations are seconds.
+A name is written ``socket.send_queue_size``. Go's spelling, ``Socket.SendQueueSize``, in any case, is the same name.
+Durations are in seconds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KIND_OF_TYPE: dict[type, Kind] = {bool: "bool", int: "int", float: "float", str
 _NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 #: The empty text counts as true, as in Go: ``?socket.no_recv``.
 _BOOLS = dict.fromkeys(("", "true", "t", "yes", "1"), True) | dict.fromkeys(("false", "f", "no", "0"), False)
-#: 20 digits hold every 64-bit value, and keep a hostile address from making Python convert millions of them.
+#: 20 digits are enough for every 64-bit value. Without a limit a hostile address could make Python convert millions.
 _INT = re.compile(r"[+-]?[0-9]{1,20}")
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _DURATION_PART = rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)"
@@ -35,20 +35,20 @@ _UNITS |= {"s": (1, 1), "m": (60, 1), "h": (3600, 1)}
 
 
 class Option(Frozen, Generic[T]):
-    """One declared option. Usable as a key wherever a name is. Made by :func:`define`; cannot be changed.
+    """A declared option. Can be a key wherever a name can. Made by :func:`define`. Immutable.
 
     Attributes:
         name: ``"socket.send_queue_size"``.
         kind: ``"bool"``, ``"int"``, ``"float"``, ``"str"``, ``"choice"`` or ``"object"``.
-        default: the value where none is set.
+        default: the value if none is set.
         unit: ``"bytes"``, ``"messages"``, ``"seconds"`` or "".
-        minimum: the smallest number allowed.
-        maximum: the largest number allowed.
-        choices: what a choice may be.
+        minimum: the smallest allowed number.
+        maximum: the largest allowed number.
+        choices: the allowed texts of a choice.
         doc: one or two sentences for people.
-        checker: for what kind and range cannot say: returns the value to keep, or raises ValueError with what would
-            be right.
-        parser: for a text form in addresses that is not the kind's own. Raises like ``checker``.
+        checker: checks values further than kind and range do. Returns the value to store, or raises a ValueError
+            whose text says which values are right.
+        parser: parses the text of a value in an address, if the kind's own parser does not fit. Raises as ``checker``.
     """
 
     __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser", "unit")
@@ -85,12 +85,12 @@ class Option(Frozen, Generic[T]):
         return f"<Option {self.name}: {self.kind} = {self.default!r}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Options are compared by identity: a copy or an unpickled one has to be the registered one.
+        # Options are compared by identity: copying or unpickling must return the registered one.
         return lookup, (self.name,)
 
     @property
     def expected(self) -> str:
-        """What a right value looks like, in words."""
+        """The right values, in words."""
         match self.kind:
             case "bool":
                 return "true or false"
@@ -99,7 +99,7 @@ class Option(Frozen, Generic[T]):
             case "str":
                 return "a text"
             case "object":
-                return "an object made in Python"
+                return "a Python object"
             case "int":
                 return f"a whole number{self._range()}" + (f" ({self.unit})" if self.unit else "")
         if self.unit == "seconds":
@@ -114,10 +114,12 @@ class Option(Frozen, Generic[T]):
         return f" of at most {self.maximum}" if self.maximum is not None else ""
 
     def validate(self, value: object) -> T:
-        """Return the value to keep for a Python value. Only an int for a float is converted; a bool is no number.
+        """Check a Python value and return the value to store.
+
+        An int is converted to a float if the option needs one; nothing else is converted. A bool is not a number here.
 
         Raises:
-            BadOptionValue: the value is of another type or outside the range; says what would be right.
+            BadOptionValue: the value has another type or is out of range; the error says what would be right.
         """
         if not self._fits(value):
             raise BadOptionValue(self.name, value, self.expected)
@@ -130,10 +132,10 @@ class Option(Frozen, Generic[T]):
             raise BadOptionValue(self.name, value, str(error)) from None
 
     def parse(self, text: str) -> T:
-        """Return the value that a text from an address stands for.
+        """Parse the text of a value in an address, and return the value to store.
 
         Raises:
-            BadOptionValue: the text is no such value, or the option takes an object that no text stands for.
+            BadOptionValue: the text is wrong, or the option is a Python object, which an address cannot contain.
         """
         try:
             value = self._read(text)
@@ -154,7 +156,7 @@ class Option(Frozen, Generic[T]):
             case "int":
                 number = isinstance(value, int)
             case "float":
-                # Written so that nan, the infinities and ints too large for a float all fail.
+                # False for nan, for the infinities, and for ints that are too large for a float.
                 number = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
         return (
             number
@@ -198,7 +200,7 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_duration(text: str) -> float:
-    """Return seconds for ``"1.5"`` and for what Go's time.ParseDuration takes: ``"100ms"``, ``"1m30s"``."""
+    """Return the seconds of ``"1.5"``, or of a duration as in Go's time.ParseDuration: ``"100ms"``, ``"1m30s"``."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise ValueError
@@ -217,7 +219,7 @@ _by_go_name: dict[str, Option[Any]] = {}
 
 
 def _fold(name: str) -> str:
-    """Return what is left of a name in either spelling: ``socket.send_ttl`` and ``Socket.SendTTL`` are one."""
+    """Return a name without underscores, in lower case: the same for ``socket.send_ttl`` and ``Socket.SendTTL``."""
     return name.replace("_", "").lower()
 
 
@@ -234,22 +236,23 @@ def define(
     checker: Callable[[Any], T] | None = None,
     parser: Callable[[str], Any] | None = None,
 ) -> Option[T]:
-    """Declare an option and return it; from then on :func:`lookup` and addresses know it.
+    """Declare an option, register it for :func:`lookup` and addresses, and return it.
 
     Args:
-        name: two or more words joined by dots, in snake_case: ``"transport.smoke.colour"``.
+        name: two or more parts in snake_case, joined by dots: ``"transport.smoke.colour"``.
         kind: the name of a kind, or one of ``bool``, ``int``, ``float``, ``str`` and ``object``.
-        default: the value where none is set.
+        default: the value if none is set.
 
-    The others are the attributes of :class:`Option`.
+    The other arguments are the attributes of :class:`Option`.
 
     Raises:
-        OptionError: the name is taken, or is no such name; or there is no such kind.
-        BadOptionValue: the default is not a right value.
+        OptionError: the name is wrong or already defined; or the kind is unknown.
+        BadOptionValue: the default is a wrong value.
     """
     kind = kind if isinstance(kind, str) else _KIND_OF_TYPE.get(kind, cast(Kind, kind))
     if kind not in (*_KIND_OF_TYPE.values(), "choice"):
-        raise OptionError(f"option {name}: there is no kind {kind!r}")
+        kinds = "bool, int, float, str, choice or object"
+        raise OptionError(f"option {name}: no kind is called {kind!r}: expected {kinds}")
     if not _NAME.fullmatch(name):
         raise OptionError(f"an option's name is snake_case with a dot, like transport.tcp.no_delay, not {name!r}")
     option = Option(
@@ -275,10 +278,10 @@ def lookup(name_or_option: Option[T]) -> Option[T]: ...
 @overload
 def lookup(name_or_option: str) -> Option[Any]: ...
 def lookup(name_or_option: str | Option[Any]) -> Option[Any]:
-    """Return the option of a name in either spelling; an option is returned as it is.
+    """Return the option with a name, in either spelling. An Option is returned as it is.
 
     Raises:
-        UnknownOption: nothing of that name is defined; suggests the nearest name.
+        UnknownOption: no option has this name; the error suggests a similar one.
     """
     if isinstance(name_or_option, Option):
         return name_or_option
@@ -293,8 +296,8 @@ def lookup(name_or_option: str | Option[Any]) -> Option[Any]:
 
 
 def _nearest(name: str) -> str:
-    """Return the known name that was probably meant, or ""."""
-    # Only on the way to an error: importing the library need not pay for it.
+    """Return the most similar known name, or ""."""
+    # Imported here, because only an error needs it.
     from difflib import get_close_matches
 
     folded = _fold(name[:100])
@@ -305,5 +308,5 @@ def _nearest(name: str) -> str:
 
 
 def describe() -> list[Option[Any]]:
-    """Return every option that is defined, sorted by name."""
+    """Return all defined options, sorted by name."""
     return [_by_name[name] for name in sorted(_by_name)]

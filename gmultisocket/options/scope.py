@@ -1,14 +1,13 @@
-"""The values of one socket, dialer, listener or pipe: what is not set there comes from above.
+"""Option values of one socket, dialer, listener or pipe. An option that is not set there is inherited from its parent.
 
-A change is checked by everybody whom it concerns before it is there, and heard of by them afterwards; a refused one
-leaves everything as it was.
+When a value is set, all checks run before it, and all hooks after it. A refused change leaves everything as it was.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from .option import Option, lookup
@@ -19,13 +18,14 @@ logger = logging.getLogger("gmultisocket.options")
 
 T = TypeVar("T")
 
-#: Values by name or option, as users hand them in. (Mappings are invariant in their keys: a key type of
-#: ``str | Option`` would make type checkers refuse a plain dict by name.)
-OptionValues = Mapping[Any, Any]
+if TYPE_CHECKING:
+    from .values import OptionValues
+else:
+    OptionValues = Mapping[Any, Any]
 
 
 class _Hook:
-    """Something to call for one option."""
+    """A hook for one option, and maybe a check."""
 
     __slots__ = ("changed", "check", "option")
 
@@ -44,40 +44,45 @@ class _Hook:
 
 
 class _Watch:
-    """An object to be told of several options: one entry in its scope, as there may be very many such objects."""
+    """Hooks of one object for several options. One small entry in its scope, as there may be many such objects."""
 
-    __slots__ = ("_takes", "_target")
+    __slots__ = ("_setters", "_target")
 
-    def __init__(self, target: Any, takes: Mapping[Option[Any], Callable[[Any, Any], object]]) -> None:
+    def __init__(self, target: Any, setters: Mapping[Option[Any], Callable[[Any, Any], object]]) -> None:
         self._target = target
-        self._takes = takes
+        self._setters = setters
 
     def of(self, option: Option[Any]) -> _Hook | None:
-        take = self._takes.get(option)
-        return None if take is None else _Hook(option, lambda old, new: take(self._target, new))
+        setter = self._setters.get(option)
+        return None if setter is None else _Hook(option, lambda old, new: setter(self._target, new))
 
 
 class Options:
-    """The option values of one object; what is not set here comes from ``parent``, and then from the default.
+    """The option values of one object. A value that is not set here comes from ``parent``, or else is the default.
 
-    Not for use inside a loop over messages: objects keep a copy of what they need there and follow it with
-    :meth:`on_change`. A scope holds its parent; a parent knows the scopes below it only weakly.
+    Too slow for a loop over messages: an object that needs a value there keeps a copy, and updates it with
+    :func:`follow` or :meth:`on_change`. A scope keeps its parent alive; a parent has only weak references to its
+    children.
     """
 
-    # A scope that nobody set or watched anything on costs its slots and no more: a server has one a pipe.
-    __slots__ = ("__weakref__", "_below", "_hooks", "_parent", "_values")
+    # A scope without values and hooks costs its slots only: a server has one for each pipe.
+    __slots__ = ("__weakref__", "_children", "_hooks", "_parent", "_values")
 
     def __init__(self, values: OptionValues | None = None, parent: Options | None = None) -> None:
         """Make a scope.
 
+        Args:
+            values: the values to set in this scope, by name or option.
+            parent: the scope to inherit from.
+
         Raises:
-            UnknownOption: a name in ``values`` is not defined.
-            BadOptionValue: a value there is not right.
+            UnknownOption: ``values`` contains a name that is not defined.
+            BadOptionValue: ``values`` contains a wrong value.
         """
         self._parent = parent
         self._values: dict[Option[Any], Any] | None = None
         self._hooks: list[_Hook | _Watch] | None = None
-        self._below: WeakKeyDictionary[Options, None] | None = None
+        self._children: WeakKeyDictionary[Options, None] | None = None
         if values:
             options = ((lookup(name), value) for name, value in values.items())
             self._values = {option: option.validate(value) for option, value in options}
@@ -90,7 +95,7 @@ class Options:
     @overload
     def get(self, option: str) -> Any: ...
     def get(self, option: str | Option[Any]) -> Any:
-        """Return the value in force here: this scope's own, else the nearest one above, else the default.
+        """Return the value in force: this scope's own, or else that of the nearest scope above, or else the default.
 
         Raises:
             UnknownOption: no option has this name.
@@ -104,11 +109,11 @@ class Options:
         return option.default
 
     def has_own(self, option: str | Option[Any]) -> bool:
-        """Tell whether this scope has a value of its own."""
+        """Return whether the option is set in this scope itself."""
         return self._values is not None and lookup(option) in self._values
 
     def own(self) -> dict[str, Any]:
-        """Return the values set in this scope, by name."""
+        """Return the values that are set in this scope itself, by name."""
         return {option.name: value for option, value in (self._values or {}).items()}
 
     @overload
@@ -116,15 +121,15 @@ class Options:
     @overload
     def set(self, option: str, value: Any) -> None: ...
     def set(self, option: str | Option[Any], value: Any) -> None:
-        """Set a value here, for this scope and for those below that have none of their own.
+        """Set a value for this scope, and for those below it that do not set the option themselves.
 
-        Every check of every scope that is concerned runs first, then the value is there, then the hooks run, this
-        scope's first. Where a check or a hook raises, the error comes out of here and nothing has changed: hooks
-        that had run are called again with old and new exchanged.
+        First all checks of all these scopes run. Then the value is set. Then the hooks run, those of this scope first.
+        If a check or a hook raises, the error passes through and nothing has changed: hooks that had run are called
+        again with old and new value exchanged.
 
         Raises:
             UnknownOption: no option has this name.
-            BadOptionValue: the value is not right.
+            BadOptionValue: the value is wrong.
         """
         option = lookup(option)
         value = option.validate(value)
@@ -136,29 +141,32 @@ class Options:
         values = self._values = {} if self._values is None else self._values
         had, own = option in values, values.get(option)
         values[option] = value
-        told = 0
+        done = 0
         try:
             for hook in hooks:
                 hook.changed(old, value)
-                told += 1
+                done += 1
         except BaseException:
             if had:
                 values[option] = own
             else:
                 values.pop(option, None)
-            _tell_back(hooks[:told], old, value)
+            _undo(hooks[:done], old, value)
             raise
 
     def on_change(
         self, option: str | Option[T], hook: Callable[[T, T], object], check: Callable[[T], object] | None = None
     ) -> Callable[[], None]:
-        """Call ``hook(old, new)`` after each change of the value in force here, and return what ends that.
+        """Call ``hook(old, new)`` after each change of the value in force here.
 
         Args:
             option: the option to watch.
-            hook: called when the value is set here, or above while there is none here. Must not block, nor set
-                the same option. Should not raise: refusing is for ``check``, before anyone has seen the value.
-            check: called with the new value before; raises to refuse it. Must not block, nor change anything.
+            hook: called when the option is set here, or in a scope above while it is not set here. Must not block, nor
+                set the same option. Should not raise: ``check`` can refuse a value before any hook sees it.
+            check: called with the new value before it is set; raises to refuse it. Must not block, nor change anything.
+
+        Returns:
+            A function that removes the hook.
 
         Raises:
             UnknownOption: no option has this name.
@@ -172,59 +180,68 @@ class Options:
 
         return remove
 
-    def watch(self, target: T, takes: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
-        """Call ``take(target, new)`` after each change of an option in ``takes``, as :meth:`on_change` would.
+    def watch(self, target: T, setters: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
+        """Call ``setters[option](target, new)`` after each change of an option, as :meth:`on_change` does.
 
-        Cheap, however many options there are, if ``takes`` is shared: it should be a constant. The scope keeps the
-        target alive. :func:`follow` also tells the values of now.
+        Args:
+            target: the first argument of the setters; the scope keeps it alive.
+            setters: by option. Should be a constant that many targets share: a watch then costs little memory, for any
+                number of options.
+
+        :func:`follow` also sets the present values.
         """
-        self._add(_Watch(target, takes))
+        self._add(_Watch(target, setters))
 
     def _add(self, entry: _Hook | _Watch) -> None:
         if self._hooks is None:
             self._hooks = []
-            self._join()
+            self._link_parent()
         self._hooks.append(entry)
 
     def _hooks_of(self, option: Option[Any]) -> Iterator[_Hook]:
-        for scope in self._concerned(option):
+        for scope in self._inheriting(option):
             for entry in scope._hooks or ():
                 hook = entry.of(option)
                 if hook is not None:
                     yield hook
 
-    def _join(self) -> None:
-        """Have the scopes above know of this one. Left until there is a hook to call: most scopes never get one."""
+    def _link_parent(self) -> None:
+        """Add this scope to its parent's children. Done with the first hook only: most scopes never get one."""
         if self._parent is None:
             return
-        if self._parent._below is None:
-            self._parent._below = WeakKeyDictionary()
-            self._parent._join()
-        self._parent._below[self] = None
+        if self._parent._children is None:
+            self._parent._children = WeakKeyDictionary()
+            self._parent._link_parent()
+        self._parent._children[self] = None
 
-    def _concerned(self, option: Option[Any]) -> Iterator[Options]:
+    def _inheriting(self, option: Option[Any]) -> Iterator[Options]:
+        """Yield this scope and those below that inherit its value of the option."""
         yield self
-        for scope in list(self._below or ()):
+        for scope in list(self._children or ()):
             if not scope.has_own(option):
-                yield from scope._concerned(option)
+                yield from scope._inheriting(option)
 
 
-def follow(options: Options, target: T, takes: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
-    """Call ``take(target, value)`` with the values in force of all options in ``takes``, now and after each change.
+def follow(options: Options, target: T, setters: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
+    """Call ``setters[option](target, value)`` for each option, now and after each change of its value in force.
 
-    For objects that keep copies of what hot code looks at. Neither blocks nor looks at ``takes`` later than
-    :meth:`Options.watch` does.
+    For objects that keep copies of values for hot code. Never blocks.
+
+    Args:
+        options: the scope to follow.
+        target: as for :meth:`Options.watch`.
+        setters: as for :meth:`Options.watch`.
     """
-    for option, take in takes.items():
-        take(target, options.get(option))
-    options.watch(target, takes)
+    for option, setter in setters.items():
+        setter(target, options.get(option))
+    options.watch(target, setters)
 
 
-def _tell_back(hooks: list[_Hook], old: Any, new: Any) -> None:
-    """Undo a change for hooks that had heard of it, the last first."""
+def _undo(hooks: list[_Hook], old: Any, new: Any) -> None:
+    """Undo a change in the hooks that had run, the last one first."""
     for hook in reversed(hooks):
         try:
             hook.changed(new, old)
         except Exception:
-            # The error that refused the change is on its way to the caller; this one must not hide it.
+            # The caller gets the error that refused the change. This one must not replace it.
             logger.exception("a hook of option %s failed while a refused change was undone", hook.option.name)

@@ -1,39 +1,82 @@
-"""Protocols: who talks to whom, in which order, and what becomes of a message that nobody takes.
+"""Protocols: who talks to whom, in which order, and what happens to a message that nobody takes.
 
-Each is one class for each role, in one module, over a Socket of its own; :class:`Protocol` is what they share. What is
-on the wire, and what is lost when, is said on top of each module.
+Each protocol has one class for each role, in one module, over a Socket of its own. :class:`ProtocolBase` is what they
+share. The docstring of each module says what is on the wire, and what is lost when.
+
+A module is imported when one of its names is first used.
 """
 
 from __future__ import annotations
 
-from .answering import Handler, Question
-from .base import Protocol
-from .bus import Bus
-from .pair import Pair
-from .pipeline import Pull, Push
-from .pubsub import Pub, Sub
-from .reqrep import Rep, Req, Request
-from .stream import Connection, Stream
-from .streamproxy import StreamProxy
-from .survey import Respondent, Survey, Surveyor
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .answering import Handler, ReceivedRequest
+    from .base import ProtocolBase
+    from .bus import Bus
+    from .pair import Pair
+    from .pipeline import Pull, Push
+    from .pubsub import Pub, Sub
+    from .reqrep import Rep, Req, Request
+    from .stream import Stream
+    from .streamproxy import StreamProxy
+    from .streamsocket import StreamSocket
+    from .survey import Respondent, Survey, Surveyor
 
 __all__ = [
     "Bus",
-    "Connection",
     "Handler",
     "Pair",
-    "Protocol",
+    "ProtocolBase",
     "Pub",
     "Pull",
     "Push",
-    "Question",
+    "ReceivedRequest",
     "Rep",
     "Req",
     "Request",
     "Respondent",
     "Stream",
     "StreamProxy",
+    "StreamSocket",
     "Sub",
     "Survey",
     "Surveyor",
 ]
+
+#: Name -> module of this package.
+_MODULES = {
+    "Bus": "bus",
+    "Handler": "answering",
+    "Pair": "pair",
+    "ProtocolBase": "base",
+    "Pub": "pubsub",
+    "Pull": "pipeline",
+    "Push": "pipeline",
+    "ReceivedRequest": "answering",
+    "Rep": "reqrep",
+    "Req": "reqrep",
+    "Request": "reqrep",
+    "Respondent": "survey",
+    "Stream": "stream",
+    "StreamProxy": "streamproxy",
+    "StreamSocket": "streamsocket",
+    "Sub": "pubsub",
+    "Survey": "survey",
+    "Surveyor": "survey",
+}
+
+# Hidden from type checkers, which would take any name for one that exists.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f".{module}", __name__), name)
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,18 +1,18 @@
-"""What answers: the half that Rep and Respondent have in common, as their wire is the same.
+"""Answering: the half that Rep and Respondent have in common, because their wire format is the same.
 
-A question is a 4-byte id and a payload, whoever asks and however it got here; its answer goes to the question's source
-and begins with the same 4 bytes. Handlers run in worker greenlets, all of which do the same: take a question, answer
-it, take the next. One more is made when all are busy, up to the number allowed.
+A request, or a survey, is a 4-byte id and a payload. Its answer goes to the request's source and begins with the same 4
+bytes. Handlers run in worker greenlets. Each worker takes a request, answers it and takes the next one. When all
+workers are busy, another one is started, up to the number allowed.
 
-An asker that does not read its answers holds up nobody: they wait for its pipe apart from everything else, and when
-there are too many its pipe is closed.
+A peer that does not read its answers delays nobody else: its answers wait in an outbox. When there are too many of
+them, its pipe is closed.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import gevent
 from gevent import getcurrent
@@ -21,27 +21,31 @@ from gevent.event import Event
 from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout
 from ..loop.waiting import Deadline
 from ..options import OptionValues
-from ..wire import Message, first_id
-from .base import Protocol
+from ..wire import TO_DEST, Message, first_id
+from .base import ProtocolBase
 from .ids import ID_SIZE
+from .outbox import Outbox
 
-__all__ = ["Answerer", "Handler", "Question"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Answerer", "Handler", "ReceivedRequest"]
 
 logger = logging.getLogger("gmultisocket.protocol")
 
-#: Takes a question's payload; returns the answer's, or None to leave the question unanswered.
-Handler = Callable[[bytes], bytes | None]
+#: Takes a request's payload; returns the answer's, or None to leave the request unanswered.
+Handler = Callable[[bytes], "Buffer | None"]
 
 #: Answers that may wait for one pipe, beyond its queue, before the pipe is closed.
 _MAX_WAITING = 1024
 
 
-class Question:
-    """A request or survey to be answered, as iteration hands it out.
+class ReceivedRequest:
+    """A request or survey to be answered, as ``recv()`` and iteration return it.
 
     Attributes:
         content: the payload.
-        source: the way back to the asker, as in ``Message.source``.
+        source: the path back to the peer that asked, as in ``Message.source``.
         replied: whether it was answered.
     """
 
@@ -55,35 +59,37 @@ class Question:
         self.replied = False
 
     def __repr__(self) -> str:
-        return f"<Question {self._id.hex()} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
+        return f"<ReceivedRequest {self._id.hex()} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
 
-    def reply(self, content: bytes) -> bool:
-        """Answer. Never blocks: an answer for whose pipe there is no room waits, and the caller does not.
+    def reply(self, content: Buffer) -> bool:
+        """Send the answer. Never blocks: if the pipe's queue is full, the answer waits in an outbox.
+
+        Args:
+            content: bytes-like.
 
         Returns:
-            False if the asker is known to have gone.
+            False if the peer that asked has gone.
 
         Raises:
-            MessageTooLong: nothing was sent; it may be answered again.
+            MessageTooLong: nothing was sent; the request may be answered again.
             NotSupported: it was answered already.
             Closed: the socket is closed.
         """
         if self.replied:
-            raise NotSupported("a second reply", "a question is answered once")
+            raise NotSupported("a second reply", "a request is answered once")
         if type(content) is not bytes:
-            # Joined, as it is going to be anyway: any bytes-like object does, and anything else is a TypeError.
-            content = b"".join((content,))
+            content = self._answerer._core.check_content(content)
         sent = self._answerer._reply(self.source, self._id + content)
         self.replied = True
         return sent
 
 
-class Answerer(Protocol):
-    """Answers questions, by a handler or by iteration.
+class Answerer(ProtocolBase):
+    """Answers requests, by a handler or by iteration.
 
     Args:
-        handler: called with each question's payload; what it returns is the answer. It may block. None leaves the
-            question unanswered, and so does an exception, which is logged; the next one is answered all the same.
+        handler: called with each request's payload; returns the answer, bytes-like. It may block. If it returns None,
+            or raises an exception, which is logged, the request stays unanswered.
         options: of the socket underneath.
         concurrency: how many handlers may run at once.
     """
@@ -99,22 +105,27 @@ class Answerer(Protocol):
         self._handler = handler
         self._concurrency = concurrency
         self._workers = 0
-        #: The questions that are being answered, and the greenlets that do it.
-        self._running: dict[Question, object] = {}
-        #: By pipe: answers that wait for room in its queue.
-        self._waiting: dict[int, deque[tuple[bytes, bytes]]] = {}
-        #: For ``close()``: set when one of those is done.
+        #: The requests that are being answered, and the greenlets that answer them.
+        self._running: dict[ReceivedRequest, object] = {}
+        self._outbox = Outbox(
+            self._core,
+            self._spawn,
+            limit=_MAX_WAITING,
+            close_reason="the peer asks and does not read the answers",
+            count_drops=True,
+        )
+        #: For ``close()``: set when a request is done.
         self._progress: Event | None = None
 
     @property
     def running(self) -> int:
-        """How many questions are being answered now."""
+        """How many requests are being answered now."""
         return len(self._running)
 
     # By a handler
 
     def start(self) -> None:
-        """Begin to answer with the handler. Does not block; harmless when repeated.
+        """Begin to answer with the handler. Does not block; may be repeated.
 
         Raises:
             NotSupported: there is no handler.
@@ -122,14 +133,14 @@ class Answerer(Protocol):
         """
         if self._handler is None:
             raise NotSupported("serving", "no handler was given")
-        self._seam.check()
+        self._core.check()
         if self._closing:
             raise Closed(type(self).__name__)
         if not self._workers:
             self._add_worker()
 
     def serve_forever(self) -> None:
-        """Answer with the handler. Blocks until somebody calls ``close()``. Raises as :meth:`start` does."""
+        """Answer with the handler. Blocks until ``close()`` is called. Raises as :meth:`start` does."""
         self.start()
         self._close_done.wait()
 
@@ -138,124 +149,112 @@ class Answerer(Protocol):
         self._spawn(self._work)
 
     def _work(self) -> None:
-        """Answer one question after the other until the socket closes (the worker greenlets)."""
+        """Answer one request after the other until the socket closes (the worker greenlets)."""
         try:
             while True:
-                question = Question(self, self._next(None, ID_SIZE))
-                self._running[question] = getcurrent()
+                request = ReceivedRequest(self, self._next(None, ID_SIZE))
+                self._running[request] = getcurrent()
                 if len(self._running) == self._workers < self._concurrency:
                     self._add_worker()
                 try:
-                    self._handle(question)
+                    self._handle(request)
                 finally:
-                    self._done(question)
+                    self._done(request)
         except (Closed, ForkedSocketError):
             pass
         finally:
             self._workers -= 1
 
-    def _handle(self, question: Question) -> None:
+    def _handle(self, request: ReceivedRequest) -> None:
         assert self._handler is not None
         try:
-            content = self._handler(question.content)
+            content = self._handler(request.content)
             if content is not None:
-                question.reply(content)
-        # A gevent.Timeout that the handler let out is its failure too, not the worker's end.
+                request.reply(content)
+        # A gevent.Timeout that the handler lets out is the handler's failure and does not end the worker.
         except (Exception, gevent.Timeout) as error:
             if isinstance(error, Closed) and self._closing:
-                # It had more time than there was.
-                self._seam.count_drop("closed")
+                # The handler took longer than the linger time of close().
+                self._core.count_drop("closed")
             else:
                 logger.exception("a handler of %r failed", self)
 
-    def _done(self, question: Question) -> None:
-        del self._running[question]
+    def _done(self, request: ReceivedRequest) -> None:
+        del self._running[request]
         if self._progress is not None:
             self._progress.set()
 
     # By iteration
 
-    def recv(self, timeout: float | None = None) -> Question:
-        """Return the next question. Blocks until there is one.
+    def recv(self, timeout: float | None = None) -> ReceivedRequest:
+        """Return the next request. Blocks until there is one.
 
         Raises:
             Timeout: none came in time.
-            NotSupported: there is a handler for them.
+            NotSupported: there is a handler, which gets the requests.
             Closed: it is closed.
         """
         if self._handler is not None:
             raise NotSupported("recv", "the handler takes what comes")
-        return Question(self, self._next(timeout, ID_SIZE))
+        return ReceivedRequest(self, self._next(timeout, ID_SIZE))
 
-    def __iter__(self) -> Iterator[Question]:
-        """Iterate over questions as they come; ends with ``close()``, which waits for the loop's body."""
+    def __iter__(self) -> Iterator[ReceivedRequest]:
+        """Iterate over requests as they come; ends with ``close()``, which waits for the loop's body."""
         while True:
             try:
-                question = self.recv()
+                request = self.recv()
             except Closed:
                 return
-            self._running[question] = getcurrent()
+            self._running[request] = getcurrent()
             try:
-                yield question
+                yield request
             finally:
-                self._done(question)
+                self._done(request)
 
     # Answers
 
     def _reply(self, source: bytes, content: bytes) -> bool:
-        """Send an answer, now or when there is room in its pipe. Never blocks. False if it cannot arrive."""
+        """Send an answer, or post it if it must wait. Never blocks. Return False if it cannot arrive."""
+        if self._outbox.queues and self._must_wait(source):
+            self._core.check()
+            self._core.check_content(content)
+            return self._post(source, content)
         try:
             self.socket.send_to(source, content, timeout=0)
         except Timeout:
-            return self._reply_later(first_id(source), source, content)
+            return self._post(source, content)
         except BrokenPath:
-            self._seam.count_drop("peer gone")
+            self._core.count_drop("peer gone")
             return False
         except MessageDropped:
-            # Counted by the pipe: the socket's options say that it is not to wait.
+            # Counted by the pipe: the socket's options say that the message must not wait.
             return False
         return True
 
-    def _reply_later(self, pipe_id: int, source: bytes, content: bytes) -> bool:
-        waiting = self._waiting.get(pipe_id)
-        if waiting is None:
-            waiting = self._waiting[pipe_id] = deque()
-            self._spawn(self._send_waiting, pipe_id, waiting)
-        elif len(waiting) >= _MAX_WAITING:
-            self.socket.close_pipe(pipe_id, "the peer asks and does not read the answers")
-            self._seam.count_drop("peer gone")
-            return False
-        waiting.append((source, content))
-        return True
+    def _must_wait(self, source: bytes) -> bool:
+        """Return whether older answers wait for the same pipe, which this one must not overtake."""
+        pipe = self.pipes.get(first_id(source))
+        return pipe is not None and self._outbox.waiting(pipe) > 0
 
-    def _send_waiting(self, pipe_id: int, waiting: deque[tuple[bytes, bytes]]) -> None:
-        """Send what waits for one pipe (a greenlet for each pipe that is held up)."""
-        reason = "closed"
-        try:
-            while waiting:
-                self.socket.send_to(*waiting[0])
-                waiting.popleft()
-        except BrokenPath:
-            reason = "peer gone"
-        except (Closed, ForkedSocketError):
-            pass
-        finally:
-            for _ in waiting:
-                self._seam.count_drop(reason)
-            del self._waiting[pipe_id]
-            if self._progress is not None:
-                self._progress.set()
+    def _post(self, source: bytes, content: bytes) -> bool:
+        pipe = self.pipes.get(first_id(source))
+        if pipe is None:
+            self._core.count_drop("peer gone")
+            return False
+        # Each answer has a key of its own, so none replaces another one.
+        return self._outbox.post(pipe, object(), Message(TO_DEST, destination=source, content=content))
 
     # Closing
 
     def _stop(self, deadline: Deadline) -> None:
-        """Take no more questions, and let those that are being answered get their answers."""
-        self._seam.stop_receiving("closed by close()")
+        """Take no more requests, and wait until those that are being answered have their answers."""
+        self._core.stop_receiving("closed by close()")
         self._progress = Event()
-        while self._waiting or self._others_run():
+        while self._others_run():
             self._progress.clear()
             if not self._progress.wait(deadline.left()):
                 return
+        self._outbox.flush(deadline.left())
 
     def _others_run(self) -> bool:
         return any(greenlet is not getcurrent() for greenlet in self._running.values())

@@ -1,17 +1,17 @@
-"""What all protocols share: a Socket underneath, its life, and what is done about messages that make no sense.
+"""What all protocols share: a Socket underneath, closing, and the dropping of messages that make no sense.
 
-A protocol is a thin object over a Socket of its own, by composition: :attr:`Protocol.socket` is there for whatever the
-protocol has no words for. A protocol class says
+A protocol is a thin object over a Socket of its own, by composition: :attr:`ProtocolBase.socket` is there for
+everything that the protocol has no method for. A protocol class says
 
-* which options it needs (:attr:`Protocol.defaults`, :attr:`Protocol.fixed`) and what it has instead of ``send`` and
-  ``recv`` (:attr:`Protocol.instead`);
-* in ``__init__``, what it wants to see as it happens: ``self._seam.on_message(...)`` and its kin, whose rules
-  :mod:`gmultisocket.core.seam` states. There is no receiving greenlet: a message is dealt with where it is read, or
-  left in the socket's own queue, whose bounds hold up the peer as ever;
-* in ``_stop``, what has to end before the socket closes, and in ``_ended``, what after.
+* which options it needs (:attr:`ProtocolBase.defaults`, :attr:`ProtocolBase.fixed`) and what it has in the place of
+  ``send`` and ``recv`` (:attr:`ProtocolBase.instead`);
+* in ``__init__``, which callbacks it needs: ``self._core.on_message(...)`` and others, whose rules are in
+  :mod:`gmultisocket.core.protocolsocket`. There is no receiving greenlet: a callback handles a message where it is
+  read, or leaves it in the socket's own queue, which blocks the peer when it is full, as always;
+* in ``_stop``, what must end before the socket closes, and in ``_ended``, what comes after.
 
-A greenlet of a protocol is made by :meth:`Protocol._spawn`, and ends with ``close()`` at the latest. What a protocol
-drops is counted by :meth:`Protocol._drop`.
+A protocol starts greenlets with :meth:`ProtocolBase._spawn`; ``close()`` ends them. It drops messages with
+:meth:`ProtocolBase._drop`, which counts them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
@@ -28,11 +28,10 @@ from gevent.event import Event
 
 from .. import options as opts
 from ..address import Address
-from ..core.dialer import Dialer
-from ..core.events import PipeCallback
-from ..core.listener import Listener
-from ..core.pipe import Pipe
-from ..core.seam import Seam
+from ..core.connecting.dialer import Dialer
+from ..core.connecting.events import PipeCallback
+from ..core.connecting.listener import Listener
+from ..core.pipes.pipe import Pipe
 from ..core.socket import Socket
 from ..counters import Counters
 from ..errors import BadOptionValue, NotSupported, snippet
@@ -40,27 +39,30 @@ from ..loop.waiting import Deadline
 from ..options import Options, OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 
-__all__ = ["Protocol"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["ProtocolBase"]
 
 logger = logging.getLogger("gmultisocket.protocol")
 
-_Self = TypeVar("_Self", bound="Protocol")
+_Self = TypeVar("_Self", bound="ProtocolBase")
 
 
-class Protocol:
-    """What every protocol has: a socket to connect, and a life that ends with ``close()``.
+class ProtocolBase:
+    """The base class of every protocol: it has a socket to connect, and ``close()`` ends it.
 
-    As with a Socket, any number of greenlets may call at the same time, all of them in the OS thread and the process
-    that made it; and a ``gevent.Timeout`` or a kill that ends a blocking call leaves everything whole.
+    As with a Socket, any number of greenlets may call at the same time, all in the OS thread and the process that made
+    it. A ``gevent.Timeout`` or a kill that ends a blocking call leaves everything whole.
 
     Args:
         options: of the socket underneath, by name or :class:`~gmultisocket.options.Option`.
 
     Attributes:
         socket: the Socket underneath.
-        defaults: options that this protocol sets unless told otherwise.
+        defaults: options that this protocol sets unless ``options`` has them.
         fixed: options that this protocol depends on: another value is refused.
-        instead: what this protocol has in the place of ``send`` and ``recv``, where it has something.
+        instead: by ``"send"`` and ``"recv"``: what this protocol has in the place of that method.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -78,8 +80,8 @@ class Protocol:
             values[option.name] = value
         self.socket = Socket(values)
         for name in self.fixed:
-            self.socket.options.on_change(name, _nothing, refusals[name])
-        self._seam = Seam(self.socket)
+            self.socket.options.on_change(name, _ignore_change, refusals[name])
+        self._core = self.socket._for_protocol()
         self._greenlets: set[Greenlet[..., Any]] = set()
         self._closing = False
         self._close_done = Event()
@@ -119,7 +121,11 @@ class Protocol:
         return self.socket.pipes
 
     def on_pipe(self, callback: PipeCallback) -> Callable[[], None]:
-        """Call ``callback(event)`` when a pipe comes or goes; returns what ends that. As ``Socket.on_pipe``."""
+        """Call ``callback(event)`` when a pipe is added or removed. As ``Socket.on_pipe``.
+
+        Returns:
+            A callable that ends it.
+        """
         return self.socket.on_pipe(callback)
 
     @property
@@ -129,12 +135,12 @@ class Protocol:
 
     @property
     def counters(self) -> Counters:
-        """What was counted. Among the drops, those of protocols: see :meth:`_drop`."""
+        """The socket's counters. Their ``drops`` include what the protocol dropped, e.g. ``"garbage"``."""
         return self.socket.counters
 
-    # What a protocol may lack
+    # Methods that not every protocol has
 
-    def send(self, content: bytes, timeout: float | None = None) -> Any:
+    def send(self, content: Buffer, timeout: float | None = None) -> Any:
         """Raise NotSupported: this protocol has no bare sending."""
         raise self._lacks("send")
 
@@ -143,7 +149,7 @@ class Protocol:
         raise self._lacks("recv")
 
     def _lacks(self, operation: str) -> NotSupported:
-        """Return the error for what this protocol does not do."""
+        """Return the error for a method that this protocol does not have."""
         instead = self.instead.get(operation)
         kind = type(self).__name__
         return NotSupported(operation, f"{kind} has {instead} instead" if instead else f"{kind} has no use for it")
@@ -151,58 +157,57 @@ class Protocol:
     # For protocols
 
     def _spawn(self, function: Callable[..., Any], *args: Any) -> Greenlet[..., Any]:
-        """Run a function in a greenlet that ``close()`` ends. Never switches: may be used in callbacks of the seam."""
+        """Run a function in a greenlet that ``close()`` ends. Never switches greenlets: callbacks may use it."""
         greenlet = gevent.spawn(function, *args)
         self._greenlets.add(greenlet)
         greenlet.rawlink(self._greenlets.discard)
         return greenlet
 
-    def _next(self, timeout: float | None, shortest: int = 0) -> Message:
-        """Return the next message that has no flags and at least so many bytes; drop the others as garbage.
+    def _next(self, timeout: float | None, min_size: int = 0) -> Message:
+        """Return the next message that has no flags and at least ``min_size`` bytes; drop the others as garbage.
 
         Blocks and raises as ``Socket.recv_msg`` does.
         """
         deadline = None if timeout is None else Deadline(timeout)
         while True:
             message = self.socket.recv_msg(timeout)
-            if not message.flags & ~SEND_TYPE_MASK and len(message.content) >= shortest:
+            if not message.flags & ~SEND_TYPE_MASK and len(message.content) >= min_size:
                 return message
             self._drop(message, "garbage")
             if deadline is not None:
                 timeout = deadline.left()
 
     def _drop(self, message: Message, reason: str) -> None:
-        """Count a message that is of no use; the first of its reason is logged. Never blocks.
+        """Count a message that is of no use. Never blocks.
 
         Args:
             message: the message.
-            reason: what ``counters.drops`` will have it under: ``"garbage"`` for what no honest peer of this protocol
+            reason: its key in ``counters.drops``: ``"garbage"`` for a message that no honest peer of this protocol
                 sends, ``"late"`` for an answer that nobody waits for any more.
         """
-        self._seam.count_drop(reason, message.pipe_id)
+        self._core.count_drop(reason, message.pipe_id)
         level = logging.DEBUG
+        # One warning for each reason, and no more: late answers are normal under load, and the counters have the rest.
         if reason not in self._logged:
             self._logged.add(reason)
             level = logging.WARNING
         if logger.isEnabledFor(level):
-            logger.log(level, "%s drops a message (%s): %r%s", type(self).__name__, reason, message, self._who(message))
-
-    def _who(self, message: Message) -> str:
-        pipe = self.socket.pipes.get(message.pipe_id)
-        return f" from {snippet(pipe.peer_address)}" if pipe is not None else ""
+            pipe = self.socket.pipes.get(message.pipe_id)
+            peer = f" from {snippet(pipe.peer_address)}" if pipe is not None else ""
+            logger.log(level, "%s drops a message (%s): %r%s", type(self).__name__, reason, message, peer)
 
     # Closing
 
     @property
     def closed(self) -> bool:
-        """Whether ``close()`` has done its work."""
+        """Whether ``close()`` has finished."""
         return self._close_done.is_set()
 
     def close(self, linger: float | None = None) -> int:
-        """Close the protocol and its socket, as ``Socket.close`` does, whose words hold here.
+        """Close the protocol and its socket. As ``Socket.close``.
 
-        Blocks at most ``linger`` seconds while what is queued leaves, and until no greenlet or descriptor is left. May
-        be called from anywhere and more than once; a second call waits for the first.
+        Blocks at most ``linger`` seconds while queued messages leave, and then until all greenlets and descriptors are
+        gone. May be called from anywhere and more than once; a second call waits for the first.
 
         Args:
             linger: seconds; None for ``socket.send_stop_timeout``.
@@ -210,9 +215,9 @@ class Protocol:
         Returns:
             How many messages that were accepted for sending are lost. 0 for a second call.
         """
-        if self._seam.forked:
+        if self._core.forked:
             return 0
-        self._seam.check()
+        self._core.check()
         if self._closing:
             if not self._is_mine(getcurrent()):
                 self._close_done.wait()
@@ -222,7 +227,7 @@ class Protocol:
         return self._close(Deadline(linger))
 
     def close_nowait(self, linger: float | None = None) -> Greenlet[..., Any]:
-        """Have a greenlet close the protocol, and return it; for where nothing may block, such as signal handlers."""
+        """Close the protocol in a new greenlet, and return it. Never blocks: for signal handlers and the like."""
         return gevent.spawn(self.close, linger)
 
     def _close(self, deadline: Deadline) -> int:
@@ -235,28 +240,28 @@ class Protocol:
                 lost = self.socket.close(deadline.left())
             return lost
         finally:
-            # Whatever ended the rest, a kill included: nobody is left waiting, and nothing stays behind.
+            # Also when a kill ended the rest: nobody is left waiting, and nothing stays behind.
             self._ended()
             self._end_greenlets()
             self._close_done.set()
 
     def _stop(self, deadline: Deadline) -> None:
-        """Do what has to be done before the socket closes. May block until the deadline; for protocols."""
+        """Do what must be done before the socket closes. May block until the deadline. For protocols to override."""
 
     def _ended(self) -> None:
-        """Let those know who wait for something that cannot come any more, now that the socket is closed."""
+        """Wake greenlets that wait for something that cannot come any more: the socket is closed. To override."""
 
     def _is_mine(self, current: object) -> bool:
-        """Return whether a greenlet works for this protocol, so that ``close()`` waits for it and not it for that."""
-        return current in self._greenlets or self._seam.is_mine(current)
+        """Return whether a greenlet works for this protocol. ``close()`` waits for it, so it must not wait for that."""
+        return current in self._greenlets or self._core.is_mine(current)
 
     def _end_greenlets(self) -> None:
-        """Kill what still runs, the caller excepted, and wait until it has ended."""
+        """Kill the greenlets that still run, except for the caller, and block until they have ended."""
         gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not getcurrent()])
 
 
-def _nothing(old: object, new: object) -> None:
-    """Take note of a change: the check before it is what matters."""
+def _ignore_change(old: object, new: object) -> None:
+    """Do nothing when an option changes: the check before the change is what matters."""
 
 
 def _refuse_other(name: str, fixed: object, kind: str, value: object) -> None:

@@ -1,7 +1,7 @@
-"""A queue of bytes: they go in as they come, and come out in pieces of any size, in order.
+"""A queue of bytes: they are put in as they come, and taken out in pieces of any size, in order.
 
-Large pieces are handed on without being copied where that can be, and never copied more than once; small ones are
-gathered, so that a peer that sends byte by byte does not cost an object a byte. Pure: no gevent, no sockets.
+Large pieces are passed on without a copy if possible, and never copied more than once. Small ones are joined, so that a
+peer that sends byte by byte does not cost an object for each byte. Pure: no gevent, no sockets.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections import deque
 
 __all__ = ["ByteQueue"]
 
-#: Pieces below this are gathered.
+#: Bytes: smaller pieces are joined.
 _SMALL = 4096
 
 
 class ByteQueue:
-    """Bytes that have come and nobody has taken."""
+    """Bytes that have been put in and not taken out."""
 
     __slots__ = ("_pieces", "_size", "_taken")
 
     def __init__(self) -> None:
         self._pieces: deque[bytes | bytearray] = deque()
         self._size = 0
-        #: Bytes of the first piece that are gone.
+        #: Bytes of the first piece that were taken already.
         self._taken = 0
 
     def __len__(self) -> int:
@@ -44,9 +44,9 @@ class ByteQueue:
             pieces.append(data)
 
     def take(self, size: int) -> bytes:
-        """Take at least one byte and at most ``size`` from the front, as much as can be without cutting a piece in two.
+        """Remove and return at most ``size`` bytes from the front: whole pieces, or a part of the first one.
 
-        Returns nothing where there is nothing.
+        Returns ``b""`` if the queue is empty.
         """
         pieces = self._pieces
         if not pieces or size <= 0:
@@ -73,7 +73,7 @@ class ByteQueue:
         return b"".join(whole)
 
     def take_into(self, buffer: memoryview) -> int:
-        """Fill a buffer of bytes from the front, as far as there is something; returns how much that was."""
+        """Move bytes from the front into a buffer, as many as fit. Return how many."""
         filled = 0
         size = min(len(buffer), self._size)
         pieces = self._pieces
@@ -89,7 +89,7 @@ class ByteQueue:
         return filled
 
     def clear(self) -> int:
-        """Drop everything; returns how much that was."""
+        """Drop everything. Return the number of bytes dropped."""
         size, self._size, self._taken = self._size, 0, 0
         self._pieces.clear()
         return size

@@ -1,7 +1,7 @@
-"""The ids by which answers find their questions: 4 bytes in front of the content, as requests and surveys have them.
+"""The ids that match answers to requests and surveys: the first 4 bytes of the content.
 
-They start anywhere and count up, so that an answer to what an earlier socket asked is hardly ever taken for one to what
-this one asks.
+They start at a random number and count up, so that a socket hardly ever takes the answer to an earlier socket's request
+for the answer to its own.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import os
 from collections.abc import Container, Iterator
 from typing import Final
 
-__all__ = ["ID_SIZE", "new_id", "question_ids"]
+__all__ = ["ID_SIZE", "new_id", "request_ids"]
 
 #: Bytes of an id.
 ID_SIZE: Final = 4
 
 
-def question_ids() -> Iterator[bytes]:
-    """Yield ids without end, packed; they come back after 2^32."""
+def request_ids() -> Iterator[bytes]:
+    """Yield ids without end, packed; they repeat after 2^32."""
     start = int.from_bytes(os.urandom(ID_SIZE), "big")
     while True:
         yield start.to_bytes(ID_SIZE, "big")
@@ -26,6 +26,6 @@ def question_ids() -> Iterator[bytes]:
 
 def new_id(ids: Iterator[bytes], in_use: Container[bytes]) -> bytes:
     """Return the next id that is not in use."""
-    while (question_id := next(ids)) in in_use:
+    while (request_id := next(ids)) in in_use:
         pass
-    return question_id
+    return request_id

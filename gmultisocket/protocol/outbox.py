@@ -1,8 +1,8 @@
-"""What a protocol owes its peers: answers and the like, which leave as soon as there is room in the peer's pipe.
+"""The outbox: messages of a protocol that leave as soon as their pipe is writable.
 
-A protocol learns what it owes in callbacks, where nothing may be sent, and no peer that does not read may hold up what
-is for the others. So messages are left here, and a greenlet for each pipe that is owed something sends them, in the
-order in which they were posted. ``socket.send_overflow`` does not touch them.
+Answers and control messages are often made in callbacks, where nothing may be sent, and a peer that does not read must
+not delay what is for the others. So they are posted here. A greenlet for each pipe that has messages sends them, in the
+order in which they were posted. ``socket.send_overflow`` does not apply to them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import gevent
 from gevent import Greenlet
 
-from ..core.pipe import Pipe
-from ..core.seam import Seam
+from ..core.pipes.pipe import Pipe
+from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..wire import Message
 
@@ -22,59 +22,96 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """Messages that wait to be sent, by pipe and key. How many there may be is for the protocol to bound, by its keys.
+    """Unsent messages by pipe and key.
 
     Args:
-        seam: of the protocol's socket.
+        core: of the protocol's socket.
         spawn: the protocol's ``_spawn``.
+        limit: messages that may wait for one pipe. One more closes the pipe: its peer does not read. None if the
+            protocol's keys bound their number.
+        close_reason: why a pipe at the limit is closed, for its ``reason``.
+        count_drops: whether messages that cannot be sent are counted as drops: ``"peer gone"`` if their pipe has
+            closed, ``"closed"`` if the socket has.
+
+    Attributes:
+        queues: by pipe, then by key: the unsent messages. Has no pipe without any. Read-only.
     """
 
-    __slots__ = ("_greenlets", "_owed", "_seam", "_spawn")
+    __slots__ = ("_close_reason", "_core", "_count_drops", "_greenlets", "_limit", "_spawn", "queues")
 
-    def __init__(self, seam: Seam, spawn: Callable[..., Greenlet[..., Any]]) -> None:
-        self._seam = seam
+    def __init__(
+        self,
+        core: ProtocolSocket,
+        spawn: Callable[..., Greenlet[..., Any]],
+        *,
+        limit: int | None = None,
+        close_reason: str = "",
+        count_drops: bool = False,
+    ) -> None:
+        self._core = core
         self._spawn = spawn
-        self._owed: dict[Pipe, dict[Hashable, Message]] = {}
+        self._limit = limit
+        self._close_reason = close_reason
+        self._count_drops = count_drops
+        self.queues: dict[Pipe, dict[Hashable, Message]] = {}
         self._greenlets: dict[Pipe, Greenlet[..., Any]] = {}
 
-    def post(self, pipe: Pipe, key: Hashable, message: Message) -> None:
-        """Have a message sent by a pipe, in the place of one with the same key that has not left yet.
+    def post(self, pipe: Pipe, key: Hashable, message: Message) -> bool:
+        """Send a message by a pipe later, in the place of an unsent one with the same key.
 
-        Never blocks nor switches greenlets: may be used in callbacks of the seam.
+        Neither blocks nor switches greenlets: callbacks may use it, unless there is a limit.
+
+        Returns:
+            False if there were too many, and so the pipe was closed.
         """
-        owed = self._owed.get(pipe)
-        if owed is None:
-            owed = self._owed[pipe] = {}
-            self._greenlets[pipe] = self._spawn(self._send, pipe, owed)
-        owed[key] = message
+        queue = self.queues.get(pipe)
+        if queue is None:
+            queue = self.queues[pipe] = {}
+            self._greenlets[pipe] = self._spawn(self._send, pipe, queue)
+        elif self._limit is not None and len(queue) >= self._limit:
+            pipe.close(self._close_reason)
+            self._drop("peer gone", 1)
+            return False
+        queue[key] = message
+        return True
 
     def pending(self, pipe: Pipe, key: Hashable) -> Message | None:
-        """Return the message of a key that has not left yet, None where there is none."""
-        owed = self._owed.get(pipe)
-        return owed.get(key) if owed is not None else None
+        """Return the unsent message of a key, or None."""
+        queue = self.queues.get(pipe)
+        return queue.get(key) if queue is not None else None
 
     def forget(self, pipe: Pipe, key: Hashable) -> None:
-        """Do not send the message of a key, if it has not left yet."""
-        owed = self._owed.get(pipe)
-        if owed is not None:
-            owed.pop(key, None)
+        """Remove the unsent message of a key, if there is one."""
+        queue = self.queues.get(pipe)
+        if queue is not None:
+            queue.pop(key, None)
 
     def waiting(self, pipe: Pipe) -> int:
-        """Return how many messages wait for a pipe."""
-        return len(self._owed.get(pipe, ()))
+        """Return the number of unsent messages of a pipe."""
+        return len(self.queues.get(pipe, ()))
 
     def flush(self, timeout: float | None) -> None:
-        """Block until everything has left, or the time is up."""
+        """Block until all messages have been sent, or the time is up."""
         gevent.joinall(list(self._greenlets.values()), timeout)
 
-    def _send(self, pipe: Pipe, owed: dict[Hashable, Message]) -> None:
-        """Send what one pipe is owed (a greenlet for each pipe, while there is something)."""
+    def _send(self, pipe: Pipe, queue: dict[Hashable, Message]) -> None:
+        """Send the messages of one pipe (a greenlet for each pipe, while it has any)."""
+        reason = "closed"
         try:
-            while owed and self._seam.wait_room(pipe):
-                # Looked at only now: while there was no room, others may have posted, replaced and forgotten.
-                if owed:
-                    self._seam.put(pipe, owed.pop(next(iter(owed))))
+            while queue:
+                if not self._core.wait_writable(pipe):
+                    reason = "peer gone"
+                    return
+                # Checked only now: during the wait, others may have posted, replaced and forgotten.
+                if queue:
+                    self._core.put(pipe, queue.pop(next(iter(queue))))
         except (Closed, ForkedSocketError):
             pass
         finally:
-            del self._owed[pipe], self._greenlets[pipe]
+            del self.queues[pipe], self._greenlets[pipe]
+            self._drop(reason, len(queue))
+
+    def _drop(self, reason: str, count: int) -> None:
+        if self._count_drops:
+            for _ in range(count):
+                self._core.count_drop(reason)

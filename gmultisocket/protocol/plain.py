@@ -1,6 +1,6 @@
-"""What receives bare contents: the half that Pull, Bus and Pair have in common.
+"""Receiving bare contents: the half that Pull, Bus and Pair have in common.
 
-These protocols put nothing of their own on the wire, so their receive queue is the Socket's.
+These protocols add nothing to a content, so their receive queue is the Socket's.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import Closed
-from .base import Protocol
+from .base import ProtocolBase
 
 __all__ = ["PlainReceiver"]
 
 
-class PlainReceiver(Protocol):
-    """Receives contents. A message with flags is none of these protocols': it is dropped and counted (``garbage``)."""
+class PlainReceiver(ProtocolBase):
+    """Receives contents. A message with flags belongs to another protocol: it is dropped and counted (``garbage``)."""
 
     def recv(self, timeout: float | None = None) -> bytes:
         """Return the content of the next message. Blocks until there is one.

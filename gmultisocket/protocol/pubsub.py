@@ -1,83 +1,88 @@
-"""Publish and subscribe: what a Pub publishes under a topic, every Sub gets that has subscribed to it.
+"""Publish and subscribe: a Sub gets what any Pub publishes under the topics that it has subscribed to.
 
 * Who talks to whom: any number of Pubs with any number of Subs, directly or through switches. A Sub subscribes to
-  patterns at all the Pubs that it is or will be connected to.
+  patterns at all Pubs that it is or will be connected to.
 * On the wire: a publication is the topic's length (2 bytes, big-endian), the topic (UTF-8) and the payload, sent to
-  all, by the pipes behind which somebody asked for it. What a Sub says are control messages (flag 0x20), sent to all:
-  0x01 and a pattern to subscribe, 0x00 and a pattern to end that. A Pub answers a 0x01, also a repeated one, by 0x02
-  and the pattern, sent to its source.
-* What is lost, and when: a Sub that does not keep up, so that its pipe's queue at the Pub is full, misses publications.
-  They are counted on that pipe (``overflow``), the first is logged, and nobody else notices; ``socket.send_overflow``
-  says what is done instead of ``drop_newest``. What is published while a Sub is not connected it never gets. What is
-  published after ``subscribe(pattern, timeout)`` has returned it does.
+  all, by the pipes that have a subscriber behind them. A Sub sends control messages (flag 0x20) to all: 0x01 and a
+  pattern to subscribe, 0x00 and a pattern to unsubscribe. A Pub answers each 0x01, also a repeated one, by 0x02 and the
+  pattern, sent to its source.
+* What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
+  They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
+  ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
+  It does get what is published after ``subscribe(pattern, timeout)`` has returned.
 
-Topics and patterns are those of :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of a Sub
-match comes once.
+The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
+a Sub match comes once.
 
-Through switches. A switch hands what a Sub says to every Pub behind it, and a publication to every peer at its other
-side: so a Sub sorts out again what comes. A Pub knows those behind one pipe apart by the way back to them, and sends by
-the pipe until the last one has left. Nobody tells a Pub of a Sub that died behind a switch, nor a Sub of a Pub that
-came behind one. So a Sub repeats its subscriptions there, every ``protocol.pubsub.refresh_interval``, which is how long
-a new Pub may be without them; and a Pub forgets a Sub there that did so and has gone silent for
-``protocol.pubsub.expiry``. A Sub that leaves in order says so.
+Through switches: a switch passes a Sub's control messages to every Pub behind it, and a publication to every peer at
+its other side, so a Sub filters again what comes. A Pub distinguishes the subscribers behind one pipe by the path back
+to them, and sends by the pipe until the last one has left. Nobody tells a Pub that a Sub behind a switch has died, nor
+a Sub that a Pub has come behind one. So a Sub repeats its subscriptions there, every
+``protocol.pubsub.refresh_interval``: it may take that long until a new Pub has them. A Pub forgets a Sub behind a
+switch that has repeated its subscriptions and then been silent for ``protocol.pubsub.expiry``. A Sub that closes
+unsubscribes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from struct import Struct
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import gevent
-from gevent import Greenlet, get_hub
+from gevent import get_hub
 
 from .. import options as opts
-from ..core.pipe import Pipe
-from ..core.sender import as_content
+from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic, Closed, Timeout
+from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..options import Option, OptionValues, follow
 from ..wire import SEND_TYPE_MASK, Message
-from .base import Protocol
-from .feed import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Feed, control, read_control
+from .base import ProtocolBase
 from .outbox import Outbox
 from .subscriptions import Subscriptions, check_pattern, check_topic
+from .upstream import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Upstream, control, read_control
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["Pub", "Sub"]
 
 _length = Struct(">H")
 
-#: How many topics are remembered with what was found out about them, until something changes.
+#: Topics that a Pub or a Sub remembers with their subscribers, until a subscription changes.
 _MAX_TOPICS = 1024
-#: How many pipes those may go to, all together.
+#: Pipes that a Pub remembers for its topics, all together.
 _MAX_REMEMBERED = 1 << 20
-#: A subscriber that was silent for so many looks, an expiry apart all together, is forgotten. A process that was
-#: stopped for long has one look behind it when it goes on, and hears then what has come meanwhile.
-_LOOKS = 3
+#: Checks in one expiry. A subscriber that more checks than this have found silent is forgotten. One check would not do:
+#: it may be the first thing that runs after the process was stopped, before the messages of that time are read.
+_EXPIRY_CHECKS = 3
+
 
 class _Subscriber:
-    """One subscriber of a Pub: one way back through one pipe.
+    """One subscriber of a Pub: one path back through one pipe.
 
     Attributes:
         patterns: what it has subscribed to.
-        repeats: whether it has repeated a subscription, and so would go on to do so while it lives.
-        silence: looks since it was heard.
+        repeats: how often it has repeated a subscription. One that repeats goes on to do so while it lives.
+        silent_checks: checks since a subscription came.
     """
 
-    __slots__ = ("patterns", "repeats", "silence")
+    __slots__ = ("patterns", "repeats", "silent_checks")
 
     def __init__(self) -> None:
         self.patterns: set[str] = set()
         self.repeats = 0
-        self.silence = 0
+        self.silent_checks = 0
 
 
 class _Peer:
-    """What a Pub knows about one pipe.
+    """A pipe of a Pub, and the subscribers behind it.
 
     Attributes:
+        pipe: the pipe.
         subscribers: by their source.
-        count: how many patterns they have all together.
+        count: the number of their patterns, all together.
     """
 
     __slots__ = ("count", "pipe", "subscribers")
@@ -92,8 +97,8 @@ class _Peer:
         return [source for source in self.subscribers if source != self.pipe.path]
 
 
-class Pub(Protocol):
-    """Publishes. What a peer sends that is no subscription is dropped and counted (``garbage``).
+class Pub(ProtocolBase):
+    """Publishes. What a peer sends that is not a subscription is dropped and counted (``garbage``).
 
     Args:
         options: of the socket underneath, and ``protocol.pubsub.*``.
@@ -107,14 +112,14 @@ class Pub(Protocol):
         super().__init__(options)
         self._index: Subscriptions[Pipe] = Subscriptions()
         self._peers: dict[int, _Peer] = {}
-        #: Topic -> what goes in front of the payload, and the pipes that it goes to.
+        #: Topic -> the bytes in front of the payload, and the pipes that it goes to. Has no closed pipes.
         self._groups: dict[str, tuple[bytes, tuple[Pipe, ...]]] = {}
         self._remembered = 0
-        self._outbox = Outbox(self._seam, self._spawn)
-        self._expirer: Greenlet[..., Any] | None = None
+        self._outbox = Outbox(self._core, self._spawn)
+        self._expiry = Periodic(self._expiry_pause, self._expire, self._spawn)
         follow(self.options, self, self._copied)
-        self._seam.on_pipe(self._on_pipe)
-        self._seam.on_message(self._on_message)
+        self._core.on_pipe(self._on_pipe)
+        self._core.on_message(self._on_message)
 
     def _set_max_patterns(self, value: int) -> None:
         self._max_patterns = value
@@ -127,8 +132,8 @@ class Pub(Protocol):
         opts.protocol.pubsub.max_pattern_length: _set_max_length,
     }
 
-    def publish(self, topic: str, content: bytes, timeout: float | None = None) -> int:
-        """Send to every pipe behind which somebody has subscribed to the topic.
+    def publish(self, topic: str, content: Buffer, timeout: float | None = None) -> int:
+        """Send to every pipe that has a subscriber to the topic behind it.
 
         Does not wait for any of them, unless ``socket.send_overflow`` is ``block``.
 
@@ -138,27 +143,29 @@ class Pub(Protocol):
             timeout: seconds, for ``block``.
 
         Returns:
-            The number of pipes that it went to. Those whose queue is full are not among them.
+            The number of pipes that it went to, without those whose queue is full.
 
         Raises:
-            BadTopic: the topic is none.
+            BadTopic: it is not a topic.
             Timeout, MessageTooLong, Closed: as ``Socket.send_all`` does.
         """
         head, pipes = self._groups.get(topic) or self._find(topic)
-        return self._seam.send_group(pipes, head + as_content(content), timeout)
+        if type(content) is not bytes:
+            content = self._core.check_content(content)
+        return self._core.send_group(pipes, head + content, timeout)
 
     def reach(self, topic: str) -> int:
-        """Return to how many pipes something published under the topic would go now: 0 saves making it.
+        """Return the number of pipes that a publication under the topic would go to now. At 0, you need not make one.
 
         Raises:
-            BadTopic: the topic is none.
+            BadTopic: it is not a topic.
         """
-        self._seam.check()
+        self._core.check()
         return len((self._groups.get(topic) or self._find(topic))[1])
 
     @property
     def subscriptions(self) -> int:
-        """How many subscriptions there are: patterns, counted for each subscriber."""
+        """The number of subscriptions: patterns, counted for each subscriber."""
         return len(self._index)
 
     def _find(self, topic: str) -> tuple[bytes, tuple[Pipe, ...]]:
@@ -174,7 +181,7 @@ class Pub(Protocol):
         self._groups.clear()
         self._remembered = 0
 
-    # What peers say; callbacks of the seam
+    # Callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "add":
@@ -186,15 +193,15 @@ class Pub(Protocol):
                 self._remove_subscriber(peer, source)
 
     def _on_message(self, message: Message) -> bool:
-        said = read_control(message)
-        if said is None:
+        read = read_control(message)
+        if read is None:
             self._drop(message, "garbage")
             return True
         peer = self._peers.get(message.pipe_id)
         if peer is None:
             # Its pipe has closed.
             return True
-        kind, pattern = said
+        kind, pattern = read
         if kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
         elif kind == UNSUBSCRIBE:
@@ -207,7 +214,7 @@ class Pub(Protocol):
         source = message.source
         subscriber = peer.subscribers.get(source)
         if subscriber is not None:
-            subscriber.silence = 0
+            subscriber.silent_checks = 0
         if subscriber is not None and pattern in subscriber.patterns:
             subscriber.repeats += 1
         elif len(message.content) > 1 + self._max_length or peer.count >= self._max_patterns:
@@ -216,12 +223,12 @@ class Pub(Protocol):
         else:
             if subscriber is None:
                 subscriber = peer.subscribers[source] = _Subscriber()
-                self._look_after(peer, source)
+                self._start_expiry(peer, source)
             subscriber.patterns.add(pattern)
             peer.count += 1
             self._index.add(pattern, peer.pipe)
             self._forget_groups()
-        # One acknowledgement for each pattern that is subscribed to may wait, so the limit of those bounds these.
+        # At most one acknowledgement waits for each subscription, so the limit of subscriptions bounds them.
         self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED, message.content[1:], source))
 
     def _unsubscribe(self, peer: _Peer, pattern: str, source: bytes) -> None:
@@ -246,38 +253,35 @@ class Pub(Protocol):
 
     # Subscribers that died behind a switch
 
-    def _look_after(self, peer: _Peer, source: bytes) -> None:
-        if source != peer.pipe.path and self._expirer is None and self.options.get(opts.protocol.pubsub.expiry):
-            self._expirer = self._spawn(self._expire)
+    def _start_expiry(self, peer: _Peer, source: bytes) -> None:
+        if source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
+            self._expiry.start()
 
-    def _expire(self) -> None:
-        """Forget who behind a switch has gone silent (a greenlet, while there is anybody behind a switch)."""
-        try:
-            while any(peer.behind_switch() for peer in self._peers.values()):
-                expiry = self.options.get(opts.protocol.pubsub.expiry)
-                if not expiry:
-                    return
-                gevent.sleep(expiry / _LOOKS)
-                for peer in self._peers.values():
-                    self._expire_behind(peer)
-        finally:
-            self._expirer = None
+    def _expiry_pause(self) -> float:
+        """Return the seconds until the next check for silent subscribers, 0 if none is behind a switch."""
+        expiry: float = self.options.get(opts.protocol.pubsub.expiry)
+        return expiry / _EXPIRY_CHECKS if any(peer.behind_switch() for peer in self._peers.values()) else 0
+
+    def _expire(self, elapsed: float, late: float) -> None:
+        for peer in self._peers.values():
+            self._expire_behind(peer)
 
     def _expire_behind(self, peer: _Peer) -> None:
+        """Remove the subscribers behind a switch that have been silent for too long."""
         for source in peer.behind_switch():
             subscriber = peer.subscribers[source]
-            subscriber.silence += 1
-            # One that never repeated anything may be alive, and goes only where others need the room.
+            subscriber.silent_checks += 1
+            # One that never repeated a subscription may live: it is removed only if others need its place.
             expires = subscriber.repeats > 1 or peer.count >= self._max_patterns
-            if subscriber.silence > _LOOKS and expires:
+            if subscriber.silent_checks > _EXPIRY_CHECKS and expires:
                 self._remove_subscriber(peer, source)
 
 
-class Sub(Protocol):
+class Sub(ProtocolBase):
     """Subscribes, and receives what is published. Iterable: ``for topic, content in sub``.
 
-    A message that is none of this protocol's is dropped and counted (``garbage``), and so is a publication that nobody
-    here has subscribed to (``not subscribed``): others behind the same switch have.
+    A message of another protocol is dropped and counted (``garbage``), and so is a publication that this Sub has not
+    subscribed to (``not subscribed``): another one behind the same switch has.
 
     Args:
         options: of the socket underneath, and ``protocol.pubsub.*``.
@@ -289,35 +293,37 @@ class Sub(Protocol):
         super().__init__(options)
         self._patterns: dict[str, None] = {}
         self._index: Subscriptions[None] = Subscriptions()
-        #: A topic's bytes -> the topic, or "" if it is not wanted.
+        #: A topic's bytes -> the topic, or "" if it is not subscribed to.
         self._topics: dict[bytes, str] = {}
-        self._feeds: dict[int, Feed] = {}
-        self._outbox = Outbox(self._seam, self._spawn)
+        #: By pipe id.
+        self._upstreams: dict[int, Upstream] = {}
+        self._outbox = Outbox(self._core, self._spawn)
         self._acknowledgements = WaitList(get_hub(), lambda: True)
-        self._refresher: Greenlet[..., Any] | None = None
-        self._seam.on_pipe(self._on_pipe)
-        self._seam.on_message(self._on_message)
+        self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
+        self._core.on_pipe(self._on_pipe)
+        self._core.on_message(self._on_message)
 
     # Subscribing
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """What is subscribed to, oldest first."""
+        """The patterns that it has subscribed to, oldest first."""
         return tuple(self._patterns)
 
     def subscribe(self, pattern: str, timeout: float | None = None) -> None:
-        """Subscribe to a pattern, at the publishers that are connected and those that will be.
+        """Subscribe to a pattern, at all publishers that are or will be connected.
 
-        Without a timeout it does not block, and the publishers learn of it a little later. With one it blocks until
-        those connected now have acknowledged it: what they publish from then on is received. Behind a switch that is
-        every publisher that was heard of before, and at least one. Subscribing twice is subscribing once.
+        Without a timeout it does not block, and the subscription takes effect a little later. With one it blocks until
+        the publishers that are connected now have acknowledged the subscription: what they publish from then on is
+        received. Behind a switch, it waits for every publisher that has acknowledged one before, and at least one. To
+        subscribe twice has no effect.
 
         Args:
             pattern: e.g. ``"orders.*.created"`` or ``"orders.>"``.
             timeout: seconds; None does not wait at all.
 
         Raises:
-            BadTopic: the pattern is none.
+            BadTopic: it is not a pattern.
             Timeout: not all have acknowledged it in time. The subscription stays.
             Closed: it is closed.
         """
@@ -327,26 +333,26 @@ class Sub(Protocol):
             self._patterns[pattern] = None
             self._index.add(pattern, None)
             self._topics.clear()
-            for feed in self._feeds.values():
-                feed.want(pattern)
-            self._look_after()
+            for upstream in self._upstreams.values():
+                upstream.subscribe(pattern)
+            self._start_refresh()
         if timeout is not None:
             self._wait_acknowledged(pattern, timeout)
 
     def _wait_acknowledged(self, pattern: str, timeout: float) -> None:
         deadline = Deadline(timeout)
-        asked = list(self._feeds.values())
-        while waiting := [feed for feed in asked if pattern in feed.awaited and feed.pipe.id in self._feeds]:
+        asked = list(self._upstreams.values())
+        while waiting := [one for one in asked if pattern in one.awaited and one.pipe.id in self._upstreams]:
             if pattern not in self._patterns:
                 return
             if not self._acknowledgements.wait(deadline.left()):
-                for feed in waiting:
-                    feed.give_up(pattern)
+                for upstream in waiting:
+                    upstream.give_up(pattern)
                 raise Timeout("subscribe", timeout)
             self._check_open()
 
     def unsubscribe(self, pattern: str) -> bool:
-        """Unsubscribe from a pattern. Does not block; what matches no other pattern is not received any more.
+        """Unsubscribe from a pattern. Does not block; ``recv`` returns only what matches another pattern from now on.
 
         Returns:
             Whether it was subscribed to.
@@ -357,13 +363,13 @@ class Sub(Protocol):
         del self._patterns[pattern]
         self._index.remove(pattern, None)
         self._topics.clear()
-        for feed in self._feeds.values():
-            feed.unwant(pattern)
+        for upstream in self._upstreams.values():
+            upstream.unsubscribe(pattern)
         self._acknowledgements.wake_all()
         return True
 
     def _check_open(self) -> None:
-        self._seam.check()
+        self._core.check()
         if self._closing:
             raise Closed("Sub")
 
@@ -380,10 +386,10 @@ class Sub(Protocol):
         while True:
             message = self.socket.recv(timeout if deadline is None else deadline.left())
             end = 2 + _length.unpack_from(message)[0]
-            topic = self._wanted(message[2:end])
+            topic = self._subscribed_topic(message[2:end])
             if topic:
                 return topic, message[end:]
-            # Unsubscribed from since it came.
+            # It was unsubscribed after the message came.
             deadline = deadline or Deadline(timeout)
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -395,8 +401,8 @@ class Sub(Protocol):
                 return
             yield publication
 
-    def _wanted(self, encoded: bytes) -> str | None:
-        """Return the topic that some bytes are, "" if it is not subscribed to, None if they are none."""
+    def _subscribed_topic(self, encoded: bytes) -> str | None:
+        """Return the topic of its bytes, "" if it is not subscribed to, None if it is not a topic."""
         topic = self._topics.get(encoded)
         if topic is not None:
             return topic
@@ -412,68 +418,67 @@ class Sub(Protocol):
         self._topics[encoded] = topic
         return topic
 
-    # What peers say; callbacks of the seam
+    # Callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "add":
-            feed = self._feeds[pipe.id] = Feed(pipe, self._outbox)
+            upstream = self._upstreams[pipe.id] = Upstream(pipe, self._outbox)
             for pattern in self._patterns:
-                feed.want(pattern)
-            self._look_after()
-        elif self._feeds.pop(pipe.id, None) is not None:
+                upstream.subscribe(pattern)
+            self._start_refresh()
+        elif self._upstreams.pop(pipe.id, None) is not None:
             self._acknowledgements.wake_all()
 
     def _on_message(self, message: Message) -> bool:
         if message.flags & ~SEND_TYPE_MASK:
-            self._take_control(message)
+            self._on_control(message)
             return True
         content = message.content
         if len(content) > 2:
             end = 2 + _length.unpack_from(content)[0]
-            topic = self._wanted(content[2:end]) if len(content) >= end else None
+            topic = self._subscribed_topic(content[2:end]) if len(content) >= end else None
             if topic:
                 return False
             if topic == "":
-                self._seam.count_drop("not subscribed", message.pipe_id)
+                self._core.count_drop("not subscribed", message.pipe_id)
                 return True
         self._drop(message, "garbage")
         return True
 
-    def _take_control(self, message: Message) -> None:
-        said = read_control(message)
-        if said is None or said[0] != SUBSCRIBED:
+    def _on_control(self, message: Message) -> None:
+        read = read_control(message)
+        if read is None or read[0] != SUBSCRIBED:
             self._drop(message, "garbage")
             return
-        feed = self._feeds.get(message.pipe_id)
-        if feed is not None:
-            feed.acknowledged(said[1], message.source)
+        upstream = self._upstreams.get(message.pipe_id)
+        if upstream is not None:
+            upstream.acknowledge(read[1], message.source)
             self._acknowledgements.wake_all()
 
     # Publishers that come behind a switch
 
-    def _look_after(self) -> None:
-        interval = self.options.get(opts.protocol.pubsub.refresh_interval)
-        if self._refresher is None and self._patterns and self._feeds and interval and not self._closing:
-            self._refresher = self._spawn(self._refresh)
+    def _behind_switch(self) -> list[Upstream]:
+        """Return the upstreams whose peer may be a switch: publishers may come there at any time."""
+        return [upstream for upstream in self._upstreams.values() if not upstream.direct]
 
-    def _refresh(self) -> None:
-        """Repeat all subscriptions where publishers may have come unseen (a greenlet, while there is such a place)."""
-        try:
-            while interval := self.options.get(opts.protocol.pubsub.refresh_interval):
-                gevent.sleep(interval)
-                feeds = [feed for feed in self._feeds.values() if not feed.direct]
-                if not feeds:
-                    return
-                for feed in feeds:
-                    for pattern in self._patterns:
-                        feed.want(pattern)
-        finally:
-            self._refresher = None
+    def _start_refresh(self) -> None:
+        wanted = self._patterns and self._upstreams and not self._closing
+        if wanted and self.options.get(opts.protocol.pubsub.refresh_interval):
+            self._refresh.start()
+
+    def _refresh_pause(self) -> float:
+        """Return the seconds until subscriptions are repeated, 0 if that is not necessary."""
+        interval: float = self.options.get(opts.protocol.pubsub.refresh_interval)
+        return interval if self._behind_switch() else 0
+
+    def _refresh_subscriptions(self, elapsed: float, late: float) -> None:
+        for upstream in self._behind_switch():
+            for pattern in self._patterns:
+                upstream.subscribe(pattern)
 
     def _stop(self, deadline: Deadline) -> None:
-        """Say goodbye to publishers that do not see this side's pipe close."""
-        for feed in self._feeds.values():
-            if not feed.direct:
-                for pattern in self._patterns:
-                    feed.unwant(pattern)
+        """Unsubscribe at publishers behind switches, which do not see this side's pipe close."""
+        for upstream in self._behind_switch():
+            for pattern in self._patterns:
+                upstream.unsubscribe(pattern)
         self._outbox.flush(deadline.left())

@@ -1,18 +1,18 @@
-"""Request and reply: a Req asks, one of the Reps that it is connected to answers.
+"""Request and reply: a Req sends a request, and one of the Reps that it is connected to replies.
 
 * Who talks to whom: any number of Reqs with any number of Reps, directly or through switches. Each request goes to one
-  Rep, fairly among those that can take it; the reply comes back the way the request went.
+  Rep, fairly among those that can take it; the reply comes back the way that the request went.
 * On the wire: a request is a 4-byte id (big-endian, chosen by the Req) and the payload, sent to one; its reply is the
   same 4 bytes and the payload, sent to the request's source.
-* What is lost, and when: nothing silently. A request whose pipe closes before it left goes to another Rep, as if it had
-  never been with the first. Once it has left, its Rep may have acted upon it: when the pipe closes then, it fails at
-  once with PeerGone, or, if it was made with ``retry``, is sent to another Rep, and so may be *executed twice*. Use
-  ``retry`` for requests that may be. Through switches the pipe is that to the first switch; a Rep that dies behind one
-  is noticed by the timeout.
+* What is lost, and when: nothing silently. A request that has not left when its pipe closes goes to another Rep, as if
+  it had never been sent to the first. A request that has left may have been executed. If the pipe closes then, the
+  request fails at once with PeerGone; or, if it was made with ``retry``, it is sent to another Rep, and so may be
+  *executed twice*. Use ``retry`` only for requests that may be. Through switches this pipe is the one to the first
+  switch; a Rep that dies behind a switch is noticed only by the timeout.
 
-A request that timed out or was cancelled concerns nobody: its reply, if it comes, is dropped and counted (``late``),
-and the requests beside and after it are untouched. If it is queued for a Rep by then it may still be executed; only one
-that waits for any Rep at all is withdrawn.
+The reply to a request that timed out or was cancelled is dropped and counted (``late``). Other requests are not
+affected. If the request is queued for a Rep at that time, it may still be executed; it is withdrawn only while it waits
+for any Rep at all.
 
 Source: the former protocol package of the Go code, where a socket waits for one reply at a time.
 """
@@ -20,27 +20,30 @@ Source: the former protocol package of the Go code, where a socket waits for one
 from __future__ import annotations
 
 from enum import Enum
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gevent import get_hub
 
-from ..core.pipe import Pipe
+from ..core.pipes.pipe import Pipe
 from ..errors import Closed, PeerGone, Timeout
 from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
-from .answering import Answerer, Handler, Question
-from .base import Protocol
-from .ids import ID_SIZE, new_id, question_ids
+from .answering import Answerer, Handler, ReceivedRequest
+from .base import ProtocolBase
+from .ids import ID_SIZE, new_id, request_ids
 
-__all__ = ["Handler", "Question", "Rep", "Req", "Request"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-#: Seconds that a request may take unless it says otherwise, as in the Go code.
+__all__ = ["Handler", "ReceivedRequest", "Rep", "Req", "Request"]
+
+#: Seconds that a request may take by default, as in the Go code.
 DEFAULT_TIMEOUT = 16.0
 
 
 class _State(Enum):
-    """Where a request stands."""
+    """The states of a request: ASKED, and four ways in which it ends."""
 
     ASKED = "asked"
     REPLIED = "replied"
@@ -53,9 +56,9 @@ _ASKED = _State.ASKED
 
 
 def _always() -> bool:
-    """Say whether those who wait for a request may go on: all are woken at once, when it is decided.
+    """Return True: the condition of a request's WaitList, which is woken once, when the request ends.
 
-    A condition that knew its request would make a cycle for the garbage collector of each.
+    A condition that referred to its request would make a cycle for the garbage collector with each request.
     """
     return True
 
@@ -63,7 +66,7 @@ def _always() -> bool:
 class Request:
     """A request in flight, as ``Req.request_async`` returns it.
 
-    One that nobody waits for any more should be cancelled: until then its Req remembers it.
+    Cancel a request that nobody waits for any more: until then its Req remembers it.
     """
 
     __slots__ = ("_content", "_pipe_id", "_reason", "_reply", "_req", "_retries", "_state", "_waiters")
@@ -84,14 +87,14 @@ class Request:
 
     @property
     def done(self) -> bool:
-        """Whether it is decided: replied to, failed, or cancelled."""
+        """Whether it has a reply, has failed, or was cancelled."""
         return self._state is not _ASKED
 
     def get(self, timeout: float | None = None) -> bytes:
-        """Return the reply. Blocks until it is there; may be called by several and more than once.
+        """Return the reply. Blocks until it has come; may be called by several greenlets and more than once.
 
         Args:
-            timeout: seconds to wait; None without limit. When it is over the request goes on.
+            timeout: seconds to wait; None without limit. The request goes on after a timeout.
 
         Raises:
             Timeout: no reply yet.
@@ -99,7 +102,7 @@ class Request:
             Closed: the Req was closed, or the request cancelled.
         """
         if self._state is _ASKED:
-            self._req._seam.check()
+            self._req._core.check()
             if self._waiters is None:
                 self._waiters = WaitList(self._req._hub, _always)
             self._waiters.wait(timeout)
@@ -114,11 +117,11 @@ class Request:
         raise Closed("request" if state is _State.CANCELLED else "Req", self._reason)
 
     def cancel(self) -> bool:
-        """Give it up: its reply will be dropped. Returns False if it was decided already."""
-        self._req._seam.check()
-        return self._req._forget(self)
+        """Cancel the request: its reply will be dropped. Return False if it had ended already."""
+        self._req._core.check()
+        return self._req._cancel(self)
 
-    def _decide(self, state: _State, reply: bytes = b"", reason: str = "") -> None:
+    def _end(self, state: _State, reply: bytes = b"", reason: str = "") -> None:
         self._state = state
         self._reply = reply
         self._reason = reason
@@ -126,46 +129,47 @@ class Request:
             self._waiters.wake_all()
 
 
-class Req(Protocol):
-    """Asks. Any number of greenlets may have any number of requests in flight at once.
+class Req(ProtocolBase):
+    """Sends requests. Any number of greenlets may have any number of requests in flight at once.
 
     Args:
         options: of the socket underneath.
     """
 
-    # What a queue drops would be waited for in vain.
+    # A request that a queue drops would get no reply, so nothing may be dropped.
     fixed = {"socket.no_recv": False, "socket.no_send": False, "socket.send_overflow": "block"}
     instead = {"send": "request()", "recv": "request()"}
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
         self._hub = get_hub()
-        self._ids = question_ids()
-        #: All requests that are not decided, by id.
+        self._ids = request_ids()
+        #: All requests that have not ended, by id.
         self._asked: dict[bytes, Request] = {}
-        #: By pipe, then by id: those that are with a Rep or queued for it. Only there may their replies come from.
-        self._at: dict[int, dict[bytes, Request]] = {}
-        self._seam.on_message(self._received)
-        self._seam.on_pipe(self._pipe_changed)
-        self._seam.on_move(self._moved)
+        #: Those that went to a Rep or are queued for it, by pipe id, then by id. Only this pipe may bring the reply.
+        self._by_pipe: dict[int, dict[bytes, Request]] = {}
+        self._core.on_message(self._on_message)
+        self._core.on_pipe(self._on_pipe)
+        self._core.on_requeue(self._on_requeue)
 
     @property
     def in_flight(self) -> int:
-        """How many requests are not decided."""
+        """How many requests have not ended."""
         return len(self._asked)
 
     # Asking
 
-    def request(self, content: bytes, timeout: float | None = DEFAULT_TIMEOUT, *, retry: int = 0) -> bytes:
-        """Ask one Rep and return its reply. Blocks until it is there.
+    def request(self, content: Buffer, timeout: float | None = DEFAULT_TIMEOUT, *, retry: int = 0) -> bytes:
+        """Send a request to one Rep and return the reply. Blocks until the reply has come.
 
         Args:
             content: bytes-like.
-            timeout: seconds for all of it, waiting for a Rep that can take the request included; None without limit.
-            retry: how many more Reps may be asked when one goes away without an answer; see on top.
+            timeout: seconds for everything, including the wait for a Rep that can take the request; None without limit.
+            retry: how many more Reps may be asked, one after the other, when a Rep goes away without a reply; see the
+                module's docstring.
 
         Raises:
-            Timeout: no reply in time, or no Rep. The request is given up.
+            Timeout: no reply in time, or no Rep. The request is cancelled.
             PeerGone: the Rep that the request went to has gone.
             NoPeers: nobody is connected, and ``socket.fail_no_peers`` is set.
             MessageTooLong: with its 4 bytes of id it is over ``socket.max_send_content_length``.
@@ -177,12 +181,12 @@ class Req(Protocol):
             try:
                 return request.get(deadline.left())
             finally:
-                self._forget(request)
+                self._cancel(request)
         except Timeout:
             raise Timeout("request", timeout) from None
 
-    def request_async(self, content: bytes, timeout: float | None = DEFAULT_TIMEOUT, *, retry: int = 0) -> Request:
-        """Ask one Rep, and return the request without waiting for the reply.
+    def request_async(self, content: Buffer, timeout: float | None = DEFAULT_TIMEOUT, *, retry: int = 0) -> Request:
+        """Send a request to one Rep, and return it without waiting for the reply.
 
         Blocks while no Rep can take the request, as ``Socket.send`` does.
 
@@ -195,87 +199,92 @@ class Req(Protocol):
             Timeout: no Rep could take it in time. It was not sent.
             NoPeers, MessageTooLong, Closed: as for :meth:`request`.
         """
-        question_id = new_id(self._ids, self._asked)
+        core = self._core
+        request_id = new_id(self._ids, self._asked)
         if type(content) is not bytes:
-            content = b"".join((content,))
-        request = Request(self, question_id + content, retry)
-        self._asked[question_id] = request
+            content = core.check_content(content)
+        content = core.check_content(request_id + content)
+        request = self._asked[request_id] = Request(self, content, retry)
         try:
-            self._seam.send_one(request._content, timeout, lambda pipe: self._place(request, pipe))
+            pipe = core.next_pipe(timeout)
         except BaseException:
-            self._forget(request)
+            self._cancel(request)
             raise
+        assert pipe is not None, "socket.send_overflow is fixed"
+        # First, as the pipe may break and close during put(); nothing else runs in between.
+        self._assign(request, pipe)
+        core.put(pipe, Message(content=content))
         return request
 
-    def _place(self, request: Request, pipe: Pipe) -> None:
-        """Note that a pipe is about to get a request."""
-        requests = self._at.get(pipe.id)
+    def _assign(self, request: Request, pipe: Pipe) -> None:
+        """Record that a request goes to a pipe."""
+        requests = self._by_pipe.get(pipe.id)
         if requests is None:
-            requests = self._at[pipe.id] = {}
+            requests = self._by_pipe[pipe.id] = {}
         requests[request._content[:ID_SIZE]] = request
         request._pipe_id = pipe.id
 
-    def _unplace(self, request: Request) -> None:
-        requests = self._at.get(request._pipe_id)
+    def _unassign(self, request: Request) -> None:
+        requests = self._by_pipe.get(request._pipe_id)
         if requests is not None:
             requests.pop(request._content[:ID_SIZE], None)
         request._pipe_id = 0
 
-    def _forget(self, request: Request) -> bool:
-        """Give a request up, if it is not decided."""
+    def _cancel(self, request: Request) -> bool:
+        """Cancel a request, unless it has ended."""
         if request.done:
             return False
         del self._asked[request._content[:ID_SIZE]]
-        self._unplace(request)
-        request._decide(_State.CANCELLED, reason="it was cancelled")
+        self._unassign(request)
+        request._end(_State.CANCELLED, reason="it was cancelled")
         return True
 
-    # What the seam shows; nothing here blocks
+    # Callbacks of the core; nothing here blocks
 
-    def _received(self, message: Message) -> bool:
+    def _on_message(self, message: Message) -> bool:
         content = message.content
         if message.flags & ~SEND_TYPE_MASK or len(content) < ID_SIZE:
             self._drop(message, "garbage")
             return True
-        question_id = content[:ID_SIZE]
-        requests = self._at.get(message.pipe_id)
-        request = requests.pop(question_id, None) if requests is not None else None
+        request_id = content[:ID_SIZE]
+        requests = self._by_pipe.get(message.pipe_id)
+        request = requests.pop(request_id, None) if requests is not None else None
         if request is None:
-            # One that is asked of somebody else is no business of this peer's.
-            self._drop(message, "garbage" if question_id in self._asked else "late")
+            # A peer may not answer a request that went to another one.
+            self._drop(message, "garbage" if request_id in self._asked else "late")
             return True
-        del self._asked[question_id]
-        request._decide(_State.REPLIED, content[ID_SIZE:])
+        del self._asked[request_id]
+        request._end(_State.REPLIED, content[ID_SIZE:])
         return True
 
-    def _moved(self, message: Message, pipe: Pipe | None) -> bool:
+    def _on_requeue(self, message: Message, pipe: Pipe | None) -> bool:
         request = self._asked.get(message.content[:ID_SIZE])
         if request is None:
             return False
-        self._unplace(request)
+        self._unassign(request)
         if pipe is not None:
-            self._place(request, pipe)
+            self._assign(request, pipe)
         return True
 
-    def _pipe_changed(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+    def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "remove":
-            for request in self._at.pop(pipe.id, {}).values():
+            for request in self._by_pipe.pop(pipe.id, {}).values():
                 if request._retries:
                     request._retries -= 1
-                    self._seam.send_again(request._content)
+                    self._core.requeue(request._content)
                 else:
                     del self._asked[request._content[:ID_SIZE]]
-                    request._decide(_State.GONE, reason=pipe.reason)
+                    request._end(_State.GONE, reason=pipe.reason)
 
     # Closing
 
     def _stop(self, deadline: Deadline) -> None:
-        """Decide what is in flight: nobody is left to hear of it. What is queued for a Rep still leaves."""
+        """End all requests that are in flight. Those that are queued for a Rep still leave."""
         requests = list(self._asked.values())
         self._asked.clear()
-        self._at.clear()
+        self._by_pipe.clear()
         for request in requests:
-            request._decide(_State.CLOSED, reason="closed by close()")
+            request._end(_State.CLOSED, reason="closed by close()")
 
 
 class Rep(Answerer):
@@ -288,18 +297,19 @@ class Rep(Answerer):
         for request in rep:
             request.reply(request.content.upper())
 
-    A handler gets the request's payload and returns the reply's. One that raises answers nothing: that is logged, the
-    asker's request times out, and the next one is served. So it is with None, without a log entry.
+    A handler gets the request's payload and returns the reply's. If it raises an exception, that is logged, the
+    request gets no reply and times out, and the next request is served. If it returns None, the request gets no reply
+    either.
 
-    A reply is never waited for by other requests: one whose asker does not read stays apart, up to 1024 for each pipe,
-    and then that pipe is closed. A reply whose asker has gone is dropped and counted (``peer gone``).
+    Replies never delay other requests. Those to a peer that does not read wait in an outbox, up to 1024 for each pipe;
+    then that pipe is closed. A reply to a peer that has gone is dropped and counted (``peer gone``).
 
-    ``close()`` takes no more requests; what has come and is not being answered is dropped, so that its asker hears
-    PeerGone soon and may ask another. Handlers that run, and bodies of ``for`` loops, have ``linger`` seconds to end;
-    handlers are then killed.
+    ``close()`` takes no more requests. It drops those that have come and are not being answered, so that their peers
+    soon get a PeerGone error and may ask another Rep. Handlers that run, and bodies of ``for`` loops, have ``linger``
+    seconds to end; handlers are then killed.
 
     Args:
-        handler: takes and returns a payload; may block.
+        handler: takes a payload and returns the reply's, bytes-like; may block.
         options: of the socket underneath.
         concurrency: how many handlers may run at once.
     """

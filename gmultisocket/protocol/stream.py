@@ -1,17 +1,18 @@
-"""Streams: connections as TCP has them, any number over one Socket, and through switches.
+"""Streams: connections like those of TCP, any number of them over one Socket, and through switches.
 
-* Who talks to whom: a Stream with any other, each of which may open connections and accept them. To open one, a Stream
-  asks one peer, fairly chosen; whoever accepts it is at the other end of it from then on.
-* On the wire: who opens a connection sends 0x00 (flag 0x20, control) to one, with an id of its own, 4 bytes, as the
-  source; who accepts it answers 0x01 along the path that this came by, with an id of its own as the source. From then
-  on each end sends to the other along such a path. :mod:`.link` has what they say.
-* What is lost, and when: nothing, while the pipes on the way live. When the first of them closes, a connection is reset
-  at once; when one behind a switch does, it is when its other end does not answer any more, as said by
-  ``protocol.stream.keep_alive_*``. A connection is bound to its way and does not come back: open another one. (Switches
-  on the way must not drop: leave ``socket.send_overflow`` of their sockets at ``block``. A stream sees no gap.)
+* Who talks to whom: a Stream with any other Stream. Each may open connections and accept them. To open one, a Stream
+  asks one peer, fairly chosen; the Stream that accepts it is at the other end of it from then on.
+* On the wire: the opener sends 0x00 (flag 0x20, control) to one, with an id of its own, 4 bytes, as the source. The
+  acceptor answers 0x01 along the path that the opening came by, with an id of its own as the source. From then on each
+  end sends to the other along such a path. :mod:`.streamend` documents the messages.
+* What is lost, and when: nothing, while the pipes on the path live. When the first of them closes, a connection is
+  reset at once. When one behind a switch closes, the connection is reset when its other end does not answer keepalives
+  any more, see ``protocol.stream.keep_alive_*``. A connection is bound to its path and does not come back: open another
+  one. (Switches on the path must not drop: leave ``socket.send_overflow`` of their sockets at ``block``. A stream does
+  not notice a gap.)
 
-A Go program may be at the other end. It never says that its data has ended, nor that it is gone; and it takes any
-amount of data and gives it without a limit, so that its data may hold up a whole pipe where nobody reads it.
+A Go program may be at the other end. It never says that its data has ended, nor that it has gone. It takes and sends
+data without a limit, so its data may block a whole pipe if nobody reads it.
 
 Source: protocol/stream/stream.go of the Go code. Beyond it: end of data, credit, resets.
 """
@@ -24,37 +25,37 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Literal, overload
 
-import gevent
 from gevent import Greenlet, get_hub
 
 from .. import options as opts
 from ..address import Address
-from ..core.dialer import Dialer
-from ..core.ids import next_pipe_id
-from ..core.listener import Listener
-from ..core.pipe import Pipe
+from ..core.connecting.dialer import Dialer
+from ..core.connecting.listener import Listener
+from ..core.pipes.ids import next_pipe_id
+from ..core.pipes.pipe import Pipe
 from ..errors import Closed, ConnectionRefused, ForkedSocketError, NotSupported, PeerGone, StreamReset, Timeout
+from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message, pack_id
-from .base import Protocol
-from .connection import Connection
-from .link import CREDIT, END, KEEP_ALIVE, RESET, Carrier, Link
+from .base import ProtocolBase
 from .outbox import Outbox
+from .streamend import CREDIT, END, KEEP_ALIVE, RESET, StreamContext, StreamEnd
+from .streamsocket import StreamSocket
 
-__all__ = ["Connection", "Stream"]
+__all__ = ["Stream", "StreamSocket"]
 
-#: Resets that may wait for one pipe. More are not worth the memory: whoever is not told finds out by asking.
+#: Resets that may wait for one pipe. Further ones are not sent: a peer without one finds out when it asks.
 _MAX_RESETS = 1024
-#: How often connections are looked at, in seconds, whatever their options say.
-_SHORTEST_LOOK, _LONGEST_LOOK = 0.005, 1.0
+#: Seconds between two checks of the connections, at least and at most, whatever the options say.
+_MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.005, 1.0
 
 
-class Stream(Protocol):
+class Stream(ProtocolBase):
     """Opens and accepts connections. Iterable: ``for connection in stream`` accepts.
 
-    What is for no connection is dropped: with a word to who sent it (``no such stream``), or none, if it is nothing
-    that an honest peer sends (``garbage``). That is all that a raw pipe has to offer: plain peers are for a
+    A message that belongs to no connection is dropped. Its sender gets a reset (``no such stream``), unless no honest
+    peer would send the message (``garbage``). What a raw pipe sends is garbage too: plain peers are for a
     :class:`~.streamproxy.StreamProxy`.
 
     Args:
@@ -67,45 +68,46 @@ class Stream(Protocol):
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
         self._hub = get_hub()
-        #: Who gets what comes, by the id that it is sent to.
-        self._links: dict[bytes, Link] = {}
-        #: The same by the pipe that they go by.
-        self._by_pipe: dict[Pipe, dict[bytes, Link]] = {}
+        #: The ends that messages may come for, by their ids.
+        self._ends: dict[bytes, StreamEnd] = {}
+        #: The same by pipe, then by id.
+        self._by_pipe: dict[Pipe, dict[bytes, StreamEnd]] = {}
         #: Opened by peers, and not accepted yet.
-        self._backlog: deque[Link] = deque()
+        self._backlog: deque[StreamEnd] = deque()
         self._acceptors = WaitList(self._hub, lambda: self._backlog or self._closing)
-        self._outbox = Outbox(self._seam, self._spawn)
-        self._watcher: Greenlet[..., Any] | None = None
-        self._late: Greenlet[..., Any] | None = None
-        self._seam.on_pipe(self._on_pipe)
-        self._seam.on_move(self._on_move)
-        self._seam.on_message(self._on_message)
+        self._outbox = Outbox(self._core, self._spawn)
+        self._keepalive = Periodic(self._check_interval, self._check_ends, self._spawn)
+        #: The greenlet that empties the socket's receive queue, while there is something in it.
+        self._queue_reader: Greenlet[..., Any] | None = None
+        self._core.on_pipe(self._on_pipe)
+        self._core.on_requeue(self._on_requeue)
+        self._core.on_message(self._on_message)
 
     @property
     def connections(self) -> int:
-        """How many connections there are that something may come for, those that wait for ``accept()`` included."""
-        return len(self._links)
+        """The number of connections that messages may come for, including those that wait for ``accept()``."""
+        return len(self._ends)
 
     # Opening and accepting
 
     @overload
-    def connect(self, timeout: float | None = None) -> Connection: ...
+    def connect(self, timeout: float | None = None) -> StreamSocket: ...
     @overload
     def connect(self, timeout: str | Address, options: OptionValues | None = None) -> Dialer | Listener: ...
     def connect(
         self, timeout: float | str | Address | None = None, options: OptionValues | None = None
-    ) -> Connection | Dialer | Listener:
-        """Open a connection to one of the peers. Blocks until it has answered, also while there is no peer.
+    ) -> StreamSocket | Dialer | Listener:
+        """Open a connection to one of the peers. Blocks until the peer has answered, also while there is no peer.
 
-        Given an address instead of a timeout, connects the Stream itself, as ``Socket.connect`` does.
+        With an address instead of a timeout, connects the Stream itself, as ``Socket.connect`` does.
 
         Args:
             timeout: seconds, or an address.
-            options: for the dialer or listener that an address stands for.
+            options: for the dialer or listener of an address.
 
         Raises:
-            Timeout: nobody has answered in time.
-            ConnectionRefused: the peer takes no connections, or no more than it has.
+            Timeout: no answer in time.
+            ConnectionRefused: the peer takes no connections, or has too many that wait for ``accept()``.
             PeerGone: its pipe closed before it answered.
             NoPeers: nobody is connected, and ``socket.fail_no_peers`` is set.
             Closed: the Stream is closed.
@@ -113,21 +115,27 @@ class Stream(Protocol):
         if isinstance(timeout, (str, Address)):
             return super().connect(timeout, options)
         deadline = Deadline(timeout)
-        link = self._make_link()
+        end = self._make_end()
         try:
-            self._seam.send_one(KEEP_ALIVE, timeout, lambda pipe: self._put_on(link, pipe), CONTROL, link.id)
-            link.wait_open(deadline.left())
+            pipe = self._core.next_pipe(timeout)
+            assert pipe is not None, "socket.send_overflow is fixed"
+            # A close() during the wait has ended it.
+            if not end.over:
+                # First, as the pipe may break and close during put(); nothing else runs in between.
+                self._assign(end, pipe)
+                self._core.put(pipe, Message(CONTROL | TO_ONE, source=end.id, content=KEEP_ALIVE))
+            end.wait_open(deadline.left())
         except Timeout:
-            link.close(abort=True)
+            end.close(abort=True)
             raise Timeout("connect", timeout) from None
         except BaseException:
-            link.close(abort=True)
+            end.close(abort=True)
             raise
-        link.admit(greeted=False)
-        self._watch()
-        return self._connection(link)
+        end.admit(greeted=False)
+        self._start_keepalive()
+        return self._socket_of(end)
 
-    def accept(self, timeout: float | None = None) -> Connection:
+    def accept(self, timeout: float | None = None) -> StreamSocket:
         """Return the next connection that a peer has opened. Blocks until there is one.
 
         Raises:
@@ -135,22 +143,22 @@ class Stream(Protocol):
             NotSupported: ``protocol.stream.acceptable`` is off.
             Closed: the Stream is closed.
         """
-        self._seam.check()
+        self._core.check()
         if not self.options.get(opts.protocol.stream.acceptable):
             raise NotSupported("accept", "protocol.stream.acceptable is off")
         deadline = Deadline(timeout)
         while True:
             while self._backlog:
-                link = self._backlog.popleft()
-                if link.error is None or link.buffer:
-                    link.admit(greeted=True)
-                    return self._connection(link)
+                end = self._backlog.popleft()
+                if end.error is None or end.receiving.buffer:
+                    end.admit(greeted=True)
+                    return self._socket_of(end)
             if self._closing:
                 raise Closed("Stream")
             if not self._acceptors.wait(deadline.left()):
                 raise Timeout("accept", timeout)
 
-    def __iter__(self) -> Iterator[Connection]:
+    def __iter__(self) -> Iterator[StreamSocket]:
         """Iterate over the connections that peers open; ends when the Stream closes."""
         while True:
             try:
@@ -159,128 +167,130 @@ class Stream(Protocol):
                 return
             yield connection
 
-    def _connection(self, link: Link) -> Connection:
-        return Connection(link, self._seam, self.options.get(opts.protocol.stream.keep_alive_interval))
+    def _socket_of(self, end: StreamEnd) -> StreamSocket:
+        return StreamSocket(end, self._core, self.options.get(opts.protocol.stream.keep_alive_interval))
 
-    def _make_link(self) -> Link:
-        self._seam.check()
+    def _make_end(self) -> StreamEnd:
+        self._core.check()
         if self._closing:
             raise Closed("Stream")
         window = self.options.get(opts.protocol.stream.window)
-        link = Link(Carrier(self._seam, self._outbox, self._hub, self._forget, window), pack_id(next_pipe_id()))
-        self._links[link.id] = link
-        return link
+        context = StreamContext(self._core, self._outbox, self._hub, self._forget, window)
+        end = StreamEnd(context, pack_id(next_pipe_id()))
+        self._ends[end.id] = end
+        return end
 
-    def _put_on(self, link: Link, pipe: Pipe | None) -> None:
-        """Know by which pipe a connection goes."""
-        if link.pipe is not None:
-            self._by_pipe.get(link.pipe, {}).pop(link.id, None)
-        link.pipe = pipe
+    def _assign(self, end: StreamEnd, pipe: Pipe | None) -> None:
+        """Record the pipe that a connection goes by."""
+        if end.pipe is not None:
+            self._by_pipe.get(end.pipe, {}).pop(end.id, None)
+        end.pipe = pipe
         if pipe is not None:
-            self._by_pipe.setdefault(pipe, {})[link.id] = link
+            self._by_pipe.setdefault(pipe, {})[end.id] = end
 
-    def _forget(self, link: Link) -> None:
-        """Hear that a connection wants nothing more."""
-        if self._links.pop(link.id, None) is not None and link.pipe is not None:
-            there = self._by_pipe.get(link.pipe, {})
-            there.pop(link.id, None)
-            if not there:
-                self._by_pipe.pop(link.pipe, None)
+    def _forget(self, end: StreamEnd) -> None:
+        """Remove a connection that needs no more messages."""
+        if self._ends.pop(end.id, None) is not None and end.pipe is not None:
+            others = self._by_pipe.get(end.pipe, {})
+            others.pop(end.id, None)
+            if not others:
+                self._by_pipe.pop(end.pipe, None)
 
-    # What happens to pipes; callbacks of the seam
+    # Pipes; callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "add":
             return
-        for link in list(self._by_pipe.get(pipe, {}).values()):
-            if link.spilled:
+        for end in list(self._by_pipe.get(pipe, {}).values()):
+            if end.receiving.queued_in_socket:
                 # What had come by the pipe is still in the receive queue.
-                link.orphaned = pipe.reason
+                end.receiving.pipe_lost = pipe.reason
             else:
-                self._lose(link, pipe.reason)
+                self._lose(end, pipe.reason)
 
-    def _lose(self, link: Link, reason: str) -> None:
-        if link.connecting:
-            link.fail(PeerGone(reason))
+    def _lose(self, end: StreamEnd, reason: str) -> None:
+        """End a connection whose pipe has closed."""
+        if end.connecting:
+            end.fail(PeerGone(reason))
         else:
-            link.fail(StreamReset(errno.ECONNRESET, f"its pipe has closed: {reason}"))
+            end.fail(StreamReset(errno.ECONNRESET, f"its pipe has closed: {reason}"))
 
-    def _on_move(self, message: Message, pipe: Pipe | None) -> bool:
-        """See the opening of a connection go to another peer, as it had not left for the first one."""
-        link = self._links.get(message.source)
-        if link is None:
+    def _on_requeue(self, message: Message, pipe: Pipe | None) -> bool:
+        """Record that an unsent opening moves to another pipe."""
+        end = self._ends.get(message.source)
+        if end is None:
             # Nobody waits for it any more.
             return False
-        self._put_on(link, pipe)
+        self._assign(end, pipe)
         return True
 
-    # What comes; callbacks of the seam
+    # Messages; callbacks of the core
 
     def _on_message(self, message: Message) -> bool:
         flags = message.flags
         if flags & SEND_TYPE_MASK == TO_DEST:
-            link = self._links.get(message.destination)
-            if link is not None and not flags & ~(SEND_TYPE_MASK | CONTROL):
-                if message.source == link.path:
-                    if link.take(message):
+            end = self._ends.get(message.destination)
+            if end is not None and not flags & ~(SEND_TYPE_MASK | CONTROL):
+                if message.source == end.path:
+                    if end.deliver(message):
                         return True
-                    self._take_later()
+                    self._start_queue_reader()
                     return False
-                if link.connecting:
-                    return self._answered(link, message)
+                if end.connecting:
+                    return self._on_answer(end, message)
             self._stray(message)
         elif flags == TO_ONE | CONTROL and message.content == KEEP_ALIVE and message.hops > 1:
-            self._opened(message)
+            self._on_opening(message)
         else:
             self._drop(message, "garbage")
         return True
 
-    def _answered(self, link: Link, message: Message) -> bool:
-        """Take the first message from whoever has accepted a connection, or has not."""
-        pipe = link.pipe
+    def _on_answer(self, end: StreamEnd, message: Message) -> bool:
+        """Take the first message from the peer that was asked to accept a connection."""
+        pipe = end.pipe
         if pipe is None or message.pipe_id != pipe.id:
             self._drop(message, "garbage")
             return True
         if message.flags & CONTROL and message.content == RESET:
-            link.fail(ConnectionRefused(pipe.peer_address, "the peer takes no connections now"))
+            end.fail(ConnectionRefused(pipe.peer_address, "the peer takes no connections now"))
             return True
-        link.open(pipe, message.source)
-        return link.take(message)
+        end.open(pipe, message.source)
+        return end.deliver(message)
 
-    def _opened(self, message: Message) -> None:
-        """Take a connection that a peer opens, if there is room for it."""
+    def _on_opening(self, message: Message) -> None:
+        """Take a connection that a peer opens, or refuse it."""
         pipe = self.pipes.get(message.pipe_id)
         if pipe is None or self._closing:
             return
-        if not self._has_room() or not self.options.get(opts.protocol.stream.acceptable):
-            self._seam.count_drop("refused", message.pipe_id)
+        if not self._backlog_not_full() or not self.options.get(opts.protocol.stream.acceptable):
+            self._core.count_drop("refused", message.pipe_id)
             self._reset(pipe, message.source, b"")
             return
-        link = self._make_link()
-        self._put_on(link, pipe)
-        link.open(pipe, message.source)
-        link.greet()
-        self._backlog.append(link)
+        end = self._make_end()
+        self._assign(end, pipe)
+        end.open(pipe, message.source)
+        end.greet()
+        self._backlog.append(end)
         self._acceptors.wake()
-        self._watch()
+        self._start_keepalive()
 
-    def _has_room(self) -> bool:
-        """Return whether one more connection may wait to be accepted. Those that have died meanwhile make room."""
+    def _backlog_not_full(self) -> bool:
+        """Return whether one more connection may wait for ``accept()``. At the limit, remove those that have died."""
         limit = self.options.get(opts.protocol.stream.accept_queue_size)
         if len(self._backlog) >= limit:
-            self._backlog = deque(link for link in self._backlog if link.error is None)
+            self._backlog = deque(end for end in self._backlog if end.error is None)
         return len(self._backlog) < limit
 
     def _stray(self, message: Message) -> None:
-        """Take what is for no connection; tell its sender, unless it knows, or is not to be believed."""
+        """Drop a message for no connection. Reset its sender, unless that knows already, or the message is a lie."""
         content = message.content
-        if len(message.destination) != 4 or message.destination in self._links:
+        if len(message.destination) != 4 or message.destination in self._ends:
             self._drop(message, "garbage")
             return
-        self._seam.count_drop("no such stream", message.pipe_id)
+        self._core.count_drop("no such stream", message.pipe_id)
         pipe = self.pipes.get(message.pipe_id)
-        says_end = message.flags & CONTROL and content[:1] in (END, RESET, CREDIT)
-        if pipe is not None and not says_end:
+        needs_no_reset = message.flags & CONTROL and content[:1] in (END, RESET, CREDIT)
+        if pipe is not None and not needs_no_reset:
             self._reset(pipe, message.source, message.destination)
 
     def _reset(self, pipe: Pipe, path: bytes, ident: bytes) -> None:
@@ -288,84 +298,89 @@ class Stream(Protocol):
             message = Message(CONTROL | TO_DEST, source=ident, destination=path, content=RESET)
             self._outbox.post(pipe, (RESET, path), message)
 
-    # What comes from peers without credit, and nobody reads
+    # The socket's receive queue: data of peers that know no credit, while nobody reads it
 
-    def _take_later(self) -> None:
-        if self._late is None:
-            self._late = self._spawn(self._take_in_turn)
+    def _start_queue_reader(self) -> None:
+        if self._queue_reader is None:
+            self._queue_reader = self._spawn(self._read_queue)
 
-    def _take_in_turn(self) -> None:
-        """Hand out what is in the receive queue, as there is room for it (a greenlet, while there is something)."""
+    def _read_queue(self) -> None:
+        """Deliver what is in the receive queue, as fast as it is read (a greenlet, while there is something)."""
         try:
             while True:
                 message = self.socket.recv_msg()
-                link = self._links.get(message.destination)
-                if link is not None:
-                    link.take_later(message)
-                if self._seam.drained:
-                    self._is_drained()
+                end = self._ends.get(message.destination)
+                if end is not None:
+                    end.deliver_queued(message)
+                if self._core.drained:
+                    self._queue_is_empty()
                     return
         except (Closed, ForkedSocketError):
             pass
         finally:
-            self._late = None
+            self._queue_reader = None
 
-    def _is_drained(self) -> None:
-        """Have what comes taken at once again, now that it overtakes nothing."""
-        for link in [link for link in self._links.values() if link.spilled]:
-            link.spilled = False
-            if link.orphaned:
-                self._lose(link, link.orphaned)
+    def _queue_is_empty(self) -> None:
+        """Deliver messages where they are read again: they cannot overtake any now."""
+        for end in [end for end in self._ends.values() if end.receiving.queued_in_socket]:
+            end.receiving.queued_in_socket = False
+            if end.receiving.pipe_lost:
+                self._lose(end, end.receiving.pipe_lost)
 
     # Keepalive
 
-    def _watch(self) -> None:
-        if self._watcher is None and self.options.get(opts.protocol.stream.keep_alive_idle):
-            self._watcher = self._spawn(self._keep_alive)
+    def _start_keepalive(self) -> None:
+        if self.options.get(opts.protocol.stream.keep_alive_idle):
+            self._keepalive.start()
 
-    def _keep_alive(self) -> None:
-        """Ask after ends that are silent, and end those that do not answer (a greenlet, while there are any)."""
-        mine = opts.protocol.stream
-        try:
-            while self._links and (idle := self.options.get(mine.keep_alive_idle)):
-                interval = self.options.get(mine.keep_alive_interval)
-                step = min(max(min(idle, interval) / 2, _SHORTEST_LOOK), _LONGEST_LOOK)
-                before = monotonic()
-                gevent.sleep(step)
-                now = monotonic()
-                # Answers may have come while nobody could read them, and cannot while their pipe is held up.
-                late = max(0.0, now - before - step) if self._seam.drained else now - before
-                for link in list(self._links.values()):
-                    if not link.connecting:
-                        self._look_at(link, now, late, idle + link.probes * interval)
-        finally:
-            self._watcher = None
+    def _check_interval(self) -> float:
+        """Return the seconds until the next check of all ends, 0 if there is nothing to check."""
+        idle: float = self.options.get(opts.protocol.stream.keep_alive_idle)
+        if not self._ends or not idle:
+            return 0
+        interval: float = self.options.get(opts.protocol.stream.keep_alive_interval)
+        return min(max(min(idle, interval) / 2, _MIN_CHECK_INTERVAL), _MAX_CHECK_INTERVAL)
 
-    def _look_at(self, link: Link, now: float, late: float, allowed: float) -> None:
-        if link.alive:
-            link.alive = False
-            link.since = now
-            link.probes = 0
+    def _check_ends(self, elapsed: float, late: float) -> None:
+        """Send keepalives to silent ends, and end those that do not answer."""
+        idle = self.options.get(opts.protocol.stream.keep_alive_idle)
+        if not idle:
             return
-        link.since += late
-        if now - link.since < allowed:
+        interval = self.options.get(opts.protocol.stream.keep_alive_interval)
+        now = monotonic()
+        # While the process did something else, answers may have come unread. While the receive queue is not empty, its
+        # pipe may be blocked, and no answer can come.
+        excused = late if self._core.drained else elapsed
+        for end in list(self._ends.values()):
+            if not end.connecting:
+                self._check_end(end, now, excused, idle + end.liveness.probes * interval)
+
+    def _check_end(self, end: StreamEnd, now: float, excused: float, allowed: float) -> None:
+        liveness = end.liveness
+        if liveness.alive:
+            liveness.alive = False
+            liveness.since = now
+            liveness.probes = 0
             return
-        if link.probes < self.options.get(opts.protocol.stream.keep_alive_probes):
-            link.probe()
+        liveness.since += excused
+        if now - liveness.since < allowed:
+            return
+        if liveness.probes < self.options.get(opts.protocol.stream.keep_alive_probes):
+            end.probe()
         else:
-            silent = now - link.since
-            link.fail(StreamReset(errno.ECONNRESET, f"its other end was silent for {silent:.1f} s"))
+            silent = now - liveness.since
+            end.fail(StreamReset(errno.ECONNRESET, f"its other end was silent for {silent:.1f} s"))
 
     # Closing
 
     def _stop(self, deadline: Deadline) -> None:
-        """Say goodbye to the other ends."""
+        """End all connections, and tell their other ends."""
         self._acceptors.wake_all()
-        for link in self._backlog:
-            link.close(abort=True)
+        for end in self._backlog:
+            end.close(abort=True)
         self._backlog.clear()
-        for link in list(self._links.values()):
-            if not link.connecting:
-                link.say_end()
-            link.fail(Closed("Stream"))
+        for end in list(self._ends.values()):
+            if not end.connecting:
+                end.shut_write()
+            end.fail(Closed("Stream"))
         self._outbox.flush(deadline.left())

@@ -1,21 +1,20 @@
-"""A proxy that joins plain byte connections and streams, so that a TCP service can be had through a net of switches.
+"""A proxy that joins plain byte connections and streams, so that a TCP service can be reached through switches.
 
-At its front a :class:`StreamProxy` takes connections, and for each makes one at its back; what comes by the one goes
+A :class:`StreamProxy` takes connections at its front, and for each makes one at its back; what comes by the one goes
 out by the other. A side is a Stream, or the address of plain connections: where to listen, at the front, or what to
-dial, at the back. A tunnel is two of them, with any number of switches between their streams::
+dial, at the back. A tunnel is two proxies, with any number of switches between their streams::
 
     StreamProxy("tcp://127.0.0.1:8080", stream)     # here, for the clients
     StreamProxy(stream, "tcp://127.0.0.1:80")       # there, beside the service
 
-Each plain connection has its own two ends of everything: one that nobody reads holds up its stream, and no other. The
-end of data goes through, in each direction by itself, and so does a loss: when one side breaks, the other is closed.
+Each plain connection has a stream to itself, so a reader that does not read blocks its own stream, and no other. The
+end of data goes through, in each direction by itself. When one side breaks, the other one is closed.
 
 Source: protocol/stream/proxy.go and rawtostream.go of the Go code, which have all plain connections in one Socket.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -25,17 +24,17 @@ from typing import Any
 
 import gevent
 from gevent import Greenlet, getcurrent
-from gevent.lock import BoundedSemaphore, DummySemaphore
+from gevent.lock import BoundedSemaphore
 
 from .. import options as opts
 from ..address import Address
-from ..core.connector import time_limit
+from ..core.connecting.opening import time_limit
 from ..errors import Closed, ConnectionFailed, HandshakeFailed, MultiSocketError, NotSupported, snippet
+from ..loop.accepting import AcceptLoop
 from ..options import Options, OptionValues
-from ..transport import Connection as TransportConnection
-from ..transport import PacketConnection, StreamConnection, TransportListener, find
-from .connection import Connection
+from ..transport import Connection, PacketConnection, StreamConnection, TransportListener, find
 from .stream import Stream
+from .streamsocket import StreamSocket
 
 __all__ = ["StreamProxy"]
 
@@ -43,20 +42,17 @@ logger = logging.getLogger("gmultisocket.protocol")
 
 #: Bytes that are read at a time.
 _READ = 65536
-#: Errors of accept() that go away only when something is freed, and the wait before trying again, in seconds.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-_PAUSE = 0.1
 
 
 class _Plain:
-    """A plain connection, with what a proxy needs of a stream's."""
+    """A plain connection with the methods of a StreamSocket that a proxy uses."""
 
     __slots__ = ("_connection",)
 
-    def __init__(self, connection: TransportConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         if not isinstance(connection, StreamConnection) or isinstance(connection, PacketConnection):
             connection.close()
-            raise NotSupported("a plain connection", "no plain bytes travel on this transport: use tcp, tls or ipc")
+            raise NotSupported("a plain connection", "this transport carries no plain bytes: use tcp, tls or ipc")
         self._connection = connection
 
     def recv(self, size: int) -> bytes:
@@ -74,25 +70,25 @@ class _Plain:
     abort = close
 
 
-_End = _Plain | Connection
-_Taken = Connection | TransportConnection
+_Side = _Plain | StreamSocket
+_Accepted = StreamSocket | Connection
 
 
 class StreamProxy:
-    """Joins the connections that come at its front with ones that it makes at its back.
+    """Joins each connection that it accepts at its front with a connection that it makes at its back.
 
-    Streams stay the caller's, who connects and closes them.
+    The caller connects and closes the streams.
 
     Args:
-        front: a Stream, whose connections are accepted, or an address to listen at for plain ones.
-        back: a Stream, by which a connection is opened for each, or an address to dial with plain ones.
+        front: a Stream to accept connections from, or an address to listen at for plain ones.
+        back: a Stream to open connections by, or an address to dial with plain ones.
         options: of the plain connections; they override those in the address.
-        limit: as many connections at once; more wait until one has ended. None for any number.
-        timeout: as long, in seconds, the back may take to be connected.
+        limit: maximum number of connections at once; further ones wait until one has ended. None for any number.
+        timeout: seconds that a connection at the back may take.
 
     Attributes:
-        joined: how many connections were joined so far.
-        failed: how many were not, as there was nothing to join them with.
+        joined: the number of connections that were joined so far.
+        failed: the number of connections for which none could be made at the back.
     """
 
     def __init__(
@@ -110,7 +106,7 @@ class StreamProxy:
         self._timeout = timeout
         self._limit = limit
         self._listener: TransportListener | None = None
-        self._greenlet: Greenlet[..., Any] | None = None
+        self._loop: AcceptLoop[_Accepted] | None = None
         self._joins: set[Greenlet[..., Any]] = set()
         self.joined = 0
         self.failed = 0
@@ -127,99 +123,91 @@ class StreamProxy:
 
     @property
     def address(self) -> str:
-        """Where it listens, with the real port after port 0; "" if its front is a Stream."""
+        """The address where it listens, with the real port after port 0; "" if its front is a Stream."""
         return self._listener.address if self._listener is not None else ""
 
     @property
     def connections(self) -> int:
-        """How many connections it joins now, those included that are being made."""
+        """The number of connections that it joins now, or is about to join."""
         return len(self._joins)
 
     def start(self) -> None:
-        """Begin to take connections. Does not block; harmless when repeated.
+        """Begin to accept connections. Does not block; may be repeated.
 
         Raises:
             AddressInUse, ConnectionFailed: the front's address could not be bound.
         """
-        if self._greenlet is not None:
+        if self._loop is not None:
             return
-        places = BoundedSemaphore(self._limit) if self._limit is not None else DummySemaphore()
+        accept: Callable[[], _Accepted]
         if isinstance(self._front, Stream):
-            self._greenlet = gevent.spawn(self._take, self._front.accept, places)
-            return
-        listener = find(self._front.scheme, self._front).listener(self._front, self._plain_options(self._front))
-        listener.listen()
-        self._listener = listener
-        self._greenlet = gevent.spawn(self._take, listener.accept, places)
+            accept = partial(_accept_stream, self._front)
+        else:
+            listener = find(self._front.scheme, self._front).listener(self._front, self._plain_options(self._front))
+            listener.listen()
+            self._listener = listener
+            accept = listener.accept
+        places = BoundedSemaphore(self._limit) if self._limit is not None else None
+        wait = partial(_wait_place, places) if places is not None else None
+        self._loop = AcceptLoop(accept, partial(self._join, places), self.__repr__, wait)
+        self._loop.start()
 
     def stop(self) -> None:
-        """Take no more connections, and end those that there are. Blocks until all is ended. May be repeated."""
+        """Accept no more connections, and end those that there are. Blocks until all have ended. May be repeated."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.stop()
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
-        greenlet, self._greenlet = self._greenlet, None
-        workers = [worker for worker in (greenlet, *self._joins) if worker not in (None, getcurrent())]
-        gevent.killall(workers)
+        if loop is not None:
+            loop.join()
+        gevent.killall([join for join in self._joins if join is not getcurrent()])
 
     def join(self, timeout: float | None = None) -> bool:
-        """Block until its front Stream has closed. Returns False when the time is up."""
-        return self._greenlet is None or len(gevent.joinall([self._greenlet], timeout)) == 1
+        """Block until its front Stream has closed. Return False when the time is up."""
+        return self._loop is None or self._loop.join(timeout)
 
     def _plain_options(self, address: Address) -> Options:
         return Options(address.merged(self._options))
 
-    def _take(self, accept: Callable[[], _Taken], places: BoundedSemaphore | DummySemaphore) -> None:
-        """Take connections until stopped, or the Stream closes (one greenlet)."""
-        exhausted = False
-        while True:
-            places.acquire()
-            try:
-                taken = accept()
-            except (Closed, NotSupported):
-                return
-            except OSError as error:
-                places.release()
-                if self._listener is None:
-                    return
-                first, exhausted = not exhausted, error.errno in _EXHAUSTED
-                logger.log(logging.ERROR if exhausted and first else logging.DEBUG, "%r: %s", self, error)
-                gevent.sleep(_PAUSE if exhausted else 0)
-                continue
-            exhausted = False
-            greenlet = gevent.spawn(self._serve, taken)
-            self._joins.add(greenlet)
-            # A link, not a finally clause: a greenlet that is killed before it began runs no code of its own.
-            greenlet.rawlink(partial(self._served, taken, places))
+    def _join(self, places: BoundedSemaphore | None, accepted: _Accepted) -> None:
+        """Start the greenlet that joins an accepted connection."""
+        if places is not None:
+            places.acquire(blocking=False)
+        greenlet = gevent.spawn(self._serve, accepted)
+        self._joins.add(greenlet)
+        # A link, not a finally clause: a greenlet that is killed before it began runs none of its own code.
+        greenlet.rawlink(partial(self._joined, accepted, places))
 
-    def _served(
-        self, taken: _Taken, places: BoundedSemaphore | DummySemaphore, greenlet: Greenlet[..., Any]
-    ) -> None:
-        taken.close()
+    def _joined(self, accepted: _Accepted, places: BoundedSemaphore | None, greenlet: Greenlet[..., Any]) -> None:
+        accepted.close()
         self._joins.discard(greenlet)
-        places.release()
+        if places is not None:
+            places.release()
 
-    def _serve(self, taken: _Taken) -> None:
-        """Make the other half of a connection, and join the two (a greenlet for each)."""
-        front: _End | None = None
-        back: _End | None = None
+    def _serve(self, accepted: _Accepted) -> None:
+        """Make the connection at the back, and copy both ways (a greenlet for each connection)."""
+        front: _Side | None = None
+        back: _Side | None = None
         whole = False
         try:
-            front = taken if isinstance(taken, Connection) else self._shake_hands(taken)
-            back = self._reach()
+            front = accepted if isinstance(accepted, StreamSocket) else self._shake_hands(accepted)
+            back = self._connect_back()
             self.joined += 1
-            whole = _join(front, back)
+            whole = _copy_both_ways(front, back)
         except (MultiSocketError, OSError) as error:
             self.failed += 1
             logger.log(logging.WARNING if self.failed == 1 else logging.DEBUG, "%r: %s", self, snippet(error, 200))
         finally:
-            for end in (front, back):
-                if end is not None:
+            for side in (front, back):
+                if side is not None:
                     if whole:
-                        end.close()
+                        side.close()
                     else:
-                        end.abort()
+                        side.abort()
 
-    def _shake_hands(self, connection: TransportConnection) -> _Plain:
+    def _shake_hands(self, connection: Connection) -> _Plain:
         if connection.needs_handshake:
             assert isinstance(self._front, Address)
             seconds = self._plain_options(self._front).get(opts.connector.listener.handshake_timeout)
@@ -227,8 +215,7 @@ class StreamProxy:
                 connection.handshake()
         return _Plain(connection)
 
-    def _reach(self) -> _End:
-        """Make a connection at the back."""
+    def _connect_back(self) -> _Side:
         if isinstance(self._back, Stream):
             return self._back.connect(self._timeout)
         address = self._back
@@ -237,8 +224,22 @@ class StreamProxy:
             return _Plain(dialer.connect())
 
 
-def _join(front: _End, back: _End) -> bool:
-    """Copy both ways until both have ended. Returns False if one broke, and the other was left as it was."""
+def _accept_stream(front: Stream) -> StreamSocket:
+    try:
+        return front.accept()
+    except NotSupported as error:
+        # protocol.stream.acceptable is off: there will be no more connections.
+        raise Closed("Stream", str(error)) from error
+
+
+def _wait_place(places: BoundedSemaphore) -> None:
+    """Block while the limit of connections is reached. Only the accept loop takes places, so one stays free."""
+    while places.locked():
+        places.wait()
+
+
+def _copy_both_ways(front: _Side, back: _Side) -> bool:
+    """Copy both ways until both have ended. Return False if one broke; the other one is left as it was."""
     copies = [gevent.spawn(_copy, front, back), gevent.spawn(_copy, back, front)]
     try:
         return all(copy.value for copy in gevent.iwait(copies))
@@ -246,8 +247,8 @@ def _join(front: _End, back: _End) -> bool:
         gevent.killall(copies)
 
 
-def _copy(source: _End, target: _End) -> bool:
-    """Copy one way until the source has no more. Returns False if one of the two broke."""
+def _copy(source: _Side, target: _Side) -> bool:
+    """Copy one way until the source has no more. Return False if one of the two broke."""
     try:
         while data := source.recv(_READ):
             target.sendall(data)

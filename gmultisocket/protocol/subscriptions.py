@@ -1,13 +1,13 @@
-"""Topics, patterns, and an index that finds those whose patterns match a topic.
+"""Topics, patterns, and an index that finds the subscribers whose patterns match a topic.
 
 A topic is one or more tokens joined by dots: ``orders.eu.created``. A pattern is a topic in which ``*`` stands for any
 one token and ``>``, as its last token, for all that follow, at least one. These are the rules of NATS, except that a
-wildcard inside of a longer token, which would be no wildcard there, is refused instead of taken by its letters.
+wildcard inside a longer token is refused. NATS takes it for an ordinary character.
 
-The index is a tree with a level for each token. To find who wants a topic, it is gone down along the topic's tokens
-and along the wildcards beside them: patterns that differ from the topic are not looked at, however many there are.
+The index is a tree with a level for each token. A search follows the topic's tokens and the wildcards beside them, and
+does not visit other patterns, however many there are.
 
-This module computes. It knows no sockets; who subscribes may be anything that a dictionary takes as a key.
+Pure: no gevent, no sockets. A subscriber may be anything that a dictionary takes as a key.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["MAX_TOKENS", "MAX_TOPIC", "SEPARATOR", "Subscriptions", "check_patte
 SEPARATOR: Final = "."
 _ONE: Final = "*"
 _REST: Final = ">"
-#: The most bytes that a topic has: what the length in front of it can say.
+#: The most bytes that a topic has: the highest number that the 2 bytes of its length can hold.
 MAX_TOPIC: Final = 65535
-#: The most tokens that a pattern has. Each may cost the index a level, so a peer must not choose how many.
+#: The most tokens that a pattern has. Each may add a level to the index, so peers must not choose the number freely.
 MAX_TOKENS: Final = 64
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,7 +34,7 @@ def check_topic(topic: str) -> bytes:
     """Return a topic's bytes.
 
     Raises:
-        BadTopic: something may not be published under that; says what would be right.
+        BadTopic: it is not a topic; the message says what is wrong.
     """
     encoded = _encode(topic, "a topic")
     if _ONE in topic or _REST in topic:
@@ -46,7 +46,7 @@ def check_pattern(pattern: str) -> bytes:
     """Return a pattern's bytes.
 
     Raises:
-        BadTopic: nobody can subscribe to that; says what would be right.
+        BadTopic: it is not a pattern; the message says what is wrong.
     """
     encoded = _encode(pattern, "a pattern")
     tokens = pattern.split(SEPARATOR)
@@ -66,7 +66,7 @@ def _encode(text: str, what: str) -> bytes:
     try:
         encoded = text.encode()
     except UnicodeEncodeError:
-        raise BadTopic(text, f"{what} is text that UTF-8 can say: this has half of a surrogate pair in it") from None
+        raise BadTopic(text, f"{what} is text that UTF-8 can encode: this one has half of a surrogate pair") from None
     if not all(text.split(SEPARATOR)):
         raise BadTopic(text, f"{what} is tokens with single dots between, like 'orders.eu.created': none is empty")
     if len(encoded) > MAX_TOPIC:
@@ -75,23 +75,23 @@ def _encode(text: str, what: str) -> bytes:
 
 
 class _Node(Generic[Key]):
-    """A place in the tree: the patterns that begin with the tokens on the way here.
+    """A node of the tree: the patterns that begin with the tokens on the way to it.
 
     Attributes:
-        below: the places after one more token.
-        here: how many subscriptions of each key end here.
+        below: by the next token: the nodes below.
+        here: by key: the number of subscriptions that end here.
     """
 
     __slots__ = ("below", "here")
 
     def __init__(self) -> None:
-        # Made when first needed: most places have one of the two.
+        # Made when first needed: most nodes have one of the two.
         self.below: dict[str, _Node[Key]] | None = None
         self.here: dict[Key, int] | None = None
 
 
 class Subscriptions(Generic[Key]):
-    """Who subscribes to what. A key that subscribes to a pattern twice has to leave it twice."""
+    """An index of subscriptions. A subscription that was added twice must be removed twice."""
 
     __slots__ = ("_count", "_root")
 
@@ -100,11 +100,11 @@ class Subscriptions(Generic[Key]):
         self._count = 0
 
     def __len__(self) -> int:
-        """Return how many subscriptions there are."""
+        """Return the number of subscriptions."""
         return self._count
 
     def add(self, pattern: str, key: Key) -> None:
-        """Add a subscription. The pattern must be one; see :func:`check_pattern`."""
+        """Add a subscription. The pattern must be valid, see :func:`check_pattern`."""
         node = self._root
         for token in pattern.split(SEPARATOR):
             if node.below is None:
@@ -119,7 +119,7 @@ class Subscriptions(Generic[Key]):
         self._count += 1
 
     def remove(self, pattern: str, key: Key) -> None:
-        """Take a subscription away again.
+        """Remove a subscription.
 
         Raises:
             KeyError: there is none.
@@ -148,7 +148,7 @@ class Subscriptions(Generic[Key]):
             node = above
 
     def match(self, topic: str) -> set[Key]:
-        """Return the keys that have a pattern which the topic matches."""
+        """Return the keys that have a pattern which matches the topic."""
         found: set[Key] = set()
         nodes = [self._root]
         for token in topic.split(SEPARATOR):

@@ -1,18 +1,19 @@
-"""Survey: a Surveyor asks everybody, and takes what is answered before the deadline.
+"""Survey: a Surveyor asks all Respondents, and takes the replies that come before a deadline.
 
 * Who talks to whom: any number of Surveyors with any number of Respondents, directly or through switches. Each survey
-  goes to everybody who is connected at that moment.
+  goes to all peers that are connected at that moment.
 * On the wire: a survey is a 4-byte id (big-endian, chosen by the Surveyor) and the payload, sent to all; a reply is the
   same 4 bytes and the payload, sent to the survey's source.
-* What is lost, and when: a Respondent whose queue is full misses the survey, which waits for nobody; that is counted on
-  its pipe. A reply that comes after the deadline is dropped and counted (``late``), and so is one of too many that
-  nobody has taken (``overflow``).
+* What is lost, and when: a Respondent whose queue is full misses the survey, which does not wait; that is counted on
+  its pipe. A reply that comes after the deadline is dropped and counted (``late``), and so is one beyond the limit of
+  replies that wait to be taken (``overflow``).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from time import monotonic
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from gevent import get_hub
@@ -21,11 +22,14 @@ from ..errors import Timeout
 from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
-from .answering import Answerer, Handler, Question
-from .base import Protocol
-from .ids import ID_SIZE, new_id, question_ids
+from .answering import Answerer, Handler, ReceivedRequest
+from .base import ProtocolBase
+from .ids import ID_SIZE, new_id, request_ids
 
-__all__ = ["Handler", "Question", "Respondent", "Survey", "Surveyor"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Handler", "ReceivedRequest", "Respondent", "Survey", "Surveyor"]
 
 #: Replies to one survey that may wait to be taken, and their bytes.
 _MAX_WAITING = 10_000
@@ -33,12 +37,13 @@ _MAX_WAITING_BYTES = 64 << 20
 
 
 class Survey:
-    """An iterator over the replies to one survey, in the order in which they come, which ends at the deadline.
+    """An iterator over the replies to one survey, in the order in which they come. It ends at the deadline.
 
-    What came before the deadline can be taken after it. One that is dropped, or closed, takes no more replies.
+    Replies that came before the deadline can be taken after it. A survey that is closed, or that nobody refers to any
+    more, takes no more replies.
 
     Attributes:
-        sent: to how many pipes it went.
+        sent: the number of pipes that it went to.
     """
 
     def __init__(self, surveyor: Surveyor, timeout: float) -> None:
@@ -46,7 +51,7 @@ class Survey:
         self._end = monotonic() + timeout
         self._replies: deque[bytes] = deque()
         self._bytes = 0
-        # Those who wait look for themselves; a condition that knew this survey would keep it when nobody holds it.
+        # Woken greenlets check for replies themselves: a condition that referred to this survey would keep it alive.
         self._arrivals = WaitList(surveyor._hub, lambda: True)
         self._over = False
         self.sent = 0
@@ -56,7 +61,7 @@ class Survey:
 
     def __next__(self) -> bytes:
         """Return the next reply. Blocks until there is one; ends at the deadline, or when the Surveyor is closed."""
-        self._surveyor._seam.check()
+        self._surveyor._core.check()
         while not self._replies:
             left = self.seconds_left
             if not left:
@@ -73,13 +78,13 @@ class Survey:
         return 0.0 if self._over else max(0.0, self._end - monotonic())
 
     def close(self) -> None:
-        """End it before its deadline. What has come can still be taken. Harmless when repeated."""
-        self._surveyor._seam.check()
+        """End the survey before its deadline. Replies that have come can still be taken. May be repeated."""
+        self._surveyor._core.check()
         self._over = True
         self._arrivals.wake_all()
 
-    def _take(self, reply: bytes) -> str:
-        """Take a reply; returns why not, "" if it was taken."""
+    def _add(self, reply: bytes) -> str:
+        """Add a reply. Return "", or the reason why it is dropped."""
         if not self.seconds_left:
             return "late"
         if len(self._replies) >= _MAX_WAITING or self._bytes + len(reply) > _MAX_WAITING_BYTES:
@@ -90,8 +95,8 @@ class Survey:
         return ""
 
 
-class Surveyor(Protocol):
-    """Asks everybody. Any number of surveys may be out at once.
+class Surveyor(ProtocolBase):
+    """Asks all peers. Any number of surveys may run at once.
 
     Args:
         options: of the socket underneath.
@@ -103,13 +108,13 @@ class Surveyor(Protocol):
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
         self._hub = get_hub()
-        self._ids = question_ids()
-        # A survey that nobody holds any more takes no replies.
+        self._ids = request_ids()
+        # A survey that nobody refers to any more takes no replies.
         self._surveys: WeakValueDictionary[bytes, Survey] = WeakValueDictionary()
-        self._seam.on_message(self._received)
+        self._core.on_message(self._on_message)
 
-    def survey(self, content: bytes, timeout: float) -> Survey:
-        """Ask everybody who is connected now. Does not block; the iterator that it returns does.
+    def survey(self, content: Buffer, timeout: float) -> Survey:
+        """Ask all peers that are connected now. Does not block; the iterator that it returns does.
 
         Args:
             content: bytes-like.
@@ -122,30 +127,32 @@ class Surveyor(Protocol):
             MessageTooLong: with its 4 bytes of id it is over ``socket.max_send_content_length``.
             Closed: the Surveyor is closed.
         """
-        question_id = new_id(self._ids, self._surveys)
+        if type(content) is not bytes:
+            content = self._core.check_content(content)
+        survey_id = new_id(self._ids, self._surveys)
         survey = Survey(self, timeout)
-        self._surveys[question_id] = survey
+        self._surveys[survey_id] = survey
         try:
-            survey.sent = self.socket.send_all(b"".join((question_id, content)), timeout=0)
+            survey.sent = self.socket.send_all(survey_id + content, timeout=0)
         except Timeout as error:
             survey.sent = error.sent
         if not survey.sent:
             survey.close()
         return survey
 
-    def _received(self, message: Message) -> bool:
+    def _on_message(self, message: Message) -> bool:
         content = message.content
         if message.flags & ~SEND_TYPE_MASK or len(content) < ID_SIZE:
             self._drop(message, "garbage")
             return True
         survey = self._surveys.get(content[:ID_SIZE])
-        reason = "late" if survey is None else survey._take(content[ID_SIZE:])
+        reason = "late" if survey is None else survey._add(content[ID_SIZE:])
         if reason:
             self._drop(message, reason)
         return True
 
     def _stop(self, deadline: Deadline) -> None:
-        """End the surveys: no more replies are coming."""
+        """End all surveys: no more replies can come."""
         for survey in list(self._surveys.values()):
             survey.close()
 
@@ -160,12 +167,12 @@ class Respondent(Answerer):
         for survey in respondent:
             survey.reply(b"here")
 
-    A handler gets the survey's payload and returns the reply's, or None to stay silent. One that raises stays silent
-    too; that is logged, and the next survey is answered. Replies wait for nobody, and ``close()`` waits for handlers,
-    as with a :class:`~gmultisocket.protocol.reqrep.Rep`.
+    A handler gets the survey's payload and returns the reply's, or None to send no reply. If it raises an exception,
+    that is logged and no reply is sent, and the next survey is answered. Replies do not delay each other, and
+    ``close()`` waits for handlers, as with a :class:`~gmultisocket.protocol.reqrep.Rep`.
 
     Args:
-        handler: takes a payload and returns one, or None; may block.
+        handler: takes a payload and returns the reply's, bytes-like, or None; may block.
         options: of the socket underneath.
         concurrency: how many handlers may run at once.
     """

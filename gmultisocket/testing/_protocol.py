@@ -23,7 +23,7 @@ from ..errors import (
     WrongThread,
 )
 from ..options import OptionValues
-from ..protocol import Protocol
+from ..protocol import ProtocolBase
 from ..wire import CONTROL, Message
 from ._bench import finish, nothing_left
 from ._fork import in_forked_child
@@ -34,7 +34,7 @@ __all__ = ["Call", "ProtocolChecks", "Warnings"]
 Call = Callable[[float | None], object]
 
 #: So that a lost pipe is back before anybody gets impatient.
-_QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
+_QUICK: dict[str, Any] = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
 
 
 class ProtocolChecks:
@@ -83,11 +83,11 @@ class ProtocolChecks:
 
     # What a subclass says
 
-    def make(self, options: OptionValues | None = None) -> Protocol:
+    def make(self, options: OptionValues | None = None) -> ProtocolBase:
         """Return the protocol that is checked."""
         raise NotImplementedError
 
-    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
         """Return what it talks to."""
         raise NotImplementedError
 
@@ -112,18 +112,18 @@ class ProtocolChecks:
             self.wait_connected(protocol, peer)
             yield protocol, peer
 
-    def wait_connected(self, *protocols: Protocol) -> None:
+    def wait_connected(self, *protocols: ProtocolBase) -> None:
         """Block until each has a peer."""
         for protocol in protocols:
             protocol.wait_pipes(1, self.limit)
 
-    def check_exchange(self, protocol: Protocol, peer: Protocol, content: bytes = b"content") -> None:
+    def check_exchange(self, protocol: ProtocolBase, peer: ProtocolBase, content: bytes = b"content") -> None:
         """Check that one content arrives, in time."""
         work = gevent.spawn(self.exchange, protocol, peer, content)
         arrived = finish(work, self.limit, "the exchange did not end")
         assert arrived == content, f"sent {content[:50]!r}, and {arrived[:50]!r} arrived"
 
-    def blocked(self, protocol: Protocol, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
+    def blocked(self, protocol: ProtocolBase, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
         """Return a greenlet that is in one of the calls, and waits there."""
         greenlet = gevent.spawn(_outcome, self.calls(protocol)[name], timeout)
         gevent.sleep(0)
@@ -232,10 +232,13 @@ class ProtocolChecks:
     # Options
 
     def test_options_are_those_of_its_socket(self) -> None:
-        with self.make({"socket.send_queue_size": 3, "Socket.RecvQueueSize": 5}) as protocol:
+        # Go's spelling of a name, and a wrong name: type checkers know neither.
+        given: dict[str, Any] = {"socket.send_queue_size": 3, "Socket.RecvQueueSize": 5}
+        wrong: dict[str, Any] = {"socket.no_such": 1}
+        with self.make(given) as protocol:
             assert protocol.options.get("socket.send_queue_size") == 3
             assert protocol.socket.get_option("socket.recv_queue_size") == 5
-        outcome = _outcome(lambda timeout: self.make({"socket.no_such": 1}), None)
+        outcome = _outcome(lambda timeout: self.make(wrong), None)
         assert isinstance(outcome, UnknownOption), f"an unknown option ended with {outcome!r}"
 
     def test_options_that_it_depends_on_cannot_be_changed(self) -> None:
@@ -243,10 +246,12 @@ class ProtocolChecks:
             fixed = protocol.fixed
         for name, value in fixed.items():
             assert isinstance(value, (bool, str, int))
-            other = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
-            made = _outcome(lambda timeout, name=name, other=other: self.make({name: other}), None)  # type: ignore[misc]
+            other: Any = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
+            refused: dict[str, Any] = {name: other}
+            made = _outcome(lambda timeout, refused=refused: self.make(refused), None)  # type: ignore[misc]
             assert isinstance(made, BadOptionValue), f"{name}={other} ended with {made!r}"
-            with self.make({name: value}) as protocol:
+            given: dict[str, Any] = {name: value}
+            with self.make(given) as protocol:
                 changed = _outcome(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]
                 assert isinstance(changed, BadOptionValue) and protocol.options.get(name) == value
 

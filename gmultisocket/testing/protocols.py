@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from ..core.socket import Socket
 from ..options import OptionValues
-from ..protocol import Bus, Pair, Protocol, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
+from ..protocol import Bus, Pair, ProtocolBase, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
 from ..wire import CONTROL, Message
 from ._bench import nothing_left
 from ._protocol import Call, ProtocolChecks, Warnings
@@ -86,10 +86,10 @@ class PushChecks(ProtocolChecks):
     lacks = ("recv",)
     waits = ("send",)
 
-    def make(self, options: OptionValues | None = None) -> Protocol:
+    def make(self, options: OptionValues | None = None) -> ProtocolBase:
         return Push(options)
 
-    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
         return Pull(options)
 
     def exchange(self, protocol: Push, peer: Pull, content: bytes) -> bytes:
@@ -116,10 +116,10 @@ class PullChecks(PushChecks):
     lacks = ("send",)
     waits = ("recv",)
 
-    def make(self, options: OptionValues | None = None) -> Protocol:
+    def make(self, options: OptionValues | None = None) -> ProtocolBase:
         return Pull(options)
 
-    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
         return Push(options)
 
     def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
@@ -197,10 +197,10 @@ class PubChecks(ProtocolChecks):
         Message(flags=CONTROL, content=b"\2a"),
     )
 
-    def make(self, options: OptionValues | None = None) -> Protocol:
+    def make(self, options: OptionValues | None = None) -> ProtocolBase:
         return Pub(options)
 
-    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
         return Sub(options)
 
     def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
@@ -226,10 +226,10 @@ class SubChecks(PubChecks):
         Message(flags=CONTROL, content=b"\1a"),
     )
 
-    def make(self, options: OptionValues | None = None) -> Protocol:
+    def make(self, options: OptionValues | None = None) -> ProtocolBase:
         return Sub(options)
 
-    def make_peer(self, options: OptionValues | None = None) -> Protocol:
+    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
         return Pub(options)
 
     def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:

@@ -1,8 +1,8 @@
-"""Transports and the registry in which an address' scheme finds its transport.
+"""Transports, and the registry that finds the transport of an address by its scheme.
 
-``tcp``, ``tls+tcp``, ``ws``, ``wss``, ``ipc`` and ``inproc`` are built in and imported when first used. Other
-people's are found by :func:`register`, or by an entry point in the group ``gmultisocket.transports`` whose name is the
-scheme and whose object is a :class:`Transport` or a class of one.
+``tcp``, ``tls+tcp``, ``ws``, ``wss``, ``ipc`` and ``inproc`` are built in and imported when they are first used. Other
+transports are added by :func:`register`, or by an entry point in the group ``gmultisocket.transports`` whose name is
+the scheme and whose object is a :class:`Transport` or a subclass of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "unregister",
 ]
 
-#: Scheme -> module of this package that holds the transport, as its ``TRANSPORT``.
+#: Scheme -> module of this package whose ``TRANSPORT`` is the transport.
 _BUILT_IN = {
     "tcp": "tcp",
     "tls+tcp": "tls",
@@ -59,14 +59,14 @@ _found: dict[str, Transport] = {}
 
 
 def register(transport: Transport, *, replace: bool = False) -> None:
-    """Make a transport known under its schemes.
+    """Register a transport for its schemes.
 
     Args:
-        transport: any number of sockets may use it at once.
-        replace: take over schemes that are taken; without it that is an error.
+        transport: the transport; many sockets may use it at the same time.
+        replace: replace the transports that have the schemes now. Otherwise that is an error.
 
     Raises:
-        ValueError: it has no scheme, or one is taken.
+        ValueError: the transport has no scheme, or another transport has one of its schemes.
     """
     if not transport.schemes:
         raise ValueError(f"{transport!r} names no scheme: set its 'schemes'")
@@ -78,14 +78,14 @@ def register(transport: Transport, *, replace: bool = False) -> None:
 
 
 def unregister(transport: Transport) -> None:
-    """Forget a transport that :func:`register` made known; sockets that use it go on."""
+    """Undo :func:`register`. Sockets that use the transport already keep it."""
     for scheme in transport.schemes:
         if _found.get(scheme) is transport:
             del _found[scheme]
 
 
 def schemes() -> list[str]:
-    """Return every scheme that is known without looking at entry points, sorted."""
+    """Return all known schemes, except those of entry points that were not used yet, sorted."""
     return sorted(_found.keys() | _BUILT_IN.keys())
 
 
@@ -93,11 +93,11 @@ def find(scheme: str, address: object = "") -> Transport:
     """Return the transport for a scheme.
 
     Args:
-        scheme: what stands before ``://``.
+        scheme: the text before ``://``.
         address: the whole address, for the error.
 
     Raises:
-        UnknownTransport: nobody registered one.
+        UnknownTransport: no transport has the scheme.
     """
     transport = _found.get(scheme)
     if transport is not None:

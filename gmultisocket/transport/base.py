@@ -1,15 +1,15 @@
 """The contracts between the core and a transport.
 
-A transport turns addresses into connections; the core turns connections into pipes. A connection is of one of
-three kinds, told apart by its class:
+A transport turns addresses into connections; the core turns connections into pipes. There are three kinds of
+connections, each with its base class:
 
-* :class:`StreamConnection`: a byte stream (tcp, tls, ipc). The core frames messages on it.
-* :class:`PacketConnection`: a byte stream with packet boundaries of its own (ws). One message is one packet; the
-  connection's codec adds and removes the packet's wrapping, so that a broadcast is wrapped once for all peers.
-* :class:`MessageConnection`: no bytes at all (inproc). Whole messages change hands.
+* :class:`StreamConnection`: a byte stream (tcp, tls, ipc). The core sends messages as frames.
+* :class:`PacketConnection`: a byte stream with packets (ws). Each message is one packet. The connection's codec wraps
+  frames in packets and unwraps them; a message for many peers is wrapped once for all of them.
+* :class:`MessageConnection`: no bytes (inproc). Whole messages are passed on.
 
-Ownership: a connection belongs to whoever called ``connect()`` or ``accept()`` until it is given to a pipe, which
-closes it. ``close()`` may be called at any time, from any greenlet, more than once, and never blocks.
+Ownership: the caller of ``connect()`` or ``accept()`` owns the connection until it gives it to a pipe, which closes it.
+``close()`` may be called at any time, from any greenlet, more than once, and never blocks.
 
 Errors: transports raise :mod:`gmultisocket.errors`, except that ``send``, ``recv`` and ``wait_writable`` of a
 connection may raise ``OSError``, which the pipe translates into the reason for which it closes.
@@ -44,64 +44,64 @@ _NOBODY: Mapping[str, Any] = MappingProxyType({})
 
 
 class Connection(ABC):
-    """One established connection to one peer."""
+    """An established connection to one peer."""
 
     __slots__ = ("__weakref__",)
 
-    #: Whether :meth:`handshake` has work to do; without it the core adds the pipe without another greenlet.
+    #: Whether :meth:`handshake` has work to do. If not, the core adds the pipe without starting a greenlet.
     needs_handshake: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def local_address(self) -> str:
-        """This end, as an address that people can read."""
+        """The address of this end, for people."""
 
     @property
     @abstractmethod
     def peer_address(self) -> str:
-        """The other end, as an address that people can read."""
+        """The address of the other end, for people."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the transport knows for sure about the peer, e.g. ``{"uid": 1000}``; empty where it knows nothing."""
+        """The verified facts about the peer, e.g. ``{"uid": 1000}``; empty if there are none."""
         return _NOBODY
 
     def handshake(self) -> None:  # noqa: B027, most have none
-        """Do the accepting side's opening handshake. Blocks; the core bounds the time.
+        """Do the accepting side's opening handshake. Blocks; the core limits the time.
 
         Raises:
-            HandshakeFailed: the peer was told, as far as the transport can, and the connection is to be closed.
+            HandshakeFailed: the caller must close the connection. If the transport can, it has told the peer why.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the connection at once. Wakes a greenlet that waits in it."""
+        """Close the connection at once. Wakes a greenlet that waits in it."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Let go of the descriptor in a forked child, without a goodbye to the peer and without switching greenlets."""
+        """Close the descriptor in a forked child, without sending anything and without switching greenlets."""
 
 
 class StreamConnection(Connection):
-    """A connection that carries bytes in order. One greenlet may read while another writes."""
+    """A connection that transports a stream of bytes. One greenlet may read while another one writes."""
 
     __slots__ = ()
 
     @abstractmethod
     def send(self, data: bytes | memoryview, /) -> int:
-        """Give bytes to the kernel without blocking.
+        """Write bytes to the kernel without blocking.
 
         Returns:
-            How many of them were taken, at least 1.
+            The number of bytes written, at least 1.
 
         Raises:
-            BlockingIOError: none can be taken now.
+            BlockingIOError: the kernel takes no bytes now.
             OSError: the connection is broken.
         """
 
     @abstractmethod
     def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
-        """Do as :meth:`send` does, with several buffers in one call (at most 64)."""
+        """Write several buffers (at most 64) in one call, as :meth:`send` does."""
 
     @abstractmethod
     def wait_writable(self) -> None:
@@ -109,20 +109,20 @@ class StreamConnection(Connection):
 
     @abstractmethod
     def recv(self, size: int, /) -> bytes:
-        """Block until bytes come, and return at most ``size`` of them; ``b""`` is the end of the stream."""
+        """Block until there are bytes, and return at most ``size`` of them; ``b""`` is the end of the stream."""
 
     def shutdown_write(self) -> None:  # noqa: B027, not all streams can
-        """Tell the peer that nothing more will come, where the stream can."""
+        """End this side's direction of the stream, if the stream can do that."""
 
     def unacknowledged(self) -> int:
-        """Return how many bytes would be lost if the connection were closed now, as far as the kernel tells."""
+        """Return the number of written bytes that the peer has not acknowledged, if the kernel knows it; else 0."""
         return 0
 
     def read_exactly(self, size: int) -> bytes:
-        """Block until ``size`` bytes have come, for negotiators.
+        """Block until ``size`` bytes are read, and return them. For negotiators.
 
         Raises:
-            ConnectionError: the stream ended before.
+            ConnectionError: the stream ended before that.
         """
         chunks = []
         while size > 0:
@@ -134,7 +134,7 @@ class StreamConnection(Connection):
         return b"".join(chunks)
 
     def write_all(self, data: bytes) -> None:
-        """Block until all of ``data`` is with the kernel, for negotiators."""
+        """Block until all of ``data`` is written to the kernel. For negotiators."""
         rest = memoryview(data)
         while rest:
             try:
@@ -144,67 +144,66 @@ class StreamConnection(Connection):
 
 
 class PacketCodec(Protocol):
-    """How a message frame becomes a packet on the byte stream below, and back."""
+    """Wraps message frames in packets of the byte stream below, and unwraps them."""
 
-    #: Pipes whose codecs have the same key get the same bytes for a frame: a broadcast is wrapped once a key.
-    #: None when every packet differs from peer to peer (masked WebSocket frames).
+    #: Codecs with the same key make the same packet of a frame: a message for many peers is wrapped once per key.
+    #: None if the packets are different for every peer (masked WebSocket frames).
     key: str | None
-    #: Whether each packet that comes is one whole frame. Otherwise packets are pieces of a stream of frames.
+    #: Whether each received packet is one whole frame. Otherwise packets are pieces of a stream of frames.
     whole: bool
-    #: The longest content of a message, in bytes; 0 sets no limit. Set by the pipe, whenever its option changes.
+    #: The longest content of a message, in bytes; 0 sets no limit. The pipe sets it when its option changes.
     max_content: int
-    #: Why this codec has failed, None while it has not.
+    #: Why this codec has stopped; None while it works.
     error: BadMessage | None
     #: Whether complete packets are left that ``feed(b"")`` decodes: one call must not keep the loop for long.
     more: bool
 
     def wrap(self, frame: bytes) -> bytes:
-        """Return the packet for one frame (pure)."""
+        """Return the packet of one frame. Does not change the codec."""
 
     def prefix(self, size: int) -> bytes | None:
-        """Return what a packet has in front of a frame of this size, None where that is not the only difference."""
+        """Return the bytes of a packet before a frame of this size; None if a packet is not a prefix and the frame."""
 
     def unwrap(self, packet: bytes) -> bytes:
-        """Return the frame of a packet that :meth:`wrap` made (pure)."""
+        """Return the frame of a packet that :meth:`wrap` made. Does not change the codec."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take received bytes and return the packets that are complete, each one frame or, for a raw pipe, one chunk.
+        """Decode received bytes and return the complete packets: frames, or chunks of bytes for a raw pipe.
 
         Raises:
-            BadMessage: the bytes break the packet protocol; the pipe closes. What was complete before is lost to
-                nobody: it is returned first, the reason is in ``error``, and the next call raises it.
+            BadMessage: the bytes break the packet protocol, and the pipe must close. If there were complete packets
+                before, this call returns them and stores the reason in ``error``, and the next call raises it.
         """
 
     @property
     def read_size(self) -> int:
-        """How many bytes to ask the kernel for next."""
+        """How many bytes the pipe should ask the kernel for next."""
 
     @property
     def pending(self) -> bool:
-        """Whether a packet has begun to come and is not complete."""
+        """Whether an incomplete packet has arrived."""
 
     def replies(self) -> bytes:
-        """Return bytes that the packet protocol owes the peer (pongs), to be sent before any packet."""
+        """Return the answers that the packet protocol requires (pongs). They must be sent before any other packet."""
 
     def ping(self) -> bytes:
-        """Return bytes that make the peer show that it is there, b"" if the packet protocol has none."""
+        """Return a packet that the peer must answer, b"" if the packet protocol has none."""
 
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
-        """Return the bytes that end the packet protocol in order, or that answer the peer's; b"" the next time.
+        """Return the packet that closes the packet protocol, or answers the peer's close; b"" after the first call.
 
         Args:
-            reason: what went wrong; :class:`~gmultisocket.errors.Closed` when this side is going away, None when it
-                has simply had enough.
+            reason: the error; :class:`~gmultisocket.errors.Closed` if this side goes away, None for a normal end.
         """
 
     def end(self) -> str:
-        """Return why the peer ended the packet protocol, "" if it has not."""
+        """Return why the peer has closed the packet protocol, "" if it has not."""
 
 
 class PacketConnection(StreamConnection):
-    """A stream connection on which every message is one packet of the transport's own.
+    """A stream connection on which every message is one packet of the transport.
 
-    The methods of a stream see the packets' bytes as they are on the wire.
+    The methods of the stream send and receive the bytes of the packets.
     """
 
     __slots__ = ()
@@ -212,26 +211,26 @@ class PacketConnection(StreamConnection):
     @property
     @abstractmethod
     def codec(self) -> PacketCodec:
-        """The state of the packet protocol on this connection, once the handshake is done."""
+        """The codec of this connection. Exists after the handshake."""
 
     @property
     def keepalive(self) -> tuple[float, float]:
-        """After how many seconds of silence to ping the peer, and to give it up; 0 never."""
+        """The seconds of silence after which to ping the peer, and after which to close the pipe. 0: never."""
         return 0.0, 0.0
 
     @abstractmethod
     def unread(self, data: bytes) -> None:
-        """Take bytes back that were read too early: the next ``recv`` returns them first."""
+        """Put back bytes that were read too early: the next ``recv`` returns them first."""
 
 
 class MessageConnection(Connection):
-    """One end of a connection inside the process. The pipes at both ends find each other through it.
+    """One end of a connection within the process. The pipes at both ends find each other through it.
 
-    ``close()`` of either end closes the pipe of the other one.
+    ``close()`` of one end closes the pipe of the other end.
 
     Attributes:
         peer: the other end, a MessageConnection.
-        pipe: the pipe that this end was given to, None before and after.
+        pipe: the pipe that owns this end; None before it has one, and when it is closed.
         closed: whether this end was closed.
     """
 
@@ -249,27 +248,27 @@ class TransportDialer(ABC):
 
     @abstractmethod
     def connect(self) -> Connection:
-        """Connect, with the dialing side's opening handshake. Blocks; the core bounds the time.
+        """Connect, and do the dialing side's opening handshake. Blocks; the core limits the time.
 
-        Names are resolved anew at every call.
+        Host names are looked up at every call.
 
         Raises:
-            ConnectionFailed: and nothing is left open.
+            ConnectionFailed: nothing is left open.
         """
 
-    def abandon(self) -> None:  # noqa: B027, where connecting takes no time there is nothing to let go of
-        """Let go, in a forked child, of the descriptor of a connection that is being made; switch to nobody."""
+    def abandon(self) -> None:  # noqa: B027, not needed if connecting takes no time
+        """Close the descriptor of an unfinished connection in a forked child, without switching greenlets."""
 
 
 class TransportListener(ABC):
-    """Takes connections at one address."""
+    """Accepts connections at one address."""
 
     __slots__ = ()
 
     @property
     @abstractmethod
     def address(self) -> str:
-        """The address that peers can dial; holds the real port after port 0 once listening."""
+        """The address that peers can dial. After :meth:`listen` it has the real port in place of port 0."""
 
     @abstractmethod
     def listen(self) -> None:
@@ -281,31 +280,31 @@ class TransportListener(ABC):
 
     @abstractmethod
     def accept(self) -> Connection:
-        """Block until a peer connects and return the connection, before its handshake.
+        """Block until a peer connects, and return the connection before its handshake.
 
         Raises:
-            OSError: this attempt failed; the core waits a little where resources ran out, and tries again.
+            OSError: this attempt failed. The core tries again, after a pause if descriptors or memory have run out.
             Closed: the listener was closed.
         """
 
     @abstractmethod
     def close(self) -> None:
-        """Stop listening and remove what listening created. Never blocks; harmless when repeated."""
+        """Stop listening, and remove what :meth:`listen` created. Never blocks; may be repeated."""
 
     def join(self) -> None:  # noqa: B027, most have none
-        """Block until no greenlet of the transport's own works for the closed listener; the caller may be one."""
+        """Block until the transport's own greenlets for the closed listener have ended, except the caller."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Let go of the descriptors in a forked child; remove nothing, switch to nobody."""
+        """Close the descriptors in a forked child. Removes no file, and does not switch greenlets."""
 
 
 class Transport(ABC):
-    """A kind of connection, named by the schemes of its addresses."""
+    """A kind of connection, with the schemes of its addresses."""
 
     __slots__ = ()
 
-    #: The schemes that addresses of this transport start with.
+    #: The schemes of the addresses of this transport.
     schemes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
@@ -313,7 +312,7 @@ class Transport(ABC):
         """Return a dialer for the address. No I/O.
 
         Raises:
-            AddressError: the address cannot be one of this transport.
+            AddressError: this transport cannot dial the address.
         """
 
     @abstractmethod
@@ -321,5 +320,5 @@ class Transport(ABC):
         """Return a listener for the address, not yet listening. No I/O.
 
         Raises:
-            AddressError: the address cannot be one of this transport.
+            AddressError: this transport cannot listen at the address.
         """

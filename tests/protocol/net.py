@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gmultisocket import Socket, Switch
-from gmultisocket.protocol import Protocol
+from gmultisocket.protocol import ProtocolBase
 from tests import addresses
 
 #: One of each kind; what tls, tcp6 and the others change, no protocol sees.
@@ -30,10 +30,10 @@ class Net:
         """Return an address that is free."""
         return addresses.TRANSPORTS[self.transport](self._folder)
 
-    def connect(self, hub: Protocol | Socket, *leaves: Protocol | Socket) -> None:
+    def connect(self, hub: ProtocolBase | Socket, *leaves: ProtocolBase | Socket) -> None:
         """Connect a hub with each of the leaves. Blocks until all pipes are there."""
         address = hub.listen(self.address()).address
-        last: Protocol | Socket = hub
+        last: ProtocolBase | Socket = hub
         for _ in range(self.switches):
             back, front = Socket(), Socket()
             self._switches.append(Switch(back, front))

@@ -9,13 +9,13 @@ from gevent.event import Event
 from gmultisocket import Socket
 from gmultisocket.errors import BadOptionValue, NotSupported
 from gmultisocket.loop.waiting import Deadline
-from gmultisocket.protocol import Protocol
+from gmultisocket.protocol import ProtocolBase
 from gmultisocket.testing import wait_until
 
 LONG = 10.0
 
 
-class Chat(Protocol):
+class Chat(ProtocolBase):
     """A protocol of somebody else's."""
 
     defaults = {"socket.send_queue_size": 7}

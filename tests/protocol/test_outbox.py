@@ -9,19 +9,19 @@ import gevent
 import pytest
 
 from gmultisocket import Message, Pipe, Socket
-from gmultisocket.protocol import Protocol
+from gmultisocket.protocol import ProtocolBase
 from gmultisocket.protocol.outbox import Outbox
 from gmultisocket.testing import wait_until
 
 LONG = 10.0
 
 
-class Owing(Protocol):
+class Owing(ProtocolBase):
     """A protocol that does nothing but owe."""
 
     def __init__(self) -> None:
         super().__init__({"socket.send_queue_size": 1, "socket.send_overflow": "drop_newest"})
-        self.outbox = Outbox(self._seam, self._spawn)
+        self.outbox = Outbox(self._core, self._spawn)
 
 
 @contextmanager

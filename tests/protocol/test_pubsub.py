@@ -504,8 +504,8 @@ def test_a_pub_that_never_answers_costs_a_bounded_amount_of_memory() -> None:
             assert by_hand.recv(LONG)[:1] == b"\x01"
             sub.unsubscribe(f"a.{number}")
             assert by_hand.recv(LONG)[:1] == b"\x00"
-        (feed,) = sub._feeds.values()
-        assert len(feed.awaited) <= 1024
+        (upstream,) = sub._upstreams.values()
+        assert len(upstream.awaited) <= 1024
 
 
 def test_subscribe_waits_for_the_slowest_of_the_publishers() -> None:
@@ -614,7 +614,7 @@ def test_behind_a_switch_subscribe_waits_for_all_publishers_that_were_heard_of()
         asked = other.recv_msg(LONG)
         other.send_msg(Message(flags=CONTROL | TO_DEST, destination=asked.source, content=b"\x02a"))
         waiting.get(timeout=LONG)
-        wait_until(lambda: all(len(feed.publishers) == 2 for feed in sub._feeds.values()))
+        wait_until(lambda: all(len(upstream.publishers) == 2 for upstream in sub._upstreams.values()))
         waiting = gevent.spawn(sub.subscribe, "b", LONG)
         asked = other.recv_msg(LONG)
         wait_until(lambda: one.reach("b") == 1)
@@ -657,7 +657,7 @@ def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_
         pub.dial(pubs)
         subscribe_by_hand(once, subs, b"once")
         (peer,) = pub._peers.values()
-        wait_until(lambda: all(subscriber.silence > 5 for subscriber in peer.subscribers.values()))
+        wait_until(lambda: all(subscriber.silent_checks > 5 for subscriber in peer.subscribers.values()))
         assert pub.publish("once", b"content") == 1
         assert once.recv(LONG) == publication("once", b"content")
         subscribe_by_hand(second, subs, b"second")

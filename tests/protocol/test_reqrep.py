@@ -20,7 +20,7 @@ from gmultisocket.errors import (
     PipeRefused,
     Timeout,
 )
-from gmultisocket.protocol import Question, Rep, Req, Request
+from gmultisocket.protocol import ReceivedRequest, Rep, Req, Request
 from gmultisocket.testing import wait_until
 from tests import addresses
 from tests.protocol.net import Net
@@ -53,7 +53,7 @@ def test_a_rep_may_dial_reqs(net: Net) -> None:
 
 
 def test_a_thousand_requests_in_flight_over_ten_reps_get_their_own_replies_whatever_their_order(net: Net) -> None:
-    asked: list[Question] = []
+    asked: list[ReceivedRequest] = []
 
     def collect(rep: Rep) -> None:
         asked.extend(rep)
@@ -517,7 +517,7 @@ def test_an_asker_that_does_not_read_holds_up_nobody_and_loses_its_pipe(transpor
         rep.start()
         rep.wait_pipes(1, LONG)
         (pipe,) = rep.pipes.values()
-        while not rep._waiting:
+        while not rep._outbox.waiting(pipe):
             stuck.send(b"\0\0\0\0", LONG)
             gevent.sleep(0)
         req.dial(next(iter(rep.socket.listeners)).address)

@@ -28,7 +28,8 @@ from gmultisocket.errors import (
     StreamReset,
     Timeout,
 )
-from gmultisocket.protocol import Connection, Stream
+from gmultisocket.protocol import Stream, StreamSocket
+from gmultisocket.protocol.streamend import SendingState
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, TO_ONE, Message
 from tests.protocol.net import Net
@@ -46,7 +47,7 @@ MIB = 1 << 20
 WINDOW = 2 * MIB
 
 
-def connected(here: Stream, there: Stream) -> tuple[Connection, Connection]:
+def connected(here: Stream, there: Stream) -> tuple[StreamSocket, StreamSocket]:
     """A connection from one to the other, seen from both, with a time limit on whatever is done with it."""
     one = here.connect(LONG)
     other = there.accept(LONG)
@@ -62,7 +63,7 @@ def pair_of_streams(options: Any = None, address: str = "tcp://127.0.0.1:0") -> 
         yield one, other
 
 
-def read(connection: Connection, size: int) -> bytes:
+def read(connection: StreamSocket, size: int) -> bytes:
     """Read so many bytes, or up to the end."""
     pieces = []
     while size and (piece := connection.recv(size)):
@@ -71,7 +72,7 @@ def read(connection: Connection, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def read_to_end(connection: Connection) -> bytes:
+def read_to_end(connection: StreamSocket) -> bytes:
     return read(connection, 1 << 40)
 
 
@@ -111,7 +112,7 @@ def test_many_connections_keep_their_bytes_apart(net: Net) -> None:
     with Stream() as server, Stream() as one, Stream() as other:
         net.connect(server, one, other)
 
-        def echo(connection: Connection) -> None:
+        def echo(connection: StreamSocket) -> None:
             with connection:
                 while data := connection.recv(1000):
                     connection.sendall(data)
@@ -249,7 +250,7 @@ def test_a_peer_that_answers_no_question_is_sent_everything_all_the_same() -> No
 @contextmanager
 def by_hand_connection(
     options: Any = None, address: str = "tcp://127.0.0.1:0"
-) -> Iterator[tuple[Socket, Stream, Connection, Any]]:
+) -> Iterator[tuple[Socket, Stream, StreamSocket, Any]]:
     """A connection whose other end is a plain Socket, what it was opened with, and what sends to it from there."""
     with Socket({"socket.recv_queue_size": 10_000}) as by_hand, Stream(options) as client:
         client.dial(by_hand.listen(address).address)
@@ -310,8 +311,8 @@ def test_a_stopped_reader_stops_its_own_stream_only(net: Net) -> None:
             busy.sendall(pattern(number, 200_000))
             assert read(read_from, 200_000) == pattern(number, 200_000)
         assert not sending.ready()
-        (link,) = [link for link in server._links.values() if link is unread._link]
-        assert len(link.buffer) <= WINDOW
+        (end,) = [end for end in server._ends.values() if end is unread._end]
+        assert len(end.receiving.buffer) <= WINDOW
         assert read(unread, 5 * MIB) == bytes(5 * MIB)
         sending.get(timeout=LONG)
         for connection in (stuck, unread, busy, read_from):
@@ -348,7 +349,7 @@ def test_data_without_credit_waits_in_bounds_and_is_not_lost_nor_overtaken() -> 
         assert read_to_end(go_end) == data
         sending.get(timeout=LONG)
         # Having caught up, it is as any other.
-        assert not go_end._link.spilled
+        assert not go_end._end.receiving.queued_in_socket
         go_end.close()
 
 
@@ -386,7 +387,7 @@ def test_closing_what_nobody_read_lets_the_rest_go_on() -> None:
         for _ in range(30):
             go.send_msg(Message(flags=TO_DEST, source=b"\0\0\0\x01", destination=paths[0], content=bytes(10_000)))
         go.send_msg(Message(flags=TO_DEST, source=b"\0\0\0\x02", destination=paths[1], content=b"alive"))
-        wait_until(lambda: ends[0]._link.spilled)
+        wait_until(lambda: ends[0]._end.receiving.queued_in_socket)
         ends[0].close()
         ends[1].settimeout(LONG)
         assert ends[1].recv(100) == b"alive"
@@ -404,12 +405,12 @@ def test_100_mib_each_way_at_once_on_ten_streams_over_one_pipe(address: str) -> 
         for number in range(share // MIB):
             yield struct.pack(">II", seed, number) + block[8:]
 
-    def write(connection: Connection, seed: int) -> None:
+    def write(connection: StreamSocket, seed: int) -> None:
         for block in blocks(seed):
             connection.sendall(block)
         connection.shutdown(SHUT_WR)
 
-    def digest(connection: Connection) -> bytes:
+    def digest(connection: StreamSocket) -> bytes:
         seen = hashlib.blake2b()
         while data := connection.recv(65536):
             most_held.append(max(held(one), held(other)))
@@ -417,7 +418,7 @@ def test_100_mib_each_way_at_once_on_ten_streams_over_one_pipe(address: str) -> 
         return seen.digest()
 
     def held(stream: Stream) -> int:
-        return max((len(link.buffer) for link in stream._links.values()), default=0)
+        return max((len(end.receiving.buffer) for end in stream._ends.values()), default=0)
 
     most_held = [0]
     with pair_of_streams(address=address) as (one, other):
@@ -450,7 +451,7 @@ def test_a_reader_that_closes_tells_the_writer() -> None:
     with pair_of_streams() as (client, server):
         one, other = connected(client, server)
         one.sendall(b"x" * 1000)
-        wait_until(lambda: len(other._link.buffer) == 1000)
+        wait_until(lambda: len(other._end.receiving.buffer) == 1000)
         other.close()
         with pytest.raises(StreamReset) as caught:
             for _ in range(1000):
@@ -625,7 +626,7 @@ def test_an_opening_that_had_not_left_goes_to_another_peer() -> None:
             stuck.close(0)
             accepted = [server.accept(LONG) for _ in range(2)]
             outcomes = gevent.joinall(connecting, timeout=LONG)
-            assert sorted(type(greenlet.value).__name__ for greenlet in outcomes) == ["Connection"] * 2 + ["NoneType"]
+            assert sorted(type(greenlet.value).__name__ for greenlet in outcomes) == ["NoneType"] + ["StreamSocket"] * 2
             (failed,) = [greenlet for greenlet in outcomes if greenlet.value is None]
             assert isinstance(failed.exception, PeerGone)
             with pytest.raises(PeerGone):
@@ -654,7 +655,7 @@ def test_connections_that_died_before_anybody_accepted_them_are_not_accepted_and
         client.connect(LONG).abort()
         spoke = client.connect(LONG)
         spoke.sendall(b"last words")
-        wait_until(lambda: any(link.buffer for link in server._links.values()))
+        wait_until(lambda: any(end.receiving.buffer for end in server._ends.values()))
         spoke.abort()
         wait_until(lambda: server.connections == 0)
         client.connect(LONG).abort()
@@ -668,7 +669,7 @@ def test_last_words_of_one_that_died_before_it_was_accepted_are_heard() -> None:
     with pair_of_streams() as (client, server):
         spoke = client.connect(LONG)
         spoke.sendall(b"last words")
-        wait_until(lambda: any(link.buffer for link in server._links.values()))
+        wait_until(lambda: any(end.receiving.buffer for end in server._ends.values()))
         spoke.abort()
         wait_until(lambda: server.connections == 0)
         with server.accept(LONG) as other:
@@ -693,11 +694,11 @@ def test_what_is_sent_before_anybody_accepts_is_bounded_and_not_lost() -> None:
     with pair_of_streams(NO_KEEPALIVE) as (client, server):
         one = client.connect(LONG)
         sending = gevent.spawn(one.sendall, pattern(6, 500_000))
-        wait_until(lambda: one._link.knows_credit)
+        wait_until(lambda: one._end.sending.state is SendingState.GRANTED)
         gevent.idle()
         assert not sending.ready()
-        (link,) = server._links.values()
-        assert len(link.buffer) <= 65536
+        (end,) = server._ends.values()
+        assert len(end.receiving.buffer) <= 65536
         other = server.accept(LONG)
         other.settimeout(LONG)
         assert read(other, 500_000) == pattern(6, 500_000)
@@ -737,7 +738,7 @@ def test_close_of_the_stream_ends_everything_that_waits() -> None:
             gevent.spawn(one.sendall, bytes(10 * MIB)),
             gevent.spawn(client.accept),
         ]
-        wait_until(lambda: one._link._sent >= WINDOW)
+        wait_until(lambda: one._end.sending.sent >= WINDOW)
         client.close()
         for greenlet in waiting:
             with pytest.raises(Closed):
@@ -792,7 +793,7 @@ def test_recv_into_fills_what_it_is_given() -> None:
     with pair_of_streams() as (client, server):
         one, other = connected(client, server)
         other.sendall(b"abcdef")
-        wait_until(lambda: len(one._link.buffer) == 6)
+        wait_until(lambda: len(one._end.receiving.buffer) == 6)
         buffer = bytearray(8)
         assert one.recv_into(buffer, 2) == 2
         assert one.recv_into(memoryview(buffer)[2:]) == 4
@@ -953,7 +954,7 @@ def test_a_stream_survives_anything_that_is_a_message(messages: list[tuple[int, 
         one, other = connected(client, server)
         stranger.dial(address)
         way = next(iter(stranger.pipes.values())).path
-        ends = {"known": other._link.id, "unknown": b"\0\0\0\x01", "longer": b"\0\0\0\x01\0\0\0\x02"}
+        ends = {"known": other._end.id, "unknown": b"\0\0\0\x01", "longer": b"\0\0\0\x01\0\0\0\x02"}
         for kind, flags, source, end, content in messages:
             destination = way + ends[end] if kind == TO_DEST else b""
             stranger.send_msg(Message(flags=kind | flags, source=source, destination=destination, content=content))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import resource
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import gevent
 import pytest
+from gevent import socket as gsocket
+from gevent.monkey import get_original
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
 from gmultisocket.testing import wait_until
 from gmultisocket.transport import wsport
 from gmultisocket.wire import encode
-from tests.certificates import listen_options
+from tests.certificates import dial_options, listen_options
 from tests.transport.wspeers import RawPeer, frame, request, upgraded
 
 WS = "ws://127.0.0.1:0"
@@ -62,7 +65,7 @@ def test_a_half_request_is_refused_at_its_deadline(server: Socket) -> None:
         half.send(request()[:50])
         assert half.status() == 408 and silent.status() == 408
         assert half.read_rest() and silent.read_rest()
-    wait_until(lambda: not only_port()._guests)
+    wait_until(lambda: not only_port()._reading)
 
 
 def test_a_peer_that_is_in_keeps_its_pipe_however_silent(server: Socket) -> None:
@@ -81,12 +84,12 @@ def test_who_dawdles_longest_leaves_when_there_are_too_many(
     with ExitStack() as stack:
         peers = [stack.enter_context(RawPeer(address)) for _ in range(4)]
         assert peers[0].status() == 408
-        wait_until(lambda: len(only_port()._guests) == 3)
+        wait_until(lambda: len(only_port()._reading) == 3)
         exchange(server, address)
 
 
 def test_too_many_peers_wait_in_the_backlog(server: Socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wsport, "_MOST_GUESTS", 5)
+    monkeypatch.setattr(wsport, "_MAX_PENDING", 5)
     monkeypatch.setattr(wsport, "_PATIENCE", 0.05)
     address = server.listen(WS, {"connector.listener.max_handshaking": 5}).address
     with ExitStack() as stack:
@@ -139,7 +142,7 @@ def test_a_closed_listener_refuses_those_who_wait() -> None:
         with upgraded(listener.address), RawPeer(listener.address) as waiting, RawPeer(listener.address) as half:
             waiting.send(request())
             wait_until(lambda: listener.transport._pending)  # type: ignore[attr-defined]
-            wait_until(lambda: only_port()._guests)
+            wait_until(lambda: only_port()._reading)
             listener.close()
             assert waiting.status() == 503
             assert half.read_rest() == b""
@@ -157,6 +160,27 @@ def test_a_plain_peer_at_a_tls_port_and_the_reverse_are_refused_at_once(caplog: 
             peer.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
             assert peer.status() == 400
         assert len(caplog.records) == 2
+
+
+def connect_and_reset(address: str) -> None:
+    """Connect to a port and reset the connection, without a turn of the event loop for the listener."""
+    host, port = address.partition("://")[2].split(":")
+    with get_original("socket", "socket")() as peer:
+        peer.connect((host, int(port)))
+        peer.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_peers_that_reset_before_they_are_accepted_delay_nobody(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "gmultisocket"), Socket() as server, Socket() as client:
+        address = server.listen(f"{scheme}://127.0.0.1:0", listen_options() if scheme == "wss" else None).address
+        for _ in range(30):
+            connect_and_reset(address)
+        # With a pause after each of them, even the shortest that grows to a second, it would be 24 s.
+        client.dial(address, {**(dial_options() if scheme == "wss" else {}), "connector.dialer.dial_timeout": 5})
+        client.send(b"hello")
+        assert server.recv(timeout=5) == b"hello"
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_refusals_do_not_fill_the_log(server: Socket, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,9 +205,9 @@ def test_memory_stays_flat_under_hostile_requests(server: Socket) -> None:
             gevent.sleep(0)
 
     round_of_them()
-    wait_until(lambda: not only_port()._guests)
+    wait_until(lambda: not only_port()._reading)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(10):
         round_of_them()
-        wait_until(lambda: not only_port()._guests)
+        wait_until(lambda: not only_port()._reading)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8192, "in KiB"

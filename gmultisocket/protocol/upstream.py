@@ -1,30 +1,30 @@
-"""What publishers and subscribers say to each other beside the publications, and what a Sub remembers of it.
+"""Control messages of publish and subscribe, and what a Sub remembers of them for each pipe.
 
-These are control messages (flag 0x20): a byte that says which, and a pattern. :class:`Feed` keeps, for one pipe of a
-Sub, what its publishers were told and have acknowledged.
+A control message (flag 0x20) is a byte that names its kind, and a pattern. :class:`Upstream` keeps, for one pipe of a
+Sub, which subscriptions were sent to the publishers behind it, and which of them they have acknowledged.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from ..core.pipe import Pipe
+from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, TO_DEST, Message
 from .outbox import Outbox
 from .subscriptions import check_pattern
 
-__all__ = ["SUBSCRIBE", "SUBSCRIBED", "UNSUBSCRIBE", "Feed", "control", "read_control"]
+__all__ = ["SUBSCRIBE", "SUBSCRIBED", "UNSUBSCRIBE", "Upstream", "control", "read_control"]
 
 #: First bytes of the control messages; a pattern follows.
 UNSUBSCRIBE: Final = b"\x00"
 SUBSCRIBE: Final = b"\x01"
 SUBSCRIBED: Final = b"\x02"
 
-#: Publishers that are known behind one switch.
+#: Publishers that are remembered behind one switch.
 _MAX_PUBLISHERS = 1024
-#: Patterns that are not wanted any more and still to be acknowledged.
-_MAX_LEFT = 1024
+#: Unsubscribed patterns whose acknowledgements are still counted.
+_MAX_UNSUBSCRIBED = 1024
 
 
 def control(kind: bytes, pattern: bytes, destination: bytes = b"") -> Message:
@@ -33,7 +33,7 @@ def control(kind: bytes, pattern: bytes, destination: bytes = b"") -> Message:
 
 
 def read_control(message: Message) -> tuple[bytes, str] | None:
-    """Return the kind and the pattern of a control message; None if it is none of this protocol's."""
+    """Return the kind and the pattern of a control message; None if it is not one of this protocol."""
     if message.flags & ~SEND_TYPE_MASK != CONTROL or message.destination:
         return None
     try:
@@ -44,63 +44,63 @@ def read_control(message: Message) -> tuple[bytes, str] | None:
     return message.content[:1], pattern
 
 
-class Feed:
-    """What a Sub has told the publishers behind one pipe.
+class Upstream:
+    """The publishers behind one pipe of a Sub.
 
     Attributes:
         pipe: the pipe.
-        publishers: the sources of those known to be there. Until something was heard, the peer itself stands there.
-        awaited: by pattern and publisher: acknowledgements that are still to come.
-        heard: whether any has come.
+        publishers: the sources of the known publishers. Until an acknowledgement has come, this is the peer itself.
+        awaited: by pattern and publisher: the number of acknowledgements that are still to come.
+        acknowledging: whether an acknowledgement of any of these publishers has come.
     """
 
-    __slots__ = ("_left", "_outbox", "awaited", "heard", "pipe", "publishers")
+    __slots__ = ("_outbox", "_unsubscribed", "acknowledging", "awaited", "pipe", "publishers")
 
     def __init__(self, pipe: Pipe, outbox: Outbox) -> None:
         self.pipe = pipe
         self._outbox = outbox
         self.publishers = {pipe.path}
         self.awaited: dict[str, dict[bytes, int]] = {}
-        self.heard = False
-        #: Patterns that were left since they were sent: what is awaited for them is no waiter's business.
-        self._left: dict[str, None] = {}
+        self.acknowledging = False
+        #: Patterns that were unsubscribed since they were sent: nobody waits for their acknowledgements.
+        self._unsubscribed: dict[str, None] = {}
 
     @property
     def direct(self) -> bool:
         """Whether the peer is known to be a publisher, not a switch."""
-        return self.heard and self.pipe.path in self.publishers
+        return self.acknowledging and self.pipe.path in self.publishers
 
-    def want(self, pattern: str) -> None:
-        """Have the publishers told of a pattern, unless they are just about to be."""
+    def subscribe(self, pattern: str) -> None:
+        """Send a subscription, unless one is about to leave."""
         if self._is_pending(pattern):
             return
-        self._left.pop(pattern, None)
+        self._unsubscribed.pop(pattern, None)
         self._outbox.post(self.pipe, pattern, control(SUBSCRIBE, pattern.encode()))
         awaited = self.awaited.setdefault(pattern, {})
         for source in self.publishers:
             awaited[source] = awaited.get(source, 0) + 1
 
-    def unwant(self, pattern: str) -> None:
-        """Have the publishers told that a pattern is not wanted any more."""
+    def unsubscribe(self, pattern: str) -> None:
+        """Send the end of a subscription."""
         if self._is_pending(pattern):
-            # It will not be sent, and not acknowledged.
+            # It is replaced, so no acknowledgement comes for it.
             for source in self.publishers:
                 self._count_down(pattern, source)
         self._outbox.post(self.pipe, pattern, control(UNSUBSCRIBE, pattern.encode()))
         if pattern in self.awaited:
-            # Still counted, so that the next one to want it does not take these for the answers to its own asking;
-            # but not for ever, as the peer may be one that never answers.
-            self._left[pattern] = None
-            if len(self._left) > _MAX_LEFT:
-                self._end(next(iter(self._left)))
+            # Still counted, so that a later subscription does not take these acknowledgements for its own. But at most
+            # this number of patterns: the peer may be one that never answers.
+            self._unsubscribed[pattern] = None
+            if len(self._unsubscribed) > _MAX_UNSUBSCRIBED:
+                self._end(next(iter(self._unsubscribed)))
 
     def _is_pending(self, pattern: str) -> bool:
         pending = self._outbox.pending(self.pipe, pattern)
         return pending is not None and pending.content[:1] == SUBSCRIBE
 
-    def acknowledged(self, pattern: str, source: bytes) -> None:
-        """Hear that a publisher has a subscription."""
-        self.heard = True
+    def acknowledge(self, pattern: str, source: bytes) -> None:
+        """Count an acknowledgement that a publisher has sent."""
+        self.acknowledging = True
         if source not in self.publishers and len(self.publishers) < _MAX_PUBLISHERS:
             if self.pipe.path in self.publishers:
                 self._is_switch(source)
@@ -108,15 +108,15 @@ class Feed:
         self._count_down(pattern, source)
 
     def _is_switch(self, first: bytes) -> None:
-        """Know that the peer is a switch, and acknowledges nothing itself: the first publisher behind it is to."""
+        """The peer is a switch: expect acknowledgements from the first publisher behind it, not from the peer."""
         self.publishers.discard(self.pipe.path)
         for awaited in self.awaited.values():
             if awaited.pop(self.pipe.path, 0):
-                # Once, however often it was asked for: what was sent before that publisher came, it has not heard.
+                # One, however often the subscription was sent: the publisher got none that was sent before it came.
                 awaited[first] = 1
 
     def give_up(self, pattern: str) -> None:
-        """Wait no longer for those behind a switch that have not acknowledged a pattern: they may have gone."""
+        """Forget the publishers behind a switch that have not acknowledged a pattern: they may have gone."""
         for source in list(self.awaited.get(pattern, ())):
             if source != self.pipe.path:
                 self._forget(source)
@@ -141,6 +141,6 @@ class Feed:
             self._end(pattern)
 
     def _end(self, pattern: str) -> None:
-        """Await nothing more for a pattern."""
+        """Await no more acknowledgements of a pattern."""
         del self.awaited[pattern]
-        self._left.pop(pattern, None)
+        self._unsubscribed.pop(pattern, None)

@@ -1,7 +1,7 @@
 """A stream's connection as programs see it: the methods of a connected socket.
 
-They are those of ``socket.socket`` and do what theirs do, so that what works on a socket works on a stream:
-``http.client``, ``gevent.pywsgi``, a protocol of one's own. What lies under them is a :class:`~.link.Link`.
+They are those of ``socket.socket`` and do the same, so that code which works on a socket works on a stream:
+``http.client``, ``gevent.pywsgi``, your own protocol. Under them is a :class:`~.streamend.StreamEnd`.
 """
 
 from __future__ import annotations
@@ -11,53 +11,60 @@ import io
 from copy import copy
 from socket import SHUT_RD, SHUT_RDWR, SHUT_WR
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from ..core.pipe import Pipe, PipeState
-from ..core.seam import Seam
+from ..core.pipes.pipe import Pipe, PipeState
+from ..core.protocolsocket import ProtocolSocket
 from ..errors import StreamClosed, StreamReset, Timeout
 from ..loop.waiting import Deadline
-from .link import PIECE, Link, LinkState
+from .streamend import MAX_PIECE, EndState, ReceivingState, SendingState, StreamEnd
 
-__all__ = ["Connection"]
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
-#: After so many reads without a wait a greenlet lets others run.
-_READS = 256
+__all__ = ["StreamSocket"]
+
+#: After this number of reads without a wait a greenlet lets others run.
+_MAX_READS = 256
+
+_OVER, _SHUT, _GRANTED = SendingState.OVER, SendingState.SHUT, SendingState.GRANTED
+_AT_END = (ReceivingState.READ_SHUT, ReceivingState.ENDED)
 
 
-class Connection:
-    """One end of a stream. What is said of a socket's methods holds for these, except where they say otherwise.
+class StreamSocket:
+    """One end of a stream, with the methods of a socket. They do what a socket's do, except where they say otherwise.
 
     Any number of greenlets may read and write at the same time. A ``gevent.Timeout`` or a kill that ends a call loses
-    nothing; ``sendall`` has then sent a part, as with a socket. It has no descriptor, so nothing can ``select`` it, and
-    nothing but :meth:`close` closes it.
+    nothing; ``sendall`` has then sent a part, as with a socket. It has no descriptor, so ``select`` cannot wait for it,
+    and only :meth:`close` closes it.
 
     Errors are ``OSError`` as well: :class:`~gmultisocket.errors.Timeout` is a ``TimeoutError``,
     :class:`~gmultisocket.errors.StreamReset` a ``ConnectionResetError``, and
     :class:`~gmultisocket.errors.StreamClosed` a ``BrokenPipeError``.
 
-    Source: protocol/stream/stream.go of the Go code, whose connections know no end of data.
+    Source: protocol/stream/stream.go of the Go code, whose connections have no end of data.
     """
 
-    __slots__ = ("__weakref__", "_close_asked", "_files", "_link", "_patience", "_reads", "_seam", "_timeout")
+    __slots__ = ("__weakref__", "_answer_timeout", "_close_requested", "_core", "_end", "_files", "_reads", "_timeout")
 
-    def __init__(self, link: Link, seam: Seam, patience: float) -> None:
-        self._link = link
-        self._seam = seam
-        self._patience = patience
+    def __init__(self, end: StreamEnd, core: ProtocolSocket, answer_timeout: float) -> None:
+        self._end = end
+        self._core = core
+        #: Seconds to wait for the answer to a keepalive, which shows whether the peer knows credit.
+        self._answer_timeout = answer_timeout
         self._timeout: float | None = None
         self._reads = 0
-        #: Open files that :meth:`makefile` has made; the last one to be closed closes, if ``close()`` was called.
+        #: Open files that :meth:`makefile` has made. Closing the last one closes this end, if ``close()`` was called.
         self._files = 0
-        self._close_asked = False
+        self._close_requested = False
 
     def __repr__(self) -> str:
-        state = "reset" if self._link.error is not None else self._link.state.value
-        return f"<Connection {self._link.id.hex()} {state} to {self.peer_address}>"
+        state = "reset" if self._end.error is not None else self._end.state.value
+        return f"<StreamSocket {self._end.id.hex()} {state} to {self.peer_address}>"
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> StreamSocket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -66,29 +73,29 @@ class Connection:
     @property
     def pipe(self) -> Pipe:
         """The pipe that it goes by."""
-        assert self._link.pipe is not None
-        return self._link.pipe
+        assert self._end.pipe is not None
+        return self._end.pipe
 
     @property
     def peer_address(self) -> str:
-        """The address at the other end of the pipe: the peer's, or the first switch's on the way to it."""
+        """The address at the other end of the pipe: the peer's, or that of the first switch on the way to it."""
         return self.pipe.peer_address
 
     @property
     def closed(self) -> bool:
         """Whether it was closed on this side."""
-        return self._link.state is LinkState.CLOSED
+        return self._end.state is EndState.CLOSED
 
     # Timeouts
 
     def settimeout(self, timeout: float | None) -> None:
-        """Set how long a call may block, in seconds; None for ever. 0 does not block: it raises Timeout as well."""
+        """Set how long a call may block, in seconds; None without limit. With 0 calls raise Timeout at once."""
         if timeout is not None and timeout < 0:
             raise ValueError("a timeout is not negative")
         self._timeout = timeout
 
     def gettimeout(self) -> float | None:
-        """Return what :meth:`settimeout` has set."""
+        """Return the timeout that :meth:`settimeout` has set."""
         return self._timeout
 
     def setblocking(self, flag: bool) -> None:
@@ -98,27 +105,33 @@ class Connection:
     # Receiving
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        """Block until bytes come, and return at most ``size`` of them; ``b""`` is the end.
+        """Block until bytes come, and return at most ``size`` of them; ``b""`` is the end of data.
 
         Raises:
             Timeout: none came in time.
-            StreamReset: the other end has gone without a word. What it had sent was received before.
+            StreamReset: the other end has closed or died without an end of data. All that it had sent was received
+                before.
             StreamClosed: this end was closed.
         """
         _no_flags(flags)
         if size < 0:
             raise ValueError("a size is not negative")
         self._wait_readable(size)
-        data = self._link.buffer.take(size)
+        data = self._end.receiving.buffer.take(size)
         if data:
-            self._link.was_read(len(data))
+            self._end.was_read(len(data))
         return data
 
-    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
         """Block until bytes come, and put at most ``nbytes`` of them (0: as many as fit) into a buffer.
 
+        Args:
+            buffer: bytes-like and writable.
+            nbytes: see above.
+            flags: 0.
+
         Returns:
-            How many; 0 is the end. Raises as :meth:`recv` does.
+            How many; 0 is the end of data. Raises as :meth:`recv` does.
         """
         _no_flags(flags)
         with memoryview(buffer) as view, view.cast("B") as whole:
@@ -126,37 +139,42 @@ class Connection:
                 raise TypeError(f"a buffer to be written to is needed, not {type(buffer).__name__}")
             size = min(nbytes or len(whole), len(whole))
             self._wait_readable(size)
-            count = self._link.buffer.take_into(whole[:size])
+            count = self._end.receiving.buffer.take_into(whole[:size])
         if count:
-            self._link.was_read(count)
+            self._end.was_read(count)
         return count
 
     def _wait_readable(self, size: int) -> None:
-        """Block until there is something to read, or the end."""
-        self._seam.check()
+        """Block until there is something to read, or the end of data."""
+        self._core.check()
         self._reads += 1
-        if self._reads > _READS:
+        if self._reads > _MAX_READS:
             self._reads = 0
             gevent.sleep(0)
-        link = self._link
-        if link.buffer:
+        end = self._end
+        receiving = end.receiving
+        if receiving.buffer:
             return
         deadline = Deadline(self._timeout)
-        while not link.buffer:
-            if link.state is LinkState.CLOSED:
+        while not receiving.buffer:
+            if end.state is EndState.CLOSED:
                 raise StreamClosed(errno.EBADF, "close() was called")
-            if link.ended or link.deaf or not size:
+            if receiving.state in _AT_END or not size:
                 return
-            if link.error is not None:
-                raise copy(link.error)
+            if end.error is not None:
+                raise copy(end.error)
             self._reads = 0
-            if not link.readers.wait(deadline.left()):
+            if not receiving.readers.wait(deadline.left()):
                 raise Timeout("recv", self._timeout)
 
     # Sending
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        """Block until some of the data can be sent, and return how many bytes of it were.
+    def send(self, data: Buffer, flags: int = 0) -> int:
+        """Block until some of the data can be sent, and return the number of bytes sent.
+
+        Args:
+            data: bytes-like.
+            flags: 0.
 
         Raises:
             Timeout: none in time.
@@ -167,8 +185,16 @@ class Connection:
         with memoryview(data) as view, view.cast("B") as whole:
             return self._send(whole, Deadline(self._timeout))
 
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """Block until all of the data is on its way. Raises as :meth:`send` does, when a part may have been sent."""
+    def sendall(self, data: Buffer, flags: int = 0) -> None:
+        """Block until all of the data is sent.
+
+        Args:
+            data: bytes-like.
+            flags: 0.
+
+        Raises:
+            Timeout, StreamReset, StreamClosed: as for :meth:`send`. A part may have been sent.
+        """
         _no_flags(flags)
         deadline = Deadline(self._timeout)
         with memoryview(data) as view, view.cast("B") as whole:
@@ -177,55 +203,57 @@ class Connection:
                 sent += self._send(whole[sent:], deadline)
 
     def _send(self, data: memoryview, deadline: Deadline) -> int:
-        self._seam.check()
-        link = self._link
+        self._core.check()
+        end = self._end
+        sending = end.sending
         while True:
             self._check_writable()
             if not data:
                 return 0
-            if link.credit <= 0:
+            if sending.credit <= 0:
                 self._wait_credit(deadline)
                 continue
             pipe = self.pipe
-            if not self._seam.wait_room(pipe, deadline.left()):
+            if not self._core.wait_writable(pipe, deadline.left()):
                 if pipe.state is PipeState.OPEN:
                     raise Timeout("send", self._timeout)
-                link.fail(StreamReset(errno.ECONNRESET, "its pipe takes no more"))
+                end.fail(StreamReset(errno.ECONNRESET, "its pipe takes no more"))
                 continue
-            # The wait may have let others send or close, and the other end reset the stream.
-            credit = link.credit
-            if credit > 0 and not link.said_end and not link.over:
+            # During the wait others may have sent or closed, and the other end may have reset the stream.
+            credit = sending.credit
+            state = sending.state
+            if credit > 0 and state is not _SHUT and state is not _OVER:
                 break
-        size = min(len(data), credit, PIECE, self._seam.max_content)
+        size = min(len(data), credit, MAX_PIECE, self._core.max_content)
         whole = data.obj
-        # What nobody can change and goes in one piece is not copied.
-        link.send(whole if type(whole) is bytes and len(whole) == size else bytes(data[:size]))
+        # Immutable data that goes in one piece is not copied.
+        end.send(whole if type(whole) is bytes and len(whole) == size else bytes(data[:size]))
         return size
 
     def _check_writable(self) -> None:
-        link = self._link
-        if link.state is LinkState.CLOSED:
+        end = self._end
+        if end.state is EndState.CLOSED:
             raise StreamClosed(errno.EBADF, "close() was called")
-        if link.error is not None:
-            raise copy(link.error)
-        if link.said_end:
+        if end.error is not None:
+            raise copy(end.error)
+        if end.sending.state is _SHUT:
             raise StreamClosed(errno.EPIPE, "it was shut down for writing")
 
     def _wait_credit(self, deadline: Deadline) -> None:
-        """Block until the peer takes more, or has had its time to show that it is one that would say so."""
-        link = self._link
+        """Block until the peer gives credit, or has had the time to show that it knows credit, and has not."""
+        sending = self._end.sending
         left = deadline.left()
-        if link.knows_credit:
-            if not link.writers.wait(left):
+        if sending.state is _GRANTED:
+            if not sending.writers.wait(left):
                 raise Timeout("send", self._timeout)
             return
-        link.ask_credit()
-        if link.writers.wait(self._patience if left is None else min(left, self._patience)):
+        self._end.ask_credit()
+        if sending.writers.wait(self._answer_timeout if left is None else min(left, self._answer_timeout)):
             return
-        if left is not None and left <= self._patience:
+        if left is not None and left <= self._answer_timeout:
             raise Timeout("send", self._timeout)
-        if not link.knows_credit:
-            link.trust()
+        if sending.state is not _GRANTED:
+            sending.lift_limit()
 
     # Files
 
@@ -264,50 +292,50 @@ class Connection:
 
     def _file_closed(self) -> None:
         self._files -= 1
-        if self._close_asked and not self._files:
-            self._link.close()
+        if self._close_requested and not self._files:
+            self._end.close()
 
     # Closing
 
     def shutdown(self, how: int) -> None:
         """End one direction, or both: SHUT_WR tells the other end, SHUT_RD drops what it sends. Does not block."""
-        self._seam.check()
+        self._core.check()
         if how not in (SHUT_RD, SHUT_WR, SHUT_RDWR):
             raise ValueError("how is SHUT_RD, SHUT_WR or SHUT_RDWR")
         if self.closed:
             raise StreamClosed(errno.EBADF, "close() was called")
         if how != SHUT_WR:
-            self._link.listen_no_more()
+            self._end.shut_read()
         if how != SHUT_RD:
-            self._link.say_end()
+            self._end.shut_write()
 
     def close(self) -> None:
-        """Close this end. Does not block; what was sent arrives all the same. Harmless when repeated.
+        """Close this end. Does not block; what was sent still arrives. May be repeated.
 
-        The other end reads what was sent, and then the end. What it has sent and nobody here has read, and what it
-        sends from now on, is lost; it is told so.
+        The other end reads what was sent, and then the end of data. What it has sent and this end has not read is lost,
+        and so is what it sends from now on; it gets a StreamReset error.
         """
-        self._seam.check()
-        self._close_asked = True
+        self._core.check()
+        self._close_requested = True
         if not self._files:
-            self._link.close()
+            self._end.close()
 
     def abort(self) -> None:
-        """Close this end, and have the other one see an error instead of an end of data. Does not block."""
-        self._seam.check()
-        self._close_asked = True
-        self._link.close(abort=True)
+        """Close this end so that the other end gets an error instead of an end of data. Does not block."""
+        self._core.check()
+        self._close_requested = True
+        self._end.close(abort=True)
 
 
 def _no_flags(flags: int) -> None:
     if flags:
-        raise ValueError("flags are for sockets of the kernel's: a stream's connection knows none")
+        raise ValueError("flags are for the kernel's sockets: a stream's connection has none")
 
 
 class _File(io.RawIOBase):
-    """What ``makefile`` builds upon."""
+    """The unbuffered file under those that ``makefile`` returns."""
 
-    def __init__(self, connection: Connection, reading: bool, writing: bool) -> None:
+    def __init__(self, connection: StreamSocket, reading: bool, writing: bool) -> None:
         super().__init__()
         self._connection = connection
         self._reading = reading
@@ -320,11 +348,11 @@ class _File(io.RawIOBase):
     def writable(self) -> bool:
         return self._writing
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         self._check()
         return self._connection.recv_into(buffer)
 
-    def write(self, data: Any) -> int:
+    def write(self, data: Buffer) -> int:
         self._check()
         return self._connection.send(data)
 

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from gmultisocket import log
+from gmultisocket.log import ThrottledLog
+
+logger = logging.getLogger("gmultisocket.test")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that a log sees, in the first place of a list."""
+    now = [1000.0]
+    monkeypatch.setattr(log, "monotonic", lambda: now[0])
+    return now
+
+
+def written(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_the_first_record_of_an_interval_has_its_own_level_and_the_others_debug(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    throttled = ThrottledLog(logger, 10.0)
+    with caplog.at_level(logging.DEBUG, "gmultisocket"):
+        for number in range(3):
+            throttled.log("refused", logging.WARNING, "refused %d of %s", number, "them")
+            clock[0] += 4.0
+    assert written(caplog) == [
+        (logging.WARNING, "refused 0 of them"),
+        (logging.DEBUG, "refused 1 of them"),
+        (logging.DEBUG, "refused 2 of them"),
+    ]
+
+
+def test_an_interval_begins_with_a_record_that_has_its_own_level(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    throttled = ThrottledLog(logger, 10.0)
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        for number in range(31):
+            throttled.log("refused", logging.ERROR, "%d", number)
+            clock[0] += 1.0
+    assert written(caplog) == [(logging.ERROR, str(number)) for number in (0, 10, 20, 30)]
+
+
+def test_each_kind_has_intervals_of_its_own(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    throttled = ThrottledLog(logger, 10.0)
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        throttled.log("a", logging.WARNING, "a1")
+        throttled.log("b", logging.ERROR, "b1")
+        throttled.log("a", logging.WARNING, "a2")
+    assert written(caplog) == [(logging.WARNING, "a1"), (logging.ERROR, "b1")]
+
+
+def test_two_logs_of_one_logger_do_not_count_for_each_other(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        ThrottledLog(logger, 10.0).log("a", logging.WARNING, "one")
+        ThrottledLog(logger, 10.0).log("a", logging.WARNING, "two")
+    assert written(caplog) == [(logging.WARNING, "one"), (logging.WARNING, "two")]
+
+
+def test_a_text_without_arguments_may_hold_a_percent_sign(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        ThrottledLog(logger, 10.0).log("a", logging.WARNING, "100 %")
+    assert written(caplog) == [(logging.WARNING, "100 %")]
+
+
+def test_an_error_brings_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    error = ValueError("odd")
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        ThrottledLog(logger, 10.0).log("a", logging.ERROR, "failed", error=error)
+    (record,) = caplog.records
+    assert record.exc_info and record.exc_info[1] is error
+    assert "ValueError: odd" in caplog.text
