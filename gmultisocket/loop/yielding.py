@@ -1,9 +1,9 @@
 """Letting others run: greenlets that are ready, and the loop, which must look at sockets and timers.
 
-``gevent.sleep(0)`` lets other greenlets run, but gevent runs greenlets that are ready for up to 5 ms, and at least 50 of
-them, before its loop looks at sockets and timers again. A greenlet that always has more to do, because one peer always
-has more to send, would so delay every other peer. :func:`yield_to_loop` waits for the loop itself, by an idle watcher
-of the highest priority: the loop looks at everything once, and calls it.
+``gevent.sleep(0)`` lets other greenlets run, but gevent runs greenlets that are ready for up to 5 ms, and at least 50
+of them, before its loop looks at sockets and timers again. A greenlet that always has more to do, because one peer
+always has more to send, would so delay every other peer. :func:`yield_to_loop` waits for the loop itself, by an idle
+watcher of the highest priority: the loop looks at everything once, and calls it.
 
 The time between two such looks is shared by all greenlets of a hub. They go on in the order in which they came.
 """

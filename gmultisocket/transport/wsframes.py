@@ -39,8 +39,8 @@ __all__ = ["MAX_FRAGMENTS", "ClientFrames", "FrameCodec", "ServerFrames"]
 #: The most frames that one message may come in.
 MAX_FRAGMENTS: Final = 16384
 
-#: Frames that one call of ``feed`` decodes, except for short messages of one frame. A peer may send 10,000 control frames
-#: in 64 KiB, each of which takes 2 us.
+#: Frames that one call of ``feed`` decodes, except for short messages of one frame. A peer may send 10,000 control
+#: frames in 64 KiB, each of which takes 2 us.
 _MAX_FRAMES: Final = 512
 
 CONTINUATION: Final = 0x0

@@ -27,8 +27,8 @@ from .writepipe import _BLOCKED, WritePipe
 
 __all__ = ["BATCH", "BytesPipe"]
 
-#: After this number of bytes a reader lets other greenlets run. Receivers then free large contents while the allocator still
-#: has their memory at hand: with 1 MiB instead, 64 KiB contents cost twice as much, all of it in page faults.
+#: After this number of bytes a reader lets other greenlets run. Receivers then free large contents while the allocator
+#: still has their memory at hand: with 1 MiB instead, 64 KiB contents cost twice as much, all of it in page faults.
 _READ_BUDGET: Final = 1 << 17
 
 #: After this number of messages a reader lets other greenlets run, if each of them is looked at in Python: internal
