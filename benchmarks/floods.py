@@ -1,8 +1,8 @@
 """One peer floods a server: how much later does it answer the others? ``python3 -m benchmarks.floods [KIND...]``
 
-For each kind of flood, one process floods a server at 4 MB/s, another one sends honest requests, one every 5 ms. Printed
-are the delay until the server's handler has a request (from the client's time stamp; both clocks are the machine's), and
-how late a 10 ms timer of the server is. Milliseconds; all sockets are on the loopback.
+For each kind of flood, one process floods a server at 4 MB/s, and another one sends an honest request every 5 ms. The
+table has the delay until the server's handler has such a request (from the client's time stamp; both clocks are the
+machine's), and how late a 10 ms timer of the server is. Milliseconds; all sockets are on the loopback.
 """
 
 from __future__ import annotations
