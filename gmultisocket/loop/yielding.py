@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import deque
 from time import monotonic
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import gevent
 from gevent.hub import Hub, Waiter
@@ -25,14 +24,16 @@ __all__ = ["MAX_TURN", "yield_to_loop"]
 #: Seconds that greenlets which yield may run in all before the loop looks at sockets and timers.
 MAX_TURN: Final = 0.005
 
+#: Where a hub holds its waiters: they live as long as the hub, and no longer.
+_ATTRIBUTE: Final = "_gmultisocket_loop_waiters"
 
-class _Line:
+
+class _LoopWaiters:
     """The greenlets of one hub that wait for the loop."""
 
-    __slots__ = ("__weakref__", "_hub", "_idle", "_waiters", "looked_at")
+    __slots__ = ("__weakref__", "_idle", "_waiters", "looked_at")
 
     def __init__(self, hub: Hub) -> None:
-        self._hub = hub
         self._waiters: deque[Waiter[None]] = deque()
         #: When the loop last looked at sockets and timers, as far as is known here: it may have looked later.
         self.looked_at = 0.0
@@ -43,16 +44,17 @@ class _Line:
 
     def wait(self) -> None:
         """Block until the loop has looked, and the greenlets that came before have run."""
-        waiter: Waiter[None] = Waiter(self._hub)
+        waiter: Waiter[None] = Waiter()
         self._waiters.append(waiter)
         if not self._idle.active:
             self._idle.start(self._run)
         try:
             waiter.get()
-        finally:
+        except BaseException:
+            # Killed, or its time is over.
             if waiter in self._waiters:
-                # Killed, or its time is over.
                 self._waiters.remove(waiter)
+            raise
 
     def _run(self) -> None:
         """Let greenlets go on until their time is used. Called in the hub, after each look of the loop."""
@@ -74,16 +76,14 @@ class _Line:
         self._idle.stop()
 
 
-_lines: WeakKeyDictionary[Hub, _Line] = WeakKeyDictionary()
-
-
 def yield_to_loop() -> None:
     """Let other greenlets run; and if greenlets have run for ``MAX_TURN``, let the loop look at sockets and timers."""
-    hub = gevent.get_hub()
-    line = _lines.get(hub)
-    if line is None:
-        line = _lines[hub] = _Line(hub)
-    if monotonic() - line.looked_at < MAX_TURN:
+    hub: Any = gevent.get_hub()
+    waiters = getattr(hub, _ATTRIBUTE, None)
+    if waiters is None:
+        waiters = _LoopWaiters(hub)
+        setattr(hub, _ATTRIBUTE, waiters)
+    if monotonic() - waiters.looked_at < MAX_TURN:
         gevent.sleep(0)
     else:
-        line.wait()
+        waiters.wait()
