@@ -1,4 +1,4 @@
-"""The servers that pages and examples show go on beside a peer that asks and does not read, and one that disconnects."""
+"""Servers that pages and examples show go on beside a peer that asks and does not read, or that disconnects."""
 
 from __future__ import annotations
 
