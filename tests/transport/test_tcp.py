@@ -411,6 +411,17 @@ def test_an_address_can_set_the_options_of_its_connections() -> None:
         assert not dialed._connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
 
 
+def test_the_kernels_buffers_are_set_by_the_option_of_their_name() -> None:
+    options = {"transport.tcp.read_buffer": 50_000, "transport.tcp.write_buffer": 100_000}
+    with Socket() as server, Socket() as client:
+        client.dial(server.listen("tcp://127.0.0.1:0").address, options)
+        [pipe] = client.pipes.values()
+        sock = pipe._connection._sock  # type: ignore[attr-defined]
+        # The kernel doubles what it is asked for.
+        assert sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_RCVBUF) == 100_000
+        assert sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_SNDBUF) == 200_000
+
+
 # Connections
 
 

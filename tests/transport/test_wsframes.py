@@ -13,6 +13,7 @@ from websockets.streams import StreamReader
 
 from gmultisocket.errors import BadMessage, BadPacket, Closed, ContentTooLong, MultiSocketError, Timeout
 from gmultisocket.transport.wsframes import MAX_FRAGMENTS, ClientFrames, FrameCodec, ServerFrames
+from tests.cases import every_case
 
 LENGTHS = (0, 1, 125, 126, 127, 65535, 65536, 70_000)
 OVERHEAD = 8 + 4 * 255
@@ -73,11 +74,15 @@ def told(codec: FrameCodec, reason: MultiSocketError | None) -> Close:
 
 
 @Codecs
-@pytest.mark.parametrize("text", [False, True])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_messages_of_every_length_arrive(
-    sender: type[FrameCodec], receiver: type[FrameCodec], text: bool, length: int
-) -> None:
+def test_messages_of_every_length_arrive(sender: type[FrameCodec], receiver: type[FrameCodec]) -> None:
+    with every_case() as case:
+        for text in (False, True):
+            for length in LENGTHS:
+                with case(f"{length} bytes{' of text' if text else ''}"):
+                    check_length(sender, receiver, text, length)
+
+
+def check_length(sender: type[FrameCodec], receiver: type[FrameCodec], text: bool, length: int) -> None:
     payload = b"x" * length
     packet = sender(text).wrap(payload)
     assert receiver().feed(packet) == [payload]
@@ -286,10 +291,12 @@ def test_a_reserved_bit_is_a_protocol_error(receiver: type[FrameCodec], rsv: int
 
 
 @Receiver
-@pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
-def test_a_reserved_opcode_is_a_protocol_error(receiver: type[FrameCodec], opcode: int) -> None:
-    codec = receiver()
-    assert told(codec, refusal(codec, head(receiver, 0x80 | opcode, 0))).code == 1002
+def test_a_reserved_opcode_is_a_protocol_error(receiver: type[FrameCodec]) -> None:
+    with every_case() as case:
+        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15):
+            with case(f"opcode {opcode}"):
+                codec = receiver()
+                assert told(codec, refusal(codec, head(receiver, 0x80 | opcode, 0))).code == 1002
 
 
 @pytest.mark.parametrize(("receiver", "wrong"), [(ServerFrames, ServerFrames), (ClientFrames, ClientFrames)])
