@@ -262,10 +262,12 @@ class Socket(Closable):
     def send_to(self, destination: bytes, content: Buffer, timeout: float | None = None) -> None:
         """Send along a path, usually the ``source`` of a message that came from there.
 
-        Blocks while the pipe's queue is full, if ``socket.send_overflow`` is ``block``.
+        Blocks while the pipe's queue is full, if ``socket.send_overflow`` is ``block``. All such calls without a
+        timeout share ``socket.send_to_patience``: when it is used up, a peer in another process whose queue is full is
+        closed, so that a peer that does not read cannot stop a server for all others.
 
         Raises:
-            BrokenPath: the pipe that the path starts with has closed.
+            BrokenPath: the pipe that the path starts with has closed, or was closed for that reason.
             BadPath: that is no path.
             Timeout, MessageTooLong, Closed: as for :meth:`send`.
         """

@@ -17,6 +17,7 @@ from gevent import Greenlet, getcurrent
 
 from ..errors import Closed
 from ..log import ThrottledLog
+from .yielding import yield_to_loop
 
 __all__ = ["AcceptLoop"]
 
@@ -99,7 +100,7 @@ class AcceptLoop(Generic[T]):
                 if self._stopped:
                     return
                 if self._log_error(error):
-                    gevent.sleep(0)
+                    yield_to_loop()
                 else:
                     gevent.sleep(pause)
                     pause = min(pause * 2, _LONGEST_PAUSE)
@@ -111,11 +112,11 @@ class AcceptLoop(Generic[T]):
             except Exception as error:
                 # No pause: a peer may have caused the error, and a pause would delay other peers.
                 self._log_error(error)
-                gevent.sleep(0)
+                yield_to_loop()
             # Otherwise the loop would keep it alive until the next connection.
             del connection
             if accepted % _BATCH == 0:
-                gevent.sleep(0)
+                yield_to_loop()
 
     def _log_error(self, error: Exception) -> bool:
         """Log an error. Return whether it belongs to one connection."""

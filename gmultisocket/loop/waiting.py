@@ -14,8 +14,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-import gevent
 from gevent.hub import Hub, Waiter
+
+from .yielding import yield_to_loop
 
 __all__ = ["Deadline", "WaitList"]
 
@@ -73,7 +74,7 @@ class WaitList:
             if self._polls > _POLLS:
                 # A greenlet that polls must let those run that would make the condition true.
                 self._polls = 0
-                gevent.sleep(0)
+                yield_to_loop()
             return False
         waiter: Waiter[bool] = Waiter(self._hub)
         waiters = self.waiters

@@ -22,6 +22,7 @@ OptionsByName = TypedDict(
         "socket.send_queue_size": int,
         "socket.send_queue_bytes": int,
         "socket.send_overflow": Literal["block", "drop_newest", "drop_oldest", "disconnect"],
+        "socket.send_to_patience": float,
         "socket.send_ttl": int,
         "socket.send_best_effort": bool,
         "socket.send_stop_timeout": float,

@@ -65,6 +65,11 @@ class socket:
         "socket.send_overflow", "choice", "block", choices=("block", "drop_newest", "drop_oldest", "disconnect"),
         doc="What a send does when the queue of a pipe is full.",
     )
+    send_to_patience = define(
+        "socket.send_to_patience", float, 1.0, unit="seconds", minimum=0,
+        doc="How long all calls of send_to without a timeout wait together, in any 10 seconds, for peers with a full"
+        " queue. Then such a peer is closed. 0: they wait for ever.",
+    )
     send_ttl = define(
         "socket.send_ttl", int, 16, minimum=0, maximum=255,
         doc="The number of hops that a message may make. 0 means 16.",

@@ -31,6 +31,7 @@ from ..address import Address
 from ..core.connecting.opening import time_limit
 from ..errors import Closed, ConnectionFailed, HandshakeFailed, MultiSocketError, NotSupported, snippet
 from ..loop.accepting import AcceptLoop
+from ..loop.yielding import yield_to_loop
 from ..options import Options, OptionValues
 from ..transport import Connection, PacketConnection, StreamConnection, TransportListener, find
 from .stream import Stream
@@ -42,6 +43,8 @@ logger = logging.getLogger("gmultisocket.protocol")
 
 #: Bytes that are read at a time.
 _READ = 65536
+#: Bytes that are copied one way before others run.
+_YIELD_BYTES = 1 << 18
 
 
 class _Plain:
@@ -250,8 +253,14 @@ def _copy_both_ways(front: _Side, back: _Side) -> bool:
 def _copy(source: _Side, target: _Side) -> bool:
     """Copy one way until the source has no more. Return False if one of the two broke."""
     try:
+        copied = 0
         while data := source.recv(_READ):
             target.sendall(data)
+            copied += len(data)
+            if copied >= _YIELD_BYTES:
+                # Two ends that are always ready would keep the loop from all others.
+                copied = 0
+                yield_to_loop()
         target.shutdown(SHUT_WR)
     except (OSError, MultiSocketError):
         return False

@@ -13,12 +13,11 @@ from socket import SHUT_RD, SHUT_RDWR, SHUT_WR
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import gevent
-
 from ..core.pipes.pipe import Pipe, PipeState
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import StreamClosed, StreamReset, Timeout
 from ..loop.waiting import Deadline
+from ..loop.yielding import yield_to_loop
 from .streamend import MAX_PIECE, EndState, ReceivingState, SendingState, StreamEnd
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ class StreamSocket:
         self._reads += 1
         if self._reads > _MAX_READS:
             self._reads = 0
-            gevent.sleep(0)
+            yield_to_loop()
         end = self._end
         receiving = end.receiving
         if receiving.buffer:

@@ -155,6 +155,8 @@ class PacketCodec(Protocol):
     max_content: int
     #: Why this codec has stopped; None while it works.
     error: BadMessage | None
+    #: Whether complete packets are left that ``feed(b"")`` decodes: one call must not keep the loop for long.
+    more: bool
 
     def wrap(self, frame: bytes) -> bytes:
         """Return the packet of one frame. Does not change the codec."""

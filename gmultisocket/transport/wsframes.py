@@ -40,6 +40,10 @@ __all__ = ["MAX_FRAGMENTS", "ClientFrames", "FrameCodec", "ServerFrames"]
 #: The maximum number of frames of one message.
 MAX_FRAGMENTS: Final = 16384
 
+#: Frames that one call of ``feed`` decodes, except for short messages of one frame. A peer may send 10,000 control
+#: frames in 64 KiB, each of which takes 2 us.
+_MAX_FRAMES: Final = 512
+
 CONTINUATION: Final = 0x0
 TEXT: Final = 0x1
 BINARY: Final = 0x2
@@ -140,6 +144,7 @@ class FrameCodec:
         "error",
         "key",
         "max_content",
+        "more",
         "whole",
     )
 
@@ -151,6 +156,7 @@ class FrameCodec:
         self.max_content = max_content
         self.whole = whole
         self.error: BadMessage | None = None
+        self.more = False
         self._text = text
         #: The payload of the peer's close frame, None if it has not arrived.
         self._close: bytes | None = None
@@ -253,12 +259,15 @@ class FrameCodec:
     def _forget(self) -> None:
         """Drop the incomplete message."""
         self._message = self._payload = self._pings = None
+        self.more = False
         self._rest = b""
         self._missing = 0
 
     def _take(self, data: bytes, packets: list[bytes]) -> None:
         """Decode all complete frames, and keep the beginning of the next one."""
         position = 0
+        budget = _MAX_FRAMES
+        self.more = False
         if self._close is not None:
             return
         if self._missing:
@@ -282,6 +291,10 @@ class FrameCodec:
                 append(apply_mask(payload, data[start - 4 : start]) if mask_bit else payload)
                 position = stop
                 continue
+            if not budget:
+                self.more = True
+                break
+            budget -= 1
             stop = self._take_frame(data, position, packets)
             if stop < 0:
                 break

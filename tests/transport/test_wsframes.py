@@ -55,6 +55,14 @@ def parse(data: bytes, masked: bool) -> list[Frame]:
     return frames
 
 
+def feed(codec: FrameCodec, data: bytes) -> list[bytes]:
+    """Feed bytes until all frames in them are decoded."""
+    packets = codec.feed(data)
+    while codec.more:
+        packets += codec.feed(b"")
+    return packets
+
+
 def refusal(codec: FrameCodec, data: bytes) -> BadMessage:
     """Return the error that some bytes cause."""
     with pytest.raises(BadMessage) as caught:
@@ -405,10 +413,10 @@ def test_no_limit_is_no_limit(receiver: type[FrameCodec]) -> None:
 def test_endless_empty_fragments_are_refused_with_1008(receiver: type[FrameCodec]) -> None:
     codec = receiver()
     codec.feed(frame(receiver, Opcode.BINARY, b"", fin=False))
-    codec.feed(frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
+    feed(codec, frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
     whole = receiver()
     whole.feed(frame(receiver, Opcode.BINARY, b"", fin=False))
-    whole.feed(frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
+    feed(whole, frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
     assert whole.feed(frame(receiver, Opcode.CONT, b"end")) == [b"end"]
     codec.feed(frame(receiver, Opcode.CONT, b"", fin=False))
     error = refusal(codec, frame(receiver, Opcode.CONT, b"one too many"))
@@ -416,9 +424,22 @@ def test_endless_empty_fragments_are_refused_with_1008(receiver: type[FrameCodec
 
 
 @Receiver
+def test_one_call_decodes_a_bounded_number_of_frames_and_the_rest_is_not_lost(receiver: type[FrameCodec]) -> None:
+    codec = receiver()
+    begin, middle = frame(receiver, Opcode.BINARY, b"a", fin=False), frame(receiver, Opcode.CONT, b"", fin=False)
+    data = begin + middle * 2000 + frame(receiver, Opcode.CONT, b"z") + frame(receiver, Opcode.BINARY, b"next")
+    calls, packets = 1, codec.feed(data)
+    while codec.more:
+        assert not packets
+        calls, packets = calls + 1, codec.feed(b"")
+    assert packets == [b"az", b"next"] and calls >= 4
+    assert not codec.pending
+
+
+@Receiver
 def test_of_a_flood_of_pings_the_last_are_answered(receiver: type[FrameCodec]) -> None:
     codec = receiver()
-    codec.feed(b"".join(frame(receiver, Opcode.PING, b"%d" % number) for number in range(1000)))
+    feed(codec, b"".join(frame(receiver, Opcode.PING, b"%d" % number) for number in range(1000)))
     pongs = parse(codec.replies(), masked=receiver is ClientFrames)
     assert [(pong.opcode, pong.data) for pong in pongs] == [(Opcode.PONG, b"%d" % n) for n in range(984, 1000)]
     assert codec.replies() == b""

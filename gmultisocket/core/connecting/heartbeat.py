@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import gevent
-
 from ...errors import Timeout
 from ...loop.periodic import Periodic
+from ...loop.yielding import yield_to_loop
 from ..pipes.bytespipe import BytesPipe
 from ..pipes.pipe import PipeState
 
@@ -71,7 +70,7 @@ class Heartbeat:
         self._clock += elapsed - late
         for number, pipe in enumerate([*self._watched], 1):
             if number % _BATCH == 0:
-                gevent.sleep(0)
+                yield_to_loop()
             self._check_pipe(pipe)
 
     def _check_pipe(self, pipe: BytesPipe) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from ... import options as opts
 from ...errors import BadMessage
+from ...loop.yielding import yield_to_loop
 from ...transport import StreamConnection
 from ...wire import (
     HEADER_SIZE,
@@ -23,7 +24,7 @@ from ...wire import (
     encode_header,
     pack_bare_header,
 )
-from .bytespipe import BytesPipe
+from .bytespipe import BATCH, BytesPipe
 from .pipe import PipeEndpoint, PipeOwner
 from .writepipe import LARGE, LargeFrame
 
@@ -130,7 +131,9 @@ class FramedPipe(BytesPipe):
     def _filter(self, messages: list[Fields]) -> list[Fields]:
         """Remove internal messages, and the flag of raw pipes, which only this side may set."""
         kept: list[Fields] = []
-        for message in map(Message._make, messages):
+        for number, message in enumerate(map(Message._make, messages), 1):
+            if number % BATCH == 0:
+                yield_to_loop()
             if message.flags & INTERNAL:
                 self._internal(message.content[:1], message.content[1:])
                 if self._ended_by_peer:

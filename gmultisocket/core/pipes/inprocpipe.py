@@ -23,6 +23,7 @@ class InprocPipe(Pipe):
     __slots__ = ("_limit", "_peer", "_queue", "_queued_bytes", "_receiver", "_scheduler", "_waiting")
 
     _connection: MessageConnection
+    _remote = False
     _copied = {opts.connector.pipe.max_recv_content_length: "_max_content"}
 
     def __init__(self, pipe_id: int, connection: MessageConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import gevent
-
 from ... import options as opts
 from ...errors import BadMessage, Closed, MultiSocketError
+from ...loop.yielding import yield_to_loop
 from ...transport import PacketCodec, PacketConnection
 from ...wire import (
     RAW,
@@ -62,6 +61,9 @@ class _Packets(BytesPipe):
         """Return the packets that these bytes complete. An error behind them is left in ``_error``."""
         codec = self._codec
         packets = codec.feed(data)
+        while codec.more:
+            yield_to_loop()
+            packets += codec.feed(b"")
         if self.state is PipeState.CLOSED:
             packets = []
         elif owed := codec.replies():
@@ -127,7 +129,10 @@ class _Packets(BytesPipe):
                     break
                 if codec.error is None:
                     codec.feed(data)
-                gevent.sleep(0)
+                yield_to_loop()
+                while codec.more and not codec.end():
+                    codec.feed(b"")
+                    yield_to_loop()
         except (OSError, BadMessage):
             # The peer hung up, its time is over, or it still breaks the rules.
             pass

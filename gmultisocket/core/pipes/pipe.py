@@ -191,6 +191,8 @@ class Pipe(StateMachine, ABC):
         PipeState.DRAINING: {PipeState.CLOSED},
         PipeState.CLOSED: (),
     }
+    #: Whether the peer may be in another process, and so may not be trusted to read.
+    _remote = True
     #: Whether to-one messages may go to this pipe.
     _eligible = True
     #: The options that the pipe keeps a copy of, and the attribute that holds it. Each is in :data:`PUSHED`.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, Protocol
 
-import gevent
 from gevent.hub import Hub
 
 from ... import options as opts
+from ...loop.yielding import yield_to_loop
 from ...options import Option, Options, follow
 
 __all__ = ["FLUSH_BYTES", "TurnEnd", "WriteScheduler"]
@@ -125,4 +125,4 @@ class WriteScheduler:
         """Let other greenlets run, and begin a new budget."""
         self.over_budget = False
         self._spent_messages = self._spent_bytes = 0
-        gevent.sleep(0)
+        yield_to_loop()

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-import gevent
 from gevent.hub import Hub
 
 from ... import options as opts
 from ...counters import Counters
 from ...errors import Closed, NotSupported, Timeout
 from ...loop.waiting import Deadline, WaitList
+from ...loop.yielding import yield_to_loop
 from ...options import Option, Options, follow
 from ...wire import Fields, Message
 
@@ -134,7 +134,7 @@ class Receiver:
         if self._spent > self._budget:
             # A receiver that always finds a message, or polls for one, must not keep the loop from the others.
             self._spent = 0
-            gevent.sleep(0)
+            yield_to_loop()
         woken = False
         while not self.queue or (self.get_waiters and not woken):
             if self._no_recv:

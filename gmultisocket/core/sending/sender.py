@@ -40,6 +40,7 @@ from ..pipes.scheduler import WriteScheduler
 from .content import as_content
 from .fanout import Sent, ToAllSender
 from .overflow import OverflowPolicy
+from .patience import Patience
 from .requeue import Requeue
 from .rotation import Rotation
 
@@ -77,6 +78,7 @@ class Sender:
         self._send_waiters = WaitList(hub, self._may_go_on)
         self.requeue = Requeue(self._writable)
         self._overflow = OverflowPolicy(scheduler)
+        self._patience = Patience()
         self._to_all = ToAllSender(hub, scheduler, self._overflow, self._check_open)
         self.counters = Counters()
         follow(options, self, self._followed)
@@ -107,6 +109,9 @@ class Sender:
             pipe._update_full()
         self._update_fast_path()
 
+    def _set_patience(self, value: float) -> None:
+        self._patience.limit = value
+
     def _set_ttl(self, value: int) -> None:
         self.ttl = value or DEFAULT_TTL
 
@@ -120,6 +125,7 @@ class Sender:
     _followed: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
         opts.socket.send_queue_size: _limits_changed,
         opts.socket.send_queue_bytes: _limits_changed,
+        opts.socket.send_to_patience: _set_patience,
         opts.socket.send_ttl: _set_ttl,
         opts.socket.send_overflow: _set_overflow,
         opts.socket.send_best_effort: _set_best_effort,
@@ -310,7 +316,7 @@ class Sender:
             raise BrokenPath(pipe_id)
         if not self._scheduler.queue_limit:
             pipe._update_full()
-        if (pipe.full or pipe._awaited) and not self._wait_for(pipe, Deadline(timeout)):
+        if (pipe.full or pipe._awaited) and not self._wait_for(pipe, timeout):
             if pipe.state is not PipeState.OPEN:
                 raise BrokenPath(pipe_id)
             if self._overflow.best_effort:
@@ -320,12 +326,28 @@ class Sender:
             return
         pipe._put(*fields)
 
-    def _wait_for(self, pipe: Pipe, deadline: Deadline) -> bool:
+    def _wait_for(self, pipe: Pipe, timeout: float | None) -> bool:
         """Block until one pipe is writable, or apply the overflow policy.
 
         Returns:
             False if the pipe is not writable in time, or has closed.
         """
+        if timeout is not None or not self._overflow.blocks or not pipe._remote:
+            return self._wait_until(pipe, Deadline(timeout))
+        allowed = self._patience.begin()
+        try:
+            return self._wait_until(pipe, Deadline(allowed)) or not self._evict(pipe)
+        finally:
+            self._patience.end()
+
+    def _evict(self, pipe: Pipe) -> bool:
+        """Close a pipe for which the senders have no patience left. Return False if it is writable after all."""
+        if pipe.state is PipeState.OPEN and not pipe.full:
+            return False
+        pipe._close("it does not read what is sent to it (socket.send_to_patience)")
+        return True
+
+    def _wait_until(self, pipe: Pipe, deadline: Deadline) -> bool:
         woken = False
         while (pipe.full or (pipe._awaited and not woken)) and pipe.state is PipeState.OPEN:
             if not self._overflow.blocks:

@@ -1,0 +1,112 @@
+"""Greenlets that yield: the loop looks at sockets and timers, and they go on in the order in which they came."""
+
+from __future__ import annotations
+
+import os
+
+import gevent
+import pytest
+
+from gmultisocket.loop import yielding
+from gmultisocket.loop.yielding import yield_to_loop
+from tests.looks import Looks
+
+
+@pytest.fixture
+def every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greenlets may not run at all before the loop looks again."""
+    monkeypatch.setattr(yielding, "MAX_TURN", 0.0)
+
+
+@pytest.mark.usefixtures("every_time")
+def test_each_yield_lets_the_loop_look_at_sockets_and_timers() -> None:
+    with Looks() as looks:
+        for _ in range(100):
+            yield_to_loop()
+        # The first may be in a turn in which the loop has looked already.
+        assert looks.count >= 99
+
+
+@pytest.mark.usefixtures("every_time")
+def test_a_timer_and_a_socket_are_served_beside_a_greenlet_that_only_yields() -> None:
+    reader, writer = gevent.socket.socketpair()
+    with reader, writer:
+        served: list[str] = []
+        busy = gevent.spawn(lambda: [yield_to_loop() for _ in range(1_000_000)])
+        others = [
+            gevent.spawn(lambda: (gevent.sleep(0.001), served.append("timer"))),
+            gevent.spawn(lambda: (reader.recv(1), served.append("socket"))),
+        ]
+        writer.send(b"x")
+        gevent.joinall(others, timeout=20)
+        assert sorted(served) == ["socket", "timer"] and not busy.ready()
+        busy.kill()
+
+
+def test_a_greenlet_that_only_yields_lets_the_loop_look_with_the_usual_turn_as_well() -> None:
+    with Looks() as looks:
+        for _ in range(1_000_000):
+            yield_to_loop()
+            if looks.count >= 3:
+                break
+        assert looks.count >= 3
+
+
+@pytest.mark.usefixtures("every_time")
+def test_greenlets_go_on_in_the_order_in_which_they_came() -> None:
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(3):
+            yield_to_loop()
+            order.append(number)
+
+    gevent.joinall([gevent.spawn(work, number) for number in range(5)])
+    assert order == [0, 1, 2, 3, 4] * 3
+
+
+@pytest.mark.usefixtures("every_time")
+def test_killed_and_timed_out_greenlets_leave_the_others_in_line() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        yield_to_loop()
+        done.append(number)
+
+    greenlets = [gevent.spawn(work, number) for number in range(5)]
+    gevent.sleep(0)
+    greenlets[1].kill(block=False)
+    greenlets[3].kill(block=False)
+    gevent.joinall(greenlets)
+    assert done == [0, 2, 4]
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.001):
+        while True:
+            yield_to_loop()
+    yield_to_loop()
+
+
+@pytest.mark.usefixtures("every_time")
+def test_nothing_runs_for_a_program_in_which_nobody_waits() -> None:
+    yield_to_loop()
+    with Looks() as looks:
+        gevent.sleep(0.05)
+        assert looks.count < 20
+
+
+@pytest.mark.usefixtures("every_time")
+def test_a_forked_child_does_not_go_on_with_greenlets_of_its_parent() -> None:
+    went_on: list[int] = []
+
+    def work() -> None:
+        yield_to_loop()
+        went_on.append(os.getpid())
+
+    greenlet = gevent.spawn(work)
+    gevent.sleep(0)
+    child = os.fork()
+    if not child:
+        yield_to_loop()
+        os._exit(len(went_on))
+    _, status = os.waitpid(child, 0)
+    greenlet.join()
+    assert status == 0 and went_on == [os.getpid()]
