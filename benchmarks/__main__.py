@@ -7,19 +7,19 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from . import fanout, importtime, inproc, memory, oneway, pipeline, pubsub, reqrep, roundtrip, stream
 from .contestants import CONTESTANTS, missing
-from .harness import Entry, Row, Scale, measure
+from .harness import Amount, Entry, Plan, Row, measure
 from .report import Measured, machine, to_json, to_rst, to_text
 from .worker import raise_descriptor_limit
+from .works import all_rows
 
-_WORKS = (oneway, roundtrip, inproc, fanout, reqrep, pubsub, pipeline, stream, memory, importtime)
+#: Descriptors that one process of a row with 10,000 peers needs.
 _DESCRIPTORS = 10_200
 
 
 def main() -> int:
-    """Run what the command line asks for. Returns 1 where gmultisocket itself came to no result."""
-    rows = [row for work in _WORKS for row in work.rows()]
+    """Run the rows of the command line. Returns 1 if a run of gmultisocket itself failed."""
+    rows = all_rows()
     arguments = _parse()
     if arguments.list:
         for row in rows:
@@ -27,7 +27,7 @@ def main() -> int:
         return 0
     chosen = _choose(rows, arguments.names)
     if raise_descriptor_limit() < _DESCRIPTORS:
-        print(f"the rows of 10,000 peers need {_DESCRIPTORS:,} descriptors (ulimit -n)", file=sys.stderr)
+        print(f"rows with 10,000 peers need {_DESCRIPTORS:,} descriptors (ulimit -n)", file=sys.stderr)
     only = arguments.only
     table: list[Measured] = []
     if not arguments.json:
@@ -36,9 +36,9 @@ def main() -> int:
         row = dataclasses.replace(row, entries=[entry for entry in row.entries if not only or entry.contestant in only])
         if not row.entries:
             continue
-        scale = Scale(arguments.quick, row.seconds)
+        plan = Plan(Amount.QUICK if arguments.quick else Amount.FULL, row.seconds)
         repeats = arguments.repeats or (1 if arguments.quick else row.repeats)
-        table.append(Measured(row, measure(row, scale, repeats, _missing)))
+        table.append(Measured(row, measure(row, plan, repeats, _missing)))
         if not arguments.json:
             print(to_text(table[-1]), end="\n\n", flush=True)
     if arguments.json:
@@ -50,21 +50,25 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description="Compare gmultisocket with others.")
-    parser.add_argument("names", nargs="*", metavar="ROW", help="rows, or how their names begin; default: all")
-    parser.add_argument("--list", action="store_true", help="say which rows there are")
-    parser.add_argument("--only", action="append", choices=CONTESTANTS, help="leave out the others; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="little work, once: only shows that everything works")
-    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="runs of each; default: 5 mostly")
-    parser.add_argument("--json", action="store_true", help="print JSON, and nothing before the end")
-    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the tables there as reStructuredText")
+    parser.add_argument("names", nargs="*", metavar="ROW", help="rows, or the beginning of their names; default: all")
+    parser.add_argument("--list", action="store_true", help="list the rows")
+    parser.add_argument("--only", action="append", choices=CONTESTANTS, help="run only this library; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="do little work, once: only to show that everything works")
+    parser.add_argument("--repeats", type=int, default=0, metavar="N", help="runs of each entry; default: mostly 5")
+    parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, at the end")
+    parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the tables to FILE as reStructuredText")
     return parser.parse_args()
 
 
 def _choose(rows: list[Row], names: list[str]) -> list[Row]:
-    unknown = [name for name in names if not any(row.name.startswith(name) for row in rows)]
-    if unknown:
-        sys.exit(f"no row begins with {unknown[0]!r}; --list says which there are")
-    return [row for row in rows if not names or any(row.name.startswith(name) for name in names)]
+    """Return the rows with these names; a name that no row has selects the rows that begin with it."""
+    chosen = set()
+    for name in names:
+        found = {row.name for row in rows if row.name == name} or {row.name for row in rows if row.name.startswith(name)}
+        if not found:
+            sys.exit(f"no row begins with {name!r}; see --list")
+        chosen |= found
+    return [row for row in rows if not names or row.name in chosen]
 
 
 def _missing(entry: Entry) -> str:

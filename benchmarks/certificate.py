@@ -1,4 +1,4 @@
-"""A certificate for the rows over TLS: made for one run, in a folder that goes with it."""
+"""A certificate for the rows over TLS. It is made for one run and removed after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["write_certificate"]
 
 
 def write_certificate(file: Path) -> None:
-    """Write a certificate for 127.0.0.1, its key, and the authority behind it: one file has all that both sides need.
+    """Write one file with a certificate for 127.0.0.1, its key, and the authority that signed it, for both sides.
 
     Raises:
         ImportError: trustme is not installed.

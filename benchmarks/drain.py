@@ -1,8 +1,8 @@
-"""The receiving side of every fan-out: one plain epoll process that counts bytes, whoever publishes.
+"""The receiving side of every fan-out: one plain epoll process that counts bytes, the same for every library.
 
-It says by hand what a library's own peer would say first, and then wants everything: ZMTP 3.0 with the NULL mechanism
-as a SUB that subscribes to all (RFC 23), the 8 bytes of nanomsg's SP over TCP as a SUB0, the request for a WebSocket
-(RFC 6455), or a TLS handshake; those who were given a TLS connection only hold it. No library runs here.
+It writes by hand the bytes with which a library's own peer would start, and subscribes to everything: ZMTP 3.0 with the
+NULL mechanism as a SUB (RFC 23), the 8 bytes of nanomsg's SP over TCP as a SUB0, the request for a WebSocket
+(RFC 6455), or a TLS handshake. A connection with TLS is held open and not read. This process uses no library.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import re
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from functools import cache
 
 from .worker import hear, say
 
-__all__ = ["count", "drain", "greet_zmtp", "read"]
+__all__ = ["count", "drain", "greet_zmtp", "read_exactly"]
 
+_HOST = "127.0.0.1"
 _READ_SIZE = 1 << 18
-_PATIENCE = 30.0
+_CONNECT_TIMEOUT = 30.0
 
 _ZMTP_GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 _ZMTP_READY = b"\x05READY\x0bSocket-Type\x00\x00\x00"
@@ -32,20 +34,20 @@ _SP_SUB0 = b"\0SP\0\x00\x21\0\0"
 
 
 def drain() -> None:
-    """Connect, say so, and send the publisher one byte whenever a whole burst has come on all connections (worker).
+    """Connect, and send the publisher one byte after every burst that is complete on all connections (worker).
 
-    Hears where: ``address``, ``acks`` (the port for those bytes), ``handshake``; and what: ``peers``, ``stuck`` more
-    that never read, ``burst`` messages of ``frame_size`` bytes. Says the ``size`` of a content when the first is there.
+    The parent sends ``address``, ``acks`` (the port for those bytes, or 0), ``handshake``, ``peers``, ``stuck`` (more
+    peers, which never read), and ``burst`` (messages of ``frame_size`` bytes). The worker sends ``connected``, and the
+    ``size`` of a content after the first burst.
     """
     heard = hear()
-    host, port = re.search(r"://([^:/]+):([0-9]+)", heard["address"]).groups()  # type: ignore[union-attr]
-    acks = socket.create_connection((host, heard["acks"])) if heard["acks"] else None
+    acks = socket.create_connection((_HOST, heard["acks"])) if heard["acks"] else None
     peers = heard["peers"]
-    shake_hands = {"": _say_nothing, "zmtp": _zmtp, "sp": _sp, "ws": _ws, "tls": _tls}[heard["handshake"]]
+    shake_hands = _HANDSHAKES[heard["handshake"]]
     connections: dict[int, socket.socket] = {}
     stuck = []
     for number in range(peers + heard["stuck"]):
-        connection = shake_hands(socket.create_connection((host, int(port)), _PATIENCE))
+        connection = shake_hands(_connect(heard["address"]))
         if number < peers:
             connection.setblocking(False)
             connections[connection.fileno()] = connection
@@ -59,7 +61,7 @@ def drain() -> None:
 
 
 def count(connections: dict[int, socket.socket], acks: socket.socket, burst: int, frame_size: int) -> None:
-    """Read everything until the publisher hangs up."""
+    """Read everything until the publisher closes a connection. Send a byte to ``acks`` after every burst."""
     poll = select.epoll()
     for descriptor in connections:
         poll.register(descriptor, select.EPOLLIN)
@@ -86,8 +88,21 @@ def count(connections: dict[int, socket.socket], acks: socket.socket, burst: int
             acks.send(b".")
 
 
-def _say_nothing(connection: socket.socket) -> socket.socket:
-    """Framed or bare: the first byte is the first byte of a message."""
+def _connect(address: str) -> socket.socket:
+    """Connect to an address of any transport, below TLS and WebSocket."""
+    scheme, _, place = address.partition("://")
+    if scheme == "ipc":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_CONNECT_TIMEOUT)
+        connection.connect(place)
+        return connection
+    port = re.match(rf"{_HOST}:([0-9]+)", place)
+    assert port, f"{address} has no port of {_HOST}"
+    return socket.create_connection((_HOST, int(port[1])), _CONNECT_TIMEOUT)
+
+
+def _no_handshake(connection: socket.socket) -> socket.socket:
+    """Return the connection: its first byte is the first byte of a message."""
     return connection
 
 
@@ -98,51 +113,65 @@ def _zmtp(connection: socket.socket) -> socket.socket:
 
 
 def greet_zmtp(connection: socket.socket, kind: bytes) -> None:
-    """Shake hands by ZMTP 3.0 with the NULL mechanism (RFC 23), as a socket of a kind; blocks until the peer has."""
+    """Do the handshake of ZMTP 3.0 with the NULL mechanism (RFC 23) as a socket of one kind; block until it is done."""
     connection.sendall(_ZMTP_GREETING)
-    read(connection, len(_ZMTP_GREETING))
+    read_exactly(connection, len(_ZMTP_GREETING))
     ready = _ZMTP_READY + bytes((len(kind),)) + kind
     connection.sendall(bytes((_COMMAND, len(ready))) + ready)
-    flags, size = read(connection, 2)
+    flags, size = read_exactly(connection, 2)
     assert flags == _COMMAND, "the publisher must say READY"
-    read(connection, size)
+    read_exactly(connection, size)
 
 
 def _sp(connection: socket.socket) -> socket.socket:
     connection.sendall(_SP_SUB0)
-    assert read(connection, len(_SP_SUB0))[:4] == _SP_SUB0[:4], "the publisher must speak SP"
+    assert read_exactly(connection, len(_SP_SUB0))[:4] == _SP_SUB0[:4], "the publisher must speak SP"
     return connection
 
 
 def _ws(connection: socket.socket) -> socket.socket:
     connection.sendall(_WS_REQUEST)
     answer = b""
-    # Byte by byte: behind the answer to the last of all requests the first message may follow at once.
+    # Byte by byte: the first message may follow the last answer at once.
     while not answer.endswith(b"\r\n\r\n"):
-        answer += read(connection, 1)
+        answer += read_exactly(connection, 1)
     assert answer.startswith(b"HTTP/1.1 101 "), answer
     return connection
 
 
 def _tls(connection: socket.socket) -> socket.socket:
-    return _trusting().wrap_socket(connection)
+    return _trust_all().wrap_socket(connection)
+
+
+def _wss(connection: socket.socket) -> socket.socket:
+    return _ws(_tls(connection))
 
 
 @cache
-def _trusting() -> ssl.SSLContext:
-    """Return a context that trusts everybody: to whom the receivers talk is not what is measured."""
+def _trust_all() -> ssl.SSLContext:
+    """Return a context that accepts every certificate: the work of the receivers is not measured."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def read(connection: socket.socket, size: int) -> bytes:
-    """Read exactly so many bytes."""
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    """Read ``size`` bytes."""
     data = b""
     while len(data) < size:
         more = connection.recv(size - len(data))
         if not more:
-            raise ConnectionError("the publisher hung up")
+            raise ConnectionError("the publisher closed the connection")
         data += more
     return data
+
+
+_HANDSHAKES: dict[str, Callable[[socket.socket], socket.socket]] = {
+    "": _no_handshake,
+    "zmtp": _zmtp,
+    "sp": _sp,
+    "ws": _ws,
+    "wss": _wss,
+    "tls": _tls,
+}

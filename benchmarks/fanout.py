@@ -1,15 +1,20 @@
-"""Fan-out: one publisher, many peers in one other process (``drain.py``), from a publish until all have it."""
+"""Fan-out: one publisher, and many peers in one other process (``drain.py``).
+
+The clock runs from a publish until all peers have the message.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 from .contestants import load
 from .contestants.base import FAN_OUT
-from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
@@ -38,7 +43,7 @@ def rows() -> list[Row]:
     )  # fmt: skip
     stuck = Row(
         "fanout-stuck", "the same bursts with one peer more that does not read", "deliveries/s", True,
-        [Entry("gmultisocket", partial(_rate, "gmultisocket", _BURST, 0), "gmultisocket"),
+        [Entry("gmultisocket", partial(_rate, "gmultisocket", _BURST, 0), "gmultisocket", reference=True),
          Entry(_STUCK, partial(_rate, "gmultisocket", _BURST, 1), "gmultisocket")],
         [Figure(_STUCK, "gmultisocket", at_least=0.9)],
     )  # fmt: skip
@@ -47,7 +52,7 @@ def rows() -> list[Row]:
 
 def _many() -> Row:
     entries = [
-        Entry(f"{name}, {peers:,} peers", partial(_cost, name, peers), name)
+        Entry(f"{name}, {peers:,} peers", partial(_cost, name, peers), name, reference=peers == _PEERS)
         for name in ("gmultisocket", "gevent")
         for peers in (_PEERS, _MANY_PEERS)
     ]
@@ -58,42 +63,65 @@ def _many() -> Row:
 
 def _ws() -> Row:
     entries = [
-        Entry(name, partial(_rate, "gmultisocket", _BURST, 0, transport=transport), "gmultisocket")
-        for name, transport in (("gmultisocket", "ws"), (_OURS_BY_TCP, "tcp"))
+        Entry("gmultisocket", partial(_rate, "gmultisocket", _BURST, 0, transport="ws"), "gmultisocket"),
+        Entry(_OURS_BY_TCP, partial(_rate, "gmultisocket", _BURST, 0), "gmultisocket", reference=True),
     ]
     figure = Figure("gmultisocket", _OURS_BY_TCP, at_least=0.7)
     title = "fan-out of {size} to 1,000 ws peers, bursts of 100"
     return Row("fanout-ws", title, "deliveries/s", True, entries, [figure], repeats=3)
 
 
-def _rate(contestant: str, burst: int, stuck: int, scale: Scale, transport: str = "tcp") -> Outcome:
-    peers = scale.count(_PEERS, 20)
-    bursts = scale.count(max(5, 100 // burst), 2)
-    seconds, size = _run(contestant, transport, scale, peers=peers, burst=burst, bursts=bursts, stuck=stuck)
-    return Outcome(peers * burst * bursts / seconds, size)
+@contextmanager
+def _rate(contestant: str, burst: int, stuck: int, plan: Plan, transport: str = "tcp") -> Iterator[Round]:
+    peers = plan.count(_PEERS, part=_PEERS, quick=20)
+    bursts = plan.count(max(5, 100 // burst), part=max(4, 6 // burst), quick=2)
+    work = {"peers": peers, "burst": burst, "bursts": bursts, "stuck": stuck}
+    with _publishing(contestant, transport, plan, work) as publish_round:
+
+        def measure() -> Outcome:
+            seconds, size = publish_round()
+            return Outcome(peers * burst * bursts / seconds, size)
+
+        yield measure
 
 
-def _cost(contestant: str, peers: int, scale: Scale) -> Outcome:
-    bursts = scale.count(100_000 // peers, 2)
-    peers = scale.count(peers, peers // 100)
-    seconds, size = _run(contestant, "tcp", scale, peers=peers, burst=1, bursts=bursts, stuck=0)
-    return Outcome(seconds / (peers * bursts) * 1e6, size)
+@contextmanager
+def _cost(contestant: str, peers: int, plan: Plan) -> Iterator[Round]:
+    bursts = plan.count(100_000 // peers, part=3, quick=2)
+    peers = plan.count(peers, part=min(peers, 3000), quick=peers // 100)
+    work = {"peers": peers, "burst": 1, "bursts": bursts, "stuck": 0}
+    with _publishing(contestant, "tcp", plan, work) as publish_round:
+
+        def measure() -> Outcome:
+            seconds, size = publish_round()
+            return Outcome(seconds / (peers * bursts) * 1e6, size)
+
+        yield measure
 
 
-def _run(contestant: str, transport: str, scale: Scale, **work: int) -> tuple[float, int]:
-    with address_of(transport) as address, started(scale) as start:
+@contextmanager
+def _publishing(
+    contestant: str, transport: str, plan: Plan, work: dict[str, int]
+) -> Iterator[Callable[[], tuple[float, int]]]:
+    """Give a function that does one round, and returns its seconds and the content bytes of a message."""
+    with address_of(transport) as address, started(plan) as start:
         publisher = start("fanout:publish", contestant=contestant, address=address, **work)
         drain = start("drain:drain")
         drain.tell(**publisher.hear(), peers=work["peers"], stuck=work["stuck"], burst=work["burst"])
         drain.hear()
-        size = drain.hear()["size"]
-        return publisher.hear()["seconds"], int(size)
+        size = int(drain.hear()["size"])
+
+        def publish_round() -> tuple[float, int]:
+            publisher.tell()
+            return publisher.hear()["seconds"], size
+
+        yield publish_round
 
 
 def publish(contestant: str, address: str, peers: int, burst: int, bursts: int, stuck: int) -> None:
-    """Publish to all, and wait until all have it, again and again (worker)."""
+    """Publish a burst and wait until all peers have it, ``bursts`` times a round (worker)."""
     peer: Any = load(contestant)
-    # A green publisher has to wait in its loop, so that this goes on with its work.
+    # A green publisher must wait in its loop: its queues leave meanwhile.
     socket: Any = import_module("gevent.socket" if peer.green else "socket")
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -105,12 +133,17 @@ def publish(contestant: str, address: str, peers: int, burst: int, bursts: int, 
     if stuck:
         peer.stuff()
     content = b"x" * _SIZE
-    # The first burst warms up, and shows that everybody is connected.
-    for number in range(bursts + 1):
-        if number == 1:
-            begin = time.monotonic()
-        peer.burst(content, burst) if burst > 1 else peer.publish(content)
-        if not acks.recv(1):
-            raise ConnectionError("the receivers are gone")
-    say(seconds=time.monotonic() - begin)
-    hear()
+
+    def publish_bursts(count: int) -> None:
+        for _ in range(count):
+            peer.burst(content, burst) if burst > 1 else peer.publish(content)
+            if not acks.recv(1):
+                raise ConnectionError("the receivers have ended")
+
+    # The first burst warms up, and shows that all peers are connected.
+    publish_bursts(1)
+    while True:
+        hear()
+        begin = time.monotonic()
+        publish_bursts(bursts)
+        say(seconds=time.monotonic() - begin)

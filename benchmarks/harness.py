@@ -1,7 +1,8 @@
-"""Start processes, repeat runs in alternating order, and keep what came out. Knows no library and no work.
+"""Start processes, repeat runs in alternating order, and keep the results. This module names no library and no work.
 
-A *row* is one piece of work; each of its *entries* does it by one library. A *run* is one entry doing it once, in
-processes started for it alone and ended after it.
+A *row* is one piece of work; each of its *entries* does it with one library. A *run* starts fresh processes for one
+entry, does the work, and ends the processes. A run that is compared (:mod:`benchmarks.compare`) does a small part of
+the work several times, in *rounds*; every other run has one round.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,63 +25,85 @@ from typing import Any
 from .certificate import write_certificate
 
 __all__ = [
+    "Amount",
     "Entry",
     "Failed",
     "Figure",
     "Outcome",
     "Peer",
+    "Plan",
     "Result",
+    "Round",
     "Row",
+    "Run",
     "RunTimeout",
-    "Scale",
     "address_of",
     "measure",
     "started",
 ]
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Of the median: a wider spread between the best and the worst run is told.
-NOTEWORTHY_SPREAD = 0.2
-#: While one peer is waited for, seconds until the others are looked at.
-_LOOK_AROUND = 0.25
+#: The table shows a spread between the best and the worst run that is wider than this part of the median.
+MAX_QUIET_SPREAD = 0.2
+#: Seconds between two checks of the other peers while the conductor waits for one.
+_CHECK_INTERVAL = 0.25
 
 
 class Failed(Exception):
-    """A run came to no result."""
+    """A run has no result."""
 
 
 class RunTimeout(Failed):
     """A peer did not do its part in time."""
 
 
+class Amount(Enum):
+    """How much work a round does."""
+
+    #: All of it, for the table.
+    FULL = "full"
+    #: About 50 ms of it, for one of many rounds of a comparison.
+    PART = "part"
+    #: A little, only to show that everything works.
+    QUICK = "quick"
+
+
 @dataclass(frozen=True)
-class Scale:
-    """How much work a run does.
+class Plan:
+    """How to do a run.
 
     Attributes:
-        quick: whether only to see that everything works.
-        seconds: when a run is given up.
+        amount: how much work a round does.
+        seconds: a run that takes longer is ended.
+        folder: where the workers start, and import ``gmultisocket`` and ``benchmarks`` from.
     """
 
-    quick: bool
+    amount: Amount
     seconds: float
+    folder: Path = ROOT
 
-    def count(self, full: int, quick: int) -> int:
-        """Return one of two amounts."""
-        return quick if self.quick else full
+    def count(self, full: int, *, part: int, quick: int) -> int:
+        """Return the one of three counts that is for this plan's amount."""
+        return {Amount.FULL: full, Amount.PART: part, Amount.QUICK: quick}[self.amount]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run measured.
+    """The result of one round.
 
     Attributes:
         value: in the row's unit.
-        size: the content bytes of a message, as the receiver counted them; 0 where there is no message.
+        size: the content bytes of a message, as the receiver counted them; 0 if the work has no messages.
     """
 
     value: float
     size: int = 0
+
+
+#: Does the work once and measures it.
+Round = Callable[[], Outcome]
+#: Starts the processes of a run, and ends them.
+Run = AbstractContextManager[Round]
 
 
 @dataclass(frozen=True)
@@ -88,25 +112,27 @@ class Entry:
 
     Attributes:
         name: as the table shows it.
-        run: does the work once.
-        contestant: the adapter that it needs, for ``--only`` and to see whether the library is installed.
+        run: starts a run.
+        contestant: the adapter that it needs, for ``--only`` and to check that the library is installed.
+        reference: the row has this entry only to set another one against it. A comparison of two trees skips it.
     """
 
     name: str
-    run: Callable[[Scale], Outcome]
+    run: Callable[[Plan], Run]
     contestant: str
+    reference: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A ratio to reach: the value of one entry by that of another, in the same row.
+    """A goal: for the ratio of two entries' values in the same row, or for the value of one entry.
 
     Attributes:
-        entry: whose value is divided.
-        by: by whose.
-        at_least: the smallest ratio that is good, or
-        at_most: the largest.
-        limit: the largest value of ``entry`` that is good, in the row's unit; instead of a ratio.
+        entry: the name of the entry whose value is the numerator.
+        by: the name of the entry whose value is the denominator.
+        at_least: the smallest good ratio, or
+        at_most: the largest good ratio.
+        limit: the largest good value of ``entry``, in the row's unit; instead of a ratio.
     """
 
     entry: str
@@ -124,9 +150,10 @@ class Row:
         name: for the command line.
         title: for people; ``{size}`` stands for the measured content bytes.
         unit: of the values.
-        more_is_better: or less.
-        repeats: of every entry.
-        seconds: when a run is given up.
+        more_is_better: whether the larger value is the better one.
+        repeats: how many runs each entry has.
+        seconds: a run that takes longer is ended.
+        rounds: how many rounds a run has in a comparison.
     """
 
     name: str
@@ -137,11 +164,12 @@ class Row:
     figures: Sequence[Figure] = ()
     repeats: int = 5
     seconds: float = 10.0
+    rounds: int = 12
 
 
 @dataclass
 class Result:
-    """What the runs of one entry came to. Without values, ``note`` says why."""
+    """The results of one entry's runs. If there are no values, ``note`` says why."""
 
     entry: Entry
     values: list[float] = field(default_factory=list)
@@ -150,44 +178,45 @@ class Result:
 
     @property
     def median(self) -> float | None:
-        """The middle one of the runs."""
+        """The median of the runs."""
         return median(self.values) if self.values else None
 
     @property
     def spread(self) -> float:
-        """The distance between the best and the worst run, as a part of the median."""
+        """The difference between the best and the worst run, as a part of the median."""
         return (max(self.values) - min(self.values)) / median(self.values) if self.values else 0.0
 
     @property
     def remark(self) -> str:
-        """The note, or what is to be said about the spread."""
-        if not self.note and self.spread > NOTEWORTHY_SPREAD:
+        """The note, or the spread if it is wide."""
+        if not self.note and self.spread > MAX_QUIET_SPREAD:
             return f"spread {self.spread:.0%}"
         return self.note
 
 
-def measure(row: Row, scale: Scale, repeats: int, missing: Callable[[Entry], str]) -> list[Result]:
+def measure(row: Row, plan: Plan, repeats: int, missing: Callable[[Entry], str]) -> list[Result]:
     """Run every entry of a row ``repeats`` times, in alternating order.
 
     Args:
-        row: what to run.
-        scale: how much of it.
-        repeats: how often.
-        missing: says why an entry cannot run, "" if it can.
+        row: the row to run.
+        plan: how to run it.
+        repeats: how many runs each entry has.
+        missing: returns why an entry cannot run, "" if it can.
     """
     results = [Result(entry, note=missing(entry)) for entry in row.entries]
     for turn in range(repeats):
         for result in results if turn % 2 == 0 else reversed(results):
-            # Who hung or failed once is not waited for again.
+            # An entry that hung or failed once does not run again.
             if not result.note:
-                _run(result, scale)
+                _run(result, plan)
     return results
 
 
-def _run(result: Result, scale: Scale) -> None:
+def _run(result: Result, plan: Plan) -> None:
     _show(f"  {result.entry.name} ...")
     try:
-        outcome = result.entry.run(scale)
+        with result.entry.run(plan) as do_round:
+            outcome = do_round()
     except Failed as error:
         result.note = str(error)
         return
@@ -200,7 +229,7 @@ def _run(result: Result, scale: Scale) -> None:
 
 
 def _show(progress: str) -> None:
-    """Say on a terminal what is going on, in a line that the next one replaces."""
+    """Show progress, if stderr is a terminal, in a line that the next call replaces."""
     if sys.stderr.isatty():
         print(f"\r\033[K{progress}", end="", file=sys.stderr, flush=True)
 
@@ -210,36 +239,36 @@ class Peer:
 
     Args:
         task: ``"module:function"``.
-        scale: says how long to wait for what it says, from its start on.
-        peers: all of the run; where one has failed, none is waited for.
+        plan: of the run; its time starts with the process.
+        peers: all peers of the run; if one fails, waiting for another one fails too.
         arguments: of the function.
     """
 
-    def __init__(self, task: str, scale: Scale, peers: Sequence[Peer], arguments: dict[str, Any]) -> None:
+    def __init__(self, task: str, plan: Plan, peers: Sequence[Peer], arguments: dict[str, Any]) -> None:
         self._task = task
-        self._patience = scale.seconds
-        self._deadline = time.monotonic() + scale.seconds
+        self._seconds = plan.seconds
+        self._deadline = time.monotonic() + plan.seconds
         self._peers = peers
         self._said = b""
         self._stderr = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", task, json.dumps(arguments)],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0,
+            cwd=plan.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0,
         )  # fmt: skip
 
     def hear(self) -> dict[str, Any]:
-        """Wait for the next thing that it says.
+        """Block until the process sends fields, and return them.
 
         Raises:
-            RunTimeout: it said nothing in time.
-            Failed: it, or another peer of the run, has failed.
+            RunTimeout: the process sent nothing in time.
+            Failed: the process, or another peer of the run, has failed.
         """
         assert self._process.stdout is not None
         while b"\n" not in self._said:
             left = self._deadline - time.monotonic()
             if left <= 0:
-                raise RunTimeout(f"hangs: not done in {self._patience:g} s")
-            if not select.select([self._process.stdout], [], [], min(left, _LOOK_AROUND))[0]:
+                raise RunTimeout(f"hangs: not done in {self._seconds:g} s")
+            if not select.select([self._process.stdout], [], [], min(left, _CHECK_INTERVAL))[0]:
                 for peer in self._peers:
                     peer._check()
                 continue
@@ -252,7 +281,7 @@ class Peer:
         return heard
 
     def tell(self, **fields: Any) -> None:
-        """Tell it something; nothing in particular means that it is time."""
+        """Send fields to the process. A call without fields starts its next step."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(fields).encode() + b"\n")
@@ -260,7 +289,7 @@ class Peer:
             raise self._failure() from None
 
     def end(self) -> None:
-        """End the process, whatever it is doing."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._stderr):
@@ -269,7 +298,7 @@ class Peer:
 
     @property
     def ended(self) -> bool:
-        """Whether the process is gone."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def _check(self) -> None:
@@ -278,7 +307,7 @@ class Peer:
             raise self._failure()
 
     def _failure(self) -> Failed:
-        """Return what the process said as it ended."""
+        """Return an error with the last line that the process wrote to stderr."""
         self._process.wait()
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
@@ -287,12 +316,12 @@ class Peer:
 
 @contextmanager
 def address_of(transport: str) -> Iterator[str]:
-    """Give an address to listen at: ipc in a folder of its own, the others at a port that the system chooses.
+    """Give an address to listen at: for ipc in a new folder, for the others at a port that the system chooses.
 
-    That of tls+tcp names a file with a certificate, its key, and the authority that a dialer has to trust.
+    An address of tls+tcp or wss names a file with a certificate, its key, and the authority that a dialer must trust.
 
     Raises:
-        Failed: what makes certificates is not installed.
+        Failed: trustme, which makes certificates, is not installed.
     """
     if transport in ("tcp", "ws"):
         yield f"{transport}://127.0.0.1:0"
@@ -310,12 +339,12 @@ def address_of(transport: str) -> Iterator[str]:
 
 
 @contextmanager
-def started(scale: Scale) -> Iterator[Callable[..., Peer]]:
-    """Give a function ``start(task, **arguments) -> Peer``, and end all that it started."""
+def started(plan: Plan) -> Iterator[Callable[..., Peer]]:
+    """Give a function ``start(task, **arguments) -> Peer``; at the end, kill every process that it started."""
     peers: list[Peer] = []
 
     def start(task: str, **arguments: Any) -> Peer:
-        peers.append(Peer(task, scale, peers, arguments))
+        peers.append(Peer(task, plan, peers, arguments))
         return peers[-1]
 
     try:

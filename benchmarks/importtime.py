@@ -1,13 +1,15 @@
-"""What ``import`` costs, in a fresh interpreter each time."""
+"""The time of an ``import``, in a fresh interpreter each time."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
-from .harness import ROOT, Entry, Failed, Figure, Outcome, Row, RunTimeout, Scale
+from .harness import Entry, Failed, Figure, Outcome, Plan, Round, Row, RunTimeout
 
 __all__ = ["rows"]
 
@@ -25,27 +27,31 @@ def rows() -> list[Row]:
         Entry("pynng", partial(_run, "pynng"), "pynng"),
     ]
     figure = Figure("gmultisocket", _GEVENT, at_most=1.5)
-    # A run is short and disk and processor are shared: more runs cost little.
-    return [Row("import", "import", "ms", False, entries, [figure], repeats=9)]
+    # A run is short, and other programs use the disk and the processor too: more runs cost little.
+    return [Row("import", "import", "ms", False, entries, [figure], repeats=9, rounds=5)]
 
 
-def _run(modules: str, scale: Scale) -> Outcome:
-    command = [sys.executable, "-c", _PROGRAM.format(modules)]
+@contextmanager
+def _run(modules: str, plan: Plan) -> Iterator[Round]:
+    # The first import compiles the modules of a checkout, as an installation would.
+    _import(modules, plan)
+    yield lambda: _import(modules, plan)
+
+
+def _import(modules: str, plan: Plan) -> Outcome:
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     try:
-        # The first one compiles what it imports from a checkout, as installing it would.
-        for _ in range(2):
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=scale.seconds,
-            )
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM.format(modules)],
+            cwd=plan.folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=plan.seconds,
+        )
     except subprocess.TimeoutExpired:
-        raise RunTimeout("hangs") from None
+        raise RunTimeout(f"hangs: not done in {plan.seconds:g} s") from None
     if done.returncode:
         raise Failed(f"failed: {done.stderr.strip().splitlines()[-1]}")
     return Outcome(float(done.stdout) * 1000)

@@ -1,20 +1,23 @@
-"""Inside one process: a sender and a receiver, and very many clients of one server."""
+"""Inside one process: one sender and one receiver; and 20,000 clients of one server."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from .contestants import load
-from .harness import Entry, Figure, Outcome, Row, Scale, started
-from .worker import say
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, started
+from .worker import hear, say
 
 __all__ = ["rows"]
 
 _SIZE = 64
 _CLIENTS = 20_000
-_ROUNDS = 10
+#: Messages to each client, in a full round.
+_REPEATS = 10
 
 
 def rows() -> list[Row]:
@@ -38,47 +41,75 @@ def rows() -> list[Row]:
     return [one_way, *crowds]
 
 
-def _rate(contestant: str, scale: Scale) -> Outcome:
-    count = scale.count(200_000, 1000)
-    with started(scale) as start:
-        done = start("inproc:one_way", contestant=contestant, count=count).hear()
-        return Outcome(count / done["seconds"], done["size"])
+@contextmanager
+def _rate(contestant: str, plan: Plan) -> Iterator[Round]:
+    count = plan.count(200_000, part=25_000, quick=1000)
+    with started(plan) as start:
+        worker = start("inproc:one_way", contestant=contestant, count=count)
+        worker.hear()
+
+        def measure() -> Outcome:
+            worker.tell()
+            done = worker.hear()
+            return Outcome(count / done["seconds"], done["size"])
+
+        yield measure
 
 
-def _crowd(task: str, scale: Scale) -> Outcome:
-    with started(scale) as start:
-        done = start(f"inproc:{task}", clients=scale.count(_CLIENTS, 50)).hear()
-        return Outcome(done["seconds"], done["size"])
+@contextmanager
+def _crowd(task: str, plan: Plan) -> Iterator[Round]:
+    clients = plan.count(_CLIENTS, part=_CLIENTS // 5, quick=50)
+    repeats = plan.count(_REPEATS, part=1 if task == "replies" else 3, quick=_REPEATS)
+    with started(plan) as start:
+        worker = start(f"inproc:{task}", clients=clients, repeats=repeats)
+        worker.hear()
+
+        def measure() -> Outcome:
+            worker.tell()
+            done = worker.hear()
+            return Outcome(done["seconds"], done["size"])
+
+        yield measure
 
 
 def one_way(contestant: str, count: int) -> None:
-    """Send in one greenlet, or thread where the library holds up threads, and receive in another (worker)."""
+    """Send in one greenlet and receive in another; or in threads, if the library blocks its thread (worker)."""
     peer = load(contestant)
     send, recv = peer.in_process()
     content = b"x" * _SIZE
 
-    def send_them() -> None:
-        for _ in range(count + 1):
-            send(content)
+    def send_rounds() -> None:
+        send(content)
+        while True:
+            go.acquire()
+            for _ in range(count):
+                send(content)
 
     if peer.green:
         from gevent import spawn
+        from gevent.lock import Semaphore
 
-        sender: Any = spawn(send_them)
+        go: Any = Semaphore(0)
+        sender: Any = spawn(send_rounds)
     else:
-        from threading import Thread
+        import threading
 
-        sender = Thread(target=send_them, daemon=True)
+        go = threading.Semaphore(0)
+        sender = threading.Thread(target=send_rounds, daemon=True)
         sender.start()
     recv()
-    begin = time.monotonic()
-    for _ in range(count):
-        received = recv()
-    say(seconds=time.monotonic() - begin, size=len(received))
+    say(ready=True)
+    while True:
+        hear()
+        begin = time.monotonic()
+        go.release()
+        for _ in range(count):
+            received = recv()
+        say(seconds=time.monotonic() - begin, size=len(received))
 
 
-def replies(clients: int) -> None:
-    """Have every client ask ten times, each waiting for the reply before it asks again (worker)."""
+def replies(clients: int, repeats: int) -> None:
+    """In every client, send ``repeats`` requests a round, and wait for each reply before the next one (worker)."""
     import gevent
 
     server, sockets = _connected(clients)
@@ -91,28 +122,35 @@ def replies(clients: int) -> None:
 
     def ask(socket: Any) -> None:
         nonlocal total
-        for _ in range(_ROUNDS):
+        for _ in range(repeats):
             socket.send(content)
             received = socket.recv()
             total += len(received)
 
-    begin = time.monotonic()
     gevent.spawn(serve)
-    gevent.joinall([gevent.spawn(ask, socket) for socket in sockets])
-    say(seconds=time.monotonic() - begin, size=total // clients // _ROUNDS)
+    say(ready=True)
+    while True:
+        hear()
+        total = 0
+        begin = time.monotonic()
+        gevent.joinall([gevent.spawn(ask, socket) for socket in sockets])
+        say(seconds=time.monotonic() - begin, size=total // clients // repeats)
 
 
-def send_all(clients: int) -> None:
-    """Send to every client ten times, and have every client receive it each time (worker)."""
+def send_all(clients: int, repeats: int) -> None:
+    """Send to all clients ``repeats`` times a round; each client receives each message (worker)."""
     server, sockets = _connected(clients)
     content = b"x" * _SIZE
-    total = 0
-    begin = time.monotonic()
-    for _ in range(_ROUNDS):
-        server.send_all(content)
-        for socket in sockets:
-            total += len(socket.recv())
-    say(seconds=time.monotonic() - begin, size=total // clients // _ROUNDS)
+    say(ready=True)
+    while True:
+        hear()
+        total = 0
+        begin = time.monotonic()
+        for _ in range(repeats):
+            server.send_all(content)
+            for socket in sockets:
+                total += len(socket.recv())
+        say(seconds=time.monotonic() - begin, size=total // clients // repeats)
 
 
 def _connected(clients: int) -> tuple[Any, list[Any]]:

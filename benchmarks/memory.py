@@ -1,71 +1,108 @@
-"""What an idle peer costs the server: resident memory with many of them, less that without, by their number."""
+"""The memory of an idle peer on the server, of an idle socket, and of an idle connection inside one process.
+
+Each value is the resident memory of a process with many of them, minus the memory without them, divided by their
+number.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from .contestants import load
 from .contestants.base import FAN_OUT
-from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, Run, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
 
-#: Fewer where a handshake takes its time: what each of them costs is the same.
-_PEERS = {"tcp": 10_000, "ws": 1_000, "tls+tcp": 1_000}
+#: Transport -> peers, full and part. Where a handshake is slow there are fewer: the memory of each is the same.
+_PEERS = {
+    "tcp": (10_000, 2000),
+    "ipc": (10_000, 1000),
+    "ws": (1000, 300),
+    "wss": (1000, 300),
+    "tls+tcp": (1000, 300),
+}
 _CONTESTANTS = {
     "tcp": ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent"),
+    "ipc": ("gmultisocket",),
     "ws": ("gmultisocket",),
+    "wss": ("gmultisocket",),
     "tls+tcp": ("gmultisocket", "gevent.ssl"),
 }
 _MOUNTED = "gmultisocket in gunicorn"
-#: How long the server is left alone before it is measured, in seconds.
-REST = 0.5
+_SOCKETS = 10_000
+#: Seconds between the last connection and the measurement.
+SETTLE_TIME = 0.5
 
 
 def rows() -> list[Row]:
     """Return the rows of this work."""
     ws = [Figure("gmultisocket", limit=16.0), Figure(_MOUNTED, limit=32.0)]
     return [
-        _row("memory-tcp", "tcp", [Figure("gmultisocket", limit=12.0)]),
-        _row("memory-ws", "ws", ws, [Entry(_MOUNTED, _run_in_gunicorn, _MOUNTED)]),
-        _row("memory-tls", "tls+tcp", []),
+        _peer_row("memory-tcp", "tcp", [Figure("gmultisocket", limit=12.0)]),
+        _peer_row("memory-ipc", "ipc", []),
+        _peer_row("memory-ws", "ws", ws, [Entry(_MOUNTED, _run_in_gunicorn, _MOUNTED)]),
+        _peer_row("memory-wss", "wss", []),
+        _peer_row("memory-tls", "tls+tcp", []),
+        _row("memory-socket", f"memory of an idle Socket, {_SOCKETS:,} of them", "sockets"),
+        _row("memory-inproc", f"memory of an idle inproc connection, {_SOCKETS:,} of them", "inproc"),
     ]
 
 
-def _row(name: str, transport: str, figures: list[Figure], others: Sequence[Entry] = ()) -> Row:
+def _peer_row(name: str, transport: str, figures: list[Figure], others: Sequence[Entry] = ()) -> Row:
     entries = [Entry(each, partial(_run, each, transport), each) for each in _CONTESTANTS[transport]]
-    title = f"memory of an idle {transport} peer on the server, {_PEERS[transport]:,} peers"
-    # The same every time but for a page or two: three runs say it.
-    return Row(name, title, "KiB", False, [*entries, *others], figures, repeats=3, seconds=60)
+    title = f"memory of an idle {transport} peer on the server, {_PEERS[transport][0]:,} peers"
+    # Runs differ by a few pages only: three are enough.
+    return Row(name, title, "KiB", False, [*entries, *others], figures, repeats=3, seconds=60, rounds=1)
 
 
-def _run(contestant: str, transport: str, scale: Scale) -> Outcome:
+def _row(name: str, title: str, task: str) -> Row:
+    entry = Entry("gmultisocket", partial(_run_inside, task), "gmultisocket")
+    return Row(name, title, "KiB", False, [entry], repeats=3, seconds=60, rounds=1)
+
+
+@contextmanager
+def _run(contestant: str, transport: str, plan: Plan) -> Iterator[Round]:
     with address_of(transport) as address:
-        return _measure(scale, transport, "memory:serve", contestant=contestant, address=address)
+        serving = _serving(plan, transport, "memory:serve", contestant=contestant, address=address)
+        with serving as measure:
+            yield measure
 
 
-def _run_in_gunicorn(scale: Scale) -> Outcome:
-    return _measure(scale, "ws", "mounted:serve")
+def _run_in_gunicorn(plan: Plan) -> Run:
+    return _serving(plan, "ws", "mounted:serve")
 
 
-def _measure(scale: Scale, transport: str, task: str, **arguments: str) -> Outcome:
-    peers = scale.count(_PEERS[transport], 200)
-    with started(scale) as start:
+@contextmanager
+def _serving(plan: Plan, transport: str, task: str, **arguments: str) -> Iterator[Round]:
+    full, part = _PEERS[transport]
+    peers = plan.count(full, part=part, quick=200)
+    with started(plan) as start:
         server = start(task, peers=peers, **arguments)
         clients = start("drain:drain")
         clients.tell(**server.hear(), acks=0, peers=peers, stuck=0)
         clients.hear()
-        return Outcome(server.hear()["kib"] / peers)
+        kib = server.hear()["kib"]
+        yield lambda: Outcome(kib / peers)
+
+
+@contextmanager
+def _run_inside(task: str, plan: Plan) -> Iterator[Round]:
+    count = plan.count(_SOCKETS, part=_SOCKETS // 5, quick=200)
+    with started(plan) as start:
+        kib = start(f"memory:{task}", count=count).hear()["kib"]
+        yield lambda: Outcome(kib / count)
 
 
 def serve(contestant: str, address: str, peers: int) -> None:
-    """Accept, let everything settle, and compare (worker)."""
+    """Accept all peers, wait until they are idle, and measure (worker)."""
     peer = load(contestant)
     address = peer.listen(FAN_OUT, address)
     before = resident_kib()
@@ -74,18 +111,53 @@ def serve(contestant: str, address: str, peers: int) -> None:
     if peer.green:
         from gevent import sleep
 
-        sleep(REST)
+        sleep(SETTLE_TIME)
     else:
-        time.sleep(REST)
+        time.sleep(SETTLE_TIME)
+    say(kib=resident_kib() - before)
+    hear()
+
+
+def sockets(count: int) -> None:
+    """Make sockets that are not connected, and measure (worker)."""
+    from gmultisocket import Socket
+
+    # The first one imports all modules that it needs.
+    kept = [Socket()]
+    before = resident_kib()
+    kept += [Socket() for _ in range(count)]
+    say(kib=resident_kib() - before)
+    hear()
+
+
+def inproc(count: int) -> None:
+    """Connect each of many sockets with one server in this process, and measure the connections alone (worker).
+
+    A connection is a dialer, and a pipe at each end.
+    """
+    from gevent import sleep
+
+    from gmultisocket import Socket
+
+    server = Socket()
+    server.listen("inproc://crowd")
+    first, *others = [Socket() for _ in range(1 + count)]
+    first.dial("inproc://crowd")
+    server.wait_pipes(1)
+    before = resident_kib()
+    for socket in others:
+        socket.dial("inproc://crowd")
+    server.wait_pipes(1 + count)
+    sleep(SETTLE_TIME)
     say(kib=resident_kib() - before)
     hear()
 
 
 def resident_kib() -> int:
-    """Return the memory that this process holds, without what it could give back at once."""
+    """Return this process's resident memory in KiB, without garbage and without free memory of the C library."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
-    raise AssertionError("the kernel does not tell")
+    raise AssertionError("/proc/self/status has no VmRSS")

@@ -1,4 +1,4 @@
-"""A gunicorn with one gevent worker, in which a Socket is mounted: the server of the row ``memory-ws``."""
+"""A gunicorn with one gevent worker and a mounted Socket: a server of the row ``memory-ws``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def serve(peers: int) -> None:
-    """Serve, and have the worker measure itself when its peers are there (worker)."""
+    """Serve; gunicorn's worker measures itself when all peers are connected (worker)."""
     _Gunicorn(peers).run()
 
 
@@ -33,7 +33,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
             "worker_connections": self._peers + 100,
             "backlog": 4096,
             "loglevel": "error",
-            # Newer ones leave a socket in the home directory.
+            # Newer versions of gunicorn leave a socket in the home directory.
             "control_socket_disable": True,
             "post_worker_init": self._watch,
         }
@@ -42,7 +42,7 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        """Make the application, in the worker."""
+        """Return the application; gunicorn calls this in its worker."""
         from gmultisocket import Socket
         from gmultisocket.contrib.wsgi import mount
 
@@ -52,17 +52,17 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
     def _watch(self, worker: Any) -> None:
         import gevent
 
-        # The benchmark ends the master, by force.
+        # The benchmark kills the master, which then cannot end its worker.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         gevent.spawn(self._compare, worker.sockets[0].getsockname()[1])
 
     def _compare(self, port: int) -> None:
         import gevent
 
-        from .memory import REST, resident_kib
+        from .memory import SETTLE_TIME, resident_kib
 
         before = resident_kib()
         say(address=f"ws://127.0.0.1:{port}/", handshake="ws")
         self._sock.wait_pipes(self._peers)
-        gevent.sleep(REST)
+        gevent.sleep(SETTLE_TIME)
         say(kib=resident_kib() - before)

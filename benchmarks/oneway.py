@@ -1,21 +1,26 @@
-"""One way: a sender and a receiver, one ``send`` and one ``recv`` a message, from the first call to the last return."""
+"""One way: a sender and a receiver, one ``send`` and one ``recv`` a message.
+
+The clock runs from the sender's first call to the receiver's last return.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from .contestants import load
 from .contestants.base import ONE_WAY
-from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
 
 _CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
 _UNLIMITED = "pyzmq, no limit"
-#: Content bytes -> messages in a run.
-_COUNTS = {64: 100_000, 1024: 60_000, 65536: 6_000}
+#: Content bytes -> messages in a round, full and part.
+_COUNTS = {64: (100_000, 25_000), 1024: (60_000, 20_000), 65536: (6_000, 1_500)}
 _QUICK_COUNT = 500
 _FIGURES = {
     64: (Figure("gmultisocket", "zmq.green", at_least=8), Figure("gmultisocket", "pyzmq", at_least=0.8)),
@@ -36,16 +41,20 @@ def _row(transport: str, size: int) -> Row:
     if transport == "tcp":
         entries.append(Entry(_UNLIMITED, partial(_run, _UNLIMITED, transport, size), _UNLIMITED))
     else:
-        entries.insert(1, Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp", size), "gmultisocket"))
+        entries.insert(1, _by_tcp(size))
         figures = [Figure("gmultisocket", _OURS_BY_TCP, at_least=1)]
     title = f"{transport} one way, {{size}}"
     return Row(f"oneway-{transport}-{size}", title, "messages/s", True, entries, figures)
 
 
+def _by_tcp(size: int) -> Entry:
+    return Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp", size), "gmultisocket", reference=True)
+
+
 def _ws() -> Row:
     entries = [
         Entry("gmultisocket", partial(_run, "gmultisocket", "ws", 64), "gmultisocket"),
-        Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp", 64), "gmultisocket"),
+        _by_tcp(64),
         Entry("websockets.sync", partial(_run, "websockets.sync", "ws", 64), "websockets.sync"),
     ]
     figures = [
@@ -61,43 +70,50 @@ def _tls() -> Row:
     return Row("oneway-tls-65536", "tls+tcp one way, {size}", "messages/s", True, entries, [figure])
 
 
-def _run(contestant: str, transport: str, size: int, scale: Scale) -> Outcome:
-    count = scale.count(_COUNTS[size], _QUICK_COUNT)
-    with address_of(transport) as address, started(scale) as start:
+@contextmanager
+def _run(contestant: str, transport: str, size: int, plan: Plan) -> Iterator[Round]:
+    full, part = _COUNTS[size]
+    count = plan.count(full, part=part, quick=_QUICK_COUNT)
+    with address_of(transport) as address, started(plan) as start:
         receiver = start("oneway:receive", contestant=contestant, address=address, count=count)
         sender = start("oneway:send", contestant=contestant, size=size, count=count)
         sender.tell(address=receiver.hear()["address"])
         receiver.hear()
-        sender.tell()
-        begin = sender.hear()["begin"]
-        received = receiver.hear()
-        return Outcome(count / (received["end"] - begin), received["size"])
+
+        def measure() -> Outcome:
+            sender.tell()
+            begin = sender.hear()["begin"]
+            received = receiver.hear()
+            return Outcome(count / (received["end"] - begin), received["size"])
+
+        yield measure
 
 
 def receive(contestant: str, address: str, count: int) -> None:
-    """Receive one message and then the others (worker)."""
+    """Receive one message, and then ``count`` messages a round (worker)."""
     peer = load(contestant)
     say(address=peer.listen(ONE_WAY, address))
     size = len(peer.recv())
     recv = peer.recv
     say(ready=True)
-    for _ in range(count):
-        content = recv()
-    end = time.monotonic()
-    assert len(content) == size
-    say(end=end, size=size)
+    while True:
+        for _ in range(count):
+            content = recv()
+        end = time.monotonic()
+        assert len(content) == size
+        say(end=end, size=size)
 
 
 def send(contestant: str, size: int, count: int) -> None:
-    """Send one message, and when told so the others (worker)."""
+    """Send one message, and then ``count`` messages a round (worker)."""
     peer = load(contestant)
     peer.dial(ONE_WAY, hear()["address"])
     content = b"x" * size
     send = peer.send
     send(content)
-    hear()
-    begin = time.monotonic()
-    for _ in range(count):
-        send(content)
-    say(begin=begin)
-    peer.close()
+    while True:
+        hear(in_loop=peer.green)
+        begin = time.monotonic()
+        for _ in range(count):
+            send(content)
+        say(begin=begin)

@@ -1,20 +1,25 @@
-"""Publish and subscribe: one publisher, 1,000 tcp subscribers, from a publish until all whom it matches have it."""
+"""Publish and subscribe: one publisher and 1,000 tcp subscribers.
+
+The clock runs from a publish until every subscriber with a matching pattern has the message.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import cycle, islice
 
 from . import takers
 from .contestants.protocols import load
-from .harness import Entry, Figure, Outcome, Row, Scale
+from .harness import Entry, Figure, Outcome, Plan, Round, Row
 
 __all__ = ["rows"]
 
 _CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green")
 _SIZE = 64
 _PEERS = 1000
-#: To see that everything works: so many times fewer.
+#: A quick round has so many times fewer peers and patterns.
 _QUICK = 50
 _BURST = 100
 _FEWER = "gmultisocket, 1,000 patterns"
@@ -35,39 +40,53 @@ def rows() -> list[Row]:
         Row(
             "pubsub-10000-patterns", "publish {size} to 1 of 1,000 tcp subscribers, 10,000 patterns", "µs", False,
             [*(Entry(name, partial(_cost, name, 10_000), name) for name in _CONTESTANTS),
-             Entry(_FEWER, partial(_cost, "gmultisocket", 1000), "gmultisocket")],
+             Entry(_FEWER, partial(_cost, "gmultisocket", 1000), "gmultisocket", reference=True)],
             [Figure("gmultisocket", _FEWER, at_most=1.5)], repeats=3,
         ),
     ]  # fmt: skip
 
 
-def _rate(contestant: str, scale: Scale) -> Outcome:
-    bursts = scale.count(5, 2)
-    peers = scale.count(_PEERS, _PEERS // _QUICK)
-    seconds, size = _run(contestant, scale, peers, 1, _BURST, bursts)
-    return Outcome(peers * _BURST * bursts / seconds, size)
+@contextmanager
+def _rate(contestant: str, plan: Plan) -> Iterator[Round]:
+    bursts = plan.count(5, part=3, quick=2)
+    peers = plan.count(_PEERS, part=_PEERS, quick=_PEERS // _QUICK)
+    with _publishing(contestant, plan, peers, 1, _BURST, bursts) as publish_round:
+
+        def measure() -> Outcome:
+            seconds, size = publish_round()
+            return Outcome(peers * _BURST * bursts / seconds, size)
+
+        yield measure
 
 
-def _cost(contestant: str, patterns: int, scale: Scale) -> Outcome:
-    bursts = scale.count(10, 2)
-    peers = scale.count(_PEERS, _PEERS // _QUICK)
-    patterns = scale.count(patterns, patterns // _QUICK)
-    seconds, size = _run(contestant, scale, peers, patterns, peers, bursts)
-    return Outcome(seconds / (peers * bursts) * 1e6, size)
+@contextmanager
+def _cost(contestant: str, patterns: int, plan: Plan) -> Iterator[Round]:
+    bursts = plan.count(10, part=2, quick=2)
+    peers = plan.count(_PEERS, part=_PEERS, quick=_PEERS // _QUICK)
+    patterns = plan.count(patterns, part=patterns, quick=patterns // _QUICK)
+    with _publishing(contestant, plan, peers, patterns, peers, bursts) as publish_round:
+
+        def measure() -> Outcome:
+            seconds, size = publish_round()
+            return Outcome(seconds / (peers * bursts) * 1e6, size)
+
+        yield measure
 
 
-def _run(contestant: str, scale: Scale, peers: int, patterns: int, burst: int, bursts: int) -> tuple[float, int]:
+def _publishing(
+    contestant: str, plan: Plan, peers: int, patterns: int, burst: int, bursts: int
+) -> AbstractContextManager[Callable[[], tuple[float, int]]]:
     subscriptions = max(peers, patterns)
     work = {"patterns": patterns, "subscriptions": subscriptions, "burst": burst, "bursts": bursts}
     each = burst * (subscriptions // patterns) // peers
     arguments = {"contestant": contestant, **work}
-    return takers.run(
-        scale, "pubsub:publish", arguments, kind=takers.SUB, peers=peers, patterns=patterns, burst=each
+    return takers.handing_out(
+        plan, "pubsub:publish", arguments, kind=takers.SUB, peers=peers, patterns=patterns, burst=each
     )  # fmt: skip
 
 
 def publish(contestant: str, patterns: int, subscriptions: int, burst: int, bursts: int) -> None:
-    """Publish under one topic after the other, and wait until all whom it concerns have it (worker)."""
+    """Publish under each topic in turn, and wait until every matching subscriber has the messages (worker)."""
     peer = load(contestant)
     address = peer.listen_pub()
     publish = peer.publish

@@ -1,4 +1,4 @@
-"""Write down what was measured: a table for people, reStructuredText for the README, JSON for machines."""
+"""Write the results: a table for people, reStructuredText for the README, JSON for programs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any
 
 from .harness import Figure, Result, Row
 
-__all__ = ["Measured", "machine", "to_json", "to_rst", "to_text"]
+__all__ = ["Measured", "machine", "number", "to_json", "to_rst", "to_text"]
 
 _LIBRARIES = ("gmultisocket", "gevent", "greenlet", "pyzmq", "pynng")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A row and what its entries came to."""
+    """A row, and the results of its entries."""
 
     row: Row
     results: Sequence[Result]
 
     @property
     def title(self) -> str:
-        """The row's title, with the size that the receivers have measured."""
+        """The row's title, with the content size that the receivers counted."""
         sizes = {result.size for result in self.results if result.size}
         return self.row.title.format(size=" and ".join(_size(size) for size in sorted(sizes)) or "no messages")
 
     def value(self, name: str) -> float | None:
-        """The median of an entry, by its name."""
+        """Return the median of an entry, by its name."""
         return next((result.median for result in self.results if result.entry.name == name), None)
 
     def verdicts(self) -> Iterable[tuple[Figure, float | None]]:
-        """Yield each figure to reach, and the ratio or value that was measured for it."""
+        """Yield each figure, and the measured ratio or value."""
         for figure in self.row.figures:
             value, by = self.value(figure.entry), self.value(figure.by)
             if not figure.by:
@@ -48,15 +48,15 @@ def _size(size: int) -> str:
     return f"{size // 1024} KiB" if size >= 1024 and size % 1024 == 0 else f"{size} B"
 
 
-def _number(value: float) -> str:
-    """Three digits are more than the noise leaves."""
+def number(value: float) -> str:
+    """Return a value with three significant digits: the noise hides the others."""
     if value >= 1000:
         return f"{round(value, 3 - len(str(int(value)))):,.0f}"
     return f"{value:.3g}"
 
 
 def reached(figure: Figure, measured: float) -> bool:
-    """Tell whether a ratio or value is as good as it should be."""
+    """Return whether a ratio or value meets its goal."""
     if figure.at_least is not None:
         return measured >= figure.at_least
     most = figure.at_most if figure.limit is None else figure.limit
@@ -64,13 +64,13 @@ def reached(figure: Figure, measured: float) -> bool:
 
 
 def machine() -> str:
-    """Return what the figures were measured on and with."""
+    """Return the names of the system and of the libraries, with their versions."""
     libraries = []
     for name in _LIBRARIES:
         try:
             libraries.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            # Not installed, or a checkout.
+            # The library is not installed, or is a checkout.
             continue
     cores = len(os.sched_getaffinity(0))
     return f"CPython {platform.python_version()}, Linux {platform.release()}, {cores} cores; {', '.join(libraries)}"
@@ -83,7 +83,7 @@ def _goal(figure: Figure, unit: str) -> str:
 
 
 def _cells(measured: Measured) -> Iterable[tuple[str, str, str, str]]:
-    """Yield name, value, ratio and remark of each entry; the ratio is how much better the row's first entry is."""
+    """Yield name, value, ratio and remark of each entry. The ratio says how much better the row's first entry is."""
     row = measured.row
     first = measured.results[0].median
     for index, result in enumerate(measured.results):
@@ -91,11 +91,11 @@ def _cells(measured: Measured) -> Iterable[tuple[str, str, str, str]]:
         ratio = ""
         if index and value and first and measured.results[0].entry.contestant == "gmultisocket":
             ratio = f"{first / value if row.more_is_better else value / first:.2f}x"
-        yield result.entry.name, "" if value is None else f"{_number(value)} {row.unit}", ratio, result.remark
+        yield result.entry.name, "" if value is None else f"{number(value)} {row.unit}", ratio, result.remark
 
 
 def _verdict_lines(measured: Measured) -> Iterable[tuple[str, str, str, str]]:
-    """Yield what is compared, what came out, what it should be, and whether it is."""
+    """Yield the names of the entries, the measured ratio or value, the goal, and whether it is reached."""
     for figure, value in measured.verdicts():
         what = f"{figure.entry} / {figure.by}" if figure.by else figure.entry
         if value is None:
@@ -115,7 +115,7 @@ def to_text(measured: Measured) -> str:
 
 
 def to_rst(table: Sequence[Measured]) -> str:
-    """Return the tables of a whole run as reStructuredText: the figures, and then what was measured."""
+    """Return the tables of a whole run as reStructuredText: the figures, and then all values."""
     figures = [(measured.title, *line) for measured in table for line in _verdict_lines(measured)]
     values = [(measured.title, *cells) for measured in table for cells in _cells(measured)]
     lines = [
@@ -132,14 +132,14 @@ def _list_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterable
     yield from (".. list-table::", "   :header-rows: 1", "")
     work = None
     for line in (head, *lines):
-        # The same work as on the line above is not named again.
+        # The first line of a work names it, the next ones do not.
         first, work = "" if line[0] == work else line[0], line[0]
         for index, cell in enumerate((first, *line[1:])):
             yield f"   {'  -' if index else '* -'} {cell}".rstrip()
 
 
 def to_json(table: Sequence[Measured]) -> str:
-    """Return everything that was measured."""
+    """Return all results as JSON."""
     return json.dumps({"machine": machine(), "rows": [_as_dict(measured) for measured in table]}, indent=2)
 
 

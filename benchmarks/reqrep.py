@@ -1,12 +1,14 @@
-"""The request and reply protocols: one request at a time, and many in flight, by one client of one server."""
+"""The request and reply protocols: one client and one server, with one request at a time or many in flight."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from .contestants.protocols import load
-from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
@@ -31,50 +33,76 @@ def rows() -> list[Row]:
     return [single, many]
 
 
-def _single(contestant: str, scale: Scale) -> Outcome:
-    count = scale.count(3000, 100)
-    seconds, size = _run(contestant, scale, "reqrep:ask", count)
-    return Outcome(seconds / count * 1e6, size)
+@contextmanager
+def _single(contestant: str, plan: Plan) -> Iterator[Round]:
+    count = plan.count(3000, part=400, quick=100)
+    with _asking(contestant, plan, "reqrep:ask", count) as ask_round:
+
+        def measure() -> Outcome:
+            seconds, size = ask_round()
+            return Outcome(seconds / count * 1e6, size)
+
+        yield measure
 
 
-def _many(contestant: str, scale: Scale) -> Outcome:
-    count = scale.count(10_000, 200)
-    seconds, size = _run(contestant, scale, "reqrep:ask_many", count)
-    return Outcome(count / seconds, size)
+@contextmanager
+def _many(contestant: str, plan: Plan) -> Iterator[Round]:
+    count = plan.count(10_000, part=5000, quick=200)
+    with _asking(contestant, plan, "reqrep:ask_many", count) as ask_round:
+
+        def measure() -> Outcome:
+            seconds, size = ask_round()
+            return Outcome(count / seconds, size)
+
+        yield measure
 
 
-def _run(contestant: str, scale: Scale, task: str, count: int) -> tuple[float, int]:
-    with address_of("tcp") as address, started(scale) as start:
+@contextmanager
+def _asking(contestant: str, plan: Plan, task: str, count: int) -> Iterator[Callable[[], tuple[float, int]]]:
+    """Give a function that does one round, and returns its seconds and the content bytes of a reply."""
+    with address_of("tcp") as address, started(plan) as start:
         server = start("reqrep:answer", contestant=contestant, address=address)
         client = start(task, contestant=contestant, count=count)
         client.tell(address=server.hear()["address"])
-        answered = client.hear()
-        return answered["seconds"], answered["size"]
+        client.hear()
+
+        def ask_round() -> tuple[float, int]:
+            client.tell()
+            answered = client.hear()
+            return answered["seconds"], answered["size"]
+
+        yield ask_round
 
 
 def answer(contestant: str, address: str) -> None:
-    """Answer with what was asked, until the process is ended (worker)."""
+    """Answer every request with its own content (worker)."""
     load(contestant).answer(address, lambda where: say(address=where))
 
 
 def ask(contestant: str, count: int) -> None:
-    """Ask and wait for the reply, again and again (worker)."""
+    """Send a request and wait for the reply, ``count`` times a round (worker)."""
     peer = load(contestant)
     peer.dial_rep(hear()["address"])
     content = b"x" * _SIZE
     ask = peer.ask
     for _ in range(_WARM_UP):
         size = len(ask(content))
-    begin = time.monotonic()
-    for _ in range(count):
-        ask(content)
-    say(seconds=time.monotonic() - begin, size=size)
+    say(ready=True)
+    while True:
+        hear()
+        begin = time.monotonic()
+        for _ in range(count):
+            ask(content)
+        say(seconds=time.monotonic() - begin, size=size)
 
 
 def ask_many(contestant: str, count: int) -> None:
-    """Ask with many requests in flight (worker)."""
+    """Send ``count`` requests a round, with many of them in flight (worker)."""
     run = load(contestant).ask_many(hear()["address"], b"x" * _SIZE, _IN_FLIGHT)
     run(_WARM_UP)
-    begin = time.monotonic()
-    size = run(count)
-    say(seconds=time.monotonic() - begin, size=size)
+    say(ready=True)
+    while True:
+        hear()
+        begin = time.monotonic()
+        size = run(count)
+        say(seconds=time.monotonic() - begin, size=size)

@@ -1,13 +1,15 @@
-"""Request and reply, one at a time: how long a peer waits for its answer."""
+"""Request and reply, one at a time: how long a client waits for its reply."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from .contestants import load
 from .contestants.base import ECHO
-from .harness import Entry, Figure, Outcome, Row, Scale, address_of, started
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
 from .worker import hear, say
 
 __all__ = ["rows"]
@@ -31,7 +33,8 @@ def rows() -> list[Row]:
 def _row(transport: str) -> Row:
     entries = [Entry(name, partial(_run, name, transport), name) for name in _CONTESTANTS]
     if transport == "ipc":
-        entries.insert(1, Entry(_OURS_BY_TCP, partial(_run, "gmultisocket", "tcp"), "gmultisocket"))
+        by_tcp = partial(_run, "gmultisocket", "tcp")
+        entries.insert(1, Entry(_OURS_BY_TCP, by_tcp, "gmultisocket", reference=True))
     title = f"{transport} request and reply, {{size}}, one at a time"
     return Row(f"roundtrip-{transport}", title, "µs", False, entries, _FIGURES[transport])
 
@@ -45,28 +48,32 @@ def _ws() -> Row:
     return Row("roundtrip-ws", "ws request and reply, {size}, one at a time", "µs", False, entries, [figure])
 
 
-def _run(contestant: str, transport: str, scale: Scale) -> Outcome:
-    count = scale.count(3000, 100)
-    with address_of(transport) as address, started(scale) as start:
-        server = start("roundtrip:serve", contestant=contestant, address=address, count=count + _WARM_UP)
+@contextmanager
+def _run(contestant: str, transport: str, plan: Plan) -> Iterator[Round]:
+    count = plan.count(3000, part=500, quick=100)
+    with address_of(transport) as address, started(plan) as start:
+        server = start("roundtrip:serve", contestant=contestant, address=address)
         client = start("roundtrip:ask", contestant=contestant, count=count)
         client.tell(address=server.hear()["address"])
-        answered = client.hear()
-        return Outcome(answered["seconds"] / count * 1e6, answered["size"])
+        client.hear()
+
+        def measure() -> Outcome:
+            client.tell()
+            answered = client.hear()
+            return Outcome(answered["seconds"] / count * 1e6, answered["size"])
+
+        yield measure
 
 
-def serve(contestant: str, address: str, count: int) -> None:
-    """Answer with what was asked (worker)."""
+def serve(contestant: str, address: str) -> None:
+    """Send every message back (worker)."""
     peer = load(contestant)
     say(address=peer.listen(ECHO, address))
-    peer.echo(count)
-    # The last answer may still be on its way: the conductor ends this process when it is there.
-    peer.close()
-    hear()
+    peer.echo()
 
 
 def ask(contestant: str, count: int) -> None:
-    """Ask and wait for the answer, again and again (worker)."""
+    """Send a request and wait for the reply, ``count`` times a round (worker)."""
     peer = load(contestant)
     peer.dial(ECHO, hear()["address"])
     content = b"x" * _SIZE
@@ -74,8 +81,11 @@ def ask(contestant: str, count: int) -> None:
     for _ in range(_WARM_UP):
         send(content)
         size = len(recv())
-    begin = time.monotonic()
-    for _ in range(count):
-        send(content)
-        recv()
-    say(seconds=time.monotonic() - begin, size=size)
+    say(ready=True)
+    while True:
+        hear()
+        begin = time.monotonic()
+        for _ in range(count):
+            send(content)
+            recv()
+        say(seconds=time.monotonic() - begin, size=size)

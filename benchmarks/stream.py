@@ -1,20 +1,25 @@
-"""One long stream of bytes by tcp: from the first ``sendall`` to the end of data at the other end."""
+"""One long stream of bytes over tcp.
+
+The clock runs from the first ``sendall`` until the other end has read the last byte.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from gevent import socket
 
-from .harness import Entry, Figure, Outcome, Row, Scale, started
+from .harness import Entry, Figure, Outcome, Plan, Round, Row, started
 from .worker import hear, say
 
 __all__ = ["rows"]
 
 _MIB = 1 << 20
-#: What is sent and received at once, by everybody.
+#: Bytes in one call to send or to receive, for every library.
 _PIECE = 1 << 18
 
 
@@ -25,31 +30,41 @@ def rows() -> list[Row]:
     return [Row("stream", "1 GiB by one stream, by tcp", "MiB/s", True, entries, [figure], repeats=3)]
 
 
-def _run(contestant: str, scale: Scale) -> Outcome:
-    mebibytes = scale.count(1024, 16)
-    with started(scale) as start:
+@contextmanager
+def _run(contestant: str, plan: Plan) -> Iterator[Round]:
+    mebibytes = plan.count(1024, part=64, quick=16)
+    with started(plan) as start:
         reader = start("stream:read", contestant=contestant, size=mebibytes * _MIB)
         writer = start("stream:write", contestant=contestant, size=mebibytes * _MIB)
         writer.tell(address=reader.hear()["address"])
-        begin = writer.hear()["begin"]
-        return Outcome(mebibytes / (reader.hear()["end"] - begin))
+        writer.hear()
+
+        def measure() -> Outcome:
+            writer.tell()
+            begin = writer.hear()["begin"]
+            return Outcome(mebibytes / (reader.hear()["end"] - begin))
+
+        yield measure
 
 
 def read(contestant: str, size: int) -> None:
-    """Accept a connection and read it to its end (worker)."""
+    """Accept a connection and read ``size`` bytes a round (worker)."""
     connection = _accept() if contestant == "gevent" else _accept_stream()
     recv_into, buffer = connection.recv_into, bytearray(_PIECE)
-    got = 0
-    while read := recv_into(buffer):
-        got += read
-    end = time.monotonic()
-    assert got == size, f"{got} bytes instead of {size}"
-    say(end=end)
-    hear()
+    while True:
+        got = 0
+        while got < size:
+            read = recv_into(buffer)
+            if not read:
+                raise ConnectionError("the writer has ended")
+            got += read
+        end = time.monotonic()
+        assert got == size, f"{got} bytes instead of {size}"
+        say(end=end)
 
 
 def write(contestant: str, size: int) -> None:
-    """Connect, and send so many bytes (worker)."""
+    """Connect, and send ``size`` bytes a round (worker)."""
     host, _, port = hear()["address"].removeprefix("tcp://").rpartition(":")
     if contestant == "gevent":
         connection: Any = socket.create_connection((host, int(port)))
@@ -61,13 +76,14 @@ def write(contestant: str, size: int) -> None:
         connection = stream.connect()
     piece = b"x" * _PIECE
     sendall = connection.sendall
-    begin = time.monotonic()
-    for _ in range(size // _PIECE):
-        sendall(piece)
-    connection.shutdown(socket.SHUT_WR)
-    say(begin=begin)
-    # What is still on its way leaves while this waits: the conductor ends the process when all of it is there.
-    connection.recv(1)
+    say(ready=True)
+    while True:
+        # What is queued leaves while the loop runs.
+        hear(in_loop=True)
+        begin = time.monotonic()
+        for _ in range(size // _PIECE):
+            sendall(piece)
+        say(begin=begin)
 
 
 def _accept() -> Any:

@@ -1,7 +1,8 @@
-"""Both sides of works in which one hands out and many take: by protocols, over tcp.
+"""Both sides of the works in which one peer hands out messages by a protocol over tcp, and many peers take them.
 
-Those who take are plain connections of one plain epoll process, as in ``drain.py``, whoever hands out. They say by hand
-what a library's own Sub or Pull would say first, and which patterns it wants. No library runs there.
+The takers are plain connections of one plain epoll process, as in ``drain.py``, for every library. The process writes
+by hand the bytes with which a library's own Sub or Pull would start, and the patterns of its subscriptions. It uses no
+library.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from . import drain
 from .contestants.protocols.base import Protocols
-from .harness import Scale, started
+from .harness import Plan, started
 from .worker import hear, say
 
-__all__ = ["PULL", "SUB", "hand_out", "pattern", "run", "take"]
+__all__ = ["PULL", "SUB", "hand_out", "handing_out", "pattern", "take"]
 
-# What a taker is.
+# The kinds of takers.
 SUB, PULL = "SUB", "PULL"
 
 _HEADER = struct.Struct(">BBBBI")
@@ -29,41 +31,52 @@ _SP = {SUB: 0x21, PULL: 0x51}
 
 
 def pattern(number: int) -> str:
-    """Return a pattern, which is a topic that matches it too; no other's beginning, and without the x of contents."""
+    """Return a pattern. It is also a topic that matches no other pattern, and it has no x, as contents have."""
     return f"prices.{number:05}"
 
 
-def run(scale: Scale, task: str, arguments: dict[str, Any], **takers: Any) -> tuple[float, int]:
-    """Have a task hand out to takers; returns how many seconds that took, and the content bytes of a message.
+@contextmanager
+def handing_out(
+    plan: Plan, task: str, arguments: dict[str, Any], **takers: Any
+) -> Iterator[Callable[[], tuple[float, int]]]:
+    """Start a task that hands out, and its takers.
+
+    Gives a function that does one round, and returns its seconds and the content bytes of a message.
 
     Args:
-        scale: of the run.
-        task: a worker that does :func:`hand_out`.
+        plan: of the run.
+        task: a worker that calls :func:`hand_out`.
         arguments: of the task.
-        takers: for :func:`take`, what that does not hear from the task: ``kind``, ``peers``, ``patterns``, ``burst``.
+        takers: what :func:`take` needs and the task does not send: ``kind``, ``peers``, ``patterns``, ``burst``.
     """
-    with started(scale) as start:
-        hands_out = start(task, **arguments)
+    with started(plan) as start:
+        source = start(task, **arguments)
         taking = start("takers:take")
-        taking.tell(**hands_out.hear(), **takers)
-        size = taking.hear()["size"]
-        return hands_out.hear()["seconds"], int(size)
+        taking.tell(**source.hear(), **takers)
+        size = int(taking.hear()["size"])
+
+        def hand_out_round() -> tuple[float, int]:
+            source.tell()
+            return source.hear()["seconds"], size
+
+        yield hand_out_round
 
 
 def hand_out(
     peer: Protocols, address: str, frame_size: int, wait: Callable[[], object], burst: Callable[[], None], bursts: int
 ) -> None:
-    """Hand out in bursts, and after each wait until everybody has everything (part of a worker).
+    """Hand out in bursts, and after each burst wait until the takers have all of it (part of a worker).
 
     Args:
-        peer: who does it.
+        peer: the peer that hands out.
         address: where it listens.
         frame_size: bytes that a message takes.
-        wait: blocks until all who take are there.
+        wait: blocks until all takers are connected.
         burst: hands out one burst.
-        bursts: how many are measured. One more comes first, warms up, and shows that everybody gets what it should.
+        bursts: how many bursts a round has. One burst before the first round warms up, and shows that every taker gets
+            its messages.
     """
-    # A green peer has to wait in its loop, so that this goes on with its work.
+    # A green peer must wait in its loop: its queues leave meanwhile.
     sockets: Any = import_module("gevent.socket" if peer.green else "socket")
     listener = sockets.socket()
     listener.bind(("127.0.0.1", 0))
@@ -72,22 +85,27 @@ def hand_out(
     acks, _ = listener.accept()
     acks.recv(1)
     wait()
-    for number in range(bursts + 1):
-        if number == 1:
-            begin = time.monotonic()
-        burst()
-        if not acks.recv(1):
-            raise ConnectionError("those who take are gone")
-    say(seconds=time.monotonic() - begin)
-    hear()
+
+    def hand_out_bursts(count: int) -> None:
+        for _ in range(count):
+            burst()
+            if not acks.recv(1):
+                raise ConnectionError("the takers have ended")
+
+    hand_out_bursts(1)
+    while True:
+        hear()
+        begin = time.monotonic()
+        hand_out_bursts(bursts)
+        say(seconds=time.monotonic() - begin)
 
 
 def take() -> None:
-    """Connect, subscribe, and send a byte back, as whenever a whole burst has come (worker).
+    """Connect and subscribe; send a byte when that is done, and a byte after every complete burst (worker).
 
-    Hears where: ``address``, ``acks`` (the port for those bytes), ``handshake``; and what: ``kind``, ``peers`` who have
-    ``patterns`` between them, ``burst`` messages of ``frame_size`` bytes for each of them, on average. Says the
-    ``size`` of a content when the first burst is there.
+    The parent sends ``address``, ``acks`` (the port for those bytes), ``handshake``, ``kind``, ``peers`` (the number of
+    takers), ``patterns`` (the number of patterns that the takers share), and ``burst`` (messages of ``frame_size``
+    bytes for each taker, on average). The worker sends the ``size`` of a content after the first burst.
     """
     heard = hear()
     host, _, port = heard["address"].removeprefix("tcp://").rpartition(":")
@@ -106,13 +124,13 @@ def take() -> None:
 
 
 def _begin(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
-    """Subscribe, and hear that all of it was taken."""
+    """Subscribe, and wait for the acknowledgement of each subscription."""
     for wanted in patterns:
         header = _HEADER.pack(_CONTROL_TO_ALL, _TTL, 0, 0, len(_SUBSCRIBE + wanted))
         connection.sendall(header + _SUBSCRIBE + wanted)
     for _ in patterns:
-        _, _, hops, distance, length = _HEADER.unpack(drain.read(connection, _HEADER.size))
-        drain.read(connection, 4 * (hops + distance) + length)
+        _, _, hops, distance, length = _HEADER.unpack(drain.read_exactly(connection, _HEADER.size))
+        drain.read_exactly(connection, 4 * (hops + distance) + length)
 
 
 def _begin_zmtp(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
@@ -124,4 +142,4 @@ def _begin_zmtp(connection: socket.socket, kind: str, patterns: list[bytes]) -> 
 def _begin_sp(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
     """Exchange the 8 bytes of nanomsg's SP over TCP."""
     connection.sendall(b"\0SP\0\0" + bytes((_SP[kind],)) + b"\0\0")
-    assert drain.read(connection, 8)[:4] == b"\0SP\0", "a peer must speak SP"
+    assert drain.read_exactly(connection, 8)[:4] == b"\0SP\0", "a peer must speak SP"

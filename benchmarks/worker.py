@@ -1,11 +1,12 @@
-"""A fresh process of a benchmark: runs one function of one work and talks JSON lines over stdin and stdout.
+"""A fresh process of a benchmark: it runs one function of one work and exchanges JSON lines over stdin and stdout.
 
-Started by :class:`benchmarks.harness.Peer` as ``python -m benchmarks.worker module:function '{"argument": ...}'``.
+:class:`benchmarks.harness.Peer` starts it as ``python -m benchmarks.worker module:function '{"argument": ...}'``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import sys
@@ -14,26 +15,39 @@ from typing import Any
 
 __all__ = ["hear", "say"]
 
-#: A worker whose parent was killed ends by itself after so many seconds.
+#: A worker ends by itself after so many seconds: its parent may have been killed.
 _LIFETIME = 180
+_STDIN = 0
 
 
 def say(**fields: Any) -> None:
-    """Tell the parent something."""
+    """Send fields to the parent."""
     print(json.dumps(fields), flush=True)
 
 
-def hear() -> dict[str, Any]:
-    """Block the whole process until the parent tells something, and return that."""
-    line = sys.stdin.readline()
-    if not line:
-        sys.exit("the parent is gone")
+def hear(*, in_loop: bool = False) -> dict[str, Any]:
+    """Block until the parent sends fields, and return them.
+
+    Args:
+        in_loop: block only this greenlet, so that queued messages leave; otherwise the whole process stops.
+    """
+    if in_loop:
+        from gevent.select import select
+
+        select([_STDIN], [], [])
+    line = b""
+    # Not sys.stdin: a second line in its buffer would not wake up select().
+    while not line.endswith(b"\n"):
+        byte = os.read(_STDIN, 1)
+        if not byte:
+            sys.exit("the parent has ended")
+        line += byte
     heard: dict[str, Any] = json.loads(line)
     return heard
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process as many descriptors as the system lets it have, and return how many that are."""
+    """Raise this process's limit of open descriptors as far as the system allows, and return the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

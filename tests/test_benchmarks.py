@@ -1,42 +1,66 @@
-"""The benchmarks come to their end and say what they did. How fast anything is, no test asks."""
+"""The benchmarks run to their end and report their results. No test checks how fast anything is."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from benchmarks import contestants, report
-from benchmarks.harness import Entry, Failed, Figure, Outcome, Result, Row, RunTimeout, Scale, measure, started
+from benchmarks import compare, contestants, report
+from benchmarks.harness import (
+    Amount,
+    Entry,
+    Failed,
+    Figure,
+    Outcome,
+    Plan,
+    Result,
+    Round,
+    Row,
+    RunTimeout,
+    measure,
+    started,
+)
+from benchmarks.paired import MIN_PAIRS, Verdict, interval, judge, ratio
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, module: str = "benchmarks") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50,
     )  # fmt: skip
 
 
 def entry(name: str, outcome: Callable[[], float]) -> Entry:
-    return Entry(name, lambda scale: Outcome(outcome(), 64), "gmultisocket")
+    @contextmanager
+    def start(plan: Plan) -> Iterator[Round]:
+        yield lambda: Outcome(outcome(), 64)
+
+    return Entry(name, start, "gmultisocket")
+
+
+def quick(seconds: float) -> Plan:
+    return Plan(Amount.QUICK, seconds)
 
 
 def measured(row: Row, repeats: int = 5) -> list[Result]:
-    return measure(row, Scale(True, 5), repeats, lambda entry: "")
+    return measure(row, quick(5), repeats, lambda entry: "")
 
 
 def fail() -> float:
     raise Failed("failed: on purpose")
 
 
-#: Rows, and the size that their messages have.
+#: Row -> content size of its messages.
 TINY = {
     "oneway-tcp-64": 64,
     "oneway-ws-64": 64,
@@ -54,6 +78,10 @@ TINY = {
     "stream": 0,
     "memory-tcp": 0,
     "memory-ws": 0,
+    "memory-ipc": 0,
+    "memory-wss": 0,
+    "memory-socket": 0,
+    "memory-inproc": 0,
 }
 
 
@@ -94,7 +122,7 @@ def test_the_tables_are_written_for_the_documentation(tmp_path: Path) -> None:
 def test_a_library_that_is_not_installed_is_left_out_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contestants, "find_spec", lambda name: None)
     row = Row("x", "x", "s", False, [entry("absent", fail)])
-    results = measure(row, Scale(True, 5), 5, lambda entry: contestants.missing("pynng"))
+    results = measure(row, quick(5), 5, lambda entry: contestants.missing("pynng"))
     assert results[0].note == "pynng is not installed"
     assert "pynng is not installed" in report.to_text(report.Measured(row, results))
 
@@ -153,14 +181,175 @@ def test_a_figure_of_something_that_did_not_run_is_not_measured() -> None:
 
 
 def test_a_peer_that_hangs_is_given_up_and_ended() -> None:
-    with pytest.raises(RunTimeout), started(Scale(True, 0.2)) as start:
+    with pytest.raises(RunTimeout), started(quick(0.2)) as start:
         peer = start("worker:hear")
         peer.hear()
     assert peer.ended
 
 
 def test_a_peer_that_fails_ends_the_wait_for_another_with_its_last_words() -> None:
-    with pytest.raises(Failed, match="no_such_function"), started(Scale(True, 30)) as start:
+    with pytest.raises(Failed, match="no_such_function"), started(quick(30)) as start:
         waiting = start("worker:hear")
         start("worker:no_such_function")
         waiting.hear()
+
+
+def test_a_ratio_is_above_1_if_the_new_value_is_better() -> None:
+    assert ratio(100.0, 150.0, more_is_better=True) == 1.5
+    assert ratio(150.0, 100.0, more_is_better=False) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("count", "ends"),
+    [
+        # scipy.stats.mstats.median_cihs of 1, 2, ..., count gives the same.
+        (6, (1.3571, 5.6429)),
+        (10, (2.6577, 8.3423)),
+        (11, (2.9178, 9.0822)),
+        (20, (6.2352, 14.7648)),
+        (50, (18.6717, 32.3283)),
+    ],
+)
+def test_the_interval_is_interpolated_between_order_statistics(count: int, ends: tuple[float, float]) -> None:
+    assert interval([float(number) for number in range(count, 0, -1)]) == pytest.approx(ends, abs=1e-4)
+
+
+def test_one_wild_ratio_at_either_side_leaves_the_interval_narrow() -> None:
+    low, high = interval([0.01, 100.0, *(0.98, 0.99, 1.0, 1.0, 1.01, 1.02, 1.0, 0.99)])
+    assert 0.97 < low < 1.0 < high < 1.03
+
+
+def test_the_interval_contains_the_median_that_often() -> None:
+    chance = random.Random(1)
+    trials = 2000
+    ends = [interval([chance.gauss(1.0, 0.1) for _ in range(10)]) for _ in range(trials)]
+    assert 0.93 < sum(low <= 1.0 <= high for low, high in ends) / trials < 0.97
+
+
+def test_too_few_ratios_have_no_interval() -> None:
+    with pytest.raises(ValueError, match=f"at least {MIN_PAIRS}"):
+        interval([1.0] * (MIN_PAIRS - 1))
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ((0.80, 0.94), Verdict.FALLEN),
+        ((0.50, 0.94), Verdict.FALLEN),
+        ((0.90, 0.95), Verdict.HELD),
+        ((0.95, 1.10), Verdict.HELD),
+        ((1.00, 1.06), Verdict.HELD),
+        ((0.90, 1.11), Verdict.UNDECIDED),
+        ((1.06, 1.20), Verdict.RISEN),
+        ((1.06, 1.30), Verdict.UNDECIDED),
+    ],
+)
+def test_the_verdict(ends: tuple[float, float], verdict: Verdict) -> None:
+    assert judge(ends) is verdict
+
+
+def line(name: str, values: dict[str, Callable[[], float]], rounds: int = 3) -> compare.Line:
+    """Return a line whose rounds call the function of their tree."""
+
+    @contextmanager
+    def start(plan: Plan) -> Iterator[Round]:
+        yield lambda: Outcome(values[plan.folder.name](), 64)
+
+    row = Row(name, name, "s", False, [Entry("gmultisocket", start, "gmultisocket")], rounds=rounds)
+    return compare.Line(name, row, row.entries[0])
+
+
+FOLDERS = {"ref": Path("ref"), "new": Path("new")}
+
+
+def test_the_trees_work_in_turn_and_every_pair_has_one_ratio() -> None:
+    order = ""
+
+    def note(name: str, value: float) -> float:
+        nonlocal order
+        order += name
+        return value
+
+    turns = line("x", {"ref": lambda: note("A", 1.0), "new": lambda: note("B", 2.0)})
+    result = compare.compare(turns, FOLDERS, MIN_PAIRS, Amount.QUICK)
+    # Each pair begins with a round of both that does not count.
+    assert order == ("AB" + "ABBAAB" + "BA" + "BAABBA") * (MIN_PAIRS // 2)
+    assert result.ratios == [0.5] * MIN_PAIRS
+    assert (result.reference, result.new) == ([1.0] * MIN_PAIRS, [2.0] * MIN_PAIRS)
+    assert result.verdict is Verdict.FALLEN
+    assert result.bad
+
+
+def test_a_pair_is_the_median_of_the_ratios_of_its_rounds() -> None:
+    values = iter([9.0, 1.0, 1.0, 5.0] * MIN_PAIRS)
+    result = compare.compare(line("x", {"ref": lambda: 1.0, "new": values.__next__}), FOLDERS, MIN_PAIRS, Amount.QUICK)
+    assert result.ratios == [1.0] * MIN_PAIRS
+
+
+def test_a_row_that_fails_has_no_verdict_and_names_the_tree() -> None:
+    result = compare.compare(line("x", {"ref": lambda: 1.0, "new": fail}), FOLDERS, MIN_PAIRS, Amount.QUICK)
+    assert result.verdict is None
+    assert result.bad
+    assert "new: failed: on purpose" in compare.to_text(result)
+
+
+def test_a_comparison_has_own_entries_only_and_names_them_apart() -> None:
+    names = [line.name for line in compare.lines()]
+    assert len(names) == len(set(names))
+    expected = {
+        *("oneway-tcp-64", "fanout-burst", "fanout-burst, queue of 64", "fanout-stuck", "memory-ws in gunicorn"),
+        *("memory-tcp", "memory-tls", "memory-ws", "memory-wss", "memory-ipc", "memory-socket", "memory-inproc"),
+    }
+    assert expected <= set(names)
+    assert all("pyzmq" not in name and "by tcp" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ((), "REF_TREE"),
+        (("no-such-folder",), "no-such-folder is no checkout"),
+        ((".", "no-such-folder"), "no-such-folder is no checkout"),
+        ((".", "--rows", "oneway", "no-such-row"), "no row has 'no-such-row' in its name"),
+        ((".", "--pairs", str(MIN_PAIRS - 1)), f"at least {MIN_PAIRS} pairs"),
+    ],
+)
+def test_a_wrong_argument_of_a_comparison_is_an_error(arguments: tuple[str, ...], error: str) -> None:
+    done = run(*arguments, module="benchmarks.compare")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert error in done.stderr
+
+
+def test_a_tree_that_cannot_be_imported_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "gmultisocket").mkdir()
+    (tmp_path / "gmultisocket" / "__init__.py").write_text("import no_such_module")
+    done = run(str(tmp_path), module="benchmarks.compare")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "no_such_module" in done.stderr
+
+
+def test_a_tree_is_compared_with_itself(tmp_path: Path) -> None:
+    file = tmp_path / "compared.json"
+    arguments = (".", ".", "--rows", "inproc-64", "--pairs", str(MIN_PAIRS), "--quick", "--json", str(file))
+    done = run(*arguments, module="benchmarks.compare")
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert "inproc-64" in done.stdout
+    assert "[1/1] inproc-64" in done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    assert row["name"] == "inproc-64"
+    assert row["note"] == ""
+    assert len(row["ratios"]) == len(row["ref"]) == len(row["new"]) == MIN_PAIRS
+    assert row["verdict"] in [verdict.value for verdict in Verdict]
+
+
+def test_the_library_comes_from_the_tree_under_test(tmp_path: Path) -> None:
+    package = tmp_path / "gmultisocket"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    with compare.folders_of({"ref": tmp_path, "new": ROOT}) as folders:
+        for tree, file in (("ref", package / "__init__.py"), ("new", ROOT / "gmultisocket" / "__init__.py")):
+            program = "import benchmarks.worker, gmultisocket; print(gmultisocket.__file__)"
+            imported = subprocess.run(
+                [sys.executable, "-c", program], cwd=folders[tree], capture_output=True, text=True, check=True
+            )
+            assert Path(imported.stdout.strip()).resolve() == file.resolve()

@@ -1,6 +1,6 @@
-"""The libraries that are compared, one adapter each, and where to find them.
+"""The libraries that are compared, and the module of each one's adapter.
 
-An adapter is imported only in the process that uses it: this module knows names only.
+Only the process that uses an adapter imports it: this module has names only.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ CONTESTANTS = {
 
 
 def missing(name: str) -> str:
-    """Say why a contestant cannot take part, "" if it can."""
+    """Return why a contestant cannot run, "" if it can."""
     requires = CONTESTANTS[name].requires
     return "" if find_spec(requires) else f"{requires} is not installed"
 
 
 def load(name: str) -> Contestant:
-    """Return a new contestant."""
+    """Return a new contestant, by its name."""
     adapter = import_module(f".{CONTESTANTS[name].module}", __name__)
     contestant: Contestant = adapter.Adapter()
     return contestant

@@ -1,4 +1,4 @@
-"""Bare gevent sockets with a 4-byte length in front of each content: what one would write without a library."""
+"""Bare gevent sockets with a 4-byte length in front of each content: a program without a library."""
 
 from __future__ import annotations
 
@@ -49,9 +49,6 @@ class Adapter(Contestant):
             self._socket = socket.create_connection((host, int(port)))
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def close(self) -> None:
-        self._socket.close()
-
     def frame_size(self, size: int) -> int:
         return _LENGTH.size + size
 
@@ -85,7 +82,7 @@ class Adapter(Contestant):
         return content
 
     def _keep(self, peer: Any, address: object) -> None:
-        """Hold a connection and wait for what its peer may say, as any server would."""
+        """Hold a connection and read from it, as any server would."""
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._peers.append(peer)
         while peer.recv(_READ_SIZE):
@@ -95,7 +92,7 @@ class Adapter(Contestant):
         self._write(_LENGTH.pack(len(content)) + content)
 
     def _write(self, data: bytes) -> None:
-        """Give every peer's kernel buffer the same bytes, without waiting."""
+        """Write the same bytes to every peer's kernel buffer, without waiting."""
         size = len(data)
         for peer in self._peers:
             if peer._sock.send(data) != size:

@@ -1,4 +1,4 @@
-"""Bare gevent TLS sockets: the same as without TLS, wrapped."""
+"""Bare gevent TLS sockets: those of ``bare.py``, wrapped with TLS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Adapter(bare.Adapter):
     def listen(self, purpose: str, address: str) -> str:
         self.handshake = "tls"
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        # Tickets that the dialer does not read would make its close a reset.
+        # The dialer reads no tickets: with unread ones its close would be a reset.
         self._context.num_tickets = 0
         self._context.load_cert_chain(address.partition("=")[2])
         return super().listen(purpose, address) + query_to_dial(address)

@@ -1,4 +1,4 @@
-"""What a work may ask of a library. Each adapter says how its library does it best, and nothing else."""
+"""The interface of the adapters. Each adapter uses its library in the library's best way, and does nothing else."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 __all__ = ["ECHO", "FAN_OUT", "ONE_WAY", "Contestant", "query_to_dial"]
 
-# What two peers want of each other; libraries with socket types choose one by it.
+# The purpose of a connection. A library with socket types chooses the type by it.
 ONE_WAY, ECHO, FAN_OUT = "one way", "echo", "fan-out"
 
 
 def query_to_dial(address: str) -> str:
-    """Return what the address to dial ends with, given that to listen at: over TLS, the file of whom to trust."""
+    """Return the query of the address to dial, made from the address to listen at: over TLS, it names the CA file."""
     _, mark, query = address.partition("?")
     return mark + query.replace("transport.tls.certfile=", "transport.tls.cafile=")
 
@@ -21,13 +21,13 @@ class Contestant:
     """One library, as one peer.
 
     Attributes:
-        green: whether its calls wait in gevent's loop; if not, they hold up the thread.
-        handshake: what a fan-out's receivers have to say first: "", "zmtp", "sp", "ws" or "tls" (see ``drain.py``);
-            known once it listens.
-        send: ``send(content)``, blocks while the peer is slower. The library's own method, bound by ``dial`` or
-            ``listen``: an adapter costs nothing while time is taken.
+        green: whether its calls wait in gevent's loop; if not, they block the thread.
+        handshake: the handshake of a fan-out's receivers: "", "zmtp", "sp", "ws", "wss" or "tls" (see ``drain.py``).
+            It is set when the peer listens.
+        send: ``send(content)``, blocks while the peer is slower. It is the library's own method, and ``dial`` or
+            ``listen`` sets it: the adapter costs nothing while the clock runs.
         recv: ``recv() -> bytes``.
-        publish: ``publish(content)``, to all who have connected.
+        publish: ``publish(content)``, to all connected peers.
     """
 
     green: ClassVar[bool] = False
@@ -38,33 +38,29 @@ class Contestant:
     publish: Callable[[bytes], Any]
 
     def listen(self, purpose: str, address: str) -> str:
-        """Listen at what :func:`benchmarks.harness.address_of` gives. Returns the address to dial."""
+        """Listen at an address of :func:`benchmarks.harness.address_of`. Returns the address to dial."""
         raise NotImplementedError
 
     def dial(self, purpose: str, address: str) -> None:
-        """Connect to what another peer's ``listen`` has returned."""
+        """Connect to the address that another peer's ``listen`` returned."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """Let everything leave that was sent, and close."""
-        raise NotImplementedError
-
-    def echo(self, count: int) -> None:
-        """Send back the next ``count`` messages, one at a time."""
+    def echo(self) -> None:
+        """Send every message back, one at a time, until the process ends."""
         recv, send = self.recv, self.send
-        for _ in range(count):
+        while True:
             send(recv())
 
     def frame_size(self, size: int) -> int:
-        """Return how many bytes a content of so many bytes takes on a connection."""
+        """Return how many bytes a content of ``size`` bytes takes on a connection."""
         raise NotImplementedError
 
     def wait_peers(self, count: int) -> None:
-        """Block until so many have connected and may be published to."""
+        """Block until ``count`` peers are connected and get what is published."""
         raise NotImplementedError
 
     def burst(self, content: bytes, count: int) -> None:
-        """Publish ``count`` times, as fast as it goes."""
+        """Publish ``count`` times, as fast as possible."""
         publish = self.publish
         for _ in range(count):
             publish(content)

@@ -1,7 +1,7 @@
-"""pynng: its own threads do the network's work, and its calls hold up the thread that makes them.
+"""pynng: its own threads do the network's work, and its calls block the calling thread.
 
-Pair0 with buffers of 1,000 messages for one way and round trip: measured against Push0 and Pull0, and Req0 and Rep0,
-it is the fastest, and loses nothing. Pub0 for fan-outs.
+Pair0 with buffers of 1,000 messages is for one way and round trip: it loses nothing, and it was measured to be faster
+than Push0 and Pull0, and than Req0 and Rep0. Pub0 is for fan-outs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .base import FAN_OUT, Contestant
 __all__ = ["Adapter"]
 
 _BUFFER = 1000
-#: Pub0 drops what its peers' queues have no room for; this is the most that it allows.
+#: Messages. Pub0 drops a message for a peer whose queue is full; it allows no longer queue.
 _FAN_OUT_BUFFER = 8192
 
 
@@ -37,11 +37,6 @@ class Adapter(Contestant):
     def dial(self, purpose: str, address: str) -> None:
         self._use(pynng.Pair0(send_buffer_size=_BUFFER, recv_buffer_size=_BUFFER))
         self._socket.dial(address, block=True)
-
-    def close(self) -> None:
-        # Closing drops what is queued, and there is no way to ask whether something is: the conductor ends the process
-        # when the receiver has everything.
-        time.sleep(3600)
 
     def frame_size(self, size: int) -> int:
         return 8 + size

@@ -1,4 +1,4 @@
-"""gmultisocket, with the options that it comes with; but fan-outs have a longer queue, as the others have there."""
+"""gmultisocket with its default options; but fan-outs have a longer queue, as with the other libraries."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .base import FAN_OUT, Contestant, query_to_dial
 __all__ = ["Adapter"]
 
 _HEADER = 8
-#: What a WebSocket frame of a server puts in front of a short one of ours.
+#: Bytes of the header of a server's WebSocket frame with a short message.
 _WS_HEADER = 2
 
 
 class Adapter(Contestant):
     green = True
-    #: How many messages may wait for each peer of a fan-out; the default is 64.
+    #: Maximum number of queued messages for each peer of a fan-out; the default is 64.
     fan_out_queue = 1000
 
     def __init__(self) -> None:
@@ -31,21 +31,15 @@ class Adapter(Contestant):
         if purpose == FAN_OUT:
             self.socket.set_option("socket.send_queue_size", self.fan_out_queue)
         scheme = address.partition("://")[0]
-        self.handshake = {"ws": "ws", "tls+tcp": "tls"}.get(scheme, "")
+        self.handshake = {"ws": "ws", "wss": "wss", "tls+tcp": "tls"}.get(scheme, "")
         return self.socket.listen(address).address + query_to_dial(address)
 
     def dial(self, purpose: str, address: str) -> None:
         self.socket.dial(address)
 
-    def close(self) -> None:
-        self.socket.close()
-
-    def echo(self, count: int) -> None:
+    def echo(self) -> None:
         for message in self.socket:
             self.socket.send_to(message.source, message.content)
-            count -= 1
-            if not count:
-                return
 
     def frame_size(self, size: int) -> int:
         return _HEADER + size + (_WS_HEADER if self.handshake == "ws" else 0)
@@ -54,7 +48,7 @@ class Adapter(Contestant):
         self.socket.wait_pipes(count)
 
     def stuff(self) -> None:
-        """Fill the queue of the last peer, which does not read; what a peer cannot take is dropped from now on."""
+        """Fill the queue of the last peer, which does not read. Then the socket drops messages for full queues."""
         self.socket.set_option("socket.send_overflow", "drop_newest")
         pipe = list(self.socket.pipes.values())[-1]
         while not pipe.full:

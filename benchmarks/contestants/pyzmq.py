@@ -1,8 +1,8 @@
-"""Plain pyzmq: its I/O thread does the network's work, and its calls hold up the thread that makes them.
+"""Plain pyzmq: its I/O thread does the network's work, and its calls block the calling thread.
 
-PUSH and PULL for one way: they block at the high-water mark, 1,000 messages by default, and lose nothing. DEALER at
-both ends for the round trip: measured against REQ and REP, and PAIR, it is the fastest. XPUB for fan-outs, without a
-high-water mark so that nothing is dropped: PUB is the same code, but cannot tell when all have subscribed.
+PUSH and PULL are for one way: they block at the high-water mark, 1,000 messages by default, and lose nothing. DEALER at
+both ends is for the round trip: it was measured to be faster than REQ and REP, and than PAIR. XPUB is for fan-outs,
+without a high-water mark, so that it drops nothing: PUB is the same code, but it does not report subscriptions.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["Adapter"]
 
 _LISTENER = {ONE_WAY: zmq.PULL, ECHO: zmq.DEALER, FAN_OUT: zmq.XPUB}
 _DIALER = {ONE_WAY: zmq.PUSH, ECHO: zmq.DEALER}
-#: Frames with contents up to this many bytes have their length in one byte, others in eight.
+#: A frame with at most this many bytes of content has a length of one byte, a longer one of eight.
 _SHORT = 255
 
 
 class Adapter(Contestant):
     handshake = "zmtp"
     library: ModuleType = zmq
-    #: Messages that may wait at either end of a one-way connection; 0 for any number.
+    #: Maximum number of queued messages at each end of a one-way connection; 0 for no limit.
     high_water_mark = 1000
 
     def __init__(self) -> None:
@@ -51,10 +51,6 @@ class Adapter(Contestant):
 
     def dial(self, purpose: str, address: str) -> None:
         self._use(_DIALER[purpose]).connect(address)
-
-    def close(self) -> None:
-        self.socket.close()
-        self.context.term()
 
     def frame_size(self, size: int) -> int:
         return size + (2 if size <= _SHORT else 9)

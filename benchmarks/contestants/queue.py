@@ -1,4 +1,4 @@
-"""gevent's SimpleQueue between two greenlets, bounded as our queues are: the least that a handover costs."""
+"""gevent's SimpleQueue between two greenlets, as long as our queues: the lowest cost of a handover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gmultisocket with the queue that it comes with, also in fan-outs."""
+"""gmultisocket with its default queue in fan-outs too."""
 
 from __future__ import annotations
 

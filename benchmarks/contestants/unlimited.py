@@ -1,4 +1,4 @@
-"""Plain pyzmq without a high-water mark: faster, because all that the receiver has not read yet fills the memory."""
+"""Plain pyzmq without a high-water mark: messages that the receiver has not read fill the memory."""
 
 from __future__ import annotations
 

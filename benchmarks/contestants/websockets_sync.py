@@ -1,7 +1,7 @@
-"""The threads of ``websockets.sync`` under gevent's monkey patching, as a legacy program would have them.
+"""The threads of ``websockets.sync`` under gevent's monkey patching, as in a legacy program.
 
-This module patches when it is imported: only a process that runs this contestant does that. Compression is off, as it
-is here, and everything else as it comes.
+The import of this module patches the process: only a process that runs this contestant imports it. Compression is off,
+as it is in gmultisocket; all other settings are the defaults.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class Adapter(Contestant):
     def __init__(self) -> None:
         self._peer: Any = None
         self._arrived = threading.Event()
-        self._done = threading.Event()
 
     def listen(self, purpose: str, address: str) -> str:
         server = serve(self._keep, "127.0.0.1", 0, compression=None)
@@ -39,18 +38,14 @@ class Adapter(Contestant):
         self._peer = connect(address, compression=None)
         self.send, self.recv = self._peer.send, self._peer.recv
 
-    def close(self) -> None:
-        self._done.set()
-        self._peer.close()
-
     def _keep(self, peer: Any) -> None:
-        """Hold a connection: it is closed when this returns."""
+        """Hold a connection until the process ends: the library closes it when this returns."""
         self._peer = peer
         self._arrived.set()
-        self._done.wait()
+        threading.Event().wait()
 
     def _first(self) -> bytes:
-        """Receive the first message; from then on ``recv`` is the connection's own."""
+        """Receive the first message, and replace ``recv`` by the connection's own method."""
         self._arrived.wait()
         self.send, self.recv = self._peer.send, self._peer.recv
         content: bytes = self.recv()

@@ -1,4 +1,4 @@
-"""The libraries that have protocols, one adapter each, for the works that compare these: see ``base.py``."""
+"""The adapters of the libraries that have protocols, for the works that compare protocols: see ``base.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["load"]
 
 
 def load(name: str) -> Protocols:
-    """Return a new peer by the name of its library; an adapter is imported only in the process that uses it."""
+    """Return a new peer, by the name of its library. Only the process that uses an adapter imports it."""
     adapter = import_module(f".{CONTESTANTS[name].module}", __name__)
     peer: Protocols = adapter.Adapter()
     return peer

@@ -1,4 +1,4 @@
-"""zmq.green: pyzmq with calls that wait in gevent's loop. Used as pyzmq is."""
+"""zmq.green: pyzmq with calls that wait in gevent's loop. It is used in the same way as pyzmq."""
 
 from __future__ import annotations
 

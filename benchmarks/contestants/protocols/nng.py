@@ -1,6 +1,6 @@
 """pynng: Req0 and Rep0, with a context for each request in flight, and Push0.
 
-Not its Pub0: that sends everything to everybody and leaves it to them to sort out what they want.
+Its Pub0 is not used: it sends every message to every subscriber, and the subscribers filter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Adapter"]
 
 _ANY_PORT = "tcp://127.0.0.1:0"
 _HEADER = 8
-#: Messages, as zmq's high-water mark.
+#: Messages, as many as zmq's high-water mark.
 _BUFFER = 1000
 
 

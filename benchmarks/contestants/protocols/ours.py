@@ -1,4 +1,4 @@
-"""gmultisocket's protocols, with the options that they come with; but a Pub does not drop here, as nobody does."""
+"""gmultisocket's protocols with their default options; but a Pub drops no messages, as with the other libraries."""
 
 from __future__ import annotations
 

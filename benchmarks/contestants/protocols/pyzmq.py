@@ -1,8 +1,8 @@
 """Plain pyzmq: REQ and REP, XPUB and PUSH, with its own handling of topics.
 
-For many requests in flight a DEALER asks, which may ask again before it has heard, and a REP answers all the same. XPUB
-is PUB that can tell how many have subscribed; without a high-water mark nothing is dropped. A topic is the beginning of
-the message, as SUB wants it.
+For many requests in flight a DEALER sends them, which need not wait for a reply, and a REP answers as before. XPUB is
+PUB that reports subscriptions; without a high-water mark it drops nothing. A topic is the beginning of the message, as
+SUB requires.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .base import Protocols
 __all__ = ["Adapter"]
 
 _ANY_PORT = "tcp://127.0.0.1:0"
-#: Frames with contents up to this many bytes have their length in one byte, others in eight.
+#: A frame with at most this many bytes of content has a length of one byte, a longer one of eight.
 _SHORT = 255
 
 

@@ -1,0 +1,15 @@
+"""All works, and all rows of the table, in the order in which they run."""
+
+from __future__ import annotations
+
+from . import fanout, importtime, inproc, memory, oneway, pipeline, pubsub, reqrep, roundtrip, stream
+from .harness import Row
+
+__all__ = ["all_rows"]
+
+_WORKS = (oneway, roundtrip, inproc, fanout, reqrep, pubsub, pipeline, stream, memory, importtime)
+
+
+def all_rows() -> list[Row]:
+    """Return the rows of all works."""
+    return [row for work in _WORKS for row in work.rows()]
