@@ -64,7 +64,8 @@ def _choose(rows: list[Row], names: list[str]) -> list[Row]:
     """Return the rows with these names; a name that no row has selects the rows that begin with it."""
     chosen = set()
     for name in names:
-        found = {row.name for row in rows if row.name == name} or {row.name for row in rows if row.name.startswith(name)}
+        exact = {row.name for row in rows if row.name == name}
+        found = exact or {row.name for row in rows if row.name.startswith(name)}
         if not found:
             sys.exit(f"no row begins with {name!r}; see --list")
         chosen |= found
