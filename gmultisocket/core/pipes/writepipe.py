@@ -318,12 +318,11 @@ class WritePipe(Pipe):
         return queue[:count]
 
     def _end_turn(self) -> None:
-        if self._busy == _TURN and self.state is PipeState.OPEN:
-            if self._queue and not self._flush():
-                return
-            self._busy = _IDLE
-            if self._fan_out is None and self._fan_out_key is not None:
-                self._owner.pipe_idle(self)
+        if self._busy == _BLOCKED or self.state is not PipeState.OPEN or (self._queue and not self._flush()):
+            return
+        self._busy = _IDLE
+        if self._fan_out is None and self._fan_out_key is not None:
+            self._owner.pipe_idle(self)
 
     def _write_loop(self) -> None:
         """Wait for the kernel until everything has left (the writer greenlet)."""

@@ -16,7 +16,7 @@ from tests.core.streams import CountingStream, contents
 ONCE = {"connector.dialer.reconnect": False}
 
 
-#: A pipe comes in step when the turn has ended in which something was first sent to it.
+#: Sent to all pipes first.
 FIRST = b"first"
 
 
@@ -200,3 +200,14 @@ def test_a_pipe_that_comes_gets_what_is_sent_after_it_came_and_nothing_twice() -
             assert contents(stream.sent) == [FIRST, *sent]
         got = contents(late.sent)
         assert 3 < len(got) < 50 and got == sent[-len(got) :]
+
+
+def test_a_new_pipe_is_in_step_when_its_turn_has_ended_before_anything_is_sent() -> None:
+    streams = [CountingStream() for _ in range(3)]
+    with FakeTransport(streams) as fake, Socket() as server:
+        for _ in streams:
+            server.dial(fake.address)
+        gevent.sleep(0)
+        fan_outs = {getattr(pipe, "_fan_out") for pipe in server.pipes.values()}  # noqa: B009
+        assert len(fan_outs) == 1 and None not in fan_outs
+        assert server.send_all(b"x") == 3
