@@ -3,7 +3,7 @@
 The greenlet exists only while there are events. No lock is held meanwhile and nothing in the socket waits for it, so a
 callback may block, send, close pipes, or close the socket.
 
-A protocol's hook is called at once instead, in whatever greenlet the event happens, and may do none of these things.
+A protocol's hook is called at once instead, in the greenlet in which the event happens, and may do none of these.
 """
 
 from __future__ import annotations
