@@ -147,3 +147,55 @@ def test_closing_one_end_frees_the_senders_of_both() -> None:
     other.close()
     with pytest.raises(type(senders[1].exception)):
         senders[1].get()
+
+
+# When one end closes
+
+
+@pytest.mark.parametrize("buffered", [False, True])
+def test_when_one_end_closes_the_other_receives_what_has_arrived_and_then_closed(buffered: bool) -> None:
+    one, other = pair({"socket.recv_queue_size": 8, "socket.send_queue_size": 8} if buffered else None)
+    with one, other:
+        if buffered:
+            other.send(b"arrived")
+        receiver = gevent.spawn(lambda: [message.content for message in one])
+        other.close()
+        assert receiver.get(timeout=5) == [b"arrived"] * buffered
+        with pytest.raises(Closed, match="the other end of the pair was closed"):
+            one.recv(timeout=5)
+
+
+def test_when_one_end_closes_greenlets_that_wait_at_the_other_are_woken() -> None:
+    one, other = pair()
+    with one, other:
+        waiting = [
+            gevent.spawn(one.recv),
+            gevent.spawn(one.recv_msg),
+            gevent.spawn(one.wait_pipes, 2),
+        ]
+        gevent.sleep(0)
+        other.close()
+        for greenlet in waiting:
+            with pytest.raises(Closed):
+                greenlet.get(timeout=5)
+    one, other = pair()
+    with one, other:
+        waiting = [gevent.spawn(one.send, b"nobody takes this") for _ in range(3)]
+        gevent.sleep(0)
+        other.close()
+        for greenlet in waiting:
+            with pytest.raises(Closed, match="the other end of the pair was closed"):
+                greenlet.get(timeout=5)
+        with pytest.raises(Closed):
+            one.send_all(b"nobody")
+
+
+def test_a_pipe_of_a_pair_that_is_closed_closes_both_ends_for_their_users() -> None:
+    one, other = pair()
+    with one, other:
+        (pipe,) = one.pipes
+        assert one.close_pipe(pipe)
+        for sock in (one, other):
+            with pytest.raises(Closed):
+                sock.recv(timeout=5)
+            assert not sock.closed
