@@ -61,6 +61,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         gevent.sleep(0)
 
     monkeypatch.setattr(accepting, "gevent", SimpleNamespace(sleep=sleep, spawn=gevent.spawn))
+    monkeypatch.setattr(accepting, "yield_to_loop", lambda: sleep(0))
     return found
 
 

@@ -36,6 +36,7 @@ class NetstringCodec:
     whole = True
     read_size = 1 << 16
     pending = False
+    more = False
 
     def __init__(self) -> None:
         self.max_content = 0
