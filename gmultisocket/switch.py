@@ -7,6 +7,11 @@ come back by these ids. Each switch on the way uses up one of a message's ``ttl`
 No message and no peer can end a switch. A message that cannot be forwarded (its path is broken, its ttl is used up, a
 peer has gone) is dropped and counted, and so is a message for which the middleware raises.
 
+A peer that does not read cannot stop a switch for the others, unless ``socket.send_overflow`` is set to do so. Senders
+to all and along paths wait for full peers as long as ``socket.send_to_patience`` lets them wait together. Then a peer
+that is still full loses what is sent to all, and its pipe is closed if something is sent to it along a path. What is
+sent to one goes to another peer, and waits only while all are full.
+
 A peer that guesses paths is cut off. If it is connected to the switch, its pipe is closed. If it is behind another
 switch, that pipe stays open, because others use it too: the switch drops what the guesser sends along paths.
 
@@ -25,6 +30,7 @@ from weakref import WeakKeyDictionary
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
+from . import options as opts
 from .core.pipes.ids import was_pipe_id
 from .core.pipes.pipe import Pipe
 from .core.socket import Socket
@@ -191,7 +197,8 @@ class Switch:
 
     Attributes:
         forwarded: the number of forwarded messages.
-        drops: the number of dropped messages, by reason.
+        drops: the number of dropped messages, by reason. Under ``"overflow"`` a to-all message counts once for each
+            peer that lost it.
     """
 
     def __init__(
@@ -256,6 +263,16 @@ class Switch:
     def _forward(self, source: Socket, target: Socket) -> None:
         """Forward in one direction until the switch stops or a socket closes (one greenlet for each direction)."""
         me = getcurrent()
+        lost = 0
+
+        def count_lost(count: int) -> None:
+            nonlocal lost
+            lost = count
+            self._drop("overflow", count)
+
+        forward = target._for_protocol().forward
+        # A policy that the program has set is its own decision, also if it is to wait.
+        spare_full = None if target.options.has_own(opts.socket.send_overflow) else count_lost
         while me in self._greenlets:
             try:
                 message = source.recv_msg()
@@ -270,10 +287,11 @@ class Switch:
                 passed = message if self._middleware is None else self._pass(message)
                 if passed is None:
                     continue
-                if target.send_msg(passed):
+                lost = 0
+                if forward(passed, spare_full):
                     self.forwarded += 1
-                else:
-                    self._drop("no peer")
+                elif not lost:
+                    self._drop("overflow" if target.pipes else "no peer")
             except Closed:
                 self._drop("closed")
                 return
@@ -308,5 +326,6 @@ class Switch:
         logger.log(logging.DEBUG if "error" in self.drops else logging.ERROR, what, exc_info=True)
         self._drop("error")
 
-    def _drop(self, reason: str) -> None:
-        self.drops[reason] = self.drops.get(reason, 0) + 1
+    def _drop(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.drops[reason] = self.drops.get(reason, 0) + count
