@@ -17,6 +17,7 @@ from .checks import (
     check_callable,
     check_function,
     check_headers,
+    check_hosts,
     check_mode,
     check_origins,
     check_pipe_limit,
@@ -299,6 +300,12 @@ class transport:
                 parser=lambda text: text.split(","),
                 doc="Other origins whose pages may connect, like https://example.com; in an address separated by "
                 "commas.",
+            )
+            hosts: Option[Collection[str] | None] = define(
+                "transport.ws.listener.hosts", object, None, checker=check_hosts, parser=lambda text: text.split(","),
+                doc="The names that a request's Host header may have, with a port or for any port; * for any. In an "
+                "address separated by commas. None: any, but a page that connects through loopback without TLS must be "
+                "from localhost, an IP address or the listener's own name, or come through a proxy.",
             )
             origin_checker: Option[Callable[..., Any] | None] = define(
                 "transport.ws.listener.origin_checker", object, None, checker=check_function,

@@ -11,6 +11,7 @@ Source: transport/ws/ws.go of the Go code, which answers 101 to any subprotocol 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -36,7 +37,9 @@ __all__ = [
     "UpgradeRequest",
     "accept",
     "authorize",
+    "check_host",
     "check_origin",
+    "is_loopback",
     "parse_request",
     "read_head",
     "refusal",
@@ -171,8 +174,75 @@ def _chain(error: BaseException | None) -> str:
     return "; ".join(words)
 
 
-def check_origin(request: UpgradeRequest, options: Options) -> None:
+def check_host(request: UpgradeRequest, options: Options) -> None:
+    """Check the name that the peer used for this server, if ``transport.ws.listener.hosts`` names the right ones.
+
+    Raises:
+        RequestRefused: the Host header has another name.
+    """
+    allowed = options.get(opts.transport.ws.listener.hosts)
+    if allowed is None or "*" in allowed:
+        return
+    host = request.headers["Host"].lower()
+    if host not in allowed and _without_port(host) not in allowed:
+        raise RequestRefused(HTTPStatus.FORBIDDEN, "the Host header has a name that is not served here")
+
+
+def _without_port(host: str) -> str:
+    """Return the host of a Host header: IPv6 addresses in brackets, names without a closing dot."""
+    return re.sub(":[0-9]*$", "", host).removesuffix(".")
+
+
+#: Headers that only a proxy sets: a page cannot, in a request for a WebSocket.
+_PROXY_HEADERS: Final = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+
+
+def _may_be_rebound(request: UpgradeRequest, local_address: str, name: str) -> bool:
+    """Return whether a page could have made its own host name point to this machine, to pass as a page of this server.
+
+    It matters for a server that is reached through loopback, because strangers cannot reach that one themselves. No
+    page can do it with an IP address or localhost, through a proxy, which receives the name first, or with TLS: the
+    certificate does not have the page's name.
+
+    Args:
+        request: a request whose origin is its host.
+        local_address: the address of the connection's local end, "" if it does not matter.
+        name: the host name that the listener was given.
+    """
+    if not is_loopback(_without_port(local_address.partition("://")[2])):
+        return False
+    host = _without_port(request.headers["Host"].lower())
+    if host in ("localhost", name.lower()) or host.endswith(".localhost") or _is_ip_address(host.strip("[]")):
+        return False
+    return not any(header in request.headers for header in _PROXY_HEADERS)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine only. Brackets around an IPv6 address are allowed."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def check_origin(request: UpgradeRequest, options: Options, local_address: str = "", name: str = "") -> None:
     """Check that the web page that sent a request may connect. Other programs send no Origin header, and pass.
+
+    Args:
+        request: the request.
+        options: of the listener.
+        local_address: the address of a plain connection's local end, "" with TLS.
+        name: the host name that the listener was given.
 
     Raises:
         RequestRefused: the page may not connect.
@@ -193,13 +263,16 @@ def check_origin(request: UpgradeRequest, options: Options) -> None:
     origin = origins[0]
     # A page without an origin sends "null". Its host is empty here, and must not match an empty Host header.
     host = origin.partition("://")[2].lower()
-    if host and [host] == [name.lower() for name in request.headers.get_all("Host")]:
+    same_host = host and [host] == [name.lower() for name in request.headers.get_all("Host")]
+    hosts_checked = options.get(listener_options.hosts) is not None
+    if same_host and (hosts_checked or not _may_be_rebound(request, local_address, name)):
         return
     if not any(
         allowed.fullmatch(origin) if isinstance(allowed, re.Pattern) else allowed == origin.lower()
         for allowed in options.get(listener_options.origins)
     ):
-        raise RequestRefused(HTTPStatus.FORBIDDEN, "this origin may not connect")
+        why = "; its host name is not in transport.ws.listener.hosts" if same_host else ""
+        raise RequestRefused(HTTPStatus.FORBIDDEN, f"this origin may not connect{why}")
 
 
 def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
