@@ -35,12 +35,12 @@ from .core.pipes.ids import was_pipe_id
 from .core.pipes.pipe import Pipe
 from .core.socket import Socket
 from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError, snippet
-from .log import ThrottledLog
+from .log import ThrottledLog, get_logger
 from .wire import SEND_TYPE_MASK, TO_DEST, Message
 
 __all__ = ["Middleware", "Switch"]
 
-logger = logging.getLogger("gmultisocket.switch")
+logger = get_logger("gmultisocket.switch")
 
 #: The largest ttl that a message keeps. A peer could write 255, and each switch of a loop would forward the message.
 _MAX_TTL: Final = 64

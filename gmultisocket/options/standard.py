@@ -240,7 +240,7 @@ class transport:
             "transport.tls.keyfile", str, "", doc="A file with the certificate's private key (PEM), if not in certfile."
         )
         password: Option[Callable[[], str | bytes] | None] = define(
-            "transport.tls.password", object, None, checker=check_callable,
+            "transport.tls.password", object, None, checker=check_callable, secret=True,
             doc="For an encrypted key: a function that returns the password.",
         )
         cafile = define(
@@ -283,7 +283,7 @@ class transport:
             doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
-            "transport.ws.headers", object, {}, checker=check_headers,
+            "transport.ws.headers", object, {}, checker=check_headers, secret=True,
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
         )
 

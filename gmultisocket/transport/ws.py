@@ -16,7 +16,6 @@ Source: transport/ws of the Go code.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from websockets.http11 import Request, Response
 from .. import options as opts
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
+from ..log import get_logger
 from ..options import Options
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
@@ -38,7 +38,7 @@ from .wsport import Port, join_port
 
 __all__ = ["TRANSPORT", "UpgradeRequest", "WSListener"]
 
-logger = logging.getLogger("gmultisocket.ws")
+logger = get_logger("gmultisocket.ws")
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _STREAM_SCHEMES = {"ws": "tcp", "wss": "tls+tcp"}

@@ -28,6 +28,7 @@ from websockets.uri import WebSocketURI
 
 from .. import options as opts
 from ..errors import HandshakeFailed, MultiSocketError, RequestRefused, snippet
+from ..log import get_logger
 from ..options import Options, is_header
 from .base import StreamConnection
 
@@ -45,7 +46,9 @@ __all__ = [
     "refusal",
 ]
 
-logger = logging.getLogger("gmultisocket.ws")
+logger = get_logger("gmultisocket.ws")
+#: For the websockets package, which would log every header of a handshake: passwords, cookies, and a peer's bytes.
+_SILENT: Final = logging.Logger("gmultisocket.ws.handshake", logging.CRITICAL + 1)
 
 #: The longest head of a request or response, in bytes.
 MAX_HEAD: Final = 16384
@@ -75,12 +78,13 @@ class UpgradeRequest:
         environ: the WSGI environ; empty if the request came to a port of this library.
     """
 
+    # Headers, query and environ hold passwords, cookies and tokens: repr() is for logs.
     path: str
-    query: str
-    headers: Headers
+    query: str = field(repr=False)
+    headers: Headers = field(repr=False)
     peer_address: str = ""
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    environ: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    environ: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 # Both sides
@@ -134,12 +138,12 @@ def parse_request(head: bytes) -> Request:
         raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", {"Allow": "GET"})
     if version != b"HTTP/1.1":
         raise RequestRefused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is supported")
-    protocol = ServerProtocol(logger=logger)
+    protocol = ServerProtocol(logger=_SILENT)
     protocol.receive_data(head)
     for event in protocol.events_received():
         if isinstance(event, Request):
             return event
-    why = str(protocol.handshake_exc)
+    why = snippet(str(protocol.handshake_exc), _MAX_QUOTED)
     status = re.match(rb"HTTP/1.1 ([45][0-9]{2}) ", b"".join(protocol.data_to_send()))
     raise RequestRefused(int(status[1]) if status else HTTPStatus.BAD_REQUEST, why)
 
@@ -157,11 +161,11 @@ def accept(request: Request) -> tuple[Response, bool]:
     if versions and versions != ["13"] and "Upgrade" in headers:
         why = "only version 13 of the WebSocket protocol is supported"
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, why, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=logger)
+    protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=_SILENT)
     response = protocol.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         more = {"Upgrade": "websocket"} if response.status_code == HTTPStatus.UPGRADE_REQUIRED else {}
-        raise RequestRefused(response.status_code, _chain(protocol.handshake_exc), more)
+        raise RequestRefused(response.status_code, snippet(_chain(protocol.handshake_exc), _MAX_QUOTED), more)
     return response, protocol.subprotocol == _TEXT
 
 
@@ -344,7 +348,7 @@ class DialerHandshake:
     def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
         self._address = address
         uri = WebSocketURI(secure, host, port, path, "")
-        self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=logger)
+        self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=_SILENT)
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):
             if name in self._request.headers:
