@@ -330,7 +330,7 @@ class BadOptionValue(OptionError, ValueError):
 
     Attributes:
         name: the option's name.
-        value: the value as it was given; "***" in place of a secret.
+        value: the value as it was given; ``"***"`` in place of a secret.
         expected: which values would be right.
     """
 

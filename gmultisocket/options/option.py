@@ -49,7 +49,7 @@ class Option(Frozen, Generic[T]):
         checker: checks values further than kind and range do. Returns the value to store, or raises a ValueError
             whose text says which values are right.
         parser: parses the text of a value in an address, if the kind's own parser does not fit. Raises as ``checker``.
-        secret: whether errors and ``repr`` show "***" in place of a value.
+        secret: whether errors and ``repr`` show ``"***"`` in place of a value.
     """
 
     __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser",
@@ -111,7 +111,7 @@ class Option(Frozen, Generic[T]):
         return f"a number{self._range()}"
 
     def shown(self, value: object) -> object:
-        """Return a value, or "***" if it may be a secret."""
+        """Return a value, or ``"***"`` if it may be a secret."""
         return "***" if self.secret else value
 
     def _range(self) -> str:
