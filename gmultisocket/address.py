@@ -16,7 +16,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
-from .errors import AddressError
+from .errors import AddressError, hide_values
 from .frozen import Frozen
 from .options import OptionValues, lookup
 
@@ -71,7 +71,8 @@ class Address(Frozen):
         self.text = text or self.bare
 
     def __repr__(self) -> str:
-        return f"Address({self.text!r})"
+        secret = any(lookup(name).secret for name in self.options)
+        return f"Address({hide_values(self.text) if secret else self.text!r})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Address):

@@ -5,10 +5,13 @@ public API raises nothing else: ``OSError``, ``ssl.SSLError``, ``queue.Empty`` a
 translated and chained. There are two exceptions to that rule: ``gevent.Timeout`` and ``greenlet.GreenletExit`` belong
 to the caller and pass through unchanged.
 
-This module holds no behaviour and imports nothing.
+What comes from a peer or may be a secret is made safe here, for messages and for log records: :func:`printable`,
+:func:`snippet` and :func:`hide_values`. This module imports nothing of the library.
 """
 
 from __future__ import annotations
+
+import re
 
 __all__ = [
     "MultiSocketError",
@@ -50,14 +53,43 @@ __all__ = [
     "PeerGone",
     "StreamClosed",
     "StreamReset",
+    "hide_values",
+    "printable",
     "snippet",
 ]
 
 
+def printable(text: str) -> str:
+    """Return a text with escapes in place of everything that could act on a terminal or on the order of the text.
+
+    These are control characters, line breaks, format characters such as those that turn the direction of writing, lone
+    surrogates, and white space other than " ".
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
 def snippet(data: object, limit: int = 64) -> str:
     """Return data of a peer or caller as printable ASCII, cut to ``limit`` characters."""
-    text = ascii(data)[1:-1] if isinstance(data, str) else ascii(data)
+    text = ascii(data)[1:-1] if isinstance(data, str) else printable(ascii(data))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def hide_values(address: str) -> str:
+    """Return an address without the values of its options, which may be secrets."""
+    location, mark, query = address.partition("?")
+    return location + mark + re.sub("=[^&#]*", "=***", query)
+
+
+def _hide_credentials(value: object) -> object:
+    """Return a value of an option without the user names and passwords of URLs in it; the same object if it has none."""
+    if isinstance(value, str):
+        return re.sub(r"//[^/\s]*@", "//***@", value)
+    if isinstance(value, list):
+        safe = [_hide_credentials(each) for each in value]
+        return value if safe == value else safe
+    return value
 
 
 class MultiSocketError(Exception):
@@ -78,7 +110,7 @@ class Closed(MultiSocketError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the {self.what} is closed" + (f": {self.reason}" if self.reason else "")
+        return f"the {self.what} is closed" + (f": {printable(self.reason)}" if self.reason else "")
 
 
 class Timeout(MultiSocketError, TimeoutError):
@@ -237,7 +269,7 @@ class BadMessage(MultiSocketError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"bad message: {self.why}"
+        return f"bad message: {printable(self.why)}"
 
 
 class ContentTooLong(BadMessage):
@@ -271,7 +303,7 @@ class BadPacket(BadMessage):
         self.code = code
 
     def __str__(self) -> str:
-        return f"bad packet: {self.why}"
+        return f"bad packet: {printable(self.why)}"
 
 
 class OptionError(MultiSocketError):
@@ -301,11 +333,12 @@ class BadOptionValue(OptionError, ValueError):
 
     Attributes:
         name: the option's name.
-        value: the value as it was given.
+        value: the value as it was given; ``"***"`` in place of a secret.
         expected: which values would be right.
     """
 
     def __init__(self, name: str, value: object, expected: str) -> None:
+        value = _hide_credentials(value)
         super().__init__(name, value, expected)
         self.name = name
         self.value = value
@@ -338,11 +371,12 @@ class AddressError(MultiSocketError, ValueError):
     """An address that cannot be used.
 
     Attributes:
-        address: the address, without a user name and password.
+        address: the address, without a user name and password, and without the values of options.
         why: what is wrong with it, and what would be right.
     """
 
     def __init__(self, address: object, why: str) -> None:
+        address = hide_values(address) if isinstance(address, str) else address
         super().__init__(address, why)
         self.address = address
         self.why = why
@@ -369,7 +403,7 @@ class ConnectionFailed(MultiSocketError):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{snippet(self.address, 200)}: {self.why}"
+        return f"{snippet(self.address, 200)}: {printable(self.why)}"
 
 
 class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
@@ -404,7 +438,7 @@ class RequestRefused(HandshakeFailed):
 
     def __str__(self) -> str:
         where = f"{snippet(self.address, 200)}: " if self.address else ""
-        return f"{where}refused with HTTP status {self.status}" + (f": {self.why}" if self.why else "")
+        return f"{where}refused with HTTP status {self.status}" + (f": {printable(self.why)}" if self.why else "")
 
 
 class TLSError(HandshakeFailed):
@@ -459,7 +493,7 @@ class PipeRefused(MultiSocketError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the pipe was refused: {self.reason}"
+        return f"the pipe was refused: {printable(self.reason)}"
 
 
 class PeerGone(MultiSocketError):
@@ -474,7 +508,7 @@ class PeerGone(MultiSocketError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"the peer disconnected before it answered: {self.reason}"
+        return f"the peer disconnected before it answered: {printable(self.reason)}"
 
 
 class StreamClosed(Closed, BrokenPipeError):

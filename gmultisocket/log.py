@@ -1,11 +1,65 @@
-"""Log records that peers can cause, limited in number so that no peer can fill the disk."""
+"""Log records that peers can cause: safe to print, and limited in number so that no peer can fill the disk."""
 
 from __future__ import annotations
 
 import logging
 from time import monotonic
 
-__all__ = ["ThrottledLog"]
+from .errors import printable
+
+__all__ = ["ThrottledLog", "get_logger"]
+
+
+class _Printable:
+    """An argument of a log record whose text is printable, whatever a peer has put into it."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return printable(str(self._value))
+
+    def __repr__(self) -> str:
+        return printable(repr(self._value))
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Change a record so that it prints no control character. A filter; lets every record through."""
+    if isinstance(record.args, tuple):
+        record.args = tuple([arg if isinstance(arg, (int, float)) else _Printable(arg) for arg in record.args])
+    if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
+        text = logging.Formatter().formatException(record.exc_info)
+        safe = _printable_traceback(text, record.exc_info[1])
+        # Otherwise the program's own formatter has its say.
+        if safe != text:
+            record.exc_text = safe
+    return True
+
+
+def _printable_traceback(text: str, error: BaseException) -> str:
+    """Return a traceback in which no error's message begins a line, or acts on a terminal."""
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        each = errors.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        errors += [each.__cause__, each.__context__]
+        message = str(each)
+        if message.strip():
+            text = text.replace(message, printable(message))
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """Return the logger of this name. Its records are safe to print."""
+    logger = logging.getLogger(name)
+    if _make_printable not in logger.filters:
+        logger.addFilter(_make_printable)
+    return logger
 
 
 class ThrottledLog:

@@ -5,8 +5,15 @@ there, to all, or further along its path. The switch's sockets add their pipe id
 come back by these ids. Each switch on the way uses up one of a message's ``ttl``.
 
 No message and no peer can end a switch. A message that cannot be forwarded (its path is broken, its ttl is used up, a
-peer has gone) is dropped and counted, and so is a message for which the middleware raises. The pipe of a peer that
-guesses paths is closed.
+peer has gone) is dropped and counted, and so is a message for which the middleware raises.
+
+A peer that does not read cannot stop a switch for the others, unless ``socket.send_overflow`` is set to do so. Senders
+to all and along paths wait for full peers as long as ``socket.send_to_patience`` lets them wait together. Then a peer
+that is still full loses what is sent to all, and its pipe is closed if something is sent to it along a path. What is
+sent to one goes to another peer, and waits only while all are full.
+
+A peer that guesses paths is cut off. If it is connected to the switch, its pipe is closed. If it is behind another
+switch, that pipe stays open, because others use it too: the switch drops what the guesser sends along paths.
 
 Source: switch.go of the Go code, where any such message ends the switch for good.
 """
@@ -15,28 +22,166 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
+from . import options as opts
 from .core.pipes.ids import was_pipe_id
 from .core.pipes.pipe import Pipe
 from .core.socket import Socket
-from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError
-from .wire import Message
+from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError, snippet
+from .log import ThrottledLog, get_logger
+from .wire import SEND_TYPE_MASK, TO_DEST, Message
 
 __all__ = ["Middleware", "Switch"]
 
-logger = logging.getLogger("gmultisocket.switch")
+logger = get_logger("gmultisocket.switch")
 
-#: After this number of made-up pipe ids a peer's pipe is closed. An honest peer sends none.
-_MAX_GUESSES = 16
+#: The largest ttl that a message keeps. A peer could write 255, and each switch of a loop would forward the message.
+_MAX_TTL: Final = 64
+#: An honest peer sends no made-up pipe id. One that sends this number in a window is cut off.
+_MAX_GUESSES: Final = 16
+#: A switch with this number of guessers behind it is cut off as if it were one: maybe it has made them up.
+_MAX_GUESSERS: Final = 64
+#: After this number of made-up ids in a window a new pipe is cut off at its first one: guessers connect again.
+_MANY_GUESSES: Final = 1024
+#: Seconds after which guesses are forgotten, and those who were cut off may send again.
+_WINDOW: Final = 60.0
+#: The number of ids of a source that tell one guesser from another, and the number of sources that one pipe can make
+#: this switch remember.
+_MAX_DEPTH: Final = 8
+_MAX_SOURCES: Final = 256
+#: Seconds between two warnings about guessers.
+_LOG_INTERVAL: Final = 10.0
 
 #: Called with a message; returns it, another message in its place, or None to drop it.
 Middleware = Callable[[Message], Message | None]
+
+
+class _Guesses:
+    """The made-up pipe ids that came by one pipe in one window, by the source of their messages.
+
+    Each switch on the way has put an id in front of the source. A peer can write further ids behind them, and so it can
+    make up any number of sources. The first guess of a source therefore counts as one more guesser for the switch that
+    it came through, and so on up to the pipe. A source with too many guesses is cut off, and so is a switch with too
+    many guessers behind it: it may be a guesser that makes up sources.
+    """
+
+    __slots__ = ("_cut_off", "_depth", "_guessers", "_guesses", "total")
+
+    def __init__(self) -> None:
+        self._guesses: dict[bytes, int] = {}
+        self._guessers: dict[bytes, int] = {}
+        self._cut_off: set[bytes] = set()
+        self._depth = _MAX_DEPTH
+        self.total = 0
+
+    def add(self, source: bytes) -> None:
+        """Count one guess."""
+        self.total += 1
+        self._count(source[: 4 * self._depth], 1)
+        if len(self._guesses) + len(self._guessers) > _MAX_SOURCES:
+            self._forget_deepest()
+
+    def _count(self, source: bytes, guesses: int) -> None:
+        count = self._guesses[source] = self._guesses.get(source, 0) + guesses
+        if count >= _MAX_GUESSES:
+            self._cut_off.add(source)
+        new = count == guesses and source not in self._guessers
+        while new and len(source) > 4:
+            source = source[:-4]
+            new = source not in self._guessers and source not in self._guesses
+            count = self._guessers[source] = self._guessers.get(source, 0) + 1
+            if count >= _MAX_GUESSERS:
+                self._cut_off.add(source)
+
+    def _forget_deepest(self) -> None:
+        """Count the guesses of the longest sources for the switches that they came through."""
+        while self._depth > 2 and len(self._guesses) + len(self._guessers) > _MAX_SOURCES:
+            self._depth -= 1
+            limit = 4 * self._depth
+            longest = {source: count for source, count in self._guesses.items() if len(source) > limit}
+            for counts in (self._guesses, self._guessers):
+                for source in [source for source in counts if len(source) > limit]:
+                    del counts[source]
+            for source, count in longest.items():
+                self._count(source[:limit], count)
+
+    def cut_off(self, source: bytes) -> None:
+        """Cut a source off."""
+        self._cut_off.add(source)
+
+    def is_cut_off(self, source: bytes) -> bool:
+        """Return whether a source, or a switch that it came through, is cut off."""
+        ends = range(4, min(len(source), 4 * _MAX_DEPTH) + 1, 4)
+        return any(source[:end] in self._cut_off for end in ends)
+
+
+class _Guard:
+    """Watches for peers of one switch that guess paths.
+
+    Attributes:
+        alert: whether somebody has guessed lately.
+    """
+
+    def __init__(self, *sockets: Socket) -> None:
+        self._sockets = sockets
+        self.alert = False
+        self._began = 0.0
+        self._total = 0
+        #: The pipes that were open when this window began.
+        self._old_pipes: set[int] = set()
+        self._guesses: WeakKeyDictionary[Pipe, _Guesses] = WeakKeyDictionary()
+        self._log = ThrottledLog(logger, _LOG_INTERVAL)
+
+    def count(self, source: Socket, message: Message) -> None:
+        """Count a made-up pipe id, and cut off a peer that tries ids to find a path."""
+        pipe = source.pipes.get(message.pipe_id)
+        if pipe is None:
+            return
+        self._update_window()
+        if not self.alert:
+            self.alert = True
+            self._began = monotonic()
+            self._old_pipes = {pipe_id for sock in self._sockets for pipe_id in sock.pipes}
+        self._total += 1
+        guesses = self._guesses.get(pipe)
+        if guesses is None:
+            guesses = self._guesses[pipe] = _Guesses()
+        guesses.add(message.source)
+        limit = _MAX_GUESSES
+        if pipe.id not in self._old_pipes:
+            # Nobody else relies on it yet. Without this, a guesser would connect again whenever it is cut off.
+            limit = _MAX_GUESSES if self._total < _MANY_GUESSES else 1
+            if guesses.total >= limit:
+                guesses.cut_off(message.source[:4])
+        if guesses.is_cut_off(message.source):
+            peer = snippet(pipe.peer_address)
+            self._log.log("guesses", logging.WARNING, "a peer at or behind %s guesses paths: it is cut off", peer)
+            if message.hops <= 1:
+                pipe.close("it sends to paths that never were")
+
+    def stops(self, source: Socket, message: Message) -> bool:
+        """Return whether a message is from a peer that is cut off. Only called while there is an alert."""
+        self._update_window()
+        if message.flags & SEND_TYPE_MASK != TO_DEST or not self.alert:
+            return False
+        pipe = source.pipes.get(message.pipe_id)
+        guesses = None if pipe is None else self._guesses.get(pipe)
+        return guesses is not None and guesses.is_cut_off(message.source)
+
+    def _update_window(self) -> None:
+        """Forget everything when the window has ended."""
+        if self.alert and monotonic() - self._began > _WINDOW:
+            self.alert = False
+            self._total = 0
+            self._old_pipes = set()
+            self._guesses.clear()
 
 
 class Switch:
@@ -47,21 +192,28 @@ class Switch:
         front: the other socket.
         middleware: called with each message before it is forwarded; see :data:`Middleware`. May block: the next
             messages in the same direction wait.
+        max_ttl: a message that arrives with a larger ttl gets this one, 1 to 255. It bounds the work that a peer
+            can cause where switches form a loop. The middleware may set a larger one.
 
     Attributes:
         forwarded: the number of forwarded messages.
-        drops: the number of dropped messages, by reason.
+        drops: the number of dropped messages, by reason. Under ``"overflow"`` a to-all message counts once for each
+            peer that lost it.
     """
 
-    def __init__(self, back: Socket, front: Socket, middleware: Middleware | None = None) -> None:
+    def __init__(
+        self, back: Socket, front: Socket, middleware: Middleware | None = None, max_ttl: int = _MAX_TTL
+    ) -> None:
         if back is front:
             raise ValueError("a switch joins two different sockets")
+        if not 1 <= max_ttl <= 255:
+            raise ValueError(f"max_ttl is a number from 1 to 255, not {max_ttl!r}")
         self.back = back
         self.front = front
         self._middleware = middleware
         self._greenlets: list[Greenlet[..., Any]] = []
-        #: How many made-up pipe ids each pipe has sent.
-        self._guesses: WeakKeyDictionary[Pipe, int] = WeakKeyDictionary()
+        self._max_ttl = max_ttl
+        self._guard = _Guard(back, front)
         self.forwarded = 0
         self.drops: dict[str, int] = {}
 
@@ -111,19 +263,35 @@ class Switch:
     def _forward(self, source: Socket, target: Socket) -> None:
         """Forward in one direction until the switch stops or a socket closes (one greenlet for each direction)."""
         me = getcurrent()
+        lost = 0
+
+        def count_lost(count: int) -> None:
+            nonlocal lost
+            lost = count
+            self._drop("overflow", count)
+
+        forward = target._for_protocol().forward
+        # A policy that the program has set is its own decision, also if it is to wait.
+        spare_full = None if target.options.has_own(opts.socket.send_overflow) else count_lost
         while me in self._greenlets:
             try:
                 message = source.recv_msg()
             except Closed:
                 return
+            if self._guard.alert and self._guard.stops(source, message):
+                self._drop("guessing")
+                continue
+            if message.ttl > self._max_ttl:
+                message = message.replace(ttl=self._max_ttl)
             try:
                 passed = message if self._middleware is None else self._pass(message)
                 if passed is None:
                     continue
-                if target.send_msg(passed):
+                lost = 0
+                if forward(passed, spare_full):
                     self.forwarded += 1
-                else:
-                    self._drop("no peer")
+                elif not lost:
+                    self._drop("overflow" if target.pipes else "no peer")
             except Closed:
                 self._drop("closed")
                 return
@@ -131,7 +299,8 @@ class Switch:
                 self._drop(error.reason)
             except BrokenPath as error:
                 self._drop("BrokenPath")
-                self._count_guess(source, message, error.pipe_id)
+                if not was_pipe_id(error.pipe_id):
+                    self._guard.count(source, message)
             except MultiSocketError as error:
                 self._drop(type(error).__name__)
             except Exception:
@@ -152,22 +321,11 @@ class Switch:
             self._drop("middleware")
         return passed
 
-    def _count_guess(self, source: Socket, message: Message, pipe_id: int) -> None:
-        """Count a made-up pipe id, and close the pipe of a peer that tries ids to find a path.
-
-        Counts only a message that the peer claims as its own: a switch is not responsible for what its peers send.
-        """
-        pipe = source.pipes.get(message.pipe_id)
-        if pipe is None or message.hops > 1 or was_pipe_id(pipe_id):
-            return
-        guesses = self._guesses[pipe] = self._guesses.get(pipe, 0) + 1
-        if guesses >= _MAX_GUESSES:
-            pipe.close("it sends to paths that never were")
-
     def _fail(self, what: str) -> None:
         """Count an error of the user's code. The first one is logged as an error, with its traceback."""
         logger.log(logging.DEBUG if "error" in self.drops else logging.ERROR, what, exc_info=True)
         self._drop("error")
 
-    def _drop(self, reason: str) -> None:
-        self.drops[reason] = self.drops.get(reason, 0) + 1
+    def _drop(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.drops[reason] = self.drops.get(reason, 0) + count

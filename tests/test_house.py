@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "counters": set(),
     "errors": set(),
     "frozen": set(),
-    "log": set(),
+    "log": {"errors"},
     "state": set(),
     "loop": FLOOR,
     "options": FLOOR,

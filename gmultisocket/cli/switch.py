@@ -7,7 +7,7 @@ import argparse
 from gevent import GreenletExit
 
 from .. import Address, Socket, Switch
-from .common import Subparsers, add_options, make_socket, report
+from .common import Subparsers, add_options, count, make_socket, report
 
 __all__ = ["add"]
 
@@ -26,14 +26,27 @@ def add(subparsers: Subparsers) -> None:
         "switch",
         help="join two addresses",
         description="Forward every message that arrives at one address to the other, in both directions, until a "
-        "signal.\nReplies find their way back. An address that ends with #dial is dialed, any other is listened at.",
+        "signal.\nReplies find their way back. An address that ends with #dial is dialed, any other is listened at.\n"
+        "A peer that does not read loses messages to all, and is disconnected when it is answered; the others go on.\n"
+        "At the end the numbers of forwarded and dropped messages are printed.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("back", metavar="BACK", help="one address")
     parser.add_argument("front", metavar="FRONT", help="the other address")
+    parser.add_argument(
+        "--max-ttl", metavar="N", type=_ttl, default=64, help="lower the ttl of messages to N, 1 to 255; default: 64"
+    )
     add_options(parser)
     parser.set_defaults(run=run)
+
+
+def _ttl(text: str) -> int:
+    """Parse the argument of --max-ttl."""
+    number = count(text)
+    if number > 255:
+        raise argparse.ArgumentTypeError("must be at most 255")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     with make_socket(arguments) as back, make_socket(arguments) as front:
         _connect(back, "back", arguments.back)
         _connect(front, "front", arguments.front)
-        with Switch(back, front) as switch:
+        with Switch(back, front, max_ttl=arguments.max_ttl) as switch:
             try:
                 switch.join()
             except GreenletExit:

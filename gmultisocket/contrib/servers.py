@@ -23,7 +23,9 @@ shutting it down; the server then reads the end where it expects the next reques
 
 from __future__ import annotations
 
+import logging
 import re
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -33,10 +35,13 @@ from gevent.ssl import SSLSocket
 from websockets.http11 import Response
 
 from ..errors import RequestRefused
+from ..log import ThrottledLog, get_logger
 from ..transport.tcp import TCPConnection, socket_names
 from ..transport.tls import TLSConnection
 
 __all__ = ["NO_GEVENT", "Environ", "StartResponse", "Upgrade"]
+
+_log = ThrottledLog(get_logger("gmultisocket.contrib.wsgi"), 60.0)
 
 Environ = Mapping[str, Any]
 StartResponse = Callable[..., Any]
@@ -44,6 +49,10 @@ StartResponse = Callable[..., Any]
 NO_GEVENT: Final = (
     "a WebSocket needs a server that runs on gevent: gevent.pywsgi, or gunicorn with -k gevent; "
     "gunicorn's sync and gthread workers do not"
+)
+_BLOCKING_TLS: Final = (
+    "the server's TLS context is one of the standard library, which stops the whole process at each handshake: "
+    "use gevent.ssl.SSLContext; ssl.create_default_context() and gevent.ssl.create_default_context() make no such one"
 )
 #: How many bytes are read at a time when they are only dropped.
 _READ_SIZE: Final = 1 << 16
@@ -120,6 +129,9 @@ class Upgrade:
         self._is_gunicorn = "gunicorn.socket" in environ
         sock, read_ahead = _from_gunicorn(environ) if self._is_gunicorn else _from_pywsgi(environ)
         if not isinstance(sock, gsocket.socket):
+            if isinstance(sock, ssl.SSLSocket) and not self._is_gunicorn:
+                _log.log("tls", logging.ERROR, _BLOCKING_TLS)
+                raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, _BLOCKING_TLS)
             raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT)
         self.secure = isinstance(sock, SSLSocket)
         kind = _SecureStream if self.secure else _PlainStream

@@ -16,7 +16,6 @@ All differences between servers are in ``servers.py``.
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -30,14 +29,15 @@ from .. import options as opts
 from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
-from ..options import Options, OptionValues
+from ..log import get_logger
+from ..options import Options, OptionValues, is_header
 from ..transport.ws import WSListener
 from ..transport.wshandshake import refusal
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
 __all__ = ["Mount", "mount", "mounts"]
 
-logger = logging.getLogger("gmultisocket.contrib.wsgi")
+logger = get_logger("gmultisocket.contrib.wsgi")
 
 #: A WSGI application.
 Application = Callable[[Any, Any], Iterable[bytes]]
@@ -177,11 +177,18 @@ def _check(environ: Environ) -> None:
 
 
 def _request(environ: Environ) -> Request:
-    """Return the request that a WSGI server has parsed."""
+    """Return the request that a WSGI server has parsed.
+
+    Raises:
+        RequestRefused: a header contains a control character, which not every server refuses.
+    """
     headers = Headers()
-    for name, value in environ.items():
-        if name.startswith("HTTP_"):
-            headers[name[5:].replace("_", "-").title()] = value
+    for key, value in environ.items():
+        if key.startswith("HTTP_"):
+            name = key[5:].replace("_", "-").title()
+            if not is_header(name, value):
+                raise RequestRefused(HTTPStatus.BAD_REQUEST, "a header contains a character that is not allowed")
+            headers[name] = value
     query = environ.get("QUERY_STRING", "")
     path = environ["PATH_INFO"]
     return Request(f"{path}?{query}" if query else path, headers)

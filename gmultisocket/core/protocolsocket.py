@@ -137,6 +137,23 @@ class ProtocolSocket:
         self.check()
         return self._sender.send_group(pipes, content, timeout, flags)
 
+    def forward(self, message: Message, lost: Callable[[int], object] | None) -> int:
+        """Send a message as ``Socket.send_msg`` does, but do not let one full pipe hold up the others.
+
+        A to-all message waits for full pipes as long as ``socket.send_to_patience`` lets all senders wait together.
+        Then the pipes that are still full lose it. With another ``socket.send_overflow`` than block, nothing waits.
+
+        Args:
+            message: the message.
+            lost: called with the number of pipes that lost the message in this way. None: the message waits as with
+                ``send_msg``.
+
+        Returns:
+            The number of pipes that it went to.
+        """
+        self.check()
+        return self._sender.send_msg(message, None, lost)
+
     def requeue(self, content: bytes) -> None:
         """Send to one peer ahead of all others, as a message that has lost its pipe. Never blocks.
 

@@ -17,6 +17,7 @@ import gevent
 from gevent import Greenlet
 
 from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError
+from ..log import get_logger
 from ..loop import owner
 from ..wire import Message
 from .sending.content import as_content
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ThreadsafeSender"]
 
-logger = logging.getLogger("gmultisocket.socket")
+logger = get_logger("gmultisocket.socket")
 
 #: Messages that may wait to be sent. Further ones are refused, because the threads are faster than the socket.
 _MAX_PENDING: Final = 10_000

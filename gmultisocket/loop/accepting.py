@@ -16,12 +16,12 @@ import gevent
 from gevent import Greenlet, getcurrent
 
 from ..errors import Closed
-from ..log import ThrottledLog
+from ..log import ThrottledLog, get_logger
 from .yielding import yield_to_loop
 
 __all__ = ["AcceptLoop"]
 
-logger = logging.getLogger("gmultisocket.listener")
+logger = get_logger("gmultisocket.listener")
 
 T = TypeVar("T")
 

@@ -94,6 +94,16 @@ def _is_origin(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", value) is not None
 
 
+def check_hosts(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, Collection) and not isinstance(value, (str, bytes, bytearray)):
+        hosts = tuple([host.lower() if isinstance(host, str) else host for host in value])
+        if hosts and all(isinstance(host, str) and re.fullmatch(r"[^/@?#\s]+", host) for host in hosts):
+            return hosts
+    raise ValueError('a collection of host names like example.com or example.com:8080, "*" for any, or None')
+
+
 def check_headers(value: object) -> Mapping[str, str] | Callable[[], Mapping[str, str]]:
     if callable(value):
         return cast("Callable[[], Mapping[str, str]]", value)

@@ -73,6 +73,7 @@ OptionsByName = TypedDict(
         "transport.ws.headers": Mapping[str, str] | Callable[[], Mapping[str, str]],
         "transport.ws.listener.check_origin": bool,
         "transport.ws.listener.origins": Collection[str | re.Pattern[str]],
+        "transport.ws.listener.hosts": Collection[str] | None,
         "transport.ws.listener.origin_checker": Callable[..., Any] | None,
         "transport.ws.listener.authorize": Callable[..., Any] | None,
         "transport.ws.listener.external_listen": bool,

@@ -49,9 +49,11 @@ class Option(Frozen, Generic[T]):
         checker: checks values further than kind and range do. Returns the value to store, or raises a ValueError
             whose text says which values are right.
         parser: parses the text of a value in an address, if the kind's own parser does not fit. Raises as ``checker``.
+        secret: whether errors and ``repr`` show ``"***"`` in place of a value.
     """
 
-    __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser", "unit")
+    __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser",
+                 "secret", "unit")  # fmt: skip
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class Option(Frozen, Generic[T]):
         doc: str = "",
         checker: Callable[[Any], T] | None = None,
         parser: Callable[[str], Any] | None = None,
+        secret: bool = False,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -76,6 +79,7 @@ class Option(Frozen, Generic[T]):
         self.doc = doc
         self.checker = checker
         self.parser = parser
+        self.secret = secret
         self.default = self.validate(default)
 
     def __str__(self) -> str:
@@ -106,6 +110,10 @@ class Option(Frozen, Generic[T]):
             return f"a number of seconds{self._range()} (in an address also like 100ms, 5s, 2m or 1h)"
         return f"a number{self._range()}"
 
+    def shown(self, value: object) -> object:
+        """Return a value, or ``"***"`` if it may be a secret."""
+        return "***" if self.secret else value
+
     def _range(self) -> str:
         if self.minimum is not None and self.maximum is not None:
             return f" from {self.minimum} to {self.maximum}"
@@ -122,14 +130,14 @@ class Option(Frozen, Generic[T]):
             BadOptionValue: the value has another type or is out of range; the error says what would be right.
         """
         if not self._fits(value):
-            raise BadOptionValue(self.name, value, self.expected)
+            raise BadOptionValue(self.name, self.shown(value), self.expected)
         kept = float(cast(float, value)) if self.kind == "float" else value
         if self.checker is None:
             return cast(T, kept)
         try:
             return self.checker(kept)
         except ValueError as error:
-            raise BadOptionValue(self.name, value, str(error)) from None
+            raise BadOptionValue(self.name, self.shown(value), str(error)) from None
 
     def parse(self, text: str) -> T:
         """Parse the text of a value in an address, and return the value to store.
@@ -140,7 +148,7 @@ class Option(Frozen, Generic[T]):
         try:
             value = self._read(text)
         except ValueError as error:
-            raise BadOptionValue(self.name, text, str(error) or self.expected) from None
+            raise BadOptionValue(self.name, self.shown(text), str(error) or self.expected) from None
         return self.validate(value)
 
     def _fits(self, value: Any) -> bool:
@@ -235,6 +243,7 @@ def define(
     doc: str = "",
     checker: Callable[[Any], T] | None = None,
     parser: Callable[[str], Any] | None = None,
+    secret: bool = False,
 ) -> Option[T]:
     """Declare an option, register it for :func:`lookup` and addresses, and return it.
 
@@ -266,6 +275,7 @@ def define(
         doc=doc,
         checker=checker,
         parser=parser,
+        secret=secret,
     )
     if _by_go_name.setdefault(_fold(name), option) is not option:
         raise OptionError(f"option {name} is already defined")

@@ -5,16 +5,16 @@ When a value is set, all checks run before it, and all hooks after it. A refused
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakKeyDictionary
 
+from ..log import get_logger
 from .option import Option, lookup
 
 __all__ = ["OptionValues", "Options", "follow"]
 
-logger = logging.getLogger("gmultisocket.options")
+logger = get_logger("gmultisocket.options")
 
 T = TypeVar("T")
 
@@ -88,7 +88,8 @@ class Options:
             self._values = {option: option.validate(value) for option, value in options}
 
     def __repr__(self) -> str:
-        return f"Options({self.own()!r})"
+        values = {option.name: option.shown(value) for option, value in (self._values or {}).items()}
+        return f"Options({values!r})"
 
     @overload
     def get(self, option: Option[T]) -> T: ...

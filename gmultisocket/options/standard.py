@@ -17,6 +17,7 @@ from .checks import (
     check_callable,
     check_function,
     check_headers,
+    check_hosts,
     check_mode,
     check_origins,
     check_pipe_limit,
@@ -239,7 +240,7 @@ class transport:
             "transport.tls.keyfile", str, "", doc="A file with the certificate's private key (PEM), if not in certfile."
         )
         password: Option[Callable[[], str | bytes] | None] = define(
-            "transport.tls.password", object, None, checker=check_callable,
+            "transport.tls.password", object, None, checker=check_callable, secret=True,
             doc="For an encrypted key: a function that returns the password.",
         )
         cafile = define(
@@ -282,7 +283,7 @@ class transport:
             doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
-            "transport.ws.headers", object, {}, checker=check_headers,
+            "transport.ws.headers", object, {}, checker=check_headers, secret=True,
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
         )
 
@@ -299,6 +300,12 @@ class transport:
                 parser=lambda text: text.split(","),
                 doc="Other origins whose pages may connect, like https://example.com; in an address separated by "
                 "commas.",
+            )
+            hosts: Option[Collection[str] | None] = define(
+                "transport.ws.listener.hosts", object, None, checker=check_hosts, parser=lambda text: text.split(","),
+                doc="The names that a request's Host header may have, with a port or for any port; * for any. In an "
+                "address separated by commas. None: any, but a page that connects through loopback without TLS must be "
+                "from localhost, an IP address or the listener's own name, or come through a proxy.",
             )
             origin_checker: Option[Callable[..., Any] | None] = define(
                 "transport.ws.listener.origin_checker", object, None, checker=check_function,

@@ -10,7 +10,6 @@ them, its pipe is closed.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from gevent import getcurrent
 from gevent.event import Event
 
 from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout
+from ..log import get_logger
 from ..loop.waiting import Deadline
 from ..options import OptionValues
 from ..wire import TO_DEST, Message, first_id
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answerer", "Handler", "ReceivedRequest"]
 
-logger = logging.getLogger("gmultisocket.protocol")
+logger = get_logger("gmultisocket.protocol")
 
 #: Takes a request's payload; returns the answer's, or None to leave the request unanswered.
 Handler = Callable[[bytes], "Buffer | None"]

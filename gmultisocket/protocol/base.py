@@ -35,6 +35,7 @@ from ..core.pipes.pipe import Pipe
 from ..core.socket import Socket
 from ..counters import Counters
 from ..errors import BadOptionValue, NotSupported, snippet
+from ..log import get_logger
 from ..loop.waiting import Deadline
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProtocolBase"]
 
-logger = logging.getLogger("gmultisocket.protocol")
+logger = get_logger("gmultisocket.protocol")
 
 _Self = TypeVar("_Self", bound="ProtocolBase")
 

@@ -30,6 +30,7 @@ from .. import options as opts
 from ..address import Address
 from ..core.connecting.opening import time_limit
 from ..errors import Closed, ConnectionFailed, HandshakeFailed, MultiSocketError, NotSupported, snippet
+from ..log import get_logger
 from ..loop.accepting import AcceptLoop
 from ..loop.yielding import yield_to_loop
 from ..options import Options, OptionValues
@@ -39,7 +40,7 @@ from .streamsocket import StreamSocket
 
 __all__ = ["StreamProxy"]
 
-logger = logging.getLogger("gmultisocket.protocol")
+logger = get_logger("gmultisocket.protocol")
 
 #: Bytes that are read at a time.
 _READ = 65536

@@ -132,7 +132,7 @@ class TLSConnection(StreamConnection):
                 raise _closed()
             self._sock.do_handshake()
         except OSError as error:
-            raise explain(error, self._address or self.peer_address, dialing=bool(self._address)) from error
+            raise explain(error, self._address or self.peer_address, self._sock if self._address else None) from error
         self._identity = self._peer_identity()
 
     # Sending

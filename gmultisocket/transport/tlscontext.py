@@ -4,8 +4,9 @@
 sockets for tls+tcp and wss. TLS connections are in ``tls.py``.
 
 The contexts are made by ``ssl.create_default_context``, which verifies certificates and host names. TLS 1.2 is the
-oldest version, and renegotiation is off. A program that needs other settings, or new certificates without a restart,
-sets its own context; it may call ``load_cert_chain`` of that context again at any time.
+oldest version, with ciphers that encrypt and authenticate in one step (no CBC), and renegotiation is off. A program
+that needs other settings, or new certificates without a restart, sets its own context; it may call ``load_cert_chain``
+of that context again at any time.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ class ClientSide:
         AddressError: the host is not a name that a certificate can contain.
     """
 
-    __slots__ = ("_context", "_server_hostname")
+    __slots__ = ("_context", "_kind", "_server_hostname")
 
     def __init__(self, address: Address, host: str, options: Options) -> None:
         self._context = _client_context(options)
+        has_certificate = options.get(_tls.context) is not None or options.get(_tls.certfile)
+        self._kind = _Socket if has_certificate else _SocketWithoutCertificate
         self._server_hostname = _certificate_name(options.get(_tls.server_hostname) or host, address)
 
     def wrap(self, sock: gsocket.socket) -> SSLSocket:
@@ -70,7 +73,7 @@ class ClientSide:
         Raises:
             OSError: the peer has already disconnected. The socket is then closed.
         """
-        return _wrap(sock, self._context, server_side=False, server_hostname=self._server_hostname)
+        return _wrap(self._kind, sock, self._context, server_side=False, server_hostname=self._server_hostname)
 
 
 class ServerSide:
@@ -94,7 +97,7 @@ class ServerSide:
         Raises:
             OSError: the peer has already disconnected. The socket is then closed.
         """
-        return _wrap(sock, self._context, server_side=True, server_hostname=None)
+        return _wrap(_Socket, sock, self._context, server_side=True, server_hostname=None)
 
 
 class _Socket(SSLSocket):
@@ -110,12 +113,22 @@ class _Socket(SSLSocket):
             raise
 
 
-def _wrap(sock: gsocket.socket, context: ssl.SSLContext, server_side: bool, server_hostname: str | None) -> SSLSocket:
+class _SocketWithoutCertificate(_Socket):
+    """The same, if it is sure that this side has no certificate."""
+
+
+def _wrap(
+    kind: type[_Socket],
+    sock: gsocket.socket,
+    context: ssl.SSLContext,
+    server_side: bool,
+    server_hostname: str | None,
+) -> SSLSocket:
     try:
         # Raises if the peer has disconnected. It may still disconnect before the next line, which also checks it.
         sock.getpeername()
         # Not context.wrap_socket(): with a context of the standard library it makes sockets that block the event loop.
-        wrapped = _Socket(
+        wrapped = kind(
             sock,
             server_side=server_side,
             server_hostname=server_hostname,
@@ -196,6 +209,9 @@ def _server_context(options: Options) -> ssl.SSLContext:
 def _hardened(context: ssl.SSLContext) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
+    # Of those that the system allows. With TLS 1.2, CBC ciphers have a record of attacks; TLS 1.3 has none.
+    ciphers = [each["name"] for each in cast(Any, context.get_ciphers()) if each["aead"]]
+    context.set_ciphers(":".join(ciphers))
     return context
 
 
@@ -326,24 +342,24 @@ _OTHERS = {
 }
 
 
-def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
+def explain(error: OSError, address: str, dialed: SSLSocket | None = None) -> TLSError:
     """Return the library's error for an error of ``ssl``.
 
     Args:
         error: an ``SSLError``, or another OSError of a TLS connection.
         address: the peer, for people.
-        dialing: whether the error ended the handshake of the dialing side.
+        dialed: the socket, if the error ended the handshake of the dialing side.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_verification(error, address)
     if not isinstance(error, ssl.SSLError):
         return TLSError(address, describe_os_error(error))
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-        if dialing:
+        if dialed is not None:
             return NotTLS(address, "the peer closed the connection instead of answering; it may not speak TLS")
         return TLSError(address, "the peer closed the connection")
     reason = error.reason or ""
-    if reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+    if reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED" or (dialed is not None and _lacks_certificate(reason, dialed)):
         return CertificateRequired(address, "the peer requires a certificate of this side")
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
         return CertificateRequired(address, "the peer has sent no certificate")
@@ -352,6 +368,17 @@ def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
     if reason in _NOT_TLS:
         return NotTLS(address, "the peer does not speak TLS")
     return TLSError(address, _OTHERS.get(reason) or f"TLS failed: {reason.lower().replace('_', ' ') or error}")
+
+
+def _lacks_certificate(reason: str, dialed: SSLSocket) -> bool:
+    """Return whether a listener refused the handshake of a dialer because it sent no certificate.
+
+    TLS 1.2 has no alert for that. A listener sends the general one after it has chosen a cipher, or calls the empty
+    certificate a bad one.
+    """
+    if reason == "SSLV3_ALERT_HANDSHAKE_FAILURE":
+        return dialed.cipher() is not None
+    return reason == "SSLV3_ALERT_BAD_CERTIFICATE" and isinstance(dialed, _SocketWithoutCertificate)
 
 
 def _explain_verification(error: ssl.SSLCertVerificationError, address: str) -> BadCertificate:

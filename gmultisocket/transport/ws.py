@@ -16,8 +16,6 @@ Source: transport/ws of the Go code.
 
 from __future__ import annotations
 
-import ipaddress
-import logging
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,17 +27,18 @@ from websockets.http11 import Request, Response
 from .. import options as opts
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
+from ..log import get_logger
 from ..options import Options
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import describe_os_error
 from .wsconnection import AcceptedWS, WSConnection
-from .wshandshake import DialerHandshake, UpgradeRequest, read_head
+from .wshandshake import DialerHandshake, UpgradeRequest, is_loopback, read_head
 from .wsport import Port, join_port
 
 __all__ = ["TRANSPORT", "UpgradeRequest", "WSListener"]
 
-logger = logging.getLogger("gmultisocket.ws")
+logger = get_logger("gmultisocket.ws")
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _STREAM_SCHEMES = {"ws": "tcp", "wss": "tls+tcp"}
@@ -129,7 +128,7 @@ class WSDialer(TransportDialer):
 class WSListener(TransportListener):
     """Accepts the requests for one path at one host and port."""
 
-    __slots__ = ("_address", "_external", "_listening", "_location", "_max_pending", "_not_empty", "_not_full",
+    __slots__ = ("_address", "_external", "_listening", "_location", "_max_pending", "_name", "_not_empty", "_not_full",
                  "_options", "_path", "_pending", "_port", "_scheme", "_shown_path", "_stream_listener")  # fmt: skip
 
     def __init__(self, address: Address, options: Options) -> None:
@@ -143,6 +142,7 @@ class WSListener(TransportListener):
         #: At least 1: hand_over() must put the request that it takes somewhere.
         self._max_pending = max(1, options.get(listener_options.pending_size))
         self._location = authority
+        self._name = authority.rpartition(":")[0]
         self._stream_listener: TransportListener | None = None
         if not self._external:
             # Ports are shared by kind: ws.rw shares a port with ws.
@@ -192,7 +192,9 @@ class WSListener(TransportListener):
         if not self._listening:
             raise Closed("listener")
         assert self._not_empty is not None
-        connection = AcceptedWS(stream, self._scheme, self._shown_path, self._options, early, request=request)
+        connection = AcceptedWS(
+            stream, self._scheme, self._shown_path, self._options, early, request=request, name=self._name
+        )
         self._pending.append(connection)
         self._not_empty.set()
 
@@ -261,18 +263,10 @@ _warned = False
 def _warn_of_plain(address: str, location: str) -> None:
     """Warn, once per process, of a listener without encryption that other hosts can reach."""
     global _warned
-    host = location.rpartition(":")[0].strip("[]")
-    if _warned or _is_loopback(host):
+    if _warned or is_loopback(location.rpartition(":")[0]):
         return
     _warned = True
     logger.warning("%s is not encrypted and other hosts can reach it: use wss://, or a proxy that does TLS", address)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class WSTransport(Transport):

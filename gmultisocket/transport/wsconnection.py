@@ -13,7 +13,7 @@ from ..errors import RequestRefused
 from ..options import Options
 from .base import PacketCodec, PacketConnection, StreamConnection
 from .wsframes import ClientFrames, ServerFrames
-from .wshandshake import UpgradeRequest, accept, authorize, check_origin, refusal
+from .wshandshake import UpgradeRequest, accept, authorize, check_host, check_origin, refusal
 
 __all__ = ["AcceptedWS", "WSConnection"]
 
@@ -129,9 +129,10 @@ class AcceptedWS(WSConnection):
         request: the request.
         respond: sends the answer that accepts the request, if another server has to send it.
         environ: the WSGI environ of the request.
+        name: the host name that the listener was given.
     """
 
-    __slots__ = ("_environ", "_identity", "_request", "_respond")
+    __slots__ = ("_environ", "_identity", "_name", "_request", "_respond")
 
     needs_handshake = True
 
@@ -146,12 +147,14 @@ class AcceptedWS(WSConnection):
         request: Request,
         respond: Callable[[Response], object] | None = None,
         environ: Mapping[str, Any] | None = None,
+        name: str = "",
     ) -> None:
         super().__init__(stream, scheme, path, options, early)
         # Set to None after the handshake: an idle peer should cost little memory.
         self._request: Request | None = request
         self._respond = respond
         self._environ = environ
+        self._name = name
         self._identity: Mapping[str, Any] | None = None
 
     @property
@@ -172,7 +175,9 @@ class AcceptedWS(WSConnection):
         try:
             response, text = accept(self._request)
             request = self._upgrade_request(self._request)
-            check_origin(request, self._options)
+            check_host(request, self._options)
+            local_address = "" if self._scheme == "wss" else self._stream.local_address
+            check_origin(request, self._options, local_address, self._name)
             identity = authorize(request, self._options)
             if self._respond is None:
                 self.write_all(response.serialize())

@@ -11,6 +11,7 @@ Source: transport/ws/ws.go of the Go code, which answers 101 to any subprotocol 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from websockets.uri import WebSocketURI
 
 from .. import options as opts
 from ..errors import HandshakeFailed, MultiSocketError, RequestRefused, snippet
+from ..log import get_logger
 from ..options import Options, is_header
 from .base import StreamConnection
 
@@ -36,13 +38,17 @@ __all__ = [
     "UpgradeRequest",
     "accept",
     "authorize",
+    "check_host",
     "check_origin",
+    "is_loopback",
     "parse_request",
     "read_head",
     "refusal",
 ]
 
-logger = logging.getLogger("gmultisocket.ws")
+logger = get_logger("gmultisocket.ws")
+#: For the websockets package, which would log every header of a handshake: passwords, cookies, and a peer's bytes.
+_SILENT: Final = logging.Logger("gmultisocket.ws.handshake", logging.CRITICAL + 1)
 
 #: The longest head of a request or response, in bytes.
 MAX_HEAD: Final = 16384
@@ -72,12 +78,13 @@ class UpgradeRequest:
         environ: the WSGI environ; empty if the request came to a port of this library.
     """
 
+    # Headers, query and environ hold passwords, cookies and tokens: repr() is for logs.
     path: str
-    query: str
-    headers: Headers
+    query: str = field(repr=False)
+    headers: Headers = field(repr=False)
     peer_address: str = ""
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    environ: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    environ: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 # Both sides
@@ -131,12 +138,12 @@ def parse_request(head: bytes) -> Request:
         raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", {"Allow": "GET"})
     if version != b"HTTP/1.1":
         raise RequestRefused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is supported")
-    protocol = ServerProtocol(logger=logger)
+    protocol = ServerProtocol(logger=_SILENT)
     protocol.receive_data(head)
     for event in protocol.events_received():
         if isinstance(event, Request):
             return event
-    why = str(protocol.handshake_exc)
+    why = snippet(str(protocol.handshake_exc), _MAX_QUOTED)
     status = re.match(rb"HTTP/1.1 ([45][0-9]{2}) ", b"".join(protocol.data_to_send()))
     raise RequestRefused(int(status[1]) if status else HTTPStatus.BAD_REQUEST, why)
 
@@ -154,11 +161,11 @@ def accept(request: Request) -> tuple[Response, bool]:
     if versions and versions != ["13"] and "Upgrade" in headers:
         why = "only version 13 of the WebSocket protocol is supported"
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, why, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=logger)
+    protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=_SILENT)
     response = protocol.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         more = {"Upgrade": "websocket"} if response.status_code == HTTPStatus.UPGRADE_REQUIRED else {}
-        raise RequestRefused(response.status_code, _chain(protocol.handshake_exc), more)
+        raise RequestRefused(response.status_code, snippet(_chain(protocol.handshake_exc), _MAX_QUOTED), more)
     return response, protocol.subprotocol == _TEXT
 
 
@@ -171,8 +178,75 @@ def _chain(error: BaseException | None) -> str:
     return "; ".join(words)
 
 
-def check_origin(request: UpgradeRequest, options: Options) -> None:
+def check_host(request: UpgradeRequest, options: Options) -> None:
+    """Check the name that the peer used for this server, if ``transport.ws.listener.hosts`` names the right ones.
+
+    Raises:
+        RequestRefused: the Host header has another name.
+    """
+    allowed = options.get(opts.transport.ws.listener.hosts)
+    if allowed is None or "*" in allowed:
+        return
+    host = request.headers["Host"].lower()
+    if host not in allowed and _without_port(host) not in allowed:
+        raise RequestRefused(HTTPStatus.FORBIDDEN, "the Host header has a name that is not served here")
+
+
+def _without_port(host: str) -> str:
+    """Return the host of a Host header: IPv6 addresses in brackets, names without a closing dot."""
+    return re.sub(":[0-9]*$", "", host).removesuffix(".")
+
+
+#: Headers that only a proxy sets: a page cannot, in a request for a WebSocket.
+_PROXY_HEADERS: Final = ("Forwarded", "Via", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+
+
+def _may_be_rebound(request: UpgradeRequest, local_address: str, name: str) -> bool:
+    """Return whether a page could have made its own host name point to this machine, to pass as a page of this server.
+
+    It matters for a server that is reached through loopback, because strangers cannot reach that one themselves. No
+    page can do it with an IP address or localhost, through a proxy, which receives the name first, or with TLS: the
+    certificate does not have the page's name.
+
+    Args:
+        request: a request whose origin is its host.
+        local_address: the address of the connection's local end, "" if it does not matter.
+        name: the host name that the listener was given.
+    """
+    if not is_loopback(_without_port(local_address.partition("://")[2])):
+        return False
+    host = _without_port(request.headers["Host"].lower())
+    if host in ("localhost", name.lower()) or host.endswith(".localhost") or _is_ip_address(host.strip("[]")):
+        return False
+    return not any(header in request.headers for header in _PROXY_HEADERS)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine only. Brackets around an IPv6 address are allowed."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return host == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def check_origin(request: UpgradeRequest, options: Options, local_address: str = "", name: str = "") -> None:
     """Check that the web page that sent a request may connect. Other programs send no Origin header, and pass.
+
+    Args:
+        request: the request.
+        options: of the listener.
+        local_address: the address of a plain connection's local end, "" with TLS.
+        name: the host name that the listener was given.
 
     Raises:
         RequestRefused: the page may not connect.
@@ -193,13 +267,16 @@ def check_origin(request: UpgradeRequest, options: Options) -> None:
     origin = origins[0]
     # A page without an origin sends "null". Its host is empty here, and must not match an empty Host header.
     host = origin.partition("://")[2].lower()
-    if host and [host] == [name.lower() for name in request.headers.get_all("Host")]:
+    same_host = host and [host] == [name.lower() for name in request.headers.get_all("Host")]
+    hosts_checked = options.get(listener_options.hosts) is not None
+    if same_host and (hosts_checked or not _may_be_rebound(request, local_address, name)):
         return
     if not any(
         allowed.fullmatch(origin) if isinstance(allowed, re.Pattern) else allowed == origin.lower()
         for allowed in options.get(listener_options.origins)
     ):
-        raise RequestRefused(HTTPStatus.FORBIDDEN, "this origin may not connect")
+        why = "; its host name is not in transport.ws.listener.hosts" if same_host else ""
+        raise RequestRefused(HTTPStatus.FORBIDDEN, f"this origin may not connect{why}")
 
 
 def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
@@ -271,7 +348,7 @@ class DialerHandshake:
     def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
         self._address = address
         uri = WebSocketURI(secure, host, port, path, "")
-        self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=logger)
+        self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=_SILENT)
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):
             if name in self._request.headers:

@@ -24,7 +24,7 @@ from websockets.http11 import Request
 from .. import options as opts
 from ..address import Address
 from ..errors import AddressInUse, MultiSocketError, RequestRefused, snippet
-from ..log import ThrottledLog
+from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
@@ -33,7 +33,7 @@ from .wshandshake import parse_request, read_head
 
 __all__ = ["Port", "Route", "join_port"]
 
-logger = logging.getLogger("gmultisocket.ws")
+logger = get_logger("gmultisocket.ws")
 
 #: A peer that has not sent its request after so many seconds is refused when there are more than
 #: connector.listener.max_handshaking of them.

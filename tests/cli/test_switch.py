@@ -58,6 +58,20 @@ def test_what_cannot_go_on_is_counted(tmp_path: Path) -> None:
         assert "gmultisocket: 1 messages dropped: BrokenPath\n" in interrupt(process)[2]
 
 
+def test_the_ttl_of_messages_is_lowered_to_the_given_one() -> None:
+    with start("switch", "--max-ttl", "5", "tcp://127.0.0.1:0", "tcp://127.0.0.1:0") as process:
+        with Socket({"socket.send_ttl": 255}) as a, Socket() as b:
+            a.dial(address_of(process))
+            b.dial(address_of(process))
+            a.send(b"far", timeout=20)
+            assert b.recv_msg(timeout=20).ttl == 4
+
+
+@pytest.mark.parametrize("value", ["0", "256", "many"])
+def test_a_wrong_ttl_is_an_error(value: str) -> None:
+    assert "--max-ttl" in run("switch", "--max-ttl", value, "tcp://127.0.0.1:0", "tcp://127.0.0.1:0", status=2)[1]
+
+
 @pytest.mark.parametrize(
     ("back", "front", "why"),
     [

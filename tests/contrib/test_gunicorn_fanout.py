@@ -6,7 +6,10 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.contrib.gunicorns import ROOT, Gunicorn, Peer, running, standing_still
+import gevent
+
+from gmultisocket.testing import wait_until
+from tests.contrib.gunicorns import PATIENCE, ROOT, Gunicorn, Peer, running, standing_still
 from tests.transport.wspeers import request
 
 CONFIGURATION = ROOT / "examples/gunicorn_fanout/gunicorn.conf.py"
@@ -18,6 +21,36 @@ def join(server: Gunicorn, stack: ExitStack) -> tuple[Peer, bytes]:
     greeting = re.fullmatch(rb"this is (worker [0-9]+)", peer.hear())
     assert greeting
     return peer, greeting[1]
+
+
+def test_a_stopped_worker_does_not_stop_the_browsers_of_the_other(tmp_path: Path) -> None:
+    with running(tmp_path, "-c", str(CONFIGURATION), app="") as server, ExitStack() as stack:
+        first, here = join(server, stack)
+        with standing_still(int(here.split()[1])):
+            # New browsers reach the other worker.
+            peers = [join(server, stack)[0] for _ in range(2)]
+            for number in range(200):
+                # Enough to fill every buffer on the way to the stopped worker.
+                peers[0].say(b"%d" % number + bytes(60_000))
+                for peer in peers:
+                    assert b": %d\0" % number in peer.hear()[:40]
+
+        # The stopped worker goes on. When it has caught up, its browser sees everything again.
+        def read_on() -> None:
+            while not first.hear().endswith(b": good morning"):
+                pass
+
+        reading = gevent.spawn(read_on)
+        while not reading.ready():
+            peers[0].say(b"good morning")
+            for peer in peers:
+                assert peer.hear().endswith(b": good morning")
+        reading.get()
+        server.stop()
+        for peer in (first, *peers):
+            peer.answer_goodbye()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)
+        assert re.search("gmultisocket: [0-9]+ messages dropped: overflow", server.log)
 
 
 def test_what_one_worker_is_told_the_browsers_of_all_workers_hear(tmp_path: Path) -> None:

@@ -181,6 +181,7 @@ def test_without_an_application_everything_else_is_not_found(sock: Socket) -> No
         ({"Sec-WebSocket-Version": "8"}, 426),
         ({"Connection": "close"}, 426),
         ({"Origin": "http://evil.example"}, 403),
+        ({"X": "a\x1b[2Jb"}, 400),
     ],
 )
 def test_a_wrong_request_is_refused_as_by_a_listener_of_our_own(

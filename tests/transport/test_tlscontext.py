@@ -198,11 +198,18 @@ def test_a_dialer_without_a_certificate_hears_that_one_is_required() -> None:
     assert dialed.why != accepted.why, "each says whose is missing"
 
 
-def test_tls_1_2_has_no_word_for_a_required_certificate() -> None:
+def test_tls_1_2_has_no_word_for_a_required_certificate_and_the_dialer_knows_it_all_the_same() -> None:
     dialed, accepted = shake_hands(only_tls_1_2(listen_options(mutual=True)), dial_options())
-    assert type(accepted) is CertificateRequired
-    assert type(dialed) is TLSError
+    assert (type(dialed), type(accepted)) == (CertificateRequired, CertificateRequired)
     assert "requires a certificate" in dialed.why
+
+
+def test_a_listener_without_a_common_cipher_requires_no_certificate() -> None:
+    listen, dial = only_tls_1_2(listen_options(mutual=True)), dial_options()
+    listen[TLS.context.name].set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256")
+    dial[TLS.context.name].set_ciphers("ECDHE-ECDSA-AES256-GCM-SHA384")
+    dialed, accepted = shake_hands(listen, dial)
+    assert (type(dialed), type(accepted)) == (TLSError, TLSError)
 
 
 def test_a_refused_certificate_is_the_reason_of_the_pipe_and_the_dialer_backs_off(

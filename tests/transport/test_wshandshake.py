@@ -122,12 +122,13 @@ def test_what_a_request_holds_does_not_get_into_the_answer_as_it_is(server: Sock
 # Origins
 
 ORIGIN: dict[str, str | None] = {"Host": "example.com", "Origin": "http://example.com"}
+HOSTS = {"hosts": ["example.com"]}
 
 
 ORIGINS: list[tuple[dict[str, str | None], dict[str, Any], int]] = [
     ({}, {}, 101),
-    (ORIGIN, {}, 101),
-    ({"Host": "Example.com:8080", "Origin": "https://example.com:8080"}, {}, 101),
+    (ORIGIN, HOSTS, 101),
+    ({"Host": "Example.com:8080", "Origin": "https://example.com:8080"}, HOSTS, 101),
     ({"Host": "example.com", "Origin": "http://evil.example"}, {}, 403),
     ({"Host": "example.com", "Origin": "http://example.com.evil.example"}, {}, 403),
     ({"Host": "example.com", "Origin": "http://example.com:81"}, {}, 403),
@@ -139,7 +140,7 @@ ORIGINS: list[tuple[dict[str, str | None], dict[str, Any], int]] = [
     ({"Origin": "http://Good.example"}, {"origins": ["http://good.example"]}, 101),
     ({"Origin": "http://good.example"}, {"origins": [re.compile("http://.*[.]example")]}, 101),
     ({"Origin": "http://good.example.evil"}, {"origins": ["http://good.example"]}, 403),
-    (ORIGIN, {"origins": ["http://good.example"]}, 101),
+    (ORIGIN, {"origins": ["http://good.example"], **HOSTS}, 101),
     ({"Origin": "http://evil.example"}, {"origin_checker": lambda request: True}, 101),
     (ORIGIN, {"origin_checker": lambda request: False}, 403),
     ({}, {"origin_checker": lambda request: None}, 403),

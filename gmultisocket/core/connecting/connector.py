@@ -14,7 +14,7 @@ from gevent.hub import Hub
 
 from ...counters import Counters
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
-from ...log import ThrottledLog
+from ...log import ThrottledLog, get_logger
 from ...loop.waiting import Deadline, WaitList
 from ...options import Options
 from ...transport import Connection, StreamConnection
@@ -32,7 +32,7 @@ from .places import Places
 
 __all__ = ["Connector"]
 
-logger = logging.getLogger("gmultisocket.connector")
+logger = get_logger("gmultisocket.connector")
 
 #: Seconds that a closed pipe waits for its peer's close frame.
 _CLOSE_TIMEOUT: Final = 1.0

@@ -14,7 +14,6 @@ the redialing for good.
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from enum import Enum
@@ -27,6 +26,7 @@ from gevent import Greenlet, GreenletExit, getcurrent
 from ... import options as opts
 from ...address import Address
 from ...errors import Closed, MultiSocketError, PipeRefused
+from ...log import get_logger
 from ...loop.owner import check_thread
 from ...options import Options
 from ...state import StateMachine
@@ -37,7 +37,7 @@ from .endpoint import Endpoint
 
 __all__ = ["Dialer", "DialerState"]
 
-logger = logging.getLogger("gmultisocket.dialer")
+logger = get_logger("gmultisocket.dialer")
 
 #: The least and the largest factor by which a pause is longer than the one before.
 _FACTORS: Final = (1.1, 1.5)

@@ -8,18 +8,18 @@ A protocol's hook is called at once instead, in the greenlet in which the event 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from gevent import Greenlet, Timeout, getcurrent
 
+from ...log import get_logger
 from ..pipes.pipe import Pipe
 
 __all__ = ["CallbackGreenlet", "PipeCallback", "PipeEvent", "PipeEvents"]
 
-logger = logging.getLogger("gmultisocket.socket")
+logger = get_logger("gmultisocket.socket")
 
 
 class PipeEvent(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ import gevent
 
 from ... import options as opts
 from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
+from ...log import get_logger
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
 from ..pipes.framedpipe import FramedPipe
@@ -22,7 +22,7 @@ from .negotiation import Negotiation, Negotiator
 
 __all__ = ["PipeMaker", "time_limit"]
 
-logger = logging.getLogger("gmultisocket.connector")
+logger = get_logger("gmultisocket.connector")
 
 
 @contextmanager

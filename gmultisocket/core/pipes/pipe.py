@@ -16,7 +16,6 @@ Closing never blocks, and may be asked for from anywhere: a reader, the writer, 
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -27,6 +26,7 @@ from gevent.hub import Hub
 from ... import options as opts
 from ...counters import Counters
 from ...errors import MultiSocketError, snippet
+from ...log import get_logger
 from ...loop.owner import check_thread
 from ...loop.waiting import WaitList
 from ...options import Option, Options
@@ -38,7 +38,7 @@ from .scheduler import WriteScheduler
 
 __all__ = ["PUSHED", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
 
-logger = logging.getLogger("gmultisocket.pipe")
+logger = get_logger("gmultisocket.pipe")
 
 
 class PipeState(Enum):

@@ -21,6 +21,7 @@ from ..pipes.pipe import Pipe, PipeState
 from ..pipes.scheduler import WriteScheduler
 from ..pipes.writepipe import WritePipe
 from .overflow import OverflowPolicy
+from .patience import Patience
 
 __all__ = ["FanOut", "ToAllSender"]
 
@@ -125,20 +126,29 @@ class ToAllSender:
         hub: of the socket's thread.
         scheduler: of the socket's pipes.
         overflow: applied to full pipes.
+        patience: shared by the senders that wait for peers; used for messages that a switch forwards.
         check_open: raises if nothing may be sent any more; called after each wait.
     """
 
     def __init__(
-        self, hub: Hub, scheduler: WriteScheduler, overflow: OverflowPolicy, check_open: Callable[[], object]
+        self,
+        hub: Hub,
+        scheduler: WriteScheduler,
+        overflow: OverflowPolicy,
+        patience: Patience,
+        check_open: Callable[[], object],
     ) -> None:
         self._scheduler = scheduler
         self._overflow = overflow
+        self._patience = patience
         self._check_open = check_open
         self._fan_outs: dict[str, FanOut] = {}
         #: Pipes that are in step with no fan-out: messages are put into each.
         self._unshared: dict[Pipe, None] = {}
         #: Greenlets whose message some full pipes have not got yet.
         self._slow_waiters = WaitList(hub, lambda: True)
+        #: Pipes for which a switch has lost patience, and the number of messages that each had sent by then.
+        self._lagging: dict[Pipe, int] = {}
 
     # Pipes
 
@@ -153,6 +163,7 @@ class ToAllSender:
         if isinstance(pipe, WritePipe):
             pipe._leave_fan_out()
         self._unshared.pop(pipe, None)
+        self._lagging.pop(pipe, None)
         self.wake()
 
     def rejoin(self, pipe: Pipe) -> None:
@@ -178,8 +189,8 @@ class ToAllSender:
 
     # Sending
 
-    def send(self, fields: Sent, timeout: float | None) -> int:
-        """Send to every pipe; see ``Socket.send_all``."""
+    def send(self, fields: Sent, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
+        """Send to every pipe; see ``Socket.send_all``, and for ``lost`` ``ProtocolSocket.forward``."""
         # Taken before anything is sent: a pipe that falls out of step by this message has had it.
         unshared = list(self._unshared)
         count = 0
@@ -192,9 +203,16 @@ class ToAllSender:
         if not count:
             # Fan-outs count what they write. A greenlet that sends to no pipe at all must let others run as well.
             self._scheduler.spend(len(unshared) or 1, 0)
-        return self.send_each(unshared, fields, timeout, count) if unshared else count
+        return self.send_each(unshared, fields, timeout, count, lost) if unshared else count
 
-    def send_each(self, pipes: Sequence[Pipe], fields: Sent, timeout: float | None, count: int = 0) -> int:
+    def send_each(
+        self,
+        pipes: Sequence[Pipe],
+        fields: Sent,
+        timeout: float | None,
+        count: int = 0,
+        lost: Callable[[int], object] | None = None,
+    ) -> int:
         """Send to each of some pipes. Return the number of pipes that have the message, plus ``count``."""
         frames: dict[str, bytes] = {}
         full: list[Pipe] = []
@@ -212,7 +230,11 @@ class ToAllSender:
             if frame is None:
                 frame = frames[key] = pipe._wrap(encode_frame(*fields))
             pipe._put_frame(frame)
-        return self._send_full(full, fields, timeout, count) if full else count
+        if not full:
+            return count
+        if lost is not None and self._overflow.blocks:
+            return count + self._forward_full(full, fields, lost)
+        return self._send_full(full, fields, timeout, count)
 
     def _send_full(self, full: list[Pipe], fields: Sent, timeout: float | None, count: int) -> int:
         """Send to each of the full pipes when it is writable. If it stays full, it has lost the message."""
@@ -239,3 +261,48 @@ class ToAllSender:
             for pipe in full:
                 if pipe.state is PipeState.OPEN:
                     pipe._drop("timeout")
+
+    def _forward_full(self, full: list[Pipe], fields: Sent, lost: Callable[[int], object]) -> int:
+        """Send to each of the full pipes that becomes writable while there is patience. Return their number.
+
+        The others lose the message. They lag: until such a pipe has sent a whole queue, nothing waits for it again.
+        """
+        full = [pipe for pipe in full if pipe.state is PipeState.OPEN]
+        left = [pipe for pipe in full if not self._lags(pipe)]
+        missed = [pipe for pipe in full if pipe in self._lagging]
+        count = 0
+        try:
+            if left:
+                deadline = Deadline(self._patience.begin())
+                try:
+                    while left and self._slow_waiters.wait(deadline.left()):
+                        self._check_open()
+                        writable = [pipe for pipe in left if pipe.state is PipeState.OPEN and not pipe.full]
+                        left = [pipe for pipe in left if pipe.state is PipeState.OPEN and pipe.full]
+                        for pipe in writable:
+                            # An earlier one of them may have broken, and closed others.
+                            if pipe.state is PipeState.OPEN:
+                                pipe._put(*fields)
+                                count += 1
+                finally:
+                    self._patience.end()
+                left = [pipe for pipe in left if pipe.state is PipeState.OPEN]
+                for pipe in left:
+                    self._lagging[pipe] = pipe.messages_sent
+            return count
+        finally:
+            missed = [pipe for pipe in missed + left if pipe.state is PipeState.OPEN]
+            for pipe in missed:
+                pipe._drop("overflow")
+            self._scheduler.spend(len(missed), 0)
+            lost(len(missed))
+
+    def _lags(self, pipe: Pipe) -> bool:
+        """Return whether a full pipe has not sent a whole queue since it was given up."""
+        sent = self._lagging.get(pipe)
+        if sent is None:
+            return False
+        if pipe.messages_sent - sent < max(1, self._scheduler.queue_limit):
+            return True
+        del self._lagging[pipe]
+        return False

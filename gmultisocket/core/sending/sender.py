@@ -79,7 +79,7 @@ class Sender:
         self.requeue = Requeue(self._writable)
         self._overflow = OverflowPolicy(scheduler)
         self._patience = Patience()
-        self._to_all = ToAllSender(hub, scheduler, self._overflow, self._check_open)
+        self._to_all = ToAllSender(hub, scheduler, self._overflow, self._patience, self._check_open)
         self.counters = Counters()
         follow(options, self, self._followed)
 
@@ -178,8 +178,8 @@ class Sender:
         self._begin()
         return self._to_all.send_each(list(pipes), fields, timeout)
 
-    def send_msg(self, message: Message, timeout: float | None) -> int:
-        """Send or forward a message by its own fields; see ``Socket.send_msg``."""
+    def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
+        """Send or forward a message by its own fields; see ``Socket.send_msg`` and ``ProtocolSocket.forward``."""
         flags, ttl, source, destination = message.flags, message.ttl, message.source, message.destination
         content = self.check_content(message.content)
         kind = flags & SEND_TYPE_MASK
@@ -201,7 +201,8 @@ class Sender:
             raise MessageDropped("hops")
         fields = (flags, min(ttl, 255), bytes(source), bytes(destination), content)
         if kind == TO_ALL:
-            return self._send_to_all(fields, timeout)
+            self._begin()
+            return self._to_all.send(fields, timeout, lost)
         if kind == TO_DEST:
             if not destination:
                 raise MessageDropped("arrived")
