@@ -157,6 +157,13 @@ class ProtocolSocket:
 
     # Receiving
 
+    def deliver(self, message: Message) -> None:
+        """Put a message into the receive queue, however full that is. Never blocks.
+
+        The ``on_message`` callback sees it as if it had just arrived.
+        """
+        self._receiver.deliver((message,), past_limit=True)
+
     def stop_receiving(self, reason: str) -> None:
         """Receive nothing more, and drop the messages in the queue: for a protocol that closes and has still to send.
 

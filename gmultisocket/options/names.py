@@ -80,6 +80,8 @@ OptionsByName = TypedDict(
         "transport.ipc.allow_uids": Collection[int] | None,
         "transport.inproc.read_buffer": int,
         "transport.inproc.channel.buffer_size": int,
+        "protocol.answers.max_waiting": int,
+        "protocol.answers.max_waiting_bytes": int,
         "protocol.pubsub.max_patterns": int,
         "protocol.pubsub.max_pattern_length": int,
         "protocol.pubsub.refresh_interval": float,

@@ -345,6 +345,19 @@ class transport:
 class protocol:
     """``protocol.*``: options of one protocol."""
 
+    class answers:
+        """``protocol.answers.*``: the replies of a Rep or a Respondent."""
+
+        max_waiting = define(
+            "protocol.answers.max_waiting", int, 1024, unit="messages", minimum=1,
+            doc="Maximum number of replies that wait for a peer, beyond the queue of its pipe. From half of it on, "
+            "further requests of the peer wait; when as many of them wait, the pipe is closed.",
+        )
+        max_waiting_bytes = define(
+            "protocol.answers.max_waiting_bytes", int, 16777216, unit="bytes", minimum=0,
+            doc="The same for the memory that they take. A larger reply may wait alone. 0: no limit.",
+        )
+
     class pubsub:
         """``protocol.pubsub.*``"""
 

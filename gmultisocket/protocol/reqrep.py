@@ -301,8 +301,10 @@ class Rep(Answerer):
     request gets no reply and times out, and the next request is served. If it returns None, the request gets no reply
     either.
 
-    Replies never delay other requests. Those to a peer that does not read wait in an outbox, up to 1024 for each pipe;
-    then that pipe is closed. A reply to a peer that has gone is dropped and counted (``peer gone``).
+    Replies never delay other requests. Those to a peer that reads slowly wait in an outbox, for each pipe up to
+    ``protocol.answers.max_waiting`` (1024) and ``protocol.answers.max_waiting_bytes`` (16 MiB). From half of it on, the
+    peer's further requests wait as well; if too many do, its pipe is closed. A reply to a peer that has gone is dropped
+    and counted (``peer gone``).
 
     ``close()`` takes no more requests. It drops those that have come and are not being answered, so that their peers
     soon get a PeerGone error and may ask another Rep. Handlers that run, and bodies of ``for`` loops, have ``linger``

@@ -107,7 +107,7 @@ class PipeEvents:
         self.left_out += 1
         # Once is enough: the number can be read, and a peer must not fill the log.
         level = logging.WARNING if self.left_out == 1 else logging.DEBUG
-        logger.log(level, "a pipe callback is too slow: %d events wait, and short-lived pipes are left out", _MAX_WAITING)
+        logger.log(level, "a pipe callback is slow: %d events wait, short-lived pipes are left out", len(self._queue))
         return True
 
     def _run(self) -> None:
