@@ -47,6 +47,7 @@ __all__ = [
     "CertificateRequired",
     "CertificateRefused",
     "PipeRefused",
+    "NoIds",
     "PeerGone",
     "StreamClosed",
     "StreamReset",
@@ -460,6 +461,21 @@ class PipeRefused(MultiSocketError):
 
     def __str__(self) -> str:
         return f"the pipe was refused: {self.reason}"
+
+
+class NoIds(MultiSocketError, OverflowError):
+    """No id is left for a new pipe, or for a new connection of a Stream.
+
+    Attributes:
+        used: how many ids are used.
+    """
+
+    def __init__(self, used: int) -> None:
+        super().__init__(used)
+        self.used = used
+
+    def __str__(self) -> str:
+        return f"all ids are used up: {self.used} of them"
 
 
 class PeerGone(MultiSocketError):

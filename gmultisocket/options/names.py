@@ -89,6 +89,7 @@ OptionsByName = TypedDict(
         "protocol.stream.window": int,
         "protocol.stream.acceptable": bool,
         "protocol.stream.accept_queue_size": int,
+        "protocol.stream.max_per_pipe": int,
         "protocol.stream.keep_alive_idle": float,
         "protocol.stream.keep_alive_interval": float,
         "protocol.stream.keep_alive_probes": int,

@@ -394,6 +394,10 @@ class protocol:
             "protocol.stream.accept_queue_size", int, 1024, minimum=1,
             doc="Maximum number of connections of peers that wait for accept(). More are refused.",
         )
+        max_per_pipe = define(
+            "protocol.stream.max_per_pipe", int, 4096, minimum=0,
+            doc="Maximum number of connections that peers have opened by one pipe. More are refused. 0: no limit.",
+        )
         keep_alive_idle = define(
             "protocol.stream.keep_alive_idle", float, 30.0, unit="seconds", minimum=0,
             doc="Send a probe to the peer of a connection that was silent for so long. 0: never.",

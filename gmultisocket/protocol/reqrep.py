@@ -2,7 +2,7 @@
 
 * Who talks to whom: any number of Reqs with any number of Reps, directly or through switches. Each request goes to one
   Rep, fairly among those that can take it; the reply comes back the way that the request went.
-* On the wire: a request is a 4-byte id (big-endian, chosen by the Req) and the payload, sent to one; its reply is the
+* On the wire: a request is a 4-byte id (chosen by the Req at random) and the payload, sent to one; its reply is the
   same 4 bytes and the payload, sent to the request's source.
 * What is lost, and when: nothing silently. A request that has not left when its pipe closes goes to another Rep, as if
   it had never been sent to the first. A request that has left may have been executed. If the pipe closes then, the
@@ -31,7 +31,7 @@ from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 from .answering import Answerer, Handler, ReceivedRequest
 from .base import ProtocolBase
-from .ids import ID_SIZE, new_id, request_ids
+from .ids import ID_SIZE, Quarantine, new_id, request_ids
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -144,6 +144,8 @@ class Req(ProtocolBase):
         super().__init__(options)
         self._hub = get_hub()
         self._ids = request_ids()
+        #: Ids of cancelled requests, whose replies may still come.
+        self._cancelled = Quarantine()
         #: All requests that have not ended, by id.
         self._asked: dict[bytes, Request] = {}
         #: Those that went to a Rep or are queued for it, by pipe id, then by id. Only this pipe may bring the reply.
@@ -200,7 +202,7 @@ class Req(ProtocolBase):
             NoPeers, MessageTooLong, Closed: as for :meth:`request`.
         """
         core = self._core
-        request_id = new_id(self._ids, self._asked)
+        request_id = new_id(self._ids, self._asked, self._cancelled)
         if type(content) is not bytes:
             content = core.check_content(content)
         content = core.check_content(request_id + content)
@@ -235,6 +237,8 @@ class Req(ProtocolBase):
         if request.done:
             return False
         del self._asked[request._content[:ID_SIZE]]
+        if request._pipe_id:
+            self._cancelled.add(request._content[:ID_SIZE])
         self._unassign(request)
         request._end(_State.CANCELLED, reason="it was cancelled")
         return True
@@ -252,6 +256,7 @@ class Req(ProtocolBase):
         if request is None:
             # A peer may not answer a request that went to another one.
             self._drop(message, "garbage" if request_id in self._asked else "late")
+            self._cancelled.discard(request_id)
             return True
         del self._asked[request_id]
         request._end(_State.REPLIED, content[ID_SIZE:])

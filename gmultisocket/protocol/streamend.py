@@ -67,6 +67,10 @@ FIRST_CREDIT: Final = 65536
 MAX_PIECE: Final = 131072
 
 
+#: The highest number that a credit's 4 bytes can hold.
+_MAX_CREDIT: Final = 2**32 - 1
+
+
 class EndState(Enum):
     """The states of an end as a whole."""
 
@@ -285,12 +289,13 @@ class StreamEnd(StateMachine):
         pipe: the first pipe on that path.
         state: an :class:`EndState`.
         error: the error that readers get after what has come, None if there is none.
+        by_peer: whether the other end has opened the stream.
         sending: the sending half.
         receiving: the receiving half.
         liveness: signs of life of the other end.
     """
 
-    __slots__ = ("_context", "_grants", "error", "id", "liveness", "path", "pipe", "receiving", "sending", "state")
+    __slots__ = ("_context", "by_peer", "error", "id", "liveness", "path", "pipe", "receiving", "sending", "state")
 
     _moves = {
         EndState.CONNECTING: {EndState.OPEN, EndState.CLOSED},
@@ -305,11 +310,10 @@ class StreamEnd(StateMachine):
         self.pipe: Pipe | None = None
         self.state = EndState.CONNECTING
         self.error: MultiSocketError | None = None
+        self.by_peer = False
         self.sending = SendingHalf(context.hub)
         self.receiving = ReceivingHalf(context.hub)
         self.liveness = Liveness()
-        #: Credits posted so far.
-        self._grants = 0
 
     # Opening
 
@@ -418,9 +422,13 @@ class StreamEnd(StateMachine):
             receiving.not_full.wake()
 
     def _grant(self, size: int) -> None:
-        # Each under a key of its own: a new credit must not replace an unsent one.
-        self._grants += 1
-        self._post(self._grants, CREDIT + size.to_bytes(4, "big"))
+        assert self.pipe is not None
+        unsent = self._context.outbox.pending(self.pipe, (self.id, CREDIT))
+        if unsent is not None:
+            # One message for both: a peer that does not read must not pile them up. Only a peer that ignores its credit
+            # can reach the limit.
+            size = min(size + int.from_bytes(unsent.content[1:], "big"), _MAX_CREDIT)
+        self._post(CREDIT, CREDIT + size.to_bytes(4, "big"))
 
     # Sending
 
