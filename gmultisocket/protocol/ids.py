@@ -58,7 +58,7 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __contains__(self, ident: bytes) -> bool:
+    def __contains__(self, ident: object) -> bool:
         return ident in self._ids
 
     def add(self, ident: bytes) -> None:
