@@ -365,6 +365,19 @@ class protocol:
             "protocol.pubsub.max_patterns", int, 16384, minimum=1,
             doc="Maximum number of patterns that the subscribers behind one pipe of a Pub may have. More are refused.",
         )
+        max_pattern_memory = define(
+            "protocol.pubsub.max_pattern_memory", int, 33554432, unit="bytes", minimum=1,
+            doc="Maximum memory that these patterns may take: 256 bytes for each token, 3 for each byte, and 512 for "
+            "each subscriber, about. More are refused.",
+        )
+        max_total_patterns = define(
+            "protocol.pubsub.max_total_patterns", int, 0, minimum=0,
+            doc="Maximum number of patterns that all subscribers of a Pub may have. More are refused. 0: no limit.",
+        )
+        max_total_pattern_memory = define(
+            "protocol.pubsub.max_total_pattern_memory", int, 1073741824, unit="bytes", minimum=0,
+            doc="Maximum memory that the patterns of all subscribers of a Pub may take. 0: no limit.",
+        )
         max_pattern_length = define(
             "protocol.pubsub.max_pattern_length", int, 1024, unit="bytes", minimum=1, maximum=65535,
             doc="The longest pattern that a Pub accepts.",
