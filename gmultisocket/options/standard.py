@@ -358,6 +358,15 @@ class protocol:
             doc="The same for the memory that they take. A larger reply may wait alone. 0: no limit.",
         )
 
+    class reqrep:
+        """``protocol.reqrep.*``"""
+
+        probe_interval = define(
+            "protocol.reqrep.probe_interval", float, 1.0, unit="seconds", minimum=0,
+            doc="A Rep that let a request time out gets no more while there are others, until it answers. It gets one "
+            "request as a probe after so long; each further wait is twice as long, up to 60 s. 0: it gets its share.",
+        )
+
     class pubsub:
         """``protocol.pubsub.*``"""
 
@@ -410,6 +419,10 @@ class protocol:
         max_per_pipe = define(
             "protocol.stream.max_per_pipe", int, 4096, minimum=0,
             doc="Maximum number of connections that peers have opened by one pipe. More are refused. 0: no limit.",
+        )
+        probe_interval = define(
+            "protocol.stream.probe_interval", float, 1.0, unit="seconds", minimum=0,
+            doc="The same as protocol.reqrep.probe_interval, for peers that let a connect() time out.",
         )
         keep_alive_idle = define(
             "protocol.stream.keep_alive_idle", float, 30.0, unit="seconds", minimum=0,

@@ -10,6 +10,10 @@
   *executed twice*. Use ``retry`` only for requests that may be. Through switches this pipe is the one to the first
   switch; a Rep that dies behind a switch is noticed only by the timeout.
 
+A Rep that hangs would let its share of the requests time out for ever. So when a request times out, and nothing has
+come by its pipe since it was sent, that pipe gets no more requests while there are others, except for a probe now and
+then, until something comes by it. See :mod:`~gmultisocket.protocol.suspects`.
+
 The reply to a request that timed out or was cancelled is dropped and counted (``late``). Other requests are not
 affected. If the request is queued for a Rep at that time, it may still be executed; it is withdrawn only while it waits
 for any Rep at all.
@@ -22,8 +26,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+import gevent
 from gevent import get_hub
 
+from .. import options as opts
 from ..core.pipes.pipe import Pipe
 from ..errors import Closed, PeerGone, Timeout
 from ..loop.waiting import Deadline, WaitList
@@ -32,6 +38,7 @@ from ..wire import SEND_TYPE_MASK, Message
 from .answering import Answerer, Handler, ReceivedRequest
 from .base import ProtocolBase
 from .ids import ID_SIZE, Quarantine, new_id, request_ids
+from .suspects import Suspects
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,7 +76,18 @@ class Request:
     Cancel a request that nobody waits for any more: until then its Req remembers it.
     """
 
-    __slots__ = ("_content", "_pipe_id", "_reason", "_reply", "_req", "_retries", "_state", "_waiters")
+    __slots__ = (
+        "_content",
+        "_overdue",
+        "_pipe_id",
+        "_reason",
+        "_received",
+        "_reply",
+        "_req",
+        "_retries",
+        "_state",
+        "_waiters",
+    )
 
     def __init__(self, req: Req, content: bytes, retries: int) -> None:
         self._req = req
@@ -77,6 +95,10 @@ class Request:
         self._content = content
         self._retries = retries
         self._pipe_id = 0
+        #: How many messages had come by that pipe when the request was given to it.
+        self._received = 0
+        #: Whether somebody has waited for the reply too long.
+        self._overdue = False
         self._state = _ASKED
         self._reply = b""
         self._reason = ""
@@ -105,7 +127,11 @@ class Request:
             self._req._core.check()
             if self._waiters is None:
                 self._waiters = WaitList(self._req._hub, _always)
-            self._waiters.wait(timeout)
+            try:
+                self._overdue = not self._waiters.wait(timeout)
+            except gevent.Timeout:
+                self._overdue = True
+                raise
         # A match would look up each of these; the first is the usual case.
         state = self._state
         if state is _State.REPLIED:
@@ -150,6 +176,7 @@ class Req(ProtocolBase):
         self._asked: dict[bytes, Request] = {}
         #: Those that went to a Rep or are queued for it, by pipe id, then by id. Only this pipe may bring the reply.
         self._by_pipe: dict[int, dict[bytes, Request]] = {}
+        self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.reqrep.probe_interval))
         self._core.on_message(self._on_message)
         self._core.on_pipe(self._on_pipe)
         self._core.on_requeue(self._on_requeue)
@@ -208,7 +235,9 @@ class Req(ProtocolBase):
         content = core.check_content(request_id + content)
         request = self._asked[request_id] = Request(self, content, retry)
         try:
-            pipe = core.next_pipe(timeout)
+            pipe = self._suspects.probe() if self._suspects.pipes else None
+            if pipe is None:
+                pipe = core.next_pipe(timeout)
         except BaseException:
             self._cancel(request)
             raise
@@ -225,6 +254,7 @@ class Req(ProtocolBase):
             requests = self._by_pipe[pipe.id] = {}
         requests[request._content[:ID_SIZE]] = request
         request._pipe_id = pipe.id
+        request._received = pipe.messages_received
 
     def _unassign(self, request: Request) -> None:
         requests = self._by_pipe.get(request._pipe_id)
@@ -238,6 +268,8 @@ class Req(ProtocolBase):
             return False
         del self._asked[request._content[:ID_SIZE]]
         if request._pipe_id:
+            if request._overdue:
+                self._suspects.timed_out(self.pipes.get(request._pipe_id), request._received)
             self._cancelled.add(request._content[:ID_SIZE])
         self._unassign(request)
         request._end(_State.CANCELLED, reason="it was cancelled")
@@ -250,6 +282,8 @@ class Req(ProtocolBase):
         if message.flags & ~SEND_TYPE_MASK or len(content) < ID_SIZE:
             self._drop(message, "garbage")
             return True
+        if self._suspects.pipes:
+            self._suspects.answered(message.pipe_id)
         request_id = content[:ID_SIZE]
         requests = self._by_pipe.get(message.pipe_id)
         request = requests.pop(request_id, None) if requests is not None else None
@@ -272,6 +306,7 @@ class Req(ProtocolBase):
         return True
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        self._suspects.on_pipe(kind, pipe)
         if kind == "remove":
             for request in self._by_pipe.pop(pipe.id, {}).values():
                 if request._retries:

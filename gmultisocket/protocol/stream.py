@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Literal, overload
 
+import gevent
 from gevent import Greenlet, get_hub
 
 from .. import options as opts
@@ -43,6 +44,7 @@ from .ids import IdPool
 from .outbox import Outbox
 from .streamend import CREDIT, END, KEEP_ALIVE, RESET, StreamContext, StreamEnd
 from .streamsocket import StreamSocket
+from .suspects import Suspects
 
 __all__ = ["Stream", "StreamSocket"]
 
@@ -86,6 +88,7 @@ class Stream(ProtocolBase):
         self._backlog: deque[StreamEnd] = deque()
         self._acceptors = WaitList(self._hub, lambda: self._backlog or self._closing)
         self._outbox = Outbox(self._core, self._spawn)
+        self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.stream.probe_interval))
         self._keepalive = Periodic(self._check_interval, self._check_ends, self._spawn)
         #: The greenlet that empties the socket's receive queue, while there is something in it.
         self._queue_reader: Greenlet[..., Any] | None = None
@@ -128,7 +131,9 @@ class Stream(ProtocolBase):
         deadline = Deadline(timeout)
         end = self._make_end()
         try:
-            pipe = self._core.next_pipe(timeout)
+            pipe = self._suspects.probe() if self._suspects.pipes else None
+            if pipe is None:
+                pipe = self._core.next_pipe(timeout)
             assert pipe is not None, "socket.send_overflow is fixed"
             # A close() during the wait has ended it.
             if not end.over:
@@ -137,9 +142,12 @@ class Stream(ProtocolBase):
                 self._core.put(pipe, Message(CONTROL | TO_ONE, source=end.id, content=KEEP_ALIVE))
             end.wait_open(deadline.left())
         except Timeout:
+            self._suspects.timed_out(end.pipe, end.received_before)
             end.close(abort=True)
             raise Timeout("connect", timeout) from None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, gevent.Timeout):
+                self._suspects.timed_out(end.pipe, end.received_before)
             end.close(abort=True)
             raise
         end.admit(greeted=False)
@@ -196,6 +204,7 @@ class Stream(ProtocolBase):
         self._unassign(end)
         end.pipe = pipe
         if pipe is not None:
+            end.received_before = pipe.messages_received
             self._by_pipe.setdefault(pipe, {})[end.id] = end
 
     def _unassign(self, end: StreamEnd) -> None:
@@ -220,6 +229,7 @@ class Stream(ProtocolBase):
     # Pipes; callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        self._suspects.on_pipe(kind, pipe)
         if kind == "remove":
             ends = list(self._by_pipe.get(pipe, {}).values())
             for end in ends[:_PORTION]:
@@ -286,6 +296,7 @@ class Stream(ProtocolBase):
         if pipe is None or message.pipe_id != pipe.id:
             self._drop(message, "garbage")
             return True
+        self._suspects.answered(pipe.id)
         if message.flags & CONTROL and message.content == RESET:
             end.fail(ConnectionRefused(pipe.peer_address, "the peer takes no connections now"))
             return True
@@ -336,6 +347,8 @@ class Stream(ProtocolBase):
             self._drop(message, "garbage")
             return
         self._core.count_drop("no such stream", message.pipe_id)
+        # It may be the answer to a connect() that has timed out.
+        self._suspects.answered(message.pipe_id)
         pipe = self.pipes.get(message.pipe_id)
         needs_no_reset = message.flags & CONTROL and content[:1] in (END, RESET, CREDIT)
         if pipe is not None and not needs_no_reset:

@@ -290,12 +290,25 @@ class StreamEnd(StateMachine):
         state: an :class:`EndState`.
         error: the error that readers get after what has come, None if there is none.
         by_peer: whether the other end has opened the stream.
+        received_before: how many messages had come by the pipe when the stream was assigned to it.
         sending: the sending half.
         receiving: the receiving half.
         liveness: signs of life of the other end.
     """
 
-    __slots__ = ("_context", "by_peer", "error", "id", "liveness", "path", "pipe", "receiving", "sending", "state")
+    __slots__ = (
+        "_context",
+        "by_peer",
+        "error",
+        "id",
+        "liveness",
+        "path",
+        "pipe",
+        "received_before",
+        "receiving",
+        "sending",
+        "state",
+    )
 
     _moves = {
         EndState.CONNECTING: {EndState.OPEN, EndState.CLOSED},
@@ -311,6 +324,7 @@ class StreamEnd(StateMachine):
         self.state = EndState.CONNECTING
         self.error: MultiSocketError | None = None
         self.by_peer = False
+        self.received_before = 0
         self.sending = SendingHalf(context.hub)
         self.receiving = ReceivingHalf(context.hub)
         self.liveness = Liveness()
