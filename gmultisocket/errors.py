@@ -50,6 +50,7 @@ __all__ = [
     "CertificateRequired",
     "CertificateRefused",
     "PipeRefused",
+    "NoIds",
     "PeerGone",
     "StreamClosed",
     "StreamReset",
@@ -83,7 +84,7 @@ def hide_values(address: str) -> str:
 
 
 def _hide_credentials(value: object) -> object:
-    """Return a value of an option without the user names and passwords of URLs in it; the same object if it has none."""
+    """Return a value without the user names and passwords of URLs in it; the same object if there are none."""
     if isinstance(value, str):
         return re.sub(r"//[^/\s]*@", "//***@", value)
     if isinstance(value, list):
@@ -494,6 +495,21 @@ class PipeRefused(MultiSocketError):
 
     def __str__(self) -> str:
         return f"the pipe was refused: {printable(self.reason)}"
+
+
+class NoIds(MultiSocketError, OverflowError):
+    """No id is left for a new pipe, or for a new connection of a Stream.
+
+    Attributes:
+        used: how many ids are used.
+    """
+
+    def __init__(self, used: int) -> None:
+        super().__init__(used)
+        self.used = used
+
+    def __str__(self) -> str:
+        return f"all ids are used up: {self.used} of them"
 
 
 class PeerGone(MultiSocketError):

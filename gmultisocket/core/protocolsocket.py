@@ -110,6 +110,14 @@ class ProtocolSocket:
         self.check()
         return self._sender.next_pipe(timeout)
 
+    def avoid(self, pipe: Pipe, avoided: bool) -> None:
+        """Give a pipe no more to-one messages while there are other pipes; or again, if ``avoided`` is False.
+
+        Neither blocks nor switches greenlets. When no other pipe is left, all avoided pipes are used again, as if this
+        had not been called.
+        """
+        self._sender.avoid(pipe, avoided)
+
     def put(self, pipe: Pipe, message: Message) -> None:
         """Send a message by one pipe, whatever its send type. Never blocks.
 
@@ -173,6 +181,13 @@ class ProtocolSocket:
         return self._sender.wait_writable(pipe, timeout)
 
     # Receiving
+
+    def deliver(self, message: Message) -> None:
+        """Put a message into the receive queue, however full that is. Never blocks.
+
+        The ``on_message`` callback sees it as if it had just arrived.
+        """
+        self._receiver.deliver((message,), past_limit=True)
 
     def stop_receiving(self, reason: str) -> None:
         """Receive nothing more, and drop the messages in the queue: for a protocol that closes and has still to send.

@@ -358,12 +358,47 @@ class transport:
 class protocol:
     """``protocol.*``: options of one protocol."""
 
+    class answers:
+        """``protocol.answers.*``: the replies of a Rep or a Respondent."""
+
+        max_waiting = define(
+            "protocol.answers.max_waiting", int, 1024, unit="messages", minimum=1,
+            doc="Maximum number of replies that wait for a peer, beyond the queue of its pipe. From half of it on, "
+            "further requests of the peer wait; when as many of them wait, the pipe is closed.",
+        )
+        max_waiting_bytes = define(
+            "protocol.answers.max_waiting_bytes", int, 16777216, unit="bytes", minimum=0,
+            doc="The same for the memory that they take. A larger reply may wait alone. 0: no limit.",
+        )
+
+    class reqrep:
+        """``protocol.reqrep.*``"""
+
+        probe_interval = define(
+            "protocol.reqrep.probe_interval", float, 1.0, unit="seconds", minimum=0,
+            doc="A Rep that let a request time out gets no more while there are others, until it answers. It gets one "
+            "request as a probe after so long; each further wait is twice as long, up to 60 s. 0: it gets its share.",
+        )
+
     class pubsub:
         """``protocol.pubsub.*``"""
 
         max_patterns = define(
             "protocol.pubsub.max_patterns", int, 16384, minimum=1,
             doc="Maximum number of patterns that the subscribers behind one pipe of a Pub may have. More are refused.",
+        )
+        max_pattern_memory = define(
+            "protocol.pubsub.max_pattern_memory", int, 33554432, unit="bytes", minimum=1,
+            doc="Maximum memory that these patterns may take: 256 bytes for each token, 3 for each byte, and 512 for "
+            "each subscriber, about. More are refused.",
+        )
+        max_total_patterns = define(
+            "protocol.pubsub.max_total_patterns", int, 0, minimum=0,
+            doc="Maximum number of patterns that all subscribers of a Pub may have. More are refused. 0: no limit.",
+        )
+        max_total_pattern_memory = define(
+            "protocol.pubsub.max_total_pattern_memory", int, 1073741824, unit="bytes", minimum=0,
+            doc="Maximum memory that the patterns of all subscribers of a Pub may take. 0: no limit.",
         )
         max_pattern_length = define(
             "protocol.pubsub.max_pattern_length", int, 1024, unit="bytes", minimum=1, maximum=65535,
@@ -393,6 +428,14 @@ class protocol:
         accept_queue_size = define(
             "protocol.stream.accept_queue_size", int, 1024, minimum=1,
             doc="Maximum number of connections of peers that wait for accept(). More are refused.",
+        )
+        max_per_pipe = define(
+            "protocol.stream.max_per_pipe", int, 4096, minimum=0,
+            doc="Maximum number of connections that peers have opened by one pipe. More are refused. 0: no limit.",
+        )
+        probe_interval = define(
+            "protocol.stream.probe_interval", float, 1.0, unit="seconds", minimum=0,
+            doc="The same as protocol.reqrep.probe_interval, for peers that let a connect() time out. 0: no peer is suspected.",
         )
         keep_alive_idle = define(
             "protocol.stream.keep_alive_idle", float, 30.0, unit="seconds", minimum=0,

@@ -4,24 +4,29 @@ A request, or a survey, is a 4-byte id and a payload. Its answer goes to the req
 bytes. Handlers run in worker greenlets. Each worker takes a request, answers it and takes the next one. When all
 workers are busy, another one is started, up to the number allowed.
 
-A peer that does not read its answers delays nobody else: its answers wait in an outbox. When there are too many of
-them, its pipe is closed.
+A peer that does not read its answers delays nobody else: its answers wait in an outbox. While the outbox is half full,
+in number or in bytes, the peer's further requests are kept unanswered, as they are mostly smaller. They are answered in
+their order when the peer has read. When too many of them wait, or too many answers, the pipe is closed. So a peer that
+reads slowly is served at its own pace, and one that does not read costs a bounded amount of memory.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 import gevent
 from gevent import getcurrent
 from gevent.event import Event
 
+from .. import options as opts
+from ..core.pipes.pipe import Pipe
 from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout
 from ..log import get_logger
 from ..loop.waiting import Deadline
 from ..options import OptionValues
-from ..wire import TO_DEST, Message, first_id
+from ..wire import INTERNAL, SEND_TYPE_MASK, TO_DEST, Message, first_id
 from .base import ProtocolBase
 from .ids import ID_SIZE
 from .outbox import Outbox
@@ -36,8 +41,41 @@ logger = get_logger("gmultisocket.protocol")
 #: Takes a request's payload; returns the answer's, or None to leave the request unanswered.
 Handler = Callable[[bytes], "Buffer | None"]
 
-#: Answers that may wait for one pipe, beyond its queue, before the pipe is closed.
-_MAX_WAITING = 1024
+_CLOSE_REASON: Final = "the peer asks and does not read the answers"
+#: What a request takes in memory besides its content and its source: the objects around them, in bytes.
+_OVERHEAD: Final = 256
+
+
+class _HeldRequests:
+    """The requests of one pipe that are answered when the peer has read answers.
+
+    Attributes:
+        messages: the requests, oldest first.
+        size: the memory that they take, in bytes, about.
+        called: whether a message in the receive queue says that the first may be answered now.
+    """
+
+    __slots__ = ("called", "messages", "size")
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+        self.size = 0
+        self.called = False
+
+    def add(self, message: Message) -> None:
+        """Add the newest request."""
+        self.messages.append(message)
+        self.size += _size(message)
+
+    def take(self) -> Message:
+        """Remove and return the oldest request."""
+        message = self.messages.popleft()
+        self.size -= _size(message)
+        return message
+
+
+def _size(message: Message) -> int:
+    return _OVERHEAD + len(message.content) + len(message.source)
 
 
 class ReceivedRequest:
@@ -110,10 +148,14 @@ class Answerer(ProtocolBase):
         self._outbox = Outbox(
             self._core,
             self._spawn,
-            limit=_MAX_WAITING,
-            close_reason="the peer asks and does not read the answers",
+            limits=self._outbox_limits,
+            close_reason=_CLOSE_REASON,
             count_drops=True,
+            on_sent=self._call_held,
         )
+        #: By pipe: the requests that are kept until the peer has read. Has no pipe without any.
+        self._held: dict[Pipe, _HeldRequests] = {}
+        self._core.on_pipe(self._on_pipe)
         #: For ``close()``: set when a request is done.
         self._progress: Event | None = None
 
@@ -152,7 +194,7 @@ class Answerer(ProtocolBase):
         """Answer one request after the other until the socket closes (the worker greenlets)."""
         try:
             while True:
-                request = ReceivedRequest(self, self._next(None, ID_SIZE))
+                request = ReceivedRequest(self, self._next_request(None))
                 self._running[request] = getcurrent()
                 if len(self._running) == self._workers < self._concurrency:
                     self._add_worker()
@@ -196,7 +238,7 @@ class Answerer(ProtocolBase):
         """
         if self._handler is not None:
             raise NotSupported("recv", "the handler takes what comes")
-        return ReceivedRequest(self, self._next(timeout, ID_SIZE))
+        return ReceivedRequest(self, self._next_request(timeout))
 
     def __iter__(self) -> Iterator[ReceivedRequest]:
         """Iterate over requests as they come; ends with ``close()``, which waits for the loop's body."""
@@ -211,7 +253,85 @@ class Answerer(ProtocolBase):
             finally:
                 self._done(request)
 
+    # Requests
+
+    def _next_request(self, timeout: float | None) -> Message:
+        """Return the next request that may be answered. Blocks and raises as ``Socket.recv_msg`` does."""
+        deadline = None if timeout is None else Deadline(timeout)
+        while True:
+            message = self.socket.recv_msg(timeout)
+            if message.flags & ~SEND_TYPE_MASK or len(message.content) < ID_SIZE:
+                # No peer's message that arrives here has this flag.
+                if message.flags & INTERNAL:
+                    held = self._take_held(message.pipe_id)
+                    if held is not None:
+                        return held
+                else:
+                    self._drop(message, "garbage")
+            elif not (self._outbox.queues or self._held) or not self._hold(message):
+                return message
+            if deadline is not None:
+                timeout = deadline.left()
+
+    def _hold(self, message: Message) -> bool:
+        """Keep a request whose peer is behind with reading. Return False if it may be answered now."""
+        pipe = self.pipes.get(message.pipe_id)
+        if pipe is None:
+            return False
+        held = self._held.get(pipe)
+        if held is None:
+            if not self._is_behind(pipe):
+                return False
+            held = self._held[pipe] = _HeldRequests()
+        number, size = self._outbox_limits()
+        if len(held.messages) >= number or (size and held.messages and held.size + _size(message) > size):
+            self._core.count_drop("peer gone")
+            pipe.close(_CLOSE_REASON)
+        else:
+            held.add(message)
+        return True
+
+    def _is_behind(self, pipe: Pipe) -> bool:
+        """Return whether so many answers wait for a pipe that no more should be made."""
+        queue = self._outbox.queues.get(pipe)
+        if queue is None:
+            return False
+        number, size = self._outbox_limits()
+        return 2 * len(queue.messages) >= number or bool(size) and 2 * queue.size >= size
+
+    def _call_held(self, pipe: Pipe) -> None:
+        """If a pipe is not behind any more, tell those who take requests that its first one may be answered."""
+        held = self._held.get(pipe)
+        if held is not None and not held.called and not self._is_behind(pipe):
+            held.called = True
+            self._core.deliver(Message(INTERNAL, pipe_id=pipe.id))
+
+    def _take_held(self, pipe_id: int) -> Message | None:
+        """Return the first request that was kept for a pipe, None if there is none, or the pipe is behind again."""
+        pipe = self.pipes.get(pipe_id)
+        held = self._held.get(pipe) if pipe is not None else None
+        if pipe is None or held is None:
+            return None
+        held.called = False
+        if self._is_behind(pipe):
+            return None
+        message = held.take()
+        if held.messages:
+            self._call_held(pipe)
+        else:
+            del self._held[pipe]
+        return message
+
+    def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        if kind == "remove" and (held := self._held.pop(pipe, None)) is not None:
+            for _ in held.messages:
+                self._core.count_drop("peer gone")
+
     # Answers
+
+    def _outbox_limits(self) -> tuple[int, int]:
+        answers = opts.protocol.answers
+        return self.options.get(answers.max_waiting), self.options.get(answers.max_waiting_bytes)
 
     def _reply(self, source: bytes, content: bytes) -> bool:
         """Send an answer, or post it if it must wait. Never blocks. Return False if it cannot arrive."""
@@ -249,6 +369,10 @@ class Answerer(ProtocolBase):
     def _stop(self, deadline: Deadline) -> None:
         """Take no more requests, and wait until those that are being answered have their answers."""
         self._core.stop_receiving("closed by close()")
+        for held in self._held.values():
+            for _ in held.messages:
+                self._core.count_drop("closed")
+        self._held.clear()
         self._progress = Event()
         while self._others_run():
             self._progress.clear()

@@ -12,7 +12,7 @@
   It does get what is published after ``subscribe(pattern, timeout)`` has returned.
 
 The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
-a Sub match comes once.
+a Sub match comes once. What a Pub remembers, and within which limits, is in :mod:`~gmultisocket.protocol.subscribers`.
 
 Through switches: a switch passes a Sub's control messages to every Pub behind it, and a publication to every peer at
 its other side, so a Sub filters again what comes. A Pub distinguishes the subscribers behind one pipe by the path back
@@ -26,6 +26,7 @@ unsubscribes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -36,10 +37,12 @@ from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic, Closed, Timeout
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
+from ..loop.yielding import yield_to_loop
 from ..options import Option, OptionValues, follow
 from ..wire import SEND_TYPE_MASK, Message
 from .base import ProtocolBase
 from .outbox import Outbox
+from .subscribers import Limits, Peer, Subscribers
 from .subscriptions import Subscriptions, check_pattern, check_topic
 from .upstream import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Upstream, control, read_control
 
@@ -50,51 +53,17 @@ __all__ = ["Pub", "Sub"]
 
 _length = Struct(">H")
 
-#: Topics that a Pub or a Sub remembers with their subscribers, until a subscription changes.
+#: Topics that a Sub remembers, until a subscription changes.
 _MAX_TOPICS = 1024
-#: Pipes that a Pub remembers for its topics, all together.
-_MAX_REMEMBERED = 1 << 20
+#: After this number of subscriptions others run.
+_PORTION = 256
 #: Checks in one expiry. A subscriber that more checks than this have found silent is forgotten. One check would not do:
 #: it may be the first thing that runs after the process was stopped, before the messages of that time are read.
 _EXPIRY_CHECKS = 3
 
 
-class _Subscriber:
-    """One subscriber of a Pub: one path back through one pipe.
-
-    Attributes:
-        patterns: what it has subscribed to.
-        repeats: how often it has repeated a subscription. One that repeats goes on to do so while it lives.
-        silent_checks: checks since a subscription came.
-    """
-
-    __slots__ = ("patterns", "repeats", "silent_checks")
-
-    def __init__(self) -> None:
-        self.patterns: set[str] = set()
-        self.repeats = 0
-        self.silent_checks = 0
-
-
-class _Peer:
-    """A pipe of a Pub, and the subscribers behind it.
-
-    Attributes:
-        pipe: the pipe.
-        subscribers: by their source.
-        count: the number of their patterns, all together.
-    """
-
-    __slots__ = ("count", "pipe", "subscribers")
-
-    def __init__(self, pipe: Pipe) -> None:
-        self.pipe = pipe
-        self.subscribers: dict[bytes, _Subscriber] = {}
-        self.count = 0
-
-    def behind_switch(self) -> list[bytes]:
-        """Return the sources of the subscribers that are not the peer itself."""
-        return [source for source in self.subscribers if source != self.pipe.path]
+def _set_limit(attribute: str, limits: Limits, value: int) -> None:
+    setattr(limits, attribute, value)
 
 
 class Pub(ProtocolBase):
@@ -110,26 +79,27 @@ class Pub(ProtocolBase):
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
-        self._index: Subscriptions[Pipe] = Subscriptions()
-        self._peers: dict[int, _Peer] = {}
-        #: Topic -> the bytes in front of the payload, and the pipes that it goes to. Has no closed pipes.
-        self._groups: dict[str, tuple[bytes, tuple[Pipe, ...]]] = {}
-        self._remembered = 0
         self._outbox = Outbox(self._core, self._spawn)
+        self._subscribers = Subscribers(self._spawn, self._forget_acknowledgement)
+        self._peers = self._subscribers.peers
+        #: By topic: the bytes in front of the payload, and the pipes that it goes to.
+        self._groups = self._subscribers.topics.groups
+        self._find = self._subscribers.find
         self._expiry = Periodic(self._expiry_pause, self._expire, self._spawn)
-        follow(self.options, self, self._copied)
+        follow(self.options, self._subscribers.limits, self._copied)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message)
 
-    def _set_max_patterns(self, value: int) -> None:
-        self._max_patterns = value
-
-    def _set_max_length(self, value: int) -> None:
-        self._max_length = value
-
+    #: The limits that matter for every subscription are copied.
     _copied: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {
-        opts.protocol.pubsub.max_patterns: _set_max_patterns,
-        opts.protocol.pubsub.max_pattern_length: _set_max_length,
+        option: partial(_set_limit, attribute)
+        for option, attribute in (
+            (opts.protocol.pubsub.max_pattern_length, "max_length"),
+            (opts.protocol.pubsub.max_patterns, "max_patterns"),
+            (opts.protocol.pubsub.max_pattern_memory, "max_memory"),
+            (opts.protocol.pubsub.max_total_patterns, "max_total_patterns"),
+            (opts.protocol.pubsub.max_total_pattern_memory, "max_total_memory"),
+        )
     }
 
     def publish(self, topic: str, content: Buffer, timeout: float | None = None) -> int:
@@ -166,31 +136,15 @@ class Pub(ProtocolBase):
     @property
     def subscriptions(self) -> int:
         """The number of subscriptions: patterns, counted for each subscriber."""
-        return len(self._index)
-
-    def _find(self, topic: str) -> tuple[bytes, tuple[Pipe, ...]]:
-        encoded = check_topic(topic)
-        if len(self._groups) >= _MAX_TOPICS or self._remembered > _MAX_REMEMBERED:
-            self._forget_groups()
-        pipes = tuple(self._index.match(topic))
-        self._remembered += len(pipes)
-        group = self._groups[topic] = (_length.pack(len(encoded)) + encoded, pipes)
-        return group
-
-    def _forget_groups(self) -> None:
-        self._groups.clear()
-        self._remembered = 0
+        return self._subscribers.count
 
     # Callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "add":
-            self._peers[pipe.id] = _Peer(pipe)
-            return
-        peer = self._peers.pop(pipe.id, None)
-        if peer is not None:
-            for source in list(peer.subscribers):
-                self._remove_subscriber(peer, source)
+            self._subscribers.add_pipe(pipe)
+        else:
+            self._subscribers.remove_pipe(pipe)
 
     def _on_message(self, message: Message) -> bool:
         read = read_control(message)
@@ -205,76 +159,50 @@ class Pub(ProtocolBase):
         if kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
         elif kind == UNSUBSCRIBE:
-            self._unsubscribe(peer, pattern, message.source)
+            self._subscribers.unsubscribe(peer, pattern, message.source)
         else:
             self._drop(message, "garbage")
         return True
 
-    def _subscribe(self, peer: _Peer, pattern: str, message: Message) -> None:
-        source = message.source
-        subscriber = peer.subscribers.get(source)
-        if subscriber is not None:
-            subscriber.silent_checks = 0
-        if subscriber is not None and pattern in subscriber.patterns:
-            subscriber.repeats += 1
-        elif len(message.content) > 1 + self._max_length or peer.count >= self._max_patterns:
+    def _subscribe(self, peer: Peer, pattern: str, message: Message) -> None:
+        encoded = message.content[1:]
+        subscriber = self._subscribers.subscribe(peer, pattern, message.source, len(encoded))
+        if subscriber is None:
             self._drop(message, "refused subscription")
             return
-        else:
-            if subscriber is None:
-                subscriber = peer.subscribers[source] = _Subscriber()
-                self._start_expiry(peer, source)
-            subscriber.patterns.add(pattern)
-            peer.count += 1
-            self._index.add(pattern, peer.pipe)
-            self._forget_groups()
-        # At most one acknowledgement waits for each subscription, so the limit of subscriptions bounds them.
-        self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED, message.content[1:], source))
-
-    def _unsubscribe(self, peer: _Peer, pattern: str, source: bytes) -> None:
-        subscriber = peer.subscribers.get(source)
-        if subscriber is None or pattern not in subscriber.patterns:
-            return
-        self._remove(peer, source, subscriber, pattern)
-        if not subscriber.patterns:
-            del peer.subscribers[source]
-
-    def _remove_subscriber(self, peer: _Peer, source: bytes) -> None:
-        subscriber = peer.subscribers.pop(source)
-        for pattern in list(subscriber.patterns):
-            self._remove(peer, source, subscriber, pattern)
-
-    def _remove(self, peer: _Peer, source: bytes, subscriber: _Subscriber, pattern: str) -> None:
-        subscriber.patterns.remove(pattern)
-        peer.count -= 1
-        self._index.remove(pattern, peer.pipe)
-        self._outbox.forget(peer.pipe, (source, pattern))
-        self._forget_groups()
-
-    # Subscribers that died behind a switch
-
-    def _start_expiry(self, peer: _Peer, source: bytes) -> None:
+        source = subscriber.source
         if source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
             self._expiry.start()
+        # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
+        self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED, encoded, source))
+
+    def _forget_acknowledgement(self, pipe: Pipe, source: bytes, pattern: str) -> None:
+        self._outbox.forget(pipe, (source, pattern))
+
+    # Subscribers that died behind a switch
 
     def _expiry_pause(self) -> float:
         """Return the seconds until the next check for silent subscribers, 0 if none is behind a switch."""
         expiry: float = self.options.get(opts.protocol.pubsub.expiry)
-        return expiry / _EXPIRY_CHECKS if any(peer.behind_switch() for peer in self._peers.values()) else 0
+        return expiry / _EXPIRY_CHECKS if any(peer.is_switch for peer in self._peers.values()) else 0
 
     def _expire(self, elapsed: float, late: float) -> None:
-        for peer in self._peers.values():
-            self._expire_behind(peer)
+        for peer in list(self._peers.values()):
+            # A subscriber that never repeated a subscription may live: it is removed only if others need its place.
+            full = peer.refused or peer.count >= self._subscribers.limits.max_patterns
+            peer.refused = False
+            for number, source in enumerate(peer.behind_switch(), 1):
+                if number % _PORTION == 0:
+                    yield_to_loop()
+                if peer.pipe.id in self._peers and source in peer.subscribers:
+                    self._check_silence(peer, source, full)
 
-    def _expire_behind(self, peer: _Peer) -> None:
-        """Remove the subscribers behind a switch that have been silent for too long."""
-        for source in peer.behind_switch():
-            subscriber = peer.subscribers[source]
-            subscriber.silent_checks += 1
-            # One that never repeated a subscription may live: it is removed only if others need its place.
-            expires = subscriber.repeats > 1 or peer.count >= self._max_patterns
-            if subscriber.silent_checks > _EXPIRY_CHECKS and expires:
-                self._remove_subscriber(peer, source)
+    def _check_silence(self, peer: Peer, source: bytes, full: bool) -> None:
+        """Remove a subscriber behind a switch that has been silent for too long."""
+        subscriber = peer.subscribers[source]
+        subscriber.silent_checks += 1
+        if subscriber.silent_checks > _EXPIRY_CHECKS and (subscriber.repeats > 1 or full):
+            self._subscribers.remove_subscriber(peer, source)
 
 
 class Sub(ProtocolBase):
@@ -342,7 +270,7 @@ class Sub(ProtocolBase):
     def _wait_acknowledged(self, pattern: str, timeout: float) -> None:
         deadline = Deadline(timeout)
         asked = list(self._upstreams.values())
-        while waiting := [one for one in asked if pattern in one.awaited and one.pipe.id in self._upstreams]:
+        while waiting := [one for one in asked if one.awaits(pattern) and one.pipe.id in self._upstreams]:
             if pattern not in self._patterns:
                 return
             if not self._acknowledgements.wait(deadline.left()):
@@ -423,8 +351,9 @@ class Sub(ProtocolBase):
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "add":
             upstream = self._upstreams[pipe.id] = Upstream(pipe, self._outbox)
-            for pattern in self._patterns:
-                upstream.subscribe(pattern)
+            upstream.subscribe_all(self._patterns)
+            if upstream.subscribe_some(_PORTION):
+                self._spawn(self._subscribe_rest, upstream)
             self._start_refresh()
         elif self._upstreams.pop(pipe.id, None) is not None:
             self._acknowledgements.wake_all()
@@ -473,12 +402,19 @@ class Sub(ProtocolBase):
 
     def _refresh_subscriptions(self, elapsed: float, late: float) -> None:
         for upstream in self._behind_switch():
-            for pattern in self._patterns:
-                upstream.subscribe(pattern)
+            upstream.subscribe_all(self._patterns)
+            self._subscribe_rest(upstream)
+
+    def _subscribe_rest(self, upstream: Upstream) -> None:
+        """Send the subscriptions that a pipe has not got yet, in portions."""
+        while upstream.pipe.id in self._upstreams and upstream.subscribe_some(_PORTION):
+            yield_to_loop()
 
     def _stop(self, deadline: Deadline) -> None:
         """Unsubscribe at publishers behind switches, which do not see this side's pipe close."""
         for upstream in self._behind_switch():
-            for pattern in self._patterns:
+            for number, pattern in enumerate(list(self._patterns), 1):
+                if number % _PORTION == 0:
+                    yield_to_loop()
                 upstream.unsubscribe(pattern)
         self._outbox.flush(deadline.left())

@@ -2,13 +2,17 @@
 
 * Who talks to whom: any number of Reqs with any number of Reps, directly or through switches. Each request goes to one
   Rep, fairly among those that can take it; the reply comes back the way that the request went.
-* On the wire: a request is a 4-byte id (big-endian, chosen by the Req) and the payload, sent to one; its reply is the
+* On the wire: a request is a 4-byte id (chosen by the Req at random) and the payload, sent to one; its reply is the
   same 4 bytes and the payload, sent to the request's source.
 * What is lost, and when: nothing silently. A request that has not left when its pipe closes goes to another Rep, as if
   it had never been sent to the first. A request that has left may have been executed. If the pipe closes then, the
   request fails at once with PeerGone; or, if it was made with ``retry``, it is sent to another Rep, and so may be
   *executed twice*. Use ``retry`` only for requests that may be. Through switches this pipe is the one to the first
   switch; a Rep that dies behind a switch is noticed only by the timeout.
+
+A Rep that hangs would let its share of the requests time out for ever. So when a request times out, and nothing has
+come by its pipe since it was sent, that pipe gets no more requests while there are others, except for a probe now and
+then, until something comes by it. See :mod:`~gmultisocket.protocol.suspects`.
 
 The reply to a request that timed out or was cancelled is dropped and counted (``late``). Other requests are not
 affected. If the request is queued for a Rep at that time, it may still be executed; it is withdrawn only while it waits
@@ -22,8 +26,10 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Literal
 
+import gevent
 from gevent import get_hub
 
+from .. import options as opts
 from ..core.pipes.pipe import Pipe
 from ..errors import Closed, PeerGone, Timeout
 from ..loop.waiting import Deadline, WaitList
@@ -31,7 +37,8 @@ from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, TO_ONE, Message
 from .answering import Answerer, Handler, ReceivedRequest
 from .base import ProtocolBase
-from .ids import ID_SIZE, new_id, request_ids
+from .ids import ID_SIZE, Quarantine, new_id, request_ids
+from .suspects import Suspects
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -72,7 +79,18 @@ class Request:
     Cancel a request that nobody waits for any more: until then its Req remembers it.
     """
 
-    __slots__ = ("_content", "_pipe_id", "_reason", "_reply", "_req", "_retries", "_state", "_waiters")
+    __slots__ = (
+        "_content",
+        "_overdue",
+        "_pipe_id",
+        "_reason",
+        "_received",
+        "_reply",
+        "_req",
+        "_retries",
+        "_state",
+        "_waiters",
+    )
 
     def __init__(self, req: Req, content: bytes, retries: int) -> None:
         self._req = req
@@ -80,6 +98,10 @@ class Request:
         self._content = content
         self._retries = retries
         self._pipe_id = 0
+        #: How many messages had come by that pipe when the request was given to it.
+        self._received = 0
+        #: Whether somebody has waited for the reply too long.
+        self._overdue = False
         self._state = _ASKED
         self._reply = b""
         self._reason = ""
@@ -108,7 +130,11 @@ class Request:
             self._req._core.check()
             if self._waiters is None:
                 self._waiters = WaitList(self._req._hub, _always)
-            self._waiters.wait(timeout)
+            try:
+                self._overdue = not self._waiters.wait(timeout)
+            except gevent.Timeout:
+                self._overdue = True
+                raise
         # A match would look up each of these; the first is the usual case.
         state = self._state
         if state is _State.REPLIED:
@@ -147,10 +173,13 @@ class Req(ProtocolBase):
         super().__init__(options)
         self._hub = get_hub()
         self._ids = request_ids()
+        #: Ids of cancelled requests, whose replies may still come.
+        self._cancelled = Quarantine()
         #: All requests that have not ended, by id.
         self._asked: dict[bytes, Request] = {}
         #: Those that went to a Rep or are queued for it, by pipe id, then by id. Only this pipe may bring the reply.
         self._by_pipe: dict[int, dict[bytes, Request]] = {}
+        self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.reqrep.probe_interval))
         self._core.on_message(self._on_message)
         self._core.on_pipe(self._on_pipe)
         self._core.on_requeue(self._on_requeue)
@@ -203,13 +232,15 @@ class Req(ProtocolBase):
             NoPeers, MessageTooLong, Closed: as for :meth:`request`.
         """
         core = self._core
-        request_id = new_id(self._ids, self._asked)
+        request_id = new_id(self._ids, self._asked, self._cancelled)
         if type(content) is not bytes:
             content = core.check_content(content)
         content = core.check_content(request_id + content)
         request = self._asked[request_id] = Request(self, content, retry)
         try:
-            pipe = core.next_pipe(timeout)
+            pipe = self._suspects.probe() if self._suspects.pipes else None
+            if pipe is None:
+                pipe = core.next_pipe(timeout)
         except BaseException:
             self._cancel(request)
             raise
@@ -226,6 +257,7 @@ class Req(ProtocolBase):
             requests = self._by_pipe[pipe.id] = {}
         requests[request._content[:ID_SIZE]] = request
         request._pipe_id = pipe.id
+        request._received = pipe.messages_received
 
     def _unassign(self, request: Request) -> None:
         requests = self._by_pipe.get(request._pipe_id)
@@ -238,6 +270,10 @@ class Req(ProtocolBase):
         if request.done:
             return False
         del self._asked[request._content[:ID_SIZE]]
+        if request._pipe_id:
+            if request._overdue:
+                self._suspects.timed_out(self.pipes.get(request._pipe_id), request._received)
+            self._cancelled.add(request._content[:ID_SIZE])
         self._unassign(request)
         request._end(_State.CANCELLED, reason="it was cancelled")
         return True
@@ -249,12 +285,15 @@ class Req(ProtocolBase):
         if message.flags & ~SEND_TYPE_MASK or len(content) < ID_SIZE:
             self._drop(message, "garbage")
             return True
+        if self._suspects.pipes:
+            self._suspects.answered(message.pipe_id)
         request_id = content[:ID_SIZE]
         requests = self._by_pipe.get(message.pipe_id)
         request = requests.pop(request_id, None) if requests is not None else None
         if request is None:
             # A peer may not answer a request that went to another one.
             self._drop(message, "garbage" if request_id in self._asked else "late")
+            self._cancelled.discard(request_id)
             return True
         del self._asked[request_id]
         request._end(_State.REPLIED, content[ID_SIZE:])
@@ -270,6 +309,7 @@ class Req(ProtocolBase):
         return True
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        self._suspects.on_pipe(kind, pipe)
         if kind == "remove":
             for request in self._by_pipe.pop(pipe.id, {}).values():
                 if request._retries:
@@ -304,8 +344,10 @@ class Rep(Answerer):
     request gets no reply and times out, and the next request is served. If it returns None, the request gets no reply
     either.
 
-    Replies never delay other requests. Those to a peer that does not read wait in an outbox, up to 1024 for each pipe;
-    then that pipe is closed. A reply to a peer that has gone is dropped and counted (``peer gone``).
+    Replies never delay other requests. Those to a peer that reads slowly wait in an outbox, for each pipe up to
+    ``protocol.answers.max_waiting`` (1024) and ``protocol.answers.max_waiting_bytes`` (16 MiB). From half of it on, the
+    peer's further requests wait as well; if too many do, its pipe is closed. A reply to a peer that has gone is dropped
+    and counted (``peer gone``).
 
     ``close()`` takes no more requests. It drops those that have come and are not being answered, so that their peers
     soon get a PeerGone error and may ask another Rep. Handlers that run, and bodies of ``for`` loops, have ``linger``

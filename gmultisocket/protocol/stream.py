@@ -25,28 +25,35 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Literal, overload
 
+import gevent
 from gevent import Greenlet, get_hub
 
 from .. import options as opts
 from ..address import Address
 from ..core.connecting.dialer import Dialer
 from ..core.connecting.listener import Listener
-from ..core.pipes.ids import next_pipe_id
 from ..core.pipes.pipe import Pipe
 from ..errors import Closed, ConnectionRefused, ForkedSocketError, NotSupported, PeerGone, StreamReset, Timeout
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
+from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
-from ..wire import CONTROL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message, pack_id
+from ..wire import CONTROL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message
 from .base import ProtocolBase
+from .ids import IdPool
 from .outbox import Outbox
 from .streamend import CREDIT, END, KEEP_ALIVE, RESET, StreamContext, StreamEnd
 from .streamsocket import StreamSocket
+from .suspects import Suspects
 
 __all__ = ["Stream", "StreamSocket"]
 
 #: Resets that may wait for one pipe. Further ones are not sent: a peer without one finds out when it asks.
 _MAX_RESETS = 1024
+#: While this number of control messages wait for a pipe, its peer cannot open connections.
+_MAX_UNREAD = 16384
+#: After this number of connections that are ended or checked others run.
+_PORTION = 256
 #: Seconds between two checks of the connections, at least and at most; the options apply within these.
 _MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.005, 1.0
 
@@ -70,12 +77,18 @@ class Stream(ProtocolBase):
         self._hub = get_hub()
         #: The ends that messages may come for, by their ids.
         self._ends: dict[bytes, StreamEnd] = {}
+        self._ids = IdPool(self._ends)
         #: The same by pipe, then by id.
         self._by_pipe: dict[Pipe, dict[bytes, StreamEnd]] = {}
+        #: How many of them peers have opened, by pipe.
+        self._opened: dict[Pipe, int] = {}
+        #: Those that have messages in the socket's receive queue.
+        self._queued: set[StreamEnd] = set()
         #: Opened by peers, and not accepted yet.
         self._backlog: deque[StreamEnd] = deque()
         self._acceptors = WaitList(self._hub, lambda: self._backlog or self._closing)
         self._outbox = Outbox(self._core, self._spawn)
+        self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.stream.probe_interval))
         self._keepalive = Periodic(self._check_interval, self._check_ends, self._spawn)
         #: The greenlet that empties the socket's receive queue, while there is something in it.
         self._queue_reader: Greenlet[..., Any] | None = None
@@ -109,6 +122,7 @@ class Stream(ProtocolBase):
             Timeout: no answer in time.
             ConnectionRefused: the peer takes no connections, or has too many that wait for ``accept()``.
             PeerGone: its pipe closed before it answered.
+            NoIds: 2^30 connections are open.
             NoPeers: nobody is connected, and ``socket.fail_no_peers`` is set.
             Closed: the Stream is closed.
         """
@@ -117,7 +131,9 @@ class Stream(ProtocolBase):
         deadline = Deadline(timeout)
         end = self._make_end()
         try:
-            pipe = self._core.next_pipe(timeout)
+            pipe = self._suspects.probe() if self._suspects.pipes else None
+            if pipe is None:
+                pipe = self._core.next_pipe(timeout)
             assert pipe is not None, "socket.send_overflow is fixed"
             # A close() during the wait has ended it.
             if not end.over:
@@ -126,9 +142,12 @@ class Stream(ProtocolBase):
                 self._core.put(pipe, Message(CONTROL | TO_ONE, source=end.id, content=KEEP_ALIVE))
             end.wait_open(deadline.left())
         except Timeout:
+            self._suspects.timed_out(end.pipe, end.received_before)
             end.close(abort=True)
             raise Timeout("connect", timeout) from None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, gevent.Timeout):
+                self._suspects.timed_out(end.pipe, end.received_before)
             end.close(abort=True)
             raise
         end.admit(greeted=False)
@@ -176,37 +195,62 @@ class Stream(ProtocolBase):
             raise Closed("Stream")
         window = self.options.get(opts.protocol.stream.window)
         context = StreamContext(self._core, self._outbox, self._hub, self._forget, window)
-        end = StreamEnd(context, pack_id(next_pipe_id()))
+        end = StreamEnd(context, self._ids.new())
         self._ends[end.id] = end
         return end
 
     def _assign(self, end: StreamEnd, pipe: Pipe | None) -> None:
         """Record the pipe that a connection goes by."""
-        if end.pipe is not None:
-            self._by_pipe.get(end.pipe, {}).pop(end.id, None)
+        self._unassign(end)
         end.pipe = pipe
         if pipe is not None:
+            end.received_before = pipe.messages_received
             self._by_pipe.setdefault(pipe, {})[end.id] = end
+
+    def _unassign(self, end: StreamEnd) -> None:
+        pipe = end.pipe
+        others = self._by_pipe.get(pipe) if pipe is not None else None
+        if pipe is not None and others is not None:
+            others.pop(end.id, None)
+            if not others:
+                del self._by_pipe[pipe]
 
     def _forget(self, end: StreamEnd) -> None:
         """Remove a connection that needs no more messages."""
-        if self._ends.pop(end.id, None) is not None and end.pipe is not None:
-            others = self._by_pipe.get(end.pipe, {})
-            others.pop(end.id, None)
-            if not others:
-                self._by_pipe.pop(end.pipe, None)
+        if self._ends.pop(end.id, None) is None:
+            return
+        self._ids.release(end.id)
+        self._unassign(end)
+        if end.by_peer and end.pipe is not None:
+            left = self._opened[end.pipe] = self._opened[end.pipe] - 1
+            if not left:
+                del self._opened[end.pipe]
 
     # Pipes; callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        if kind == "add":
-            return
-        for end in list(self._by_pipe.get(pipe, {}).values()):
-            if end.receiving.queued_in_socket:
-                # What had come by the pipe is still in the receive queue.
-                end.receiving.pipe_lost = pipe.reason
-            else:
-                self._lose(end, pipe.reason)
+        self._suspects.on_pipe(kind, pipe)
+        if kind == "remove":
+            ends = list(self._by_pipe.get(pipe, {}).values())
+            for end in ends[:_PORTION]:
+                self._pipe_lost(end, pipe)
+            if len(ends) > _PORTION:
+                self._spawn(self._rest_lost, ends[_PORTION:], pipe)
+
+    def _rest_lost(self, ends: list[StreamEnd], pipe: Pipe) -> None:
+        """End the other connections of a pipe that has closed (a greenlet, if there are many)."""
+        for number, end in enumerate(ends):
+            if number % _PORTION == 0:
+                yield_to_loop()
+            if end.pipe is pipe:
+                self._pipe_lost(end, pipe)
+
+    def _pipe_lost(self, end: StreamEnd, pipe: Pipe) -> None:
+        if end.receiving.queued_in_socket:
+            # What had come by the pipe is still in the receive queue.
+            end.receiving.pipe_lost = pipe.reason
+        else:
+            self._lose(end, pipe.reason)
 
     def _lose(self, end: StreamEnd, reason: str) -> None:
         """End a connection whose pipe has closed."""
@@ -234,6 +278,7 @@ class Stream(ProtocolBase):
                 if message.source == end.path:
                     if end.deliver(message):
                         return True
+                    self._queued.add(end)
                     self._start_queue_reader()
                     return False
                 if end.connecting:
@@ -251,6 +296,7 @@ class Stream(ProtocolBase):
         if pipe is None or message.pipe_id != pipe.id:
             self._drop(message, "garbage")
             return True
+        self._suspects.answered(pipe.id)
         if message.flags & CONTROL and message.content == RESET:
             end.fail(ConnectionRefused(pipe.peer_address, "the peer takes no connections now"))
             return True
@@ -262,17 +308,30 @@ class Stream(ProtocolBase):
         pipe = self.pipes.get(message.pipe_id)
         if pipe is None or self._closing:
             return
-        if not self._backlog_not_full() or not self.options.get(opts.protocol.stream.acceptable):
-            self._core.count_drop("refused", message.pipe_id)
+        refusal = self._refusal(pipe)
+        if refusal:
+            self._core.count_drop(refusal, message.pipe_id)
             self._reset(pipe, message.source, b"")
             return
         end = self._make_end()
+        end.by_peer = True
+        self._opened[pipe] = self._opened.get(pipe, 0) + 1
         self._assign(end, pipe)
         end.open(pipe, message.source)
         end.greet()
         self._backlog.append(end)
         self._acceptors.wake()
         self._start_keepalive()
+
+    def _refusal(self, pipe: Pipe) -> str:
+        """Return why no more connections are taken from a pipe, as in ``counters.drops``; "" if one is."""
+        if not self._backlog_not_full() or not self.options.get(opts.protocol.stream.acceptable) or self._ids.used_up:
+            return "refused"
+        # A peer that does not read must not open and close connections for ever: each leaves messages in the outbox.
+        if self._outbox.waiting(pipe) >= _MAX_UNREAD:
+            return "refused"
+        limit = self.options.get(opts.protocol.stream.max_per_pipe)
+        return "too many streams" if limit and self._opened.get(pipe, 0) >= limit else ""
 
     def _backlog_not_full(self) -> bool:
         """Return whether one more connection may wait for ``accept()``. At the limit, remove those that have died."""
@@ -288,6 +347,8 @@ class Stream(ProtocolBase):
             self._drop(message, "garbage")
             return
         self._core.count_drop("no such stream", message.pipe_id)
+        # It may be the answer to a connect() that has timed out.
+        self._suspects.answered(message.pipe_id)
         pipe = self.pipes.get(message.pipe_id)
         needs_no_reset = message.flags & CONTROL and content[:1] in (END, RESET, CREDIT)
         if pipe is not None and not needs_no_reset:
@@ -322,7 +383,8 @@ class Stream(ProtocolBase):
 
     def _queue_is_empty(self) -> None:
         """Deliver messages where they are read again: they cannot overtake any now."""
-        for end in [end for end in self._ends.values() if end.receiving.queued_in_socket]:
+        queued, self._queued = self._queued, set()
+        for end in queued:
             end.receiving.queued_in_socket = False
             if end.receiving.pipe_lost:
                 self._lose(end, end.receiving.pipe_lost)
@@ -351,8 +413,10 @@ class Stream(ProtocolBase):
         # While the process did something else, answers may have come unread. While the receive queue is not empty, its
         # pipe may be blocked, and no answer can come.
         excused = late if self._core.drained else elapsed
-        for end in list(self._ends.values()):
-            if not end.connecting:
+        for number, end in enumerate(list(self._ends.values()), 1):
+            if number % _PORTION == 0:
+                yield_to_loop()
+            if not end.connecting and end.id in self._ends:
                 self._check_end(end, now, excused, idle + end.liveness.probes * interval)
 
     def _check_end(self, end: StreamEnd, now: float, excused: float, allowed: float) -> None:
@@ -379,7 +443,9 @@ class Stream(ProtocolBase):
         for end in self._backlog:
             end.close(abort=True)
         self._backlog.clear()
-        for end in list(self._ends.values()):
+        for number, end in enumerate(list(self._ends.values()), 1):
+            if number % _PORTION == 0:
+                yield_to_loop()
             if not end.connecting:
                 end.shut_write()
             end.fail(Closed("Stream"))

@@ -70,6 +70,10 @@ FIRST_CREDIT: Final = 65536
 MAX_PIECE: Final = 131072
 
 
+#: The highest number that a credit's 4 bytes can hold.
+_MAX_CREDIT: Final = 2**32 - 1
+
+
 class EndState(Enum):
     """The states of an end as a whole."""
 
@@ -288,12 +292,26 @@ class StreamEnd(StateMachine):
         pipe: the first pipe on that path.
         state: an :class:`EndState`.
         error: the error that readers get after what has come, None if there is none.
+        by_peer: whether the other end has opened the stream.
+        received_before: how many messages had come by the pipe when the stream was assigned to it.
         sending: the sending half.
         receiving: the receiving half.
         liveness: signs of life of the other end.
     """
 
-    __slots__ = ("_context", "_grants", "error", "id", "liveness", "path", "pipe", "receiving", "sending", "state")
+    __slots__ = (
+        "_context",
+        "by_peer",
+        "error",
+        "id",
+        "liveness",
+        "path",
+        "pipe",
+        "received_before",
+        "receiving",
+        "sending",
+        "state",
+    )
 
     _moves = {
         EndState.CONNECTING: {EndState.OPEN, EndState.CLOSED},
@@ -308,11 +326,11 @@ class StreamEnd(StateMachine):
         self.pipe: Pipe | None = None
         self.state = EndState.CONNECTING
         self.error: MultiSocketError | None = None
+        self.by_peer = False
+        self.received_before = 0
         self.sending = SendingHalf(context.hub)
         self.receiving = ReceivingHalf(context.hub)
         self.liveness = Liveness()
-        #: Credits posted so far.
-        self._grants = 0
 
     # Opening
 
@@ -421,9 +439,13 @@ class StreamEnd(StateMachine):
             receiving.not_full.wake()
 
     def _grant(self, size: int) -> None:
-        # Each has its own key: a new credit must not replace an unsent one.
-        self._grants += 1
-        self._post(self._grants, CREDIT + size.to_bytes(4, "big"))
+        assert self.pipe is not None
+        unsent = self._context.outbox.pending(self.pipe, (self.id, CREDIT))
+        if unsent is not None:
+            # One message for both: a peer that does not read must not pile them up. Only a peer that ignores its credit
+            # can reach the limit.
+            size = min(size + int.from_bytes(unsent.content[1:], "big"), _MAX_CREDIT)
+        self._post(CREDIT, CREDIT + size.to_bytes(4, "big"))
 
     # Sending
 

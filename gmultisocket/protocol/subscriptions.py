@@ -5,27 +5,35 @@ one token and ``>``, as its last token, for all that follow, at least one. These
 wildcard inside a longer token is refused. NATS takes it for an ordinary character.
 
 The index is a tree with a level for each token. A search follows the topic's tokens and the wildcards beside them, and
-does not visit other patterns, however many there are.
+does not visit other patterns, however many there are. But a topic of n tokens has 2^n patterns with wildcards. A search
+counts the nodes that it visits, and :meth:`Subscriptions.crowd` finds who has so many of these patterns.
 
 Pure: no gevent, no sockets. A subscriber may be anything that a dictionary takes as a key.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable
+from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from ..errors import BadTopic
 
-__all__ = ["MAX_TOKENS", "MAX_TOPIC", "SEPARATOR", "Subscriptions", "check_pattern", "check_topic"]
+__all__ = ["MAX_TOKENS", "MAX_TOPIC", "ONE", "REST", "SEPARATOR", "Subscriptions", "check_pattern", "check_topic"]
 
 SEPARATOR: Final = "."
-_ONE: Final = "*"
-_REST: Final = ">"
+ONE: Final = "*"
+REST: Final = ">"
 #: The most bytes that a topic has: the highest number that the 2 bytes of its length can hold.
 MAX_TOPIC: Final = 65535
 #: The most tokens that a pattern has. Each may add a level to the index, so peers must not choose the number freely.
 MAX_TOKENS: Final = 64
+
+#: Nodes that :meth:`Subscriptions.crowd` looks at.
+_SAMPLE: Final = 256
+#: It names a key if at least this part of them is due to the key.
+_LEAST_SHARE: Final = 1 / 64
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -37,7 +45,7 @@ def check_topic(topic: str) -> bytes:
         BadTopic: it is not a topic; the message says why.
     """
     encoded = _encode(topic, "a topic")
-    if _ONE in topic or _REST in topic:
+    if ONE in topic or REST in topic:
         raise BadTopic(topic, "a topic has no wildcards: * and > are for the patterns of those who subscribe")
     return encoded
 
@@ -52,10 +60,10 @@ def check_pattern(pattern: str) -> bytes:
     tokens = pattern.split(SEPARATOR)
     if len(tokens) > MAX_TOKENS:
         raise BadTopic(pattern, f"a pattern has at most {MAX_TOKENS} tokens, and this one has {len(tokens)}")
-    if _REST in tokens[:-1]:
+    if REST in tokens[:-1]:
         raise BadTopic(pattern, "> stands for all that follows, so it is the last token: 'a.>'")
     for token in tokens:
-        if len(token) > 1 and (_ONE in token or _REST in token):
+        if len(token) > 1 and (ONE in token or REST in token):
             raise BadTopic(pattern, "a wildcard is a whole token: 'a.*' or 'a.>', not 'a*' or 'a>'")
     return encoded
 
@@ -91,13 +99,18 @@ class _Node(Generic[Key]):
 
 
 class Subscriptions(Generic[Key]):
-    """An index of subscriptions. A subscription that was added twice must be removed twice."""
+    """An index of subscriptions. A subscription that was added twice must be removed twice.
 
-    __slots__ = ("_count", "_root")
+    Attributes:
+        visits: the number of nodes that the last :meth:`match` has visited.
+    """
+
+    __slots__ = ("_count", "_root", "visits")
 
     def __init__(self) -> None:
         self._root: _Node[Key] = _Node()
         self._count = 0
+        self.visits = 0
 
     def __len__(self) -> int:
         """Return the number of subscriptions."""
@@ -148,25 +161,50 @@ class Subscriptions(Generic[Key]):
             node = above
 
     def match(self, topic: str) -> set[Key]:
-        """Return the keys that have a pattern which matches the topic."""
+        """Return the keys that have a pattern which matches the topic: a new set."""
         found: set[Key] = set()
+        visits = 0
         nodes = [self._root]
         for token in topic.split(SEPARATOR):
-            further = []
             for node in nodes:
-                below = node.below
-                if below is None:
-                    continue
-                rest = below.get(_REST)
+                rest = node.below.get(REST) if node.below is not None else None
                 if rest is not None and rest.here is not None:
                     found.update(rest.here)
-                for same in (below.get(token), below.get(_ONE)):
-                    if same is not None:
-                        further.append(same)
-            if not further:
-                return found
-            nodes = further
+            nodes = _further(nodes, token)
+            visits += len(nodes)
+            if not nodes:
+                break
+        self.visits = visits
         for node in nodes:
             if node.here is not None:
                 found.update(node.here)
         return found
+
+    def crowd(self, topic: str) -> Key | None:
+        """Return the key that makes the search for a topic longest; None if many keys do, each a little."""
+        nodes = widest = [self._root]
+        for token in topic.split(SEPARATOR):
+            nodes = _further(nodes, token)
+            if len(nodes) >= len(widest):
+                widest = nodes
+        sample = widest[:: len(widest) // _SAMPLE + 1]
+        shares: Counter[Key] = Counter()
+        for node in sample:
+            # Any pattern that begins here: the search is long because of those that begin alike and end differently.
+            while node.here is None and node.below is not None:
+                node = next(iter(node.below.values()))
+            shares.update(islice(node.here or (), _SAMPLE))
+        key, share = max(shares.items(), key=lambda item: item[1], default=(None, 0))
+        return key if share >= _LEAST_SHARE * len(sample) else None
+
+
+def _further(nodes: list[_Node[Key]], token: str) -> list[_Node[Key]]:
+    """Return the nodes that a topic's next token leads to."""
+    further = []
+    for node in nodes:
+        below = node.below
+        if below is not None:
+            for same in (below.get(token), below.get(ONE)):
+                if same is not None:
+                    further.append(same)
+    return further

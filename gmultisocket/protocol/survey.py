@@ -2,11 +2,12 @@
 
 * Who talks to whom: any number of Surveyors with any number of Respondents, directly or through switches. Each survey
   goes to all peers that are connected at that moment.
-* On the wire: a survey is a 4-byte id (big-endian, chosen by the Surveyor) and the payload, sent to all; a reply is the
+* On the wire: a survey is a 4-byte id (chosen by the Surveyor at random) and the payload, sent to all; a reply is the
   same 4 bytes and the payload, sent to the survey's source.
 * What is lost, and when: a Respondent whose queue is full misses the survey, which does not wait; that is counted on
   its pipe. A reply that comes after the deadline is dropped and counted (``late``), and so is one beyond the limit of
-  replies that wait to be taken (``overflow``).
+  replies that wait to be taken (``overflow``), and a second one of the same source (``second reply``). But a peer may
+  claim to be a switch and make up sources: the limits hold for all of them together.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ __all__ = ["Handler", "ReceivedRequest", "Respondent", "Survey", "Surveyor"]
 #: Replies to one survey that may wait to be taken, and their bytes.
 _MAX_WAITING = 10_000
 _MAX_WAITING_BYTES = 64 << 20
+#: Sources whose replies to one survey are taken, and the bytes of their paths.
+_MAX_SOURCES = 100_000
+_MAX_SOURCES_BYTES = 16 << 20
 
 
 class Survey:
@@ -51,6 +55,9 @@ class Survey:
         self._end = monotonic() + timeout
         self._replies: deque[bytes] = deque()
         self._bytes = 0
+        #: Those that have replied, and their bytes.
+        self._sources: set[bytes] = set()
+        self._sources_bytes = 0
         # Woken greenlets check for replies themselves: a condition that referred to this survey would keep it alive.
         self._arrivals = WaitList(surveyor._hub, lambda: True)
         self._over = False
@@ -80,19 +87,30 @@ class Survey:
     def close(self) -> None:
         """End the survey before its deadline. Replies that have come can still be taken. May be repeated."""
         self._surveyor._core.check()
-        self._over = True
-        self._arrivals.wake_all()
+        self._finish()
 
-    def _add(self, reply: bytes) -> str:
+    def _add(self, source: bytes, reply: bytes) -> str:
         """Add a reply. Return "", or the reason why it is dropped."""
         if not self.seconds_left:
             return "late"
+        if source in self._sources:
+            return "second reply"
         if len(self._replies) >= _MAX_WAITING or self._bytes + len(reply) > _MAX_WAITING_BYTES:
             return "overflow"
+        if len(self._sources) >= _MAX_SOURCES or self._sources_bytes + len(source) > _MAX_SOURCES_BYTES:
+            return "overflow"
+        self._sources.add(source)
+        self._sources_bytes += len(source)
         self._bytes += len(reply)
         self._replies.append(reply)
         self._arrivals.wake()
         return ""
+
+    def _finish(self) -> None:
+        """Take no more replies, and wake those who wait for one."""
+        self._over = True
+        self._sources.clear()
+        self._arrivals.wake_all()
 
 
 class Surveyor(ProtocolBase):
@@ -146,7 +164,7 @@ class Surveyor(ProtocolBase):
             self._drop(message, "garbage")
             return True
         survey = self._surveys.get(content[:ID_SIZE])
-        reason = "late" if survey is None else survey._add(content[ID_SIZE:])
+        reason = "late" if survey is None else survey._add(message.source, content[ID_SIZE:])
         if reason:
             self._drop(message, reason)
         return True

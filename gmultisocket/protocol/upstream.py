@@ -6,6 +6,9 @@ Sub, which subscriptions were sent to the publishers behind it, and which of the
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
 from ..core.pipes.pipe import Pipe
@@ -23,6 +26,9 @@ SUBSCRIBED: Final = b"\x02"
 
 #: Publishers that are remembered behind one switch.
 _MAX_PUBLISHERS = 1024
+#: Acknowledgements that are awaited, counted for each pattern and publisher. With more, each further pattern waits for
+#: one publisher.
+_MAX_AWAITED = 65536
 #: Unsubscribed patterns whose acknowledgements are still counted.
 _MAX_UNSUBSCRIBED = 1024
 
@@ -51,16 +57,21 @@ class Upstream:
         pipe: the pipe.
         publishers: the sources of the known publishers. Until an acknowledgement has come, this is the peer itself.
         awaited: by pattern and publisher: the number of acknowledgements that are still to come.
+        unsent: subscriptions that are sent later, because there are many. (Not a dict: the more keys were removed from
+            its front, the longer it takes to find its first key.)
         acknowledging: whether an acknowledgement of any of these publishers has come.
     """
 
-    __slots__ = ("_outbox", "_unsubscribed", "acknowledging", "awaited", "pipe", "publishers")
+    __slots__ = ("_entries", "_outbox", "_unsubscribed", "acknowledging", "awaited", "pipe", "publishers", "unsent")
 
     def __init__(self, pipe: Pipe, outbox: Outbox) -> None:
         self.pipe = pipe
         self._outbox = outbox
         self.publishers = {pipe.path}
         self.awaited: dict[str, dict[bytes, int]] = {}
+        #: The number of all publishers in all of ``awaited``.
+        self._entries = 0
+        self.unsent: OrderedDict[str, None] = OrderedDict()
         self.acknowledging = False
         #: Patterns that were unsubscribed since they were sent: nobody waits for their acknowledgements.
         self._unsubscribed: dict[str, None] = {}
@@ -70,6 +81,20 @@ class Upstream:
         """Whether the peer is known to be a publisher, not a switch."""
         return self.acknowledging and self.pipe.path in self.publishers
 
+    def awaits(self, pattern: str) -> bool:
+        """Return whether an acknowledgement of a pattern is to come."""
+        return pattern in self.awaited or pattern in self.unsent
+
+    def subscribe_all(self, patterns: Iterable[str]) -> None:
+        """Send subscriptions, by calls of :meth:`subscribe_some`."""
+        self.unsent = OrderedDict.fromkeys(patterns)
+
+    def subscribe_some(self, count: int) -> bool:
+        """Send at most ``count`` of the unsent subscriptions. Return whether there are more."""
+        for _ in range(min(count, len(self.unsent))):
+            self.subscribe(self.unsent.popitem(last=False)[0])
+        return bool(self.unsent)
+
     def subscribe(self, pattern: str) -> None:
         """Send a subscription, unless one is about to leave."""
         if self._is_pending(pattern):
@@ -77,11 +102,16 @@ class Upstream:
         self._unsubscribed.pop(pattern, None)
         self._outbox.post(self.pipe, pattern, control(SUBSCRIBE, pattern.encode()))
         awaited = self.awaited.setdefault(pattern, {})
-        for source in self.publishers:
+        # A peer may make publishers up.
+        many = self._entries + len(self.publishers) > _MAX_AWAITED
+        for source in islice(self.publishers, 1) if many else self.publishers:
+            if source not in awaited:
+                self._entries += 1
             awaited[source] = awaited.get(source, 0) + 1
 
     def unsubscribe(self, pattern: str) -> None:
         """Send the end of a subscription."""
+        self.unsent.pop(pattern, None)
         if self._is_pending(pattern):
             # It is replaced, so no acknowledgement comes for it.
             for source in self.publishers:
@@ -113,24 +143,24 @@ class Upstream:
         for awaited in self.awaited.values():
             if awaited.pop(self.pipe.path, 0):
                 # One, however often the subscription was sent: the publisher got none that was sent before it came.
+                self._entries -= first in awaited
                 awaited[first] = 1
 
     def give_up(self, pattern: str) -> None:
         """Forget the publishers behind a switch that have not acknowledged a pattern: they may have gone."""
-        for source in list(self.awaited.get(pattern, ())):
-            if source != self.pipe.path:
-                self._forget(source)
+        silent = {source for source in self.awaited.get(pattern, ()) if source != self.pipe.path}
+        self.publishers -= silent
+        for each in list(self.awaited) if silent else ():
+            awaited = self.awaited[each]
+            for source in silent.intersection(awaited):
+                del awaited[source]
+                self._entries -= 1
+            if not awaited:
+                self._end(each)
         if not self.publishers:
             self.publishers.add(self.pipe.path)
             # It is still no publisher: subscriptions are repeated until one behind it answers.
             self.acknowledging = False
-
-    def _forget(self, source: bytes) -> None:
-        self.publishers.discard(source)
-        for pattern in list(self.awaited):
-            self.awaited[pattern].pop(source, None)
-            if not self.awaited[pattern]:
-                self._end(pattern)
 
     def _count_down(self, pattern: str, source: bytes) -> None:
         awaited = self.awaited.get(pattern)
@@ -139,10 +169,11 @@ class Upstream:
         awaited[source] -= 1
         if not awaited[source]:
             del awaited[source]
+            self._entries -= 1
         if not awaited:
             self._end(pattern)
 
     def _end(self, pattern: str) -> None:
         """Await no more acknowledgements of a pattern."""
-        del self.awaited[pattern]
+        self._entries -= len(self.awaited.pop(pattern))
         self._unsubscribed.pop(pattern, None)

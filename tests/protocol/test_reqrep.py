@@ -381,6 +381,32 @@ def test_a_second_reply_is_late(direct: Net) -> None:
         wait_until(lambda: req.counters.drops == {"late": 1})
 
 
+# Ids
+
+
+def test_ids_of_requests_cannot_be_guessed_from_others() -> None:
+    with Req() as req, Socket({"socket.recv_queue_size": 100}) as by_hand:
+        req.dial(by_hand.listen("inproc://guessed").address)
+        requests = [req.request_async(b"", LONG) for _ in range(50)]
+        made = [int.from_bytes(by_hand.recv(LONG), "big") for _ in requests]
+        steps = {(after - before) % 2**32 for before, after in zip(made, made[1:], strict=False)}
+        assert len(steps) == 49
+
+
+def test_the_id_of_a_cancelled_request_is_not_used_again_while_its_reply_may_come() -> None:
+    with Req() as req, Socket() as by_hand:
+        req.dial(by_hand.listen("inproc://cancelled").address)
+        req._ids = iter([b"same", b"same", b"next", b"same"])
+        req.request_async(b"", LONG).cancel()
+        first = by_hand.recv_msg(LONG)
+        request = req.request_async(b"", LONG)
+        assert [first.content, by_hand.recv(LONG)] == [b"same", b"next"]
+        by_hand.send_to(first.source, b"same")
+        wait_until(lambda: req.counters.drops == {"late": 1})
+        assert req.request_async(b"", LONG)._content == b"same"
+        assert not request.done
+
+
 def test_a_refused_req_still_has_its_requests_when_it_is_let_in(direct: Net) -> None:
     """A negotiator's refusal is a pipe that never was: nothing went to it."""
     refused = []

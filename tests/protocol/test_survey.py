@@ -5,7 +5,7 @@ from __future__ import annotations
 import gevent
 import pytest
 
-from gmultisocket import Socket
+from gmultisocket import Message, Socket
 from gmultisocket.errors import MessageTooLong
 from gmultisocket.protocol import Respondent, Surveyor
 from gmultisocket.protocol import survey as survey_module
@@ -14,6 +14,12 @@ from gmultisocket.wire import TO_ALL, TO_DEST
 from tests.protocol.net import Net
 
 LONG = 20.0
+
+
+def reply_from(number: int, by_hand: Socket, message: Message, content: bytes) -> None:
+    """Reply as a switch would for one of the respondents behind it."""
+    source = number.to_bytes(4, "big")
+    by_hand.send_msg(Message(TO_DEST, source=source, destination=message.source, content=message.content + content))
 
 
 def test_everybody_is_asked_and_the_replies_come_until_the_deadline(net: Net) -> None:
@@ -145,7 +151,7 @@ def test_replies_that_nobody_takes_are_bounded(direct: Net, monkeypatch: pytest.
         survey = surveyor.survey(b"", LONG)
         message = by_hand.recv_msg(LONG)
         for number in range(5):
-            by_hand.send_to(message.source, message.content + b"%d" % number)
+            reply_from(number, by_hand, message, b"%d" % number)
         wait_until(lambda: surveyor.counters.drops == {"overflow": 2})
         survey.close()
         assert list(survey) == [b"0", b"1", b"2"]
@@ -158,10 +164,10 @@ def test_the_bytes_of_replies_that_nobody_takes_are_bounded(direct: Net, monkeyp
         survey = surveyor.survey(b"", LONG)
         message = by_hand.recv_msg(LONG)
         for number in range(3):
-            by_hand.send_to(message.source, message.content + b"%d" % number * 1000)
+            reply_from(number, by_hand, message, b"%d" % number * 1000)
         wait_until(lambda: surveyor.counters.drops == {"overflow": 1})
         assert [next(survey)[:1], next(survey)[:1]] == [b"0", b"1"]
-        by_hand.send_to(message.source, message.content + b"3" * 2500)
+        reply_from(3, by_hand, message, b"3" * 2500)
         assert next(survey) == b"3" * 2500
 
 
@@ -184,3 +190,50 @@ def test_a_respondent_that_reads_nothing_holds_up_no_survey(direct: Net) -> None
 def test_a_survey_that_is_too_long_fails_where_it_is_made() -> None:
     with Surveyor() as surveyor, pytest.raises(MessageTooLong):
         surveyor.survey(bytes(131072), 1)
+
+
+# Replies that nobody asked for
+
+
+def test_a_source_may_reply_once(net: Net) -> None:
+    with Surveyor() as surveyor, Socket() as by_hand, Respondent(bytes) as honest:
+        net.connect(surveyor, by_hand, honest)
+        honest.start()
+        survey = surveyor.survey(b"who?", LONG)
+        message = by_hand.recv_msg(LONG)
+        for number in range(100):
+            by_hand.send_to(message.source, message.content[:4] + b"%d" % number)
+        wait_until(lambda: surveyor.counters.drops == {"second reply": 99})
+        assert {next(survey), next(survey)} == {b"0", b"who?"}
+        # In another survey it may reply again.
+        other = surveyor.survey(b"again?", LONG)
+        message = by_hand.recv_msg(LONG)
+        by_hand.send_to(message.source, message.content[:4] + b"me")
+        assert {next(other), next(other)} == {b"me", b"again?"}
+
+
+@pytest.mark.parametrize("bound", [("_MAX_SOURCES", 3), ("_MAX_SOURCES_BYTES", 3 * 8)])
+def test_the_sources_that_are_remembered_are_bounded(
+    direct: Net, monkeypatch: pytest.MonkeyPatch, bound: tuple[str, int]
+) -> None:
+    monkeypatch.setattr(survey_module, *bound)
+    with Surveyor() as surveyor, Socket() as by_hand:
+        direct.connect(surveyor, by_hand)
+        survey = surveyor.survey(b"", LONG)
+        message = by_hand.recv_msg(LONG)
+        for number in range(5):
+            reply_from(number, by_hand, message, b"")
+            if number < 3:
+                assert next(survey) == b""
+        wait_until(lambda: surveyor.counters.drops == {"overflow": 2})
+        survey.close()
+        assert not survey._sources
+
+
+def test_ids_of_surveys_cannot_be_guessed_from_others() -> None:
+    with Surveyor() as surveyor, Socket({"socket.recv_queue_size": 100}) as by_hand:
+        by_hand.dial(surveyor.listen("inproc://guessed").address)
+        surveys = [surveyor.survey(b"", LONG) for _ in range(50)]
+        made = [int.from_bytes(by_hand.recv(LONG), "big") for _ in surveys]
+        steps = {(after - before) % 2**32 for before, after in zip(made, made[1:], strict=False)}
+        assert len(steps) == 49

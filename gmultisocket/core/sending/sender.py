@@ -72,7 +72,9 @@ class Sender:
         self._fast_path = False
         #: All pipes that to-one messages may go to, full or not.
         self._eligible: dict[Pipe, None] = {}
-        #: Those of them that are writable.
+        #: Pipes that a protocol wants avoided. Empty, or there are others in ``_eligible``.
+        self._avoided: dict[Pipe, None] = {}
+        #: Those in ``_eligible`` that are writable.
         self._writable: Rotation[Pipe] = Rotation()
         #: Greenlets that wait to send to one.
         self._send_waiters = WaitList(hub, self._may_go_on)
@@ -380,21 +382,44 @@ class Sender:
 
     def add(self, pipe: Pipe) -> None:
         """Add a new pipe."""
-        if pipe._eligible:
-            self._eligible[pipe] = None
-            if not pipe.full:
-                self._writable.add(pipe)
         self._to_all.add(pipe)
+        if pipe._eligible:
+            self._use(pipe)
+
+    def _use(self, pipe: Pipe) -> None:
+        """Send to-one messages to a pipe from now on."""
+        self._eligible[pipe] = None
+        if not pipe.full:
+            self._writable.add(pipe)
         if self.requeue.pending:
             self.requeue.send()
         self._send_waiters.wake()
         self._update_fast_path()
 
+    def avoid(self, pipe: Pipe, avoided: bool) -> None:
+        """Avoid a pipe, or use it again; see ``ProtocolSocket.avoid``."""
+        if not avoided and pipe in self._avoided:
+            del self._avoided[pipe]
+            self._use(pipe)
+        elif avoided and pipe in self._eligible:
+            self._avoided[pipe] = None
+            del self._eligible[pipe]
+            self.pipe_full(pipe)
+            self._use_avoided()
+
+    def _use_avoided(self) -> None:
+        """If no other pipe is left, use all that are avoided."""
+        if not self._eligible:
+            while self._avoided:
+                self._use(self._avoided.popitem()[0])
+
     def remove(self, pipe: Pipe) -> None:
         """Remove a pipe that cannot send any more."""
         self._eligible.pop(pipe, None)
+        self._avoided.pop(pipe, None)
         self._to_all.remove(pipe)
         self.pipe_full(pipe)
+        self._use_avoided()
         # Some options let a sender fail instead of wait when there is no peer.
         self._send_waiters.wake()
 
