@@ -435,7 +435,8 @@ class protocol:
         )
         probe_interval = define(
             "protocol.stream.probe_interval", float, 1.0, unit="seconds", minimum=0,
-            doc="The same as protocol.reqrep.probe_interval, for peers that let a connect() time out. 0: no peer is suspected.",
+            doc="The same as protocol.reqrep.probe_interval, for peers that let a connect() time out. 0: they get their"
+            " share.",
         )
         keep_alive_idle = define(
             "protocol.stream.keep_alive_idle", float, 30.0, unit="seconds", minimum=0,

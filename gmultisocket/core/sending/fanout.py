@@ -52,6 +52,9 @@ class FanOut:
     def add(self, pipe: WritePipe) -> None:
         """Add a pipe with an empty queue. Only while nothing is pending."""
         del self._unshared[pipe]
+        if not self._unshared:
+            # A dict keeps the memory of the entries that it had.
+            self._unshared.clear()
         self.members[pipe] = None
         pipe._join_fan_out(self)
 
