@@ -2,7 +2,7 @@
 
 * To one: the next pipe in round-robin order that is writable. While none is, senders wait in the order in which they
   came. A message that was queued for a pipe which then closed goes to another pipe, before anything newer.
-* To a destination: the pipe that the first id of the path names.
+* To a destination: see ``todestination.py``.
 * To all: see ``fanout.py``.
 
 Nothing here waits for one pipe while another pipe could be served, and nothing is locked: the methods that do not block
@@ -18,7 +18,7 @@ from gevent.hub import Hub
 
 from ... import options as opts
 from ...counters import Counters
-from ...errors import BadMessage, BrokenPath, Closed, MessageDropped, MessageTooLong, NoPeers, NotSupported, Timeout
+from ...errors import BadMessage, Closed, MessageDropped, MessageTooLong, NoPeers, NotSupported, Timeout
 from ...loop.waiting import Deadline, WaitList
 from ...options import Option, Options, follow
 from ...wire import (
@@ -33,9 +33,8 @@ from ...wire import (
     TO_ONE,
     Message,
     check_path,
-    first_id,
 )
-from ..pipes.pipe import Pipe, PipeState
+from ..pipes.pipe import Pipe
 from ..pipes.scheduler import WriteScheduler
 from .content import as_content
 from .fanout import Sent, ToAllSender
@@ -43,6 +42,7 @@ from .overflow import OverflowPolicy
 from .patience import Patience
 from .requeue import Requeue
 from .rotation import Rotation
+from .todestination import ToDestinationSender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -82,6 +82,7 @@ class Sender:
         self._overflow = OverflowPolicy(scheduler)
         self._patience = Patience()
         self._to_all = ToAllSender(hub, scheduler, self._overflow, self._patience, self._check_open)
+        self._to_destination = ToDestinationSender(pipes, scheduler, self._overflow, self._patience, self._check_open)
         self.counters = Counters()
         follow(options, self, self._followed)
 
@@ -164,7 +165,7 @@ class Sender:
         """Send along a path; see ``Socket.send_to``."""
         destination = check_path(destination)
         content = self.check_content(content)
-        self._send_to_pipe((TO_DEST, self.ttl, b"", destination, content), timeout)
+        self._send_to_destination((TO_DEST, self.ttl, b"", destination, content), timeout)
 
     def send_all(self, content: Buffer, timeout: float | None, flags: int = 0) -> int:
         """Send to every peer; see ``Socket.send_all``."""
@@ -208,7 +209,7 @@ class Sender:
         if kind == TO_DEST:
             if not destination:
                 raise MessageDropped("arrived")
-            self._send_to_pipe(fields, timeout)
+            self._send_to_destination(fields, timeout)
             return 1
         pipe = self.next_pipe(timeout)
         if pipe is None:
@@ -309,70 +310,16 @@ class Sender:
         self._eligible[pipe] = None
         return self._overflow.make_space(pipe)
 
-    # To a destination
+    # To all, and to a destination
 
-    def _send_to_pipe(self, fields: Sent, timeout: float | None) -> None:
+    def _send_to_destination(self, fields: Sent, timeout: float | None) -> None:
         self._begin()
-        pipe_id = first_id(fields[3])
-        pipe = self._pipes.get(pipe_id)
-        if pipe is None or pipe.state is not PipeState.OPEN:
-            raise BrokenPath(pipe_id)
-        if not self._scheduler.queue_limit:
-            pipe._update_full()
-        if (pipe.full or pipe._awaited) and not self._wait_for(pipe, timeout):
-            if pipe.state is not PipeState.OPEN:
-                raise BrokenPath(pipe_id)
-            if self._overflow.best_effort:
-                raise MessageDropped("overflow")
-            if self._overflow.blocks:
-                raise Timeout("send_to", timeout)
-            return
-        pipe._put(*fields)
-
-    def _wait_for(self, pipe: Pipe, timeout: float | None) -> bool:
-        """Block until one pipe is writable, or apply the overflow policy.
-
-        Returns:
-            False if the pipe is not writable in time, or has closed.
-        """
-        if timeout is not None or not self._overflow.blocks or not pipe._remote:
-            return self._wait_until(pipe, Deadline(timeout))
-        allowed = self._patience.begin()
-        try:
-            return self._wait_until(pipe, Deadline(allowed)) or not self._evict(pipe)
-        finally:
-            self._patience.end()
-
-    def _evict(self, pipe: Pipe) -> bool:
-        """Close a pipe for which the senders have no patience left. Return False if it is writable after all."""
-        if pipe.state is PipeState.OPEN and not pipe.full:
-            return False
-        pipe._close("it does not read what is sent to it (socket.send_to_patience)")
-        return True
-
-    def _wait_until(self, pipe: Pipe, deadline: Deadline) -> bool:
-        woken = False
-        while (pipe.full or (pipe._awaited and not woken)) and pipe.state is PipeState.OPEN:
-            if not self._overflow.blocks:
-                return self._overflow.apply(pipe)
-            woken = pipe._waiters().wait(deadline.left())
-            if not woken:
-                self._scheduler.spend(1, 0)
-                return False
-            self._check_open()
-        return pipe.state is PipeState.OPEN
+        self._to_destination.send(fields, timeout)
 
     def wait_writable(self, pipe: Pipe, timeout: float | None) -> bool:
         """Block until one pipe is writable; see ``ProtocolSocket.wait_writable``."""
         self._begin()
-        deadline = Deadline(timeout)
-        while pipe.full and pipe.state is PipeState.OPEN:
-            if not pipe._waiters().wait(deadline.left()):
-                return False
-            self._check_open()
-        return pipe.state is PipeState.OPEN
-
-    # To all
+        return self._to_destination.wait_writable(pipe, timeout)
 
     def _send_to_all(self, fields: Sent, timeout: float | None) -> int:
         self._begin()

@@ -23,10 +23,8 @@ class ToDestinationSender:
         pipes: the open pipes by id.
         scheduler: of the socket's pipes.
         overflow: applied to a full pipe.
-        check_open: raises if nothing may be sent any more; called after each wait.
-
-    Attributes:
         patience: how long calls without a timeout wait together.
+        check_open: raises if nothing may be sent any more; called after each wait.
     """
 
     def __init__(
@@ -34,13 +32,14 @@ class ToDestinationSender:
         pipes: Mapping[int, Pipe],
         scheduler: WriteScheduler,
         overflow: OverflowPolicy,
+        patience: Patience,
         check_open: Callable[[], object],
     ) -> None:
         self._pipes = pipes
         self._scheduler = scheduler
         self._overflow = overflow
         self._check_open = check_open
-        self.patience = Patience()
+        self._patience = patience
 
     def send(self, fields: Sent, timeout: float | None) -> None:
         """Send along a path; see ``Socket.send_to``."""
@@ -68,11 +67,11 @@ class ToDestinationSender:
         """
         if timeout is not None or not self._overflow.blocks or not pipe._remote:
             return self._wait_until(pipe, Deadline(timeout))
-        allowed = self.patience.begin()
+        allowed = self._patience.begin()
         try:
             return self._wait_until(pipe, Deadline(allowed)) or not self._evict(pipe)
         finally:
-            self.patience.end()
+            self._patience.end()
 
     def _evict(self, pipe: Pipe) -> bool:
         """Close a pipe for which the senders have no patience left. Return False if it is writable after all."""
