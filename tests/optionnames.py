@@ -48,7 +48,7 @@ def source() -> str:
 
 def _entries(group: type) -> Iterator[tuple[str, str]]:
     """Yield the name and the type of the value for each option of a group and of the groups in it."""
-    annotations = vars(group).get("__annotations__", {})
+    annotations = group.__annotations__
     for attribute, value in vars(group).items():
         if isinstance(value, Option):
             yield value.name, _type_of(value, annotations.get(attribute, ""))

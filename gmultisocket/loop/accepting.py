@@ -1,9 +1,8 @@
-"""The accept loop: accepts connections one after the other, whatever errors come, until it is stopped.
+"""The accept loop: accepts connections one after the other until it is stopped. Errors do not end it.
 
-One rule decides for all listeners what an error means. An error that came with one connection (its peer has reset it,
-for example) is gone with that connection, and the next one is accepted at once. After any other error of ``accept``
-the loop pauses, longer each time: descriptors or memory have run out, or the transport is broken. No exception ends the
-loop but :class:`~gmultisocket.errors.Closed`.
+All listeners use the same rule for errors. Some errors belong to one connection, for example because its peer has reset
+it: the next connection is then accepted at once. After any other error of ``accept`` the loop pauses, each time longer:
+descriptors or memory have run out, or the transport is broken. Only :class:`~gmultisocket.errors.Closed` ends the loop.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ logger = logging.getLogger("gmultisocket.listener")
 
 T = TypeVar("T")
 
-#: Errors of accept(2) that came with one connection; see the page accept(2) of the Linux manual, "Error handling".
+#: Errors that belong to one connection; see accept(2) in the Linux manual, "Error handling".
 _PASSING: Final = {
     errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
     errno.ENONET, errno.ENOPROTOOPT, errno.ENOTCONN, errno.EOPNOTSUPP, errno.EPIPE, errno.EPROTO, errno.ETIMEDOUT,
 }  # fmt: skip
-#: Seconds of the pause after an error that stays: the first one, and the longest. Each is twice the one before.
+#: Seconds of the first and of the longest pause. Each pause is twice as long as the one before.
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 1.0
 #: After this number of connections in a row other greenlets run.
@@ -44,10 +43,10 @@ class AcceptLoop(Generic[T]):
     """Accepts connections in a greenlet.
 
     Args:
-        accept: blocks until there is a connection, and returns it. Raises ``OSError`` when this attempt failed, and
+        accept: blocks until there is a connection, and returns it. Raises ``OSError`` if this attempt failed, and
             :class:`~gmultisocket.errors.Closed` to end the loop.
-        take: called with each connection, which it owns from then on: it also closes the connection if it raises. May
-            block: the next one is accepted after it.
+        take: called with each connection, which belongs to it from then on: it must close the connection if it fails.
+            May block: the next connection is accepted when it has returned.
         address: returns the address, for log records.
         wait: called before each ``accept``; blocks while no connection may be accepted. Raises as ``accept`` does.
     """
@@ -74,13 +73,13 @@ class AcceptLoop(Generic[T]):
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self) -> None:
-        """End the loop, and a call of ``take`` that has not returned. Never blocks; may be called from ``take``."""
+        """End the loop, and kill a running call of ``take``, unless that is the caller. Never blocks."""
         self._stopped = True
         if self._greenlet is not None and self._greenlet is not getcurrent():
             self._greenlet.kill(block=False)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Block until the loop has ended. Return False when the time is up; True at once if the caller is the loop."""
+        """Block until the loop has ended. Return False if the time is up, True at once if the caller is the loop."""
         greenlet = self._greenlet
         if greenlet is None or greenlet is getcurrent():
             return True
@@ -111,16 +110,16 @@ class AcceptLoop(Generic[T]):
             try:
                 self._take(connection)
             except Exception as error:
-                # A peer may have caused it. A pause would then delay the others.
+                # No pause: a peer may have caused the error, and a pause would delay other peers.
                 self._log_error(error)
                 yield_to_loop()
-            # Or the loop would keep it alive until the next one comes.
+            # Otherwise the loop would keep it alive until the next connection.
             del connection
             if accepted % _BATCH == 0:
                 yield_to_loop()
 
     def _log_error(self, error: Exception) -> bool:
-        """Log an error. Return whether it is gone with its connection."""
+        """Log an error. Return whether it belongs to one connection."""
         passing = isinstance(error, Closed) or (isinstance(error, OSError) and error.errno in _PASSING)
         if passing:
             logger.debug("%s could not accept a connection: %s", self._address(), error)

@@ -164,11 +164,11 @@ class connector:
         )
         heartbeat_interval = define(
             "connector.pipe.heartbeat_interval", float, 0.0, unit="seconds", minimum=0,
-            doc="Send a ping to a peer that was silent for so long. 0: never.",
+            doc="Send a ping to a peer that was silent for this time. 0: never.",
         )
         heartbeat_timeout = define(
             "connector.pipe.heartbeat_timeout", float, 0.0, unit="seconds", minimum=0,
-            doc="Close the pipe of a peer that was silent for so long. 0: twice the interval.",
+            doc="Close the pipe of a peer that was silent for this time. 0: twice the interval.",
         )
         negotiate_timeout = define(
             "connector.pipe.negotiate_timeout", float, 10.0, unit="seconds", minimum=_MIN_TIMEOUT,
@@ -200,8 +200,8 @@ class transport:
         )
         user_timeout = define(
             "transport.tcp.user_timeout", float, 0.0, unit="seconds", minimum=0, maximum=2147483,
-            doc="The connection ends when sent data is unacknowledged for so long (TCP_USER_TIMEOUT). 0: the system's "
-            "default.",
+            doc="The connection ends when sent data is unacknowledged for this time (TCP_USER_TIMEOUT). 0: the "
+            "system's default.",
         )
         linger = define(
             "transport.tcp.linger", int, -1, unit="seconds", minimum=-1, maximum=32767,
@@ -269,11 +269,12 @@ class transport:
         )
         ping_interval = define(
             "transport.ws.ping_interval", float, 20.0, unit="seconds", minimum=0,
-            doc="Ping a peer that was silent for so long. connector.pipe.heartbeat_interval has precedence. 0: never.",
+            doc="Ping a peer that was silent for this time; connector.pipe.heartbeat_interval has precedence. "
+            "0: never.",
         )
         ping_timeout = define(
             "transport.ws.ping_timeout", float, 20.0, unit="seconds", minimum=0,
-            doc="Close the pipe of a peer that is silent for so long after a ping. 0: never.",
+            doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
             "transport.ws.headers", object, {}, checker=check_headers,
@@ -364,7 +365,7 @@ class protocol:
         expiry = define(
             "protocol.pubsub.expiry", float, 30.0, unit="seconds", minimum=0,
             doc="A Pub forgets a subscriber behind a switch if it repeated its subscriptions before, and has been "
-            "silent for so long. 0: never.",
+            "silent for this time. 0: never.",
         )
 
     class stream:
@@ -383,7 +384,7 @@ class protocol:
         )
         keep_alive_idle = define(
             "protocol.stream.keep_alive_idle", float, 30.0, unit="seconds", minimum=0,
-            doc="Send a probe to the peer of a connection that was silent for so long. 0: never.",
+            doc="Send a probe to the peer of a connection that was silent for this time. 0: never.",
         )
         keep_alive_interval = define(
             "protocol.stream.keep_alive_interval", float, 1.0, unit="seconds", minimum=_MIN_TIMEOUT,

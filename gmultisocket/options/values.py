@@ -27,7 +27,7 @@ class _Unchecked:
 
 
 class _MixedKeys(Protocol):
-    """What mypy infers for options of different types as keys: ``dict[object, ...]``, which is no mapping by name."""
+    """A ``dict[object, ...]``: mypy infers it for keys that are options of different types."""
 
     def __getitem__(self, key: object, /) -> Any: ...
     def items(self) -> ItemsView[Any, Any]: ...

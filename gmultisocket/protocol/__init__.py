@@ -1,7 +1,7 @@
 """Protocols: who talks to whom, in which order, and what happens to a message that nobody takes.
 
-Each protocol has one class for each role, in one module, over a Socket of its own. :class:`ProtocolBase` is what they
-share. The docstring of each module says what is on the wire, and what is lost when.
+Each protocol has one class for each role, in one module, over its own Socket, and all derive from
+:class:`ProtocolBase`. The docstring of each module documents the wire format, and when a message is lost.
 
 A module is imported when one of its names is first used.
 """

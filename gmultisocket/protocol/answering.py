@@ -241,7 +241,7 @@ class Answerer(ProtocolBase):
         if pipe is None:
             self._core.count_drop("peer gone")
             return False
-        # Each answer has a key of its own, so none replaces another one.
+        # With its own key each, no answer replaces another one.
         return self._outbox.post(pipe, object(), Message(TO_DEST, destination=source, content=content))
 
     # Closing

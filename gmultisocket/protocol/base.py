@@ -1,7 +1,7 @@
 """What all protocols share: a Socket underneath, closing, and the dropping of messages that make no sense.
 
-A protocol is a thin object over a Socket of its own, by composition: :attr:`ProtocolBase.socket` is there for
-everything that the protocol has no method for. A protocol class says
+A protocol is a thin object over its own Socket, by composition: use :attr:`ProtocolBase.socket` for everything that
+the protocol has no method for. A protocol class says
 
 * which options it needs (:attr:`ProtocolBase.defaults`, :attr:`ProtocolBase.fixed`) and what it has in the place of
   ``send`` and ``recv`` (:attr:`ProtocolBase.instead`);

@@ -1,8 +1,8 @@
 """The outbox: messages of a protocol that leave as soon as their pipe is writable.
 
 Answers and control messages are often made in callbacks, where nothing may be sent, and a peer that does not read must
-not delay what is for the others. So they are posted here. A greenlet for each pipe that has messages sends them, in the
-order in which they were posted. ``socket.send_overflow`` does not apply to them.
+not delay messages to other peers. So they are posted here, and one greenlet for each pipe sends the messages of that
+pipe, in the order in which they were posted. ``socket.send_overflow`` does not apply to them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Outbox:
         if queue is None:
             queue = self.queues[pipe] = {}
             self._greenlets[pipe] = self._spawn(self._send, pipe, queue)
-        elif self._limit is not None and len(queue) >= self._limit:
+        elif self._limit is not None and len(queue) >= self._limit and key not in queue:
             pipe.close(self._close_reason)
             self._drop("peer gone", 1)
             return False

@@ -2,9 +2,9 @@
 
 * Who talks to whom: a Stream with any other Stream. Each may open connections and accept them. To open one, a Stream
   asks one peer, fairly chosen; the Stream that accepts it is at the other end of it from then on.
-* On the wire: the opener sends 0x00 (flag 0x20, control) to one, with an id of its own, 4 bytes, as the source. The
-  acceptor answers 0x01 along the path that the opening came by, with an id of its own as the source. From then on each
-  end sends to the other along such a path. :mod:`.streamend` documents the messages.
+* On the wire: the opener sends 0x00 (flag 0x20, control) to one, with its own id for the connection, 4 bytes, as
+  the source. The acceptor answers 0x01 along the path that the opening came by, with its own id as the source. From
+  then on each end sends to the other along such a path. :mod:`.streamend` documents the messages.
 * What is lost, and when: nothing, while the pipes on the path live. When the first of them closes, a connection is
   reset at once. When one behind a switch closes, the connection is reset when its other end does not answer keepalives
   any more, see ``protocol.stream.keep_alive_*``. A connection is bound to its path and does not come back: open another
@@ -47,7 +47,7 @@ __all__ = ["Stream", "StreamSocket"]
 
 #: Resets that may wait for one pipe. Further ones are not sent: a peer without one finds out when it asks.
 _MAX_RESETS = 1024
-#: Seconds between two checks of the connections, at least and at most, whatever the options say.
+#: Seconds between two checks of the connections, at least and at most; the options apply within these.
 _MIN_CHECK_INTERVAL, _MAX_CHECK_INTERVAL = 0.005, 1.0
 
 
@@ -305,7 +305,7 @@ class Stream(ProtocolBase):
             self._queue_reader = self._spawn(self._read_queue)
 
     def _read_queue(self) -> None:
-        """Deliver what is in the receive queue, as fast as it is read (a greenlet, while there is something)."""
+        """Deliver the messages of the receive queue as their data is read (a greenlet, while there are any)."""
         try:
             while True:
                 message = self.socket.recv_msg()

@@ -34,7 +34,7 @@ def check_topic(topic: str) -> bytes:
     """Return a topic's bytes.
 
     Raises:
-        BadTopic: it is not a topic; the message says what is wrong.
+        BadTopic: it is not a topic; the message says why.
     """
     encoded = _encode(topic, "a topic")
     if _ONE in topic or _REST in topic:
@@ -46,7 +46,7 @@ def check_pattern(pattern: str) -> bytes:
     """Return a pattern's bytes.
 
     Raises:
-        BadTopic: it is not a pattern; the message says what is wrong.
+        BadTopic: it is not a pattern; the message says why.
     """
     encoded = _encode(pattern, "a pattern")
     tokens = pattern.split(SEPARATOR)

@@ -122,6 +122,8 @@ class Upstream:
                 self._forget(source)
         if not self.publishers:
             self.publishers.add(self.pipe.path)
+            # It is still no publisher: subscriptions are repeated until one behind it answers.
+            self.acknowledging = False
 
     def _forget(self, source: bytes) -> None:
         self.publishers.discard(source)

@@ -1,4 +1,4 @@
-"""Checks that every protocol passes, whoever talks to whom and whatever is on its wire."""
+"""Checks that every protocol passes, for any roles and any wire format."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ __all__ = ["Call", "ProtocolChecks", "Warnings"]
 
 Call = Callable[[float | None], object]
 
-#: So that a lost pipe is back before anybody gets impatient.
+#: A lost pipe comes back soon.
 _QUICK: dict[str, Any] = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
 
 
 class ProtocolChecks:
-    """What any protocol must do. Subclass it, say what to check, and have a test runner find the methods.
+    """Checks of what any protocol must do. Subclass it, define the methods below, and let a test runner collect it.
 
-    With pytest that is all::
+    With pytest::
 
         class TestChat(ProtocolChecks):
             address = "tcp://127.0.0.1:0"
@@ -59,13 +59,13 @@ class ProtocolChecks:
 
             waits = ("hear",)
 
-    Each check is a method ``test_...``, takes no argument, cleans up, and raises ``AssertionError`` with what went
-    wrong. One that does not hold for a protocol, for a reason, is overridden and says so.
+    Each check is a method ``test_...``. It takes no argument, cleans up, and raises ``AssertionError`` with what went
+    wrong. Override a check that cannot hold for a protocol, and say why.
 
     Attributes:
-        address: where to listen, again and again. Override :meth:`make_address` where it takes more than that.
-        waits: those of :meth:`calls` that block while nobody is connected.
-        lacks: methods of ``Protocol`` that this one has no use for.
+        address: the address to listen at, used by many checks. Override :meth:`make_address` if each needs its own.
+        waits: the names of those :meth:`calls` that block while nobody is connected.
+        lacks: methods of ``ProtocolBase`` that this protocol does not have.
         garbage: messages that no honest peer sends.
         limit: the longest that any one step may take, in seconds.
     """
@@ -81,39 +81,39 @@ class ProtocolChecks:
         assert self.address, f"{type(self).__name__} must set 'address' or override make_address()"
         return self.address
 
-    # What a subclass says
+    # For subclasses to override
 
     def make(self, options: OptionValues | None = None) -> ProtocolBase:
-        """Return the protocol that is checked."""
+        """Return a new object of the protocol to check."""
         raise NotImplementedError
 
     def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
-        """Return what it talks to."""
+        """Return a new peer for it."""
         raise NotImplementedError
 
     def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
-        """Send a content from one to the other, by whatever the protocol does, and return what arrived.
+        """Send a content from one to the other, in the protocol's own way, and return the content that arrived.
 
-        When several do so at once they may get each other's.
+        Exchanges that run at the same time may get each other's contents.
         """
         raise NotImplementedError
 
     def calls(self, protocol: Any) -> Mapping[str, Call]:
-        """Return the protocol's calls by name, each taking a timeout, which it may ignore if it never blocks."""
+        """Return the protocol's calls by name. Each takes a timeout, and may ignore it if it never blocks."""
         raise NotImplementedError
 
-    # What checks are made of
+    # Used by the checks
 
     @contextmanager
     def connected(self) -> Iterator[tuple[Any, Any]]:
-        """Make both ends, connect them, and see afterwards that nothing is left of them."""
+        """Make both ends and connect them. Check afterwards that they have left no greenlet or descriptor behind."""
         with nothing_left(), self.make(_QUICK) as protocol, self.make_peer(_QUICK) as peer:
             peer.dial(protocol.listen(self.make_address()).address)
             self.wait_connected(protocol, peer)
             yield protocol, peer
 
     def wait_connected(self, *protocols: ProtocolBase) -> None:
-        """Block until each has a peer."""
+        """Block until each protocol has a peer."""
         for protocol in protocols:
             protocol.wait_pipes(1, self.limit)
 
@@ -124,7 +124,7 @@ class ProtocolChecks:
         assert arrived == content, f"sent {content[:50]!r}, and {arrived[:50]!r} arrived"
 
     def blocked(self, protocol: ProtocolBase, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
-        """Return a greenlet that is in one of the calls, and waits there."""
+        """Return a greenlet that is blocked in one of the calls."""
         greenlet = gevent.spawn(_outcome, self.calls(protocol)[name], timeout)
         gevent.sleep(0)
         assert not greenlet.ready(), f"{name} did not wait but ended with {greenlet.value!r}"
@@ -202,7 +202,7 @@ class ProtocolChecks:
             self.wait_connected(protocol, peer)
             self.check_exchange(protocol, peer)
 
-    # What it does not do
+    # Methods that it does not have, and garbage
 
     def test_what_it_lacks_is_an_error_that_says_so(self) -> None:
         with self.make() as protocol:
@@ -224,7 +224,7 @@ class ProtocolChecks:
                     stranger.send_msg(message, self.limit)
             stranger.close()
             wait_until(lambda: len(protocol.pipes) == 1, self.limit)
-            # A protocol may drop garbage where it comes in or when somebody receives: an exchange does both.
+            # A protocol may drop garbage when it arrives or when it is received: after an exchange both have happened.
             self.check_exchange(protocol, peer)
             assert protocol.counters.drops.get("garbage") == 3 * len(self.garbage)
             assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
@@ -246,7 +246,7 @@ class ProtocolChecks:
             fixed = protocol.fixed
         for name, value in fixed.items():
             assert isinstance(value, (bool, str, int))
-            other: Any = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
+            other = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
             refused: dict[str, Any] = {name: other}
             made = _outcome(lambda timeout, refused=refused: self.make(refused), None)  # type: ignore[misc]
             assert isinstance(made, BadOptionValue), f"{name}={other} ended with {made!r}"
@@ -333,7 +333,7 @@ class ProtocolChecks:
 
 
 def _outcome(call: Call, timeout: float | None, outside: gevent.Timeout | None = None) -> object:
-    """Return what a call returns or raises, a ``gevent.Timeout`` of its caller's included."""
+    """Return the result or the error of a call. An error may be a ``gevent.Timeout`` of the caller."""
     try:
         if outside is None:
             return call(timeout)
@@ -344,10 +344,10 @@ def _outcome(call: Call, timeout: float | None, outside: gevent.Timeout | None =
 
 
 class Warnings(logging.Handler):
-    """What protocols warn of in the body of a ``with`` statement.
+    """Collects the warnings that protocols log in the body of a ``with`` statement.
 
     Attributes:
-        warnings: the texts.
+        warnings: their texts.
     """
 
     def __init__(self) -> None:

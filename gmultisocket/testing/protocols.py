@@ -1,6 +1,6 @@
-"""The checks of the protocols in ``gmultisocket.protocol``: how two ends of each are made, and talk.
+"""The checks of the protocols in ``gmultisocket.protocol``: how to make two ends of each and exchange a content.
 
-What a protocol promises beyond what :class:`~gmultisocket.testing.ProtocolChecks` holds it to is for its own tests.
+What a protocol promises beyond :class:`~gmultisocket.testing.ProtocolChecks` is for its own tests.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ class RepChecks(ProtocolChecks):
 
     def exchange(self, protocol: Rep, peer: Req, content: bytes) -> bytes:
         request = peer.request_async(b"", self.limit)
-        question = protocol.recv(self.limit)
-        question.reply(content)
+        protocol.recv(self.limit).reply(content)
         return request.get(self.limit)
 
     def calls(self, protocol: Rep) -> Mapping[str, Call]:
@@ -100,7 +99,7 @@ class PushChecks(ProtocolChecks):
         return {"send": lambda timeout: protocol.send(b"", timeout)}
 
     def test_garbage_is_counted_and_logged_once_and_talk_goes_on(self) -> None:
-        """A Push takes nothing: whatever comes is counted by its socket."""
+        """A Push receives nothing: its socket counts what comes."""
         with self.connected() as (protocol, peer), Socket() as stranger:
             stranger.dial(next(iter(protocol.socket.listeners)).address)
             stranger.send(b"anything", self.limit)
@@ -175,7 +174,7 @@ class PairChecks(ProtocolChecks):
         }
 
     def test_garbage_is_counted_and_logged_once_and_talk_goes_on(self) -> None:
-        """A stranger is not let in while there is a peer: here it is the peer."""
+        """A stranger is refused while there is a peer, so here the stranger is the peer."""
         with nothing_left(), self.make() as protocol, Socket() as stranger, Warnings() as log:
             stranger.dial(protocol.listen(self.make_address()).address)
             for number in range(3):

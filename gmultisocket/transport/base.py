@@ -162,7 +162,7 @@ class PacketCodec(Protocol):
         """Return the packet of one frame. Does not change the codec."""
 
     def prefix(self, size: int) -> bytes | None:
-        """Return the bytes of a packet before a frame of this size; None if a packet is not a prefix and the frame."""
+        """Return the bytes that a packet has before a frame of this size; None if packet and frame differ in more."""
 
     def unwrap(self, packet: bytes) -> bytes:
         """Return the frame of a packet that :meth:`wrap` made. Does not change the codec."""

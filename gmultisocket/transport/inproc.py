@@ -1,8 +1,8 @@
-"""inproc: sockets of one process, connected by name. Messages change hands whole.
+"""inproc: sockets of one process, connected by name. Whole messages are passed on.
 
-There is one space of names. The Go code's ``inproc.channel``, ``.msr``, ``.sr``, ``.rw``, ``inproc.iopipe`` and
-``inproc.netpipe`` are variants of one thing there, and names for the same thing here. gevent objects belong to their
-thread, so a name can be dialed only from the OS thread in which it is listened to.
+All schemes share one set of names. The Go code has the variants ``inproc.channel``, ``.msr``, ``.sr``, ``.rw``,
+``inproc.iopipe`` and ``inproc.netpipe``; here they are the same transport. gevent objects belong to their thread, so a
+name can be dialed only from the OS thread of its listener.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _listeners: dict[str, _Listener] = {}
 
 
 def names() -> list[str]:
-    """Return the names that are listened to, sorted."""
+    """Return the names that have a listener, sorted."""
     return sorted(_listeners)
 
 
 class InprocConnection(MessageConnection):
-    """One end of a connection inside the process."""
+    """One end of a connection within the process."""
 
     __slots__ = ("_address", "closed", "peer", "pipe")
 
@@ -81,7 +81,7 @@ class _Listener(TransportListener):
         self._name = address.location
         self._address = address.bare
         self._hub: Hub = get_hub()
-        #: Connections that are not accepted yet; None once closed.
+        #: Connections that are not accepted yet; None after close().
         self._backlog: SimpleQueue[InprocConnection | None] = SimpleQueue()
         self._places = Semaphore(options.get(opts.connector.listener.backlog))
         self._closed = False
@@ -96,12 +96,12 @@ class _Listener(TransportListener):
         _listeners[self._name] = self
 
     def connect(self, address: str) -> InprocConnection:
-        """Put one end into the backlog, waiting while that is full, and return the other."""
+        """Put one end of a new connection into the backlog, and return the other. Blocks while the backlog is full."""
         if self._hub is not get_hub():
-            raise ConnectionFailed(address, "it is listened to in another OS thread; inproc works within one")
+            raise ConnectionFailed(address, "its listener is in another OS thread; inproc works within one thread")
         self._places.acquire()
         if self._closed:
-            # Whoever waits behind this one is to find it out as well.
+            # The next waiting dialer must also find out that the listener is closed.
             self._places.release()
             raise ConnectionRefused(address, "nobody listens to the name")
         near, far = connected_pair(self._address)
@@ -171,5 +171,5 @@ class InprocTransport(Transport):
 
 TRANSPORT = InprocTransport()
 
-# A child has none of its parent's sockets, and its own may have the same names.
+# A forked child has none of its parent's sockets, and may use the same names.
 os.register_at_fork(after_in_child=_listeners.clear)

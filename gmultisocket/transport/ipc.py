@@ -1,13 +1,13 @@
 """ipc: byte streams within a host, through unix sockets.
 
-Addresses are ``ipc:///absolute/path``, ``ipc://relative/path``, or ``ipc://@name`` for Linux' abstract names, which
-have no file and no permissions: guard those with ``transport.ipc.allow_uids``.
+Addresses are ``ipc:///absolute/path``, ``ipc://relative/path``, or ``ipc://@name`` for abstract names of Linux. These
+have no file and no permissions: restrict them with ``transport.ipc.allow_uids``.
 
-A socket file that a dead process left is found out by connecting to it, and replaced; one that is alive, or that only
-has a full backlog, and anything that is not a socket, is left alone. A new file is bound under a name of its own, given
-``transport.ipc.mode``, and only then moved to its place, so there is no moment at which a peer could connect that
-may not, and none at which two listeners both believe they have the path. A listener removes only the file
-that it made.
+A listener finds out whether an existing socket file is in use by connecting to it. If its process is dead, the file is
+replaced. The socket file of a live listener, also of one with a full backlog, and any other file are left alone. A new
+file is first bound under a temporary name, gets the permissions of ``transport.ipc.mode``, and is then linked to its
+path. So a peer without permission can connect at no moment, and two listeners never both have the path. A listener
+removes only the file that it made.
 
 Source: transport/ipc of the Go code, which removes a living server's socket.
 """
@@ -34,10 +34,10 @@ from .stream import SocketConnection, abandon_socket, describe_os_error
 
 __all__ = ["TRANSPORT", "IPCConnection"]
 
-#: What a unix socket address can hold, in bytes (sun_path, without its closing zero).
+#: The maximum length of a unix socket's path in bytes (sun_path, without the zero at its end).
 _LONGEST_PATH = 107
 _CREDENTIALS = struct.Struct("3i")
-#: Between attempts to connect to a listener whose backlog is full, in seconds.
+#: Seconds between attempts to connect to a listener whose backlog is full: the first pause and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
 
@@ -62,22 +62,26 @@ class IPCConnection(SocketConnection):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The peer's ``pid``, ``uid`` and ``gid`` when it connected or began to listen, as the kernel says."""
+        """The ``pid``, ``uid`` and ``gid`` that the peer had when it connected or began to listen, from the kernel."""
         return dict(zip(("pid", "uid", "gid"), self._identity, strict=True))
 
 
 def _name(address: Address) -> str:
-    """Return what to bind or connect to."""
+    """Return the name to bind or connect to.
+
+    Raises:
+        AddressError: a unix socket cannot have the name.
+    """
     location = address.location
     abstract = location.startswith("@")
     name = "\0" + location[1:] if abstract else location
     if abstract and len(name) == 1:
-        raise AddressError(address.text, "an abstract name follows the @")
+        raise AddressError(address.text, "the name after the @ is missing: expected ipc://@name")
     size = len(os.fsencode(name))
     if size > _LONGEST_PATH:
-        raise AddressError(address.text, f"the path has {size} bytes, and a unix socket's may have {_LONGEST_PATH}")
+        raise AddressError(address.text, f"the path has {size} bytes; a unix socket's has at most {_LONGEST_PATH}")
     if "\0" in name[1:]:
-        raise AddressError(address.text, "the path has a zero byte in it")
+        raise AddressError(address.text, "the path contains a zero byte")
     return name
 
 
@@ -101,9 +105,9 @@ class _Dialer(TransportDialer):
             raise
 
     def _connect(self, sock: gsocket.socket) -> None:
-        """Connect, waiting while the listener's backlog is full, as tcp does."""
-        # A local connect is made or refused at once. EAGAIN says that the backlog is full, and the kernel has no way to
-        # say when that changes: the socket counts as writable, so a connect that waits for that would spin.
+        """Connect. Blocks while the listener's backlog is full, as tcp does."""
+        # A local connect succeeds or fails at once. EAGAIN means that the backlog is full. The kernel cannot report
+        # when that changes: the socket is always writable, so waiting for that would be a busy loop.
         sock.setblocking(False)
         pause = _FIRST_PAUSE
         while (answer := sock.connect_ex(self._name)) == errno.EAGAIN:
@@ -128,7 +132,7 @@ class _Listener(TransportListener):
         self._options = options
         self._uids = options.get(opts.transport.ipc.allow_uids)
         self._sock: Any = None
-        #: Path, device and inode of the socket file that this listener made.
+        #: Path, device and inode of the socket file that this listener has made.
         self._file: tuple[str, int, int] | None = None
 
     @property
@@ -143,7 +147,7 @@ class _Listener(TransportListener):
                 self._listen_at_path()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise AddressInUse(self._address, "another listener has it") from error
+                raise AddressInUse(self._address, "another listener has the name") from error
             raise ConnectionFailed(self._address, describe_os_error(error)) from error
 
     def _bind_abstract(self) -> gsocket.socket:
@@ -152,7 +156,7 @@ class _Listener(TransportListener):
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-        # One that was closed in this very turn of the loop has the name until the turn ends.
+        # A socket that was closed in this turn of the event loop keeps the name until the turn ends.
         gevent.sleep(0)
         return self._bind(self._name)
 
@@ -168,7 +172,7 @@ class _Listener(TransportListener):
         return sock
 
     def _listen_at_path(self) -> None:
-        """Bind at a name beside the path, set the mode, listen, and only then take the path."""
+        """Bind a temporary name beside the path, set the permissions, listen, and then link the path to it."""
         self._remove_stale()
         temporary = self._temporary_name()
         sock = self._bind(temporary)
@@ -176,7 +180,7 @@ class _Listener(TransportListener):
             os.chmod(temporary, self._options.get(opts.transport.ipc.mode))
             sock.listen(self._options.get(opts.connector.listener.backlog))
             made = os.lstat(temporary)
-            # A link fails where the path exists: of two listeners that start at once, one is told so.
+            # A link fails if the path exists. So if two listeners start at the same time, one of them fails.
             os.link(temporary, self._name)
         except FileExistsError as error:
             sock.close()
@@ -187,25 +191,25 @@ class _Listener(TransportListener):
         finally:
             os.unlink(temporary)
         self._sock = sock
-        # The program may have changed its folder when the file is to be removed.
+        # The program may change its working directory before the file is removed.
         self._file = os.path.abspath(self._name), made.st_dev, made.st_ino
 
     def _temporary_name(self) -> str:
-        """Return a name in the path's own folder, so that the file can be moved, that is not longer than allowed."""
+        """Return a name of allowed length in the same directory as the path, so that the path can be linked to it."""
         folder, name = os.path.split(self._name)
         mark = os.urandom(4).hex()
         short = os.path.join(folder, f".{mark}")
         if len(os.fsencode(short)) > _LONGEST_PATH:
-            raise ConnectionFailed(self._address, "the path leaves no room for a temporary name beside it")
+            raise ConnectionFailed(self._address, "the directory's path is too long for a temporary name in it")
         longer = os.path.join(folder, f".{name}.{mark}")
         return longer if len(os.fsencode(longer)) <= _LONGEST_PATH else short
 
     def _remove_stale(self) -> None:
-        """Remove the path if it is a socket that nobody listens to any more.
+        """Remove the path if it is a socket file without a listener.
 
         Raises:
-            AddressInUse: somebody does.
-            ConnectionFailed: it is not a socket, or nobody can tell.
+            AddressInUse: a listener uses it.
+            ConnectionFailed: it is not a socket.
         """
         try:
             found = os.lstat(self._name)
@@ -215,7 +219,7 @@ class _Listener(TransportListener):
             kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "not a socket"
             raise ConnectionFailed(self._address, f"the path exists and is {kind}; it was left alone")
         with plain_socket.socket(plain_socket.AF_UNIX, plain_socket.SOCK_STREAM) as probe:
-            # A local connect is made or refused at once; EAGAIN says that a living listener's backlog is full.
+            # A local connect succeeds or fails at once. EAGAIN means that the backlog of a live listener is full.
             probe.setblocking(False)
             answer = probe.connect_ex(self._name)
         if answer == errno.ENOENT:
@@ -240,7 +244,7 @@ class _Listener(TransportListener):
         if self._uids is None or uid in self._uids:
             return connection
         connection.close()
-        # An error for each, not a loop here: the core lets others run between two of them.
+        # An error instead of a loop here: the accept loop lets other greenlets run between two errors.
         raise ConnectionAbortedError(errno.ECONNABORTED, f"user {uid} is not in transport.ipc.allow_uids")
 
     def close(self) -> None:
@@ -254,7 +258,7 @@ class _Listener(TransportListener):
                 if (found.st_dev, found.st_ino) == (device, inode):
                     os.unlink(path)
             except OSError:
-                # Somebody else removed it, or its folder.
+                # Another program has removed the file or its directory.
                 pass
 
     def abandon(self) -> None:

@@ -1,8 +1,8 @@
-"""A gevent socket as a :class:`StreamConnection`: what tcp and ipc share.
+"""A gevent socket as a :class:`StreamConnection`, for tcp and ipc.
 
-The hot calls go to the C socket below the gevent one, and to the hub, directly: ``send`` must not wait, and
-``recv`` knows when trying again would only cost a system call. Three names of gevent's that are not in its
-manual are used for that, here and in ``tls.py`` and nowhere else: ``_sock``, ``_read_event`` and ``_write_event``.
+The frequent calls go directly to the hub and to the C socket inside the gevent socket: ``send`` must not wait, and
+``recv`` avoids system calls that would return nothing. For that, three undocumented names of gevent are used, only here
+and in ``tls.py``: ``_sock``, ``_read_event`` and ``_write_event``.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from .base import StreamConnection
 
 __all__ = ["SocketConnection", "abandon_socket", "describe_os_error"]
 
-#: Under monkey patching ``os.close`` leaves the closing to the loop, which may never run again in a forked child.
+#: The original ``os.close``. gevent's, under monkey patching, closes in the event loop, which may never run in a child.
 _close_now = get_original("os", "close")
 
 
 def describe_os_error(error: OSError) -> str:
-    """Return an ``OSError`` in words, without its number where the system has words for it."""
+    """Return the text of an ``OSError``, without its number if the system has a text for it."""
     if error.errno is not None and not isinstance(error, gsocket.gaierror):
         return os.strerror(error.errno).lower()
     return str(error.args[-1] if error.args else error).lower()
 
 
 def abandon_socket(sock: Any) -> None:
-    """Close a socket's descriptor in a forked child; the parent's copy and the peer notice nothing.
+    """Close a socket's descriptor in a forked child. The parent's copy and the peer are not affected.
 
-    The descriptor is taken out of the socket object first: its number will soon be somebody else's, and a
-    later clean-up of the object must not close that. Nothing here may switch greenlets.
+    The descriptor is detached from the socket object first: its number will soon be used again, and a later clean-up of
+    the object must not close that other descriptor. Nothing here may switch greenlets.
     """
     try:
         sock._read_event.stop()
         sock._write_event.stop()
         _close_now(sock._sock.detach())
     except (OSError, AttributeError):
-        # Closed or half made when the fork happened.
+        # The socket was closed or incomplete at the fork.
         pass
 
 
-#: A read that brought so many bytes is likely to be followed by more: asking at once costs less than waiting for it.
+#: After a read of so many bytes more are probably there: reading again at once is faster than waiting first.
 _BULK = 16384
 
 
@@ -58,7 +58,7 @@ class SocketConnection(StreamConnection):
 
     __slots__ = ("_dry", "_raw_recv", "_sock", "_wait", "send", "sendmsg")
 
-    # Bound in __init__ to the C socket's own methods: no Python frame between a pipe and the kernel.
+    # Set in __init__ to methods of the C socket: no Python function between a pipe and the kernel.
     send: Callable[[bytes | memoryview], int]
     sendmsg: Callable[[list[bytes | memoryview]], int]
 
@@ -69,7 +69,7 @@ class SocketConnection(StreamConnection):
         self.sendmsg = raw.sendmsg
         self._raw_recv = raw.recv
         self._wait = sock.hub.wait
-        # Whether the last read took all there was, so that another try would find nothing.
+        # Whether the last read has emptied the kernel's buffer, so that another read would return nothing.
         self._dry = True
 
     def recv(self, size: int, /) -> bytes:
@@ -97,7 +97,7 @@ class SocketConnection(StreamConnection):
         try:
             self._sock.shutdown(gsocket.SHUT_WR)
         except OSError:
-            # The peer was faster.
+            # The peer has closed the connection first.
             pass
 
     def close(self) -> None:

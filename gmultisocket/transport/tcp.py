@@ -1,10 +1,10 @@
 """tcp: byte streams between hosts.
 
-Addresses are ``tcp://host:port`` with a name, an IPv4 address or an IPv6 one in brackets. To listen on every interface
-write ``*``; nothing else, no empty host above all, stands for it. Port 0 has the kernel choose. Names are resolved at
-every attempt, and every address that a name has is tried.
+Addresses are ``tcp://host:port``. The host is a name, an IPv4 address, or an IPv6 address in brackets. A listener uses
+``*`` for all interfaces; no other text means that, and an empty host is an error. With port 0 the kernel chooses a
+port. Names are looked up at every attempt, and all addresses of a name are tried.
 
-Source: transport/tcp of the Go code, whose read buffer option sets the write buffer and whose names are resolved once.
+Source: transport/tcp of the Go code, where the read buffer option sets the write buffer, and names are looked up once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _read_numbers: Callable[..., list[Any]] = get_original("socket", "getaddrinfo")
 
 
 def format_address(scheme: str, name: Any) -> str:
-    """Return a socket's name as an address."""
+    """Return the name of a socket as an address."""
     try:
         host, port = name[0], name[1]
     except (IndexError, TypeError):
@@ -51,9 +51,9 @@ def format_address(scheme: str, name: Any) -> str:
 
 
 def socket_names(sock: Any) -> tuple[Any, Any]:
-    """Return the names of both ends of a connected socket, None for one that is not known any more.
+    """Return the names of both ends of a connected socket, None for a name that is no longer known.
 
-    To be kept: a closed socket has forgotten them, and the log wants them.
+    A connection stores them: a closed socket has no names, and the log needs them.
     """
     return _name(sock.getsockname), _name(sock.getpeername)
 
@@ -66,7 +66,7 @@ def _name(getter: Any) -> Any:
 
 
 def unacknowledged(sock: Any) -> int:
-    """Return how many sent bytes the peer's kernel has not acknowledged yet."""
+    """Return the number of sent bytes that the peer's kernel has not acknowledged."""
     try:
         raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except (OSError, ValueError):
@@ -101,10 +101,10 @@ def _seconds(value: float) -> int:
 
 
 def configure(sock: gsocket.socket, options: Options) -> None:
-    """Set a connection's socket options.
+    """Set the socket options of a connection.
 
     Raises:
-        OSError: the peer has gone already, or the kernel refuses a value.
+        OSError: the peer has already disconnected, or the kernel refuses a value.
     """
     tcp = opts.transport.tcp
     protocol = gsocket.IPPROTO_TCP
@@ -126,17 +126,17 @@ def configure(sock: gsocket.socket, options: Options) -> None:
 def _check_other_end(sock: gsocket.socket) -> None:
     """Refuse a connection of a socket to itself.
 
-    TCP makes one where nobody listens and the kernel happens to choose the dialed port for this end. A dialer that kept
-    it would keep the port from its listener.
+    TCP makes one if nobody listens and the kernel chooses the dialed port for this end. If the dialer kept it, the
+    listener could not get its port.
     """
     if sock.getsockname() == sock.getpeername():
-        # Reset: a connection that waits out its end would keep the port as well.
+        # Reset the connection. In TIME_WAIT it would still occupy the port.
         sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, 0))
         raise ConnectionRefusedError(errno.ECONNREFUSED, "it was connected to itself")
 
 
 def _set_buffers(sock: gsocket.socket, options: Options) -> None:
-    """Set the kernel's buffer sizes; before connecting or listening, as they bound the window that TCP agrees on."""
+    """Set the kernel's buffer sizes. Must come before connect or listen, where TCP negotiates the window by them."""
     for option, name in (
         (opts.transport.tcp.read_buffer, gsocket.SO_RCVBUF),
         (opts.transport.tcp.write_buffer, gsocket.SO_SNDBUF),
@@ -147,14 +147,14 @@ def _set_buffers(sock: gsocket.socket, options: Options) -> None:
 
 
 def resolve(host: str, port: int, address: str, passive: bool = False) -> list[Any]:
-    """Return what ``getaddrinfo`` says of a host. Blocks while a name is looked up; the caller bounds the time.
+    """Return the result of ``getaddrinfo`` for a host. Blocks while a name is looked up; the caller limits the time.
 
     Raises:
-        ConnectionFailed: the name is not known.
+        ConnectionFailed: the name cannot be resolved.
     """
     flags = gsocket.AI_PASSIVE if passive else 0
     try:
-        # An IP address needs no lookup: it must not stand in the resolver's line behind names that nobody answers.
+        # An IP address needs no lookup. It must not wait in the resolver's queue behind names that get no answer.
         return _read_numbers(host, port, 0, gsocket.SOCK_STREAM, 0, flags | gsocket.AI_NUMERICHOST)
     except (gsocket.gaierror, UnicodeError):
         pass
@@ -168,17 +168,17 @@ def resolve(host: str, port: int, address: str, passive: bool = False) -> list[A
 class TCPDialer(TransportDialer):
     """Connects to one host and port."""
 
-    __slots__ = ("_address", "_host", "_let_go", "_options", "_port")
+    __slots__ = ("_abandon", "_address", "_host", "_options", "_port")
 
     def __init__(self, address: Address, options: Options) -> None:
-        #: What abandons the connection that is being made.
-        self._let_go: Callable[[], None] | None = None
+        #: Abandons the unfinished connection, while there is one.
+        self._abandon: Callable[[], None] | None = None
         self._address = address.bare
         self._host, self._port = split_host_port(address.location, address)
         if self._host == "*":
-            raise AddressError(address.text, "* stands for every interface and can only be listened on")
+            raise AddressError(address.text, "* stands for every interface and can only be listened on: dial a host")
         if not self._port:
-            raise AddressError(address.text, "port 0 can only be listened on")
+            raise AddressError(address.text, "port 0 can only be listened on: dial the listener's real port")
         self._options = options
 
     def connect(self) -> Connection:
@@ -189,7 +189,7 @@ class TCPDialer(TransportDialer):
         failure: OSError | None = None
         for family, kind, protocol, _, name in resolve(self._host, self._port, self._address):
             sock = gsocket.socket(family, kind, protocol)
-            self._let_go = partial(abandon_socket, sock)
+            self._abandon = partial(abandon_socket, sock)
             try:
                 _set_buffers(sock, self._options)
                 sock.connect(name)
@@ -204,12 +204,12 @@ class TCPDialer(TransportDialer):
                 sock.close()
                 raise
             finally:
-                self._let_go = None
+                self._abandon = None
         raise self._failed(failure) from failure
 
     def abandon(self) -> None:
-        if self._let_go is not None:
-            self._let_go()
+        if self._abandon is not None:
+            self._abandon()
 
     def _failed(self, error: OSError | None) -> ConnectionFailed:
         if isinstance(error, ConnectionRefusedError):
@@ -236,7 +236,7 @@ class TCPListener(TransportListener):
     def listen(self) -> None:
         host = "" if self._host == "*" else self._host
         failure: OSError | None = None
-        # Every interface: the IPv6 socket takes IPv4 as well, where there is IPv6.
+        # For all interfaces the IPv6 socket accepts IPv4 as well, if the system has IPv6.
         found = _every_interface(self._port) if not host else resolve(host, self._port, self._address, passive=True)
         for family, kind, protocol, _, name in found:
             try:
@@ -250,7 +250,8 @@ class TCPListener(TransportListener):
             return
         if failure is not None and failure.errno == errno.EADDRINUSE:
             raise AddressInUse(self._address, "another listener has the port") from failure
-        raise ConnectionFailed(self._address, describe_os_error(failure) if failure else "no address") from failure
+        why = describe_os_error(failure) if failure else "the host has no address"
+        raise ConnectionFailed(self._address, why) from failure
 
     def _bind(self, family: int, kind: int, protocol: int, name: Any) -> gsocket.socket:
         sock = gsocket.socket(family, kind, protocol)
@@ -281,12 +282,13 @@ class TCPListener(TransportListener):
             configure(client, self._options)
         except OSError as error:
             client.close()
-            raise ConnectionAbortedError(errno.ECONNABORTED, f"a peer could not be set up: {error}") from error
+            why = f"the socket options of a connection could not be set: {error}"
+            raise ConnectionAbortedError(errno.ECONNABORTED, why) from error
         return client
 
     def close(self) -> None:
         if self._sock is not None and not self._sock.closed:
-            # The loop closes a socket that somebody waits for later; the port is to be free now.
+            # While a greenlet waits for a socket, the event loop closes it later. The port must be free now.
             self._sock.shutdown(gsocket.SHUT_RDWR)
             self._sock.close()
 

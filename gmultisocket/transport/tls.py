@@ -1,13 +1,12 @@
 """tls+tcp: byte streams between hosts that nobody on the way can read or change.
 
-Addresses are those of tcp, with the scheme ``tls+tcp`` or ``tls``. A dialer verifies the listener's certificate, and
-that it was issued for the dialed host, unless ``transport.tls.insecure`` is spelled out. A listener needs a
-certificate, and with ``transport.tls.cafile`` it requires one of its peers as well (mutual TLS); the pipe then has it
-in its identity.
+Addresses are those of tcp with the scheme ``tls+tcp`` or ``tls``. A dialer verifies the listener's certificate and its
+host name, unless ``transport.tls.insecure`` is set. A listener needs a certificate. With ``transport.tls.cafile`` it
+also requires certificates of its peers (mutual TLS), and puts them in the identities of the pipes.
 
-Here is what TLS does on a connection: :class:`TLSConnection`, which wss uses too, and the transport around it.
-Certificates, contexts and the names of errors are in ``tlscontext.py``. Of gevent's TLS socket a name is used that is
-not in its manual, ``_sslobj``: what reads and writes without waiting. ``stream.py`` has the others.
+This module has the TLS connection, :class:`TLSConnection`, which wss uses too, and the transport. Certificates,
+contexts and the names of errors are in ``tlscontext.py``. One undocumented name of gevent's TLS socket is used here,
+``_sslobj``, which reads and writes without waiting; ``stream.py`` lists the others.
 """
 
 from __future__ import annotations
@@ -29,42 +28,43 @@ from .tlscontext import ClientSide, ServerSide, explain
 
 __all__ = ["TRANSPORT", "TLSConnection", "TLSDialer", "TLSListener"]
 
-#: The most bytes that one TLS record carries. OpenSSL reads and writes one of them at a time.
+#: The maximum number of bytes in one TLS record. OpenSSL reads and writes one record at a time.
 _RECORD = 16384
 
-#: How often a side that writes looks whether the other direction has done what TLS wants first (see `_crossed`).
-_CROSSED_PAUSE = 0.01
+#: Seconds between two checks whether the other direction has done what TLS needs first (see `_needs_read`).
+_NEEDS_READ_PAUSE = 0.01
 
 
 class TLSConnection(StreamConnection):
     """A TLS socket, before or after its handshake.
 
-    OpenSSL finishes what it has begun: a record that was encrypted, and of which the kernel took no more than a part,
-    must leave before anything else can, and be given to it again until it has. A pipe may have dropped it by then. So
-    the connection keeps such a record, counts it as sent, and has the loop write the rest as soon as the kernel takes
-    it; until then it takes nothing more.
+    When the kernel takes only a part of an encrypted record, OpenSSL must be given the same record again until all of
+    it is written, before any other data. But the pipe may drop the data meanwhile. So the connection keeps the record
+    as unfinished, counts it as sent, and writes the rest in the event loop as soon as the kernel takes it. Until then
+    it takes no other data.
 
-    The end of the stream may come with TLS' own goodbye or, from many peers, without; both are an end. Frames say
-    how long they are, so that one that an attacker cut off is noticed; a stream that is cut between two is not.
+    The end of the stream may come with the close message of TLS or, from many peers, without it. Both count as the end.
+    A frame contains its length, so a frame that an attacker has cut is noticed. A stream that was cut between two
+    frames is not noticed.
 
     Args:
         sock: made by ``ClientSide.wrap`` or ``ServerSide.wrap``, or any connected gevent TLS socket; belongs to this
             object from now on.
         scheme: of the addresses.
-        address: what was dialed, for errors; "" on the listening side.
+        address: the dialed address, for errors; "" on the listening side.
     """
 
     __slots__ = (
         "_address",
-        "_begun",
-        "_crossed",
         "_dry",
         "_failed",
         "_identity",
         "_names",
+        "_needs_read",
         "_read",
         "_scheme",
         "_sock",
+        "_unfinished",
         "_wait",
         "_watcher",
         "_write",
@@ -79,21 +79,21 @@ class TLSConnection(StreamConnection):
         self._address = address
         self._names = socket_names(sock)
         self._wait = secure.hub.wait
-        # OpenSSL's own calls, which never wait: the C socket below is non-blocking.
+        # Calls of OpenSSL that never wait: the C socket is non-blocking.
         self._read: Callable[[int], bytes] = secure._sslobj.read
         self._write: Callable[[bytes | memoryview], int] = secure._sslobj.write
-        #: Whether the last read took all there was, so that another try would find nothing.
+        #: Whether the last read has emptied the buffers, so that another read would return nothing.
         self._dry = True
-        #: An error that was met behind good data, for the next read.
+        #: An error that came after good data. The next read raises it.
         self._failed: OSError | None = None
-        #: What is left of the record that OpenSSL has begun to write, and what finishes it.
-        self._begun: bytes | memoryview | None = None
+        #: The rest of the record that OpenSSL has begun to write, and the watcher that finishes it.
+        self._unfinished: bytes | memoryview | None = None
         self._watcher: Any = None
-        #: Whether OpenSSL must read before it can write on: a renegotiation, which only other people's contexts allow.
-        self._crossed = False
-        self._identity: Mapping[str, Any] = self._look_at_peer()
+        #: Whether OpenSSL must read before it can write: a renegotiation, which only a program's own context allows.
+        self._needs_read = False
+        self._identity: Mapping[str, Any] = self._peer_identity()
 
-    # Who and where
+    # Addresses and identity
 
     @property
     def local_address(self) -> str:
@@ -105,14 +105,14 @@ class TLSConnection(StreamConnection):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The peer's ``certificate`` as ``ssl.SSLSocket.getpeercert()`` has it, ``tls_version`` and ``cipher``.
+        """The peer's ``certificate`` in the form of ``ssl.SSLSocket.getpeercert()``, ``tls_version`` and ``cipher``.
 
-        The certificate is None where the peer has shown none, and empty where it was not verified.
+        The certificate is None if the peer has sent none, and empty if it was not verified.
         """
         return self._identity
 
-    def _look_at_peer(self) -> Mapping[str, Any]:
-        """Return the identity, which a closed socket has forgotten; nothing before the handshake."""
+    def _peer_identity(self) -> Mapping[str, Any]:
+        """Return the identity, empty before the handshake. Stored, because a closed socket has none."""
         sock = self._sock
         version = sock.version()
         if version is None:
@@ -122,10 +122,10 @@ class TLSConnection(StreamConnection):
     # The handshake
 
     def handshake(self) -> None:
-        """Do this side's handshake, whichever it is. Blocks; the caller bounds the time.
+        """Do the handshake of this side. Blocks; the caller limits the time.
 
         Raises:
-            TLSError: it failed; the class says why.
+            TLSError: the handshake failed; the class says why.
         """
         try:
             if self._sock.closed:
@@ -133,13 +133,13 @@ class TLSConnection(StreamConnection):
             self._sock.do_handshake()
         except OSError as error:
             raise explain(error, self._address or self.peer_address, dialing=bool(self._address)) from error
-        self._identity = self._look_at_peer()
+        self._identity = self._peer_identity()
 
     # Sending
 
     def send(self, data: bytes | memoryview, /) -> int:
-        if self._begun is not None and not self._finish():
-            raise BlockingIOError(errno.EAGAIN, "the TLS connection takes no more for now")
+        if self._unfinished is not None and not self._finish():
+            raise BlockingIOError(errno.EAGAIN, "the TLS connection takes no data now")
         taken = 0
         record = data
         try:
@@ -151,63 +151,63 @@ class TLSConnection(StreamConnection):
                 taken += self._write(record)
             return taken
         except ssl.SSLWantWriteError:
-            self._begin(record)
+            self._finish_later(record)
         except ssl.SSLWantReadError:
-            self._crossed = True
-            self._begin(record)
+            self._needs_read = True
+            self._finish_later(record)
         except ssl.SSLError as error:
             raise self._broken(error) from error
         return taken + len(record)
 
     def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
-        # As much as the first record takes is joined; a large content behind a header is not copied.
+        # Only the first record is joined. The rest of a large content after a header is not copied.
         last = memoryview(buffers[-1])
-        room = _RECORD - sum(map(len, buffers[:-1]))
-        if not 0 < room < len(last):
+        space = _RECORD - sum(map(len, buffers[:-1]))
+        if not 0 < space < len(last):
             return self.send(b"".join(buffers))
-        taken = self.send(b"".join((*buffers[:-1], last[:room])))
-        if taken == _RECORD and self._begun is None:
-            taken += self.send(last[room:])
+        taken = self.send(b"".join((*buffers[:-1], last[:space])))
+        if taken == _RECORD and self._unfinished is None:
+            taken += self.send(last[space:])
         return taken
 
-    def _begin(self, record: bytes | memoryview) -> None:
-        """Have the loop finish a record that the kernel did not take whole."""
-        self._begun = record
+    def _finish_later(self, record: bytes | memoryview) -> None:
+        """Store a record that the kernel has not taken whole, and finish it in the event loop."""
+        self._unfinished = record
         if self._watcher is None:
             # The socket's own watcher is for the greenlet that may wait.
             self._watcher = self._sock.hub.loop.io(self._sock.fileno(), 2)
-        if not self._crossed:
+        if not self._needs_read:
             self._watcher.start(self._finish_in_hub)
 
     def _finish_in_hub(self) -> None:
         try:
             self._finish()
         except OSError:
-            # The next send meets it again, and so does the reader.
+            # The next send raises it again, and so does the reader.
             self._watcher.stop()
 
     def _finish(self) -> bool:
-        """Write on at the record that was begun. Return whether it is out."""
+        """Continue to write the unfinished record. Return whether all of it is written."""
         try:
-            while self._begun:
-                # Once, as long as Python does not ask OpenSSL for partial writes.
-                taken = self._write(self._begun)
-                self._begun = self._begun[taken:]
+            while self._unfinished:
+                # Runs once, as Python does not ask OpenSSL for partial writes.
+                taken = self._write(self._unfinished)
+                self._unfinished = self._unfinished[taken:]
         except ssl.SSLWantWriteError:
             return False
         except ssl.SSLWantReadError:
-            # The socket is writable, and the loop would try for ever.
-            self._crossed = True
+            # The socket is writable, so the watcher would call this without end.
+            self._needs_read = True
             self._watcher.stop()
             return False
         except ssl.SSLError as error:
             raise self._broken(error) from error
-        self._begun = None
+        self._unfinished = None
         self._watcher.stop()
         return True
 
     def _broken(self, error: ssl.SSLError) -> ConnectionError:
-        """Return the error for a write that failed, in words for the reason of the pipe."""
+        """Return the error for a failed write. Its text becomes the reason of the pipe."""
         return ConnectionError(explain(error, self.peer_address).why)
 
     def wait_writable(self) -> None:
@@ -215,15 +215,15 @@ class TLSConnection(StreamConnection):
         while True:
             if sock.closed:
                 raise _closed()
-            if self._crossed:
-                sleep(_CROSSED_PAUSE)
+            if self._needs_read:
+                sleep(_NEEDS_READ_PAUSE)
                 continue
             self._wait(sock._write_event)
-            if self._begun is None or self._finish():
+            if self._unfinished is None or self._finish():
                 return
 
     def unacknowledged(self) -> int:
-        return unacknowledged(self._sock) + (len(self._begun) if self._begun is not None else 0)
+        return unacknowledged(self._sock) + (len(self._unfinished) if self._unfinished is not None else 0)
 
     # Receiving
 
@@ -231,7 +231,7 @@ class TLSConnection(StreamConnection):
         data = self._recv_record(size)
         if len(data) < _RECORD:
             return data
-        # A full record comes from a peer that sends much: whatever is there already comes along.
+        # A peer that sends a full record sends much. Read also the records that have arrived already.
         records = [data]
         size -= len(data)
         while size > 0 and data:
@@ -248,7 +248,7 @@ class TLSConnection(StreamConnection):
         return b"".join(records)
 
     def _recv_record(self, size: int) -> bytes:
-        """Block until there is a record, and return its content or, where that is more than ``size``, a part of it."""
+        """Block until there is a record, and return its content, but at most ``size`` bytes of it."""
         try:
             while True:
                 if self._failed is not None:
@@ -256,14 +256,14 @@ class TLSConnection(StreamConnection):
                 if self._dry:
                     self._wait_readable()
                 try:
-                    # Asking for more than a record has would only allocate it.
+                    # Asking for more than a record would only allocate memory.
                     data = self._read(size if size < _RECORD else _RECORD)
                 except ssl.SSLWantReadError:
                     self._dry = True
                 except ssl.SSLWantWriteError:
-                    sleep(_CROSSED_PAUSE)
+                    sleep(_NEEDS_READ_PAUSE)
                 else:
-                    # OpenSSL may have more, of this record or the next, without the kernel knowing of it.
+                    # OpenSSL may have more data, of this record or the next one, that the kernel no longer has.
                     self._dry = False
                     return data
         except ssl.SSLEOFError as error:
@@ -275,10 +275,10 @@ class TLSConnection(StreamConnection):
     def _wait_readable(self) -> None:
         if self._sock.closed:
             raise _closed()
-        if self._crossed:
-            # What had to be read has been.
-            self._crossed = False
-            if self._begun is not None:
+        if self._needs_read:
+            # All that OpenSSL needed has been read.
+            self._needs_read = False
+            if self._unfinished is not None:
                 self._watcher.start(self._finish_in_hub)
         self._wait(self._sock._read_event)
 
@@ -288,10 +288,10 @@ class TLSConnection(StreamConnection):
         sock = self._sock
         if sock.closed:
             return
-        begun = self._begun
-        self._drop()
-        if begun is None:
-            # Says goodbye if the kernel takes it at once, and does not wait for the peer's.
+        unfinished = self._unfinished
+        self._free()
+        if unfinished is None:
+            # Sends the close message if the kernel takes it at once, and does not wait for the peer's.
             try:
                 sock._sslobj.shutdown()
             except OSError:
@@ -299,19 +299,19 @@ class TLSConnection(StreamConnection):
         self._release()
 
     def _release(self) -> None:
-        """Let go of the socket, once TLS is done with it."""
+        """Close the socket, after TLS has closed."""
         self._sock.close()
 
     def abandon(self) -> None:
-        self._drop()
+        self._free()
         abandon_socket(self._sock)
 
-    def _drop(self) -> None:
-        """Let go of what is OpenSSL's: it is large, and people may hold closed pipes for long."""
+    def _free(self) -> None:
+        """Drop the references to OpenSSL's objects: they are large, and a program may keep closed pipes for long."""
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.close()
-        self._watcher = self._begun = None
+        self._watcher = self._unfinished = None
         self._read = self._write = _use_closed
 
 
@@ -324,7 +324,7 @@ def _use_closed(_: object) -> Any:
 
 
 class TLSDialer(TCPDialer):
-    """Connects to one host and port, and speaks TLS there."""
+    """Connects to one host and port with TLS."""
 
     __slots__ = ("_scheme", "_side")
 
@@ -337,30 +337,30 @@ class TLSDialer(TCPDialer):
         return self.connect_tls()
 
     def connect_tls(self) -> TLSConnection:
-        """Return a connection after its handshake. Blocks; the caller bounds the time.
+        """Return a connection after its handshake. Blocks; the caller limits the time.
 
         Raises:
-            ConnectionFailed: and nothing is left open. A TLSError says what is wrong with the peer.
+            ConnectionFailed: nothing is left open. A TLSError says what is wrong with the peer.
         """
         sock = self.connect_socket()
         try:
             connection = TLSConnection(self._side.wrap(sock), self._scheme, self._address)
         except OSError as error:
             raise explain(error, self._address) from error
-        self._let_go = connection.abandon
+        self._abandon = connection.abandon
         try:
             connection.handshake()
         except BaseException:
-            # The time may be up, or the dialer closed.
+            # For example the time is up, or the dialer was closed.
             connection.close()
             raise
         finally:
-            self._let_go = None
+            self._abandon = None
         return connection
 
 
 class TLSListener(TCPListener):
-    """Listens at one host and port for peers that speak TLS."""
+    """Listens at one host and port for peers with TLS."""
 
     __slots__ = ("_side",)
 

@@ -1,11 +1,11 @@
-"""TLS settings: from options to an ``ssl.SSLContext``, and from what OpenSSL says to errors with a name.
+"""TLS settings: makes an ``ssl.SSLContext`` from options, and translates the errors of OpenSSL.
 
-:class:`ClientSide` and :class:`ServerSide` are made when ``dial()`` or ``listen()`` is called, read the files then, and
-wrap sockets from then on: for tls+tcp, and for wss. What TLS does on a connection is in ``tls.py``.
+``dial()`` and ``listen()`` make a :class:`ClientSide` or :class:`ServerSide`, which reads the files once. It then wraps
+sockets for tls+tcp and wss. TLS connections are in ``tls.py``.
 
-The contexts made here are ``ssl.create_default_context``'s, which verifies certificates and host names, with TLS 1.2
-as the oldest version and without renegotiation. A program that wants something else, or new certificates without
-a restart, brings a context of its own; its ``load_cert_chain`` may be called again while it is in use.
+The contexts are made by ``ssl.create_default_context``, which verifies certificates and host names. TLS 1.2 is the
+oldest version, and renegotiation is off. A program that needs other settings, or new certificates without a restart,
+sets its own context; it may call ``load_cert_chain`` of that context again at any time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = ["ClientSide", "ServerSide", "explain"]
 
 _tls = opts.transport.tls
 
-#: OpenSSL takes 1024 bytes; a character may be four.
+#: In characters. OpenSSL allows 1024 bytes, and a character may have four.
 _LONGEST_PASSWORD = 255
 
 
@@ -50,12 +50,12 @@ class ClientSide:
 
     Args:
         address: the dialed address.
-        host: its host, as the certificate should have it.
+        host: its host, which the certificate must contain.
         options: ``transport.tls.*``.
 
     Raises:
-        BadOptionValue, BadFile: the options make no context.
-        AddressError: the host is no name that a certificate could have.
+        BadOptionValue, BadFile: the options are wrong or do not fit together.
+        AddressError: the host is not a name that a certificate can contain.
     """
 
     __slots__ = ("_context", "_server_hostname")
@@ -65,10 +65,10 @@ class ClientSide:
         self._server_hostname = _certificate_name(options.get(_tls.server_hostname) or host, address)
 
     def wrap(self, sock: gsocket.socket) -> SSLSocket:
-        """Return the TLS socket that takes a connected socket over, before its handshake. Does not block.
+        """Return a TLS socket that takes over a connected socket, before the handshake. Does not block.
 
         Raises:
-            OSError: the peer has gone already. The socket is closed then.
+            OSError: the peer has already disconnected. The socket is then closed.
         """
         return _wrap(sock, self._context, server_side=False, server_hostname=self._server_hostname)
 
@@ -80,7 +80,7 @@ class ServerSide:
         options: ``transport.tls.*``.
 
     Raises:
-        BadOptionValue, BadFile: the options make no context: above all, there is no certificate.
+        BadOptionValue, BadFile: the options are wrong or do not fit together; for example there is no certificate.
     """
 
     __slots__ = ("_context",)
@@ -89,32 +89,32 @@ class ServerSide:
         self._context = _server_context(options)
 
     def wrap(self, sock: gsocket.socket) -> SSLSocket:
-        """Return the TLS socket that takes an accepted socket over, before its handshake. Does not block.
+        """Return a TLS socket that takes over an accepted socket, before the handshake. Does not block.
 
         Raises:
-            OSError: the peer has gone already. The socket is closed then.
+            OSError: the peer has already disconnected. The socket is then closed.
         """
         return _wrap(sock, self._context, server_side=True, server_hostname=None)
 
 
 class _Socket(SSLSocket):
-    """gevent's TLS socket, closed where it cannot be made: gevent forgets it when the peer turns out to have gone."""
+    """gevent's TLS socket. Closes itself if its constructor fails after the peer has disconnected; gevent does not."""
 
     def __init__(self, sock: gsocket.socket, **arguments: Any) -> None:
         try:
             super().__init__(sock, **arguments)
         except OSError:
             if sock.fileno() < 0:
-                # It had taken the descriptor over.
+                # It has taken over the descriptor.
                 self.close()
             raise
 
 
 def _wrap(sock: gsocket.socket, context: ssl.SSLContext, server_side: bool, server_hostname: str | None) -> SSLSocket:
     try:
-        # Raises if the peer has gone; it may still go before the next line does the same.
+        # Raises if the peer has disconnected. It may still disconnect before the next line, which also checks it.
         sock.getpeername()
-        # Not by context.wrap_socket(): that of a standard library context makes sockets that block the loop.
+        # Not context.wrap_socket(): with a context of the standard library it makes sockets that block the event loop.
         wrapped = _Socket(
             sock,
             server_side=server_side,
@@ -124,10 +124,10 @@ def _wrap(sock: gsocket.socket, context: ssl.SSLContext, server_side: bool, serv
         )
     except OSError as error:
         sock.close()
-        raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake") from error
+        raise ConnectionResetError(errno.ECONNRESET, "the peer disconnected before the TLS handshake") from error
     if cast(Any, wrapped)._sslobj is None:
         wrapped.close()
-        raise ConnectionResetError(errno.ECONNRESET, "the peer has gone before the TLS handshake")
+        raise ConnectionResetError(errno.ECONNRESET, "the peer disconnected before the TLS handshake")
     return wrapped
 
 
@@ -140,9 +140,9 @@ def _client_context(options: Options) -> ssl.SSLContext:
     context: ssl.SSLContext | None = options.get(_tls.context)
     if context is not None:
         if context.protocol == ssl.PROTOCOL_TLS_SERVER:
-            raise BadOptionValue(_tls.context.name, context, "a context that can dial, not a PROTOCOL_TLS_SERVER one")
+            raise BadOptionValue(_tls.context.name, context, "a context that can dial, not of PROTOCOL_TLS_SERVER")
         if context.verify_mode == ssl.CERT_NONE and not insecure:
-            why = "a context that verifies certificates, or transport.tls.insecure beside it"
+            why = "a context that verifies certificates, or transport.tls.insecure set as well"
             raise BadOptionValue(_tls.context.name, context, why)
         return context
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
@@ -150,7 +150,7 @@ def _client_context(options: Options) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if options.get(_tls.cafile):
-        # In place of the system's authorities, not beside them.
+        # Trust these authorities instead of the system's, not in addition.
         context = _without_authorities(context)
         _load_authorities(context, options)
     if options.get(_tls.certfile) or options.get(_tls.keyfile):
@@ -159,12 +159,12 @@ def _client_context(options: Options) -> ssl.SSLContext:
 
 
 def _check_verify(verify: bool | None, insecure: bool) -> None:
-    """Refuse what could be meant in two ways, of which one would leave a dialer without protection."""
+    """Refuse ambiguous combinations, of which one meaning would leave a dialer without protection."""
     if verify is False and not insecure:
         why = "true for a dialer: only transport.tls.insecure turns verification off"
         raise BadOptionValue(_tls.verify.name, verify, why)
     if verify and insecure:
-        raise BadOptionValue(_tls.insecure.name, insecure, "false where transport.tls.verify is true")
+        raise BadOptionValue(_tls.insecure.name, insecure, "false if transport.tls.verify is true")
 
 
 def _server_context(options: Options) -> ssl.SSLContext:
@@ -172,9 +172,9 @@ def _server_context(options: Options) -> ssl.SSLContext:
     verify = options.get(_tls.verify)
     if context is not None:
         if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
-            raise BadOptionValue(_tls.context.name, context, "a context that can listen, not a PROTOCOL_TLS_CLIENT one")
+            raise BadOptionValue(_tls.context.name, context, "a context that can listen, not of PROTOCOL_TLS_CLIENT")
         if verify and context.verify_mode != ssl.CERT_REQUIRED:
-            why = "false beside a transport.tls.context whose verify_mode is not CERT_REQUIRED"
+            why = "false if the verify_mode of transport.tls.context is not CERT_REQUIRED"
             raise BadOptionValue(_tls.verify.name, verify, why)
         return context
     if not options.get(_tls.certfile):
@@ -184,8 +184,9 @@ def _server_context(options: Options) -> ssl.SSLContext:
     _load_certificate(context, options)
     authorities = options.get(_tls.cafile)
     if verify and not authorities:
-        # Not the system's: any web site has a certificate of those.
-        raise BadOptionValue(_tls.cafile.name, "", "a PEM file: who may sign the certificates that peers must have?")
+        # Not the system's authorities: every web site has a certificate of one of those.
+        why = "a PEM file with the authorities of the certificates that peers must have"
+        raise BadOptionValue(_tls.cafile.name, "", why)
     if authorities and verify is not False:
         _load_authorities(context, options)
         context.verify_mode = ssl.CERT_REQUIRED
@@ -217,13 +218,14 @@ def _certificate_error(error: ssl.SSLError, certfile: str, keyfile: str) -> BadF
             return BadFile(_tls.keyfile.name, keyfile, f"this key does not belong to the certificate {certfile}")
         return BadFile(_tls.certfile.name, certfile, "the key in it does not belong to its first certificate")
     if keyfile:
-        why = f"no PEM key in it, a wrong password, or no certificate in {certfile}"
+        why = f"it contains no PEM key, or the password is wrong, or {certfile} contains no certificate"
         return BadFile(_tls.keyfile.name, keyfile, why)
-    return BadFile(_tls.certfile.name, certfile, "no PEM certificate with its key in it, or a wrong password")
+    why = "it does not contain a PEM certificate and its key, or the password is wrong"
+    return BadFile(_tls.certfile.name, certfile, why)
 
 
 def _password(options: Options) -> Callable[[], str | bytes]:
-    """Return what OpenSSL calls for the password of an encrypted key. Without one it would ask on the terminal."""
+    """Return a function for OpenSSL that returns the password of the key. Without one OpenSSL asks on the terminal."""
     ask = options.get(_tls.password)
     file = options.get(_tls.keyfile) or options.get(_tls.certfile)
 
@@ -232,14 +234,15 @@ def _password(options: Options) -> Callable[[], str | bytes]:
             raise BadFile(_tls.keyfile.name, file, "the key is encrypted, and transport.tls.password is not set")
         answer = ask()
         if not isinstance(answer, (str, bytes)) or len(answer) > _LONGEST_PASSWORD:
-            raise BadFile(_tls.keyfile.name, file, "transport.tls.password did not return a password")
+            why = f"transport.tls.password did not return a password: a str or bytes of at most {_LONGEST_PASSWORD}"
+            raise BadFile(_tls.keyfile.name, file, why)
         return answer
 
     return password
 
 
 def _without_authorities(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return a context with the same settings that trusts nobody."""
+    """Return a context with the same settings that trusts no authority."""
     bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     bare.check_hostname = context.check_hostname
     bare.verify_mode = context.verify_mode
@@ -253,11 +256,11 @@ def _load_authorities(context: ssl.SSLContext, options: Options) -> None:
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise BadFile(_tls.cafile.name, path, "no PEM certificate in it") from error
+        raise BadFile(_tls.cafile.name, path, "it contains no PEM certificate") from error
 
 
 def _check_readable(option: Option[str], path: str) -> None:
-    """Raise an error that names the file, as those of ssl do not."""
+    """Raise an error that names the file if it cannot be read. The errors of ssl do not name it."""
     try:
         with open(path, "rb"):
             pass
@@ -268,20 +271,20 @@ def _check_readable(option: Option[str], path: str) -> None:
 
 
 def _certificate_name(host: str, address: Address) -> str:
-    """Return a host as it stands in certificates: without an IPv6 zone or a closing dot, and in ASCII."""
+    """Return a host as certificates contain it: in ASCII, without an IPv6 zone and without a dot at the end."""
     name = host.partition("%")[0].removesuffix(".")
     try:
         ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
     except UnicodeError as error:
-        raise AddressError(address.text, f"the host is no name that a certificate could have: {error}") from error
+        raise AddressError(address.text, f"the host is not a name that a certificate can contain: {error}") from error
     if not ascii_name or ascii_name.startswith(".") or not ascii_name.isprintable():
-        raise AddressError(address.text, "the host is no name that a certificate could have")
+        raise AddressError(address.text, "the host is not a name that a certificate can contain")
     return ascii_name
 
 
-# From OpenSSL's words to ours
+# From errors of OpenSSL to errors of this library
 
-#: X509_V_ERR_* of a verification that failed here -> the error, and what people should read.
+#: X509_V_ERR_* of a verification that failed on this side -> the error class, and the text for people.
 _VERIFY_ERRORS: dict[int, tuple[type[BadCertificate], str]] = {
     9: (CertificateNotYetValid, "the peer's certificate is not valid yet"),
     10: (CertificateExpired, "the peer's certificate has expired"),
@@ -291,7 +294,7 @@ _VERIFY_ERRORS: dict[int, tuple[type[BadCertificate], str]] = {
 #: No issuer found, self-signed, or an untrusted root.
 _UNTRUSTED = {2, 18, 19, 20, 21, 27}
 
-#: Alerts by which a peer refuses our certificate -> what they mean.
+#: Alerts of a peer that refuses this side's certificate -> what they mean.
 _REFUSALS = {
     "TLSV1_ALERT_UNKNOWN_CA": "it does not trust the authority",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it is bad",
@@ -302,7 +305,7 @@ _REFUSALS = {
     "TLSV1_ALERT_ACCESS_DENIED": "it may not connect",
     "TLSV1_ALERT_DECRYPT_ERROR": "its signature is wrong",
 }
-#: What OpenSSL finds in the first bytes of peers that do not speak TLS.
+#: Errors of OpenSSL about the first bytes of peers that do not speak TLS.
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",
     "HTTP_REQUEST",
@@ -324,12 +327,12 @@ _OTHERS = {
 
 
 def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
-    """Return the error with a name for one that ``ssl`` raised.
+    """Return the library's error for an error of ``ssl``.
 
     Args:
         error: an ``SSLError``, or another OSError of a TLS connection.
         address: the peer, for people.
-        dialing: whether it ended the handshake of the dialing side.
+        dialing: whether the error ended the handshake of the dialing side.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return _explain_verification(error, address)
@@ -343,7 +346,7 @@ def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
     if reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
         return CertificateRequired(address, "the peer requires a certificate of this side")
     if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
-        return CertificateRequired(address, "the peer has shown no certificate")
+        return CertificateRequired(address, "the peer has sent no certificate")
     if reason in _REFUSALS:
         return CertificateRefused(address, f"the peer refused this side's certificate: {_REFUSALS[reason]}")
     if reason in _NOT_TLS:
@@ -354,5 +357,5 @@ def explain(error: OSError, address: str, dialing: bool = False) -> TLSError:
 def _explain_verification(error: ssl.SSLCertVerificationError, address: str) -> BadCertificate:
     kind, why = _VERIFY_ERRORS.get(error.verify_code, (BadCertificate, "the peer's certificate was not accepted"))
     if error.verify_code in _UNTRUSTED:
-        kind, why = UntrustedCertificate, "no authority that is trusted here stands behind the peer's certificate"
+        kind, why = UntrustedCertificate, "no authority that is trusted here has issued the peer's certificate"
     return kind(address, f"{why} ({error.verify_message.rstrip('.')})")

@@ -1,15 +1,15 @@
-"""ws, wss: WebSockets, for browsers, proxies and everything else that speaks HTTP.
+"""ws, wss: WebSocket, for browsers, HTTP proxies and all other HTTP programs.
 
-Addresses are ``ws://host:port/path``; without a path it is ``/``, and a dialer takes port 80 (wss: 443) where none
-is written. ``wss`` is the same over TLS, with the options ``transport.tls.*``. Each message travels in a WebSocket
-message of its own; ``ws.sr`` is another name for that, and under ``ws.rw`` WebSocket messages are pieces of one stream.
+Addresses are ``ws://host:port/path``. The default path is ``/``, and a dialer's default port is 80 (wss: 443). ``wss``
+is WebSocket over TLS, with the options ``transport.tls.*``. Each message is one WebSocket message; ``ws.sr`` is another
+name for that. With ``ws.rw`` WebSocket messages are pieces of one stream.
 
-Several listeners with different paths share one port, across the Sockets of a thread too. With
-``transport.ws.listener.external_listen`` a listener binds nothing, and takes the requests that somebody else's HTTP
-server hands over; ``gmultisocket.contrib.wsgi`` does that for WSGI servers.
+Listeners with different paths, of all Sockets of a thread, can share one port. With
+``transport.ws.listener.external_listen`` a listener binds nothing, and another HTTP server passes its requests to it;
+``gmultisocket.contrib.wsgi`` does that for WSGI servers.
 
-Here are dialer and listener; ``wsport.py`` has the ports, ``wsconnection.py`` the connections, ``wshandshake.py`` what
-is asked and answered before, and ``wsframes.py`` the frames after.
+This module has the dialer and the listener. Ports are in ``wsport.py``, connections in ``wsconnection.py``, the opening
+handshake in ``wshandshake.py``, and frames in ``wsframes.py``.
 
 Source: transport/ws of the Go code.
 """
@@ -41,9 +41,9 @@ __all__ = ["TRANSPORT", "UpgradeRequest", "WSListener"]
 
 logger = logging.getLogger("gmultisocket.ws")
 
-_PORTS = {"ws": 80, "wss": 443}
-_CARRIERS = {"ws": "tcp", "wss": "tls+tcp"}
-#: What a path may hold: what a request line may, but for a query of its own and a fragment.
+_DEFAULT_PORTS = {"ws": 80, "wss": 443}
+_STREAM_SCHEMES = {"ws": "tcp", "wss": "tls+tcp"}
+#: The characters of a path in a request line. An address has no "?" and no "#" there.
 _PATH = re.compile(r"/[!-~]*")
 
 
@@ -51,11 +51,11 @@ def _split(address: Address) -> tuple[str, str]:
     """Return host and port as they are written, and the path.
 
     Raises:
-        AddressError: the path cannot be asked for.
+        AddressError: the path contains characters that are not allowed in a request.
     """
     authority, slash, path = address.location.partition("/")
     if not _PATH.fullmatch(slash + path or "/"):
-        raise AddressError(address.text, "a path has ASCII characters only: percent-encode the others")
+        raise AddressError(address.text, "a path has ASCII characters only: percent-encode all others")
     return authority, slash + path or "/"
 
 
@@ -70,21 +70,22 @@ def _kind(address: Address) -> str:
 class WSDialer(TransportDialer):
     """Connects to one path at one host and port."""
 
-    __slots__ = ("_address", "_carrier", "_host", "_options", "_path", "_port", "_shown_path", "_stream")
+    __slots__ = ("_address", "_host", "_options", "_path", "_port", "_shown_path", "_stream", "_stream_dialer")
 
     def __init__(self, address: Address, options: Options) -> None:
         authority, self._path = _split(address)
         self._shown_path = address.location[len(authority) :]
         if ":" not in authority[authority.rfind("]") + 1 :]:
-            authority = f"{authority}:{_PORTS[_kind(address)]}"
+            authority = f"{authority}:{_DEFAULT_PORTS[_kind(address)]}"
         self._host, self._port = split_host_port(authority, address)
         self._address = address
         self._options = options
         self._stream: StreamConnection | None = None
-        self._carrier = find(_CARRIERS[_kind(address)]).dialer(address.replaced(address.scheme, authority), options)
+        below = address.replaced(address.scheme, authority)
+        self._stream_dialer = find(_STREAM_SCHEMES[_kind(address)]).dialer(below, options)
 
     def connect(self) -> Connection:
-        stream = self._carrier.connect()
+        stream = self._stream_dialer.connect()
         assert isinstance(stream, StreamConnection)
         self._stream = stream
         try:
@@ -120,16 +121,16 @@ class WSDialer(TransportDialer):
             raise HandshakeFailed(self._address.bare, why) from error
 
     def abandon(self) -> None:
-        self._carrier.abandon()
+        self._stream_dialer.abandon()
         if self._stream is not None:
             self._stream.abandon()
 
 
 class WSListener(TransportListener):
-    """Takes the requests for one path at one host and port."""
+    """Accepts the requests for one path at one host and port."""
 
-    __slots__ = ("_address", "_arrival", "_carrier", "_external", "_listens", "_location", "_options", "_path",
-                 "_pending", "_port", "_room", "_scheme", "_shown_path", "_size")  # fmt: skip
+    __slots__ = ("_address", "_external", "_listening", "_location", "_max_pending", "_not_empty", "_not_full",
+                 "_options", "_path", "_pending", "_port", "_scheme", "_shown_path", "_stream_listener")  # fmt: skip
 
     def __init__(self, address: Address, options: Options) -> None:
         authority, self._path = _split(address)
@@ -137,21 +138,21 @@ class WSListener(TransportListener):
         self._address = address
         self._scheme = address.scheme
         self._options = options
-        mine = opts.transport.ws.listener
-        self._external = options.get(mine.external_listen)
-        #: A listener must have room for one: a request that was taken has to be put somewhere.
-        self._size = max(1, options.get(mine.pending_size))
+        listener_options = opts.transport.ws.listener
+        self._external = options.get(listener_options.external_listen)
+        #: At least 1: hand_over() must put the request that it takes somewhere.
+        self._max_pending = max(1, options.get(listener_options.pending_size))
         self._location = authority
-        self._carrier: TransportListener | None = None
+        self._stream_listener: TransportListener | None = None
         if not self._external:
-            # A scheme says how the port is made: ws.rw shares one with ws.
+            # Ports are shared by kind: ws.rw shares a port with ws.
             below = address.replaced(_kind(address), authority)
-            self._carrier = find(_CARRIERS[below.scheme]).listener(below, options)
+            self._stream_listener = find(_STREAM_SCHEMES[below.scheme]).listener(below, options)
         self._port: Port | None = None
-        self._listens = False
+        self._listening = False
         self._pending: deque[AcceptedWS] = deque()
-        self._arrival: Event | None = None
-        self._room: Event | None = None
+        self._not_empty: Event | None = None
+        self._not_full: Event | None = None
 
     @property
     def address(self) -> str:
@@ -160,40 +161,40 @@ class WSListener(TransportListener):
 
     @property
     def path(self) -> str:
-        """The path whose requests it takes."""
+        """The path of the requests that it accepts."""
         return self._path
 
     def listen(self) -> None:
-        if self._carrier is not None:
+        if self._stream_listener is not None:
             below = self._address.replaced(_kind(self._address), self._location)
-            self._port = join_port(self, self._carrier, below, self.address, self._options)
+            self._port = join_port(self, self._stream_listener, below, self.address, self._options)
             self._location = self._port.location
             if below.scheme == "ws":
                 _warn_of_plain(self.address, self._location)
-        self._arrival, self._room = Event(), Event()
-        self._listens = True
+        self._not_empty, self._not_full = Event(), Event()
+        self._listening = True
 
     def hand_over(self, stream: StreamConnection, request: Request, early: bytes) -> None:
-        """Take a request. Blocks while :meth:`accept` is behind by ``transport.ws.listener.pending_size``.
+        """Take a request. Blocks while ``transport.ws.listener.pending_size`` requests wait for :meth:`accept`.
 
         Args:
-            stream: where it came from; belongs to the listener from now on.
-            request: for this path.
-            early: bytes that came behind its head.
+            stream: its connection; belongs to the listener from now on.
+            request: a request for this path.
+            early: bytes that were read after its head.
 
         Raises:
             Closed: the listener is closed; the stream was not taken.
         """
-        while self._listens and len(self._pending) >= self._size:
-            assert self._room is not None
-            self._room.clear()
-            self._room.wait()
-        if not self._listens:
+        while self._listening and len(self._pending) >= self._max_pending:
+            assert self._not_full is not None
+            self._not_full.clear()
+            self._not_full.wait()
+        if not self._listening:
             raise Closed("listener")
-        assert self._arrival is not None
+        assert self._not_empty is not None
         connection = AcceptedWS(stream, self._scheme, self._shown_path, self._options, early, request=request)
         self._pending.append(connection)
-        self._arrival.set()
+        self._not_empty.set()
 
     def connection(
         self,
@@ -205,15 +206,15 @@ class WSListener(TransportListener):
         respond: Callable[[Response], object],
         environ: Mapping[str, Any],
     ) -> AcceptedWS:
-        """Return the connection of a request that another HTTP server has read; its handshake has not been done.
+        """Return the connection of a request that another HTTP server has read, before its handshake.
 
         Args:
-            stream: where it came from; belongs to the connection from now on.
-            request: for this path.
-            early: bytes that came behind its head.
-            secure: whether that server has TLS below.
-            respond: has that server send the answer that accepts it.
-            environ: what that server says about the request.
+            stream: the connection of that server; belongs to the returned connection from now on.
+            request: a request for this path.
+            early: bytes that were read after its head.
+            secure: whether that server uses TLS.
+            respond: called with the answer that accepts the request; makes that server send it.
+            environ: that server's WSGI environ of the request.
         """
         return AcceptedWS(
             stream, "wss" if secure else self._scheme, self._shown_path, self._options, early,
@@ -221,24 +222,24 @@ class WSListener(TransportListener):
         )  # fmt: skip
 
     def accept(self) -> Connection:
-        while self._listens:
-            assert self._arrival is not None and self._room is not None
+        while self._listening:
+            assert self._not_empty is not None and self._not_full is not None
             if self._pending:
                 connection = self._pending.popleft()
-                self._room.set()
+                self._not_full.set()
                 return connection
-            self._arrival.clear()
-            self._arrival.wait()
+            self._not_empty.clear()
+            self._not_empty.wait()
         raise Closed("listener")
 
     def close(self) -> None:
-        self._listens = False
+        self._listening = False
         if self._port is not None:
             self._port.leave(self)
         pending, self._pending = self._pending, deque()
         for connection in pending:
             connection.close()
-        for event in (self._arrival, self._room):
+        for event in (self._not_empty, self._not_full):
             if event is not None:
                 event.set()
 
@@ -247,7 +248,7 @@ class WSListener(TransportListener):
             self._port.wait_closed()
 
     def abandon(self) -> None:
-        self._listens = False
+        self._listening = False
         if self._port is not None:
             self._port.abandon()
         for connection in self._pending:
@@ -258,13 +259,13 @@ _warned = False
 
 
 def _warn_of_plain(address: str, location: str) -> None:
-    """Warn, once a process, of a listener that anybody on the network can overhear."""
+    """Warn, once per process, of a listener without encryption that other hosts can reach."""
     global _warned
     host = location.rpartition(":")[0].strip("[]")
     if _warned or _is_loopback(host):
         return
     _warned = True
-    logger.warning("%s is reachable from other hosts and not encrypted: use wss://, or a proxy that does TLS", address)
+    logger.warning("%s is not encrypted and other hosts can reach it: use wss://, or a proxy that does TLS", address)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""WebSocket connections: a byte stream of another transport's, tcp or TLS, with a :class:`FrameCodec` on top."""
+"""WebSocket connections: a stream connection of tcp or TLS with a :class:`FrameCodec`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class WSConnection(PacketConnection):
     """A WebSocket connection.
 
     Args:
-        stream: what carries it; belongs to this object from now on.
+        stream: the connection below; belongs to this object from now on.
         scheme: of the address.
         path: of the address, as it is written there.
         options: of the dialer or listener.
-        early: bytes that came behind the head of the opening handshake.
+        early: bytes that were read after the head of the opening handshake.
     """
 
     __slots__ = ("_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
                  "wait_writable")  # fmt: skip
 
-    # The stream's own, without a Python frame in between.
+    # Set in __init__ to methods of the stream: no other Python function in between.
     send: Callable[[bytes | memoryview], int]
     sendmsg: Callable[[list[bytes | memoryview]], int]
     wait_writable: Callable[[], None]
@@ -101,7 +101,7 @@ class WSConnection(PacketConnection):
         self._early = early[size:]
         return early[:size]
 
-    # What the stream does
+    # Passed on to the stream
 
     def shutdown_write(self) -> None:
         self._stream.shutdown_write()
@@ -118,17 +118,17 @@ class WSConnection(PacketConnection):
 
 
 class AcceptedWS(WSConnection):
-    """The listening end: a request has come, and :meth:`handshake` answers it.
+    """The listening end. A request has arrived, and :meth:`handshake` answers it.
 
     Args:
-        stream: what carries it; belongs to this object from now on.
+        stream: the connection below; belongs to this object from now on.
         scheme: of the listener's address.
         path: of the listener's address, as it is written there.
         options: of the listener.
-        early: bytes that came behind the request.
+        early: bytes that were read after the request.
         request: the request.
-        respond: sends the answer that accepts it; given where it is not ours to write on the stream.
-        environ: what a WSGI server says about the request.
+        respond: sends the answer that accepts the request, if another server has to send it.
+        environ: the WSGI environ of the request.
     """
 
     __slots__ = ("_environ", "_identity", "_request", "_respond")
@@ -148,7 +148,7 @@ class AcceptedWS(WSConnection):
         environ: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(stream, scheme, path, options, early)
-        # These are let go of after the handshake: an idle peer shall cost little.
+        # Set to None after the handshake: an idle peer should cost little memory.
         self._request: Request | None = request
         self._respond = respond
         self._environ = environ
@@ -164,7 +164,7 @@ class AcceptedWS(WSConnection):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the stream knows, and what ``transport.ws.listener.authorize`` has found out."""
+        """The identity from the stream, and what ``transport.ws.listener.authorize`` has added to it."""
         return self._stream.identity if self._identity is None else self._identity
 
     def handshake(self) -> None:
@@ -192,7 +192,7 @@ class AcceptedWS(WSConnection):
         return UpgradeRequest(path, query, request.headers, self.peer_address, identity, self._environ or {})
 
     def refuse(self, error: RequestRefused) -> None:
-        """Answer the request with a refusal, if it was not answered. Never blocks."""
+        """Refuse the request, if it was not answered yet. Never blocks."""
         if self._request is not None:
             self._request = None
             if self._respond is None:
@@ -204,15 +204,15 @@ class AcceptedWS(WSConnection):
 
 
 def answer_with_refusal(stream: StreamConnection, error: RequestRefused) -> None:
-    """Refuse a request on a stream on which nothing was sent yet, so that it takes the answer at once."""
+    """Refuse a request. Nothing was sent on the stream before, so the kernel takes the answer at once."""
     try:
         stream.send(refusal(error).serialize())
         stream.shutdown_write()
     except OSError:
-        # The peer was faster.
+        # The peer has closed the connection first.
         pass
 
 
 def _codec_options(scheme: str, options: Options) -> tuple[int, bool]:
-    """Return the longest content, and whether a message is a whole frame."""
+    """Return the longest content, and whether each WebSocket message is a whole frame."""
     return options.get(opts.connector.pipe.max_recv_content_length), not scheme.endswith(".rw")

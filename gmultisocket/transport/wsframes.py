@@ -1,19 +1,20 @@
 """WebSocket frames (RFC 6455, section 5): the packet protocol of the ws transport, as a :class:`PacketCodec`.
 
-Computes only: no I/O, no gevent, no clock. The opening handshake is in ``wshandshake.py``. What may stand in a close
-frame is left to the ``websockets`` package, and so is unmasking where its C code was built; the frames are done
-here because a codec of our own takes a fifth of the time.
+Computes only: no I/O, no gevent, no clock. The opening handshake is in ``wshandshake.py``. The ``websockets`` package
+checks the contents of close frames, and masks and unmasks, in C if its C code was built. Frames are encoded and decoded
+here, because this codec takes a fifth of the time of that package's.
 
-Opcodes and UTF-8. A side that agreed on ``multisocket.text`` sends its messages as text, but a header or content that
-is no UTF-8, which would make any strict peer hang up, goes out as a binary message. (The Go code puts all of them in
-text messages; it reads either kind.) What comes may be of either kind; a text message that is no UTF-8 closes the pipe
-with 1007, as the RFC demands. Go peers offer both subprotocols, and then binary is chosen, so they never get there.
+Opcodes and UTF-8. With the subprotocol ``multisocket.text`` messages are sent as text messages. But a message that is
+not UTF-8, in its header or content, is sent as a binary message: any strict peer would close the connection when it
+reads a wrong text. (The Go code sends all of them as text, and reads both kinds.) Both kinds are received. A received
+text message that is not UTF-8 closes the pipe with 1007, as the RFC requires. Go peers offer both subprotocols; binary
+is chosen then, so they never send text.
 
-Limits. A message may be as long as the longest content with the longest paths, in 16,384 fragments at most. Nothing is
-allocated from a length that was announced: buffers grow with the bytes that have come. Of the pings that come in
-one read the last few are answered, so that a flood of them costs its sender more than us.
+Limits. A message may be as long as the longest content with the longest paths, and have at most 16,384 fragments. No
+memory is allocated for an announced length: buffers grow with the bytes that have arrived. Of the pings in one read
+only the last few are answered, so a flood of pings costs its sender more than this side.
 
-Compression is not implemented: it is refused in the handshake, and a frame that claims to be compressed is an error.
+Compression is not implemented: it is refused in the handshake, and a frame with the bit for it is an error.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ except ImportError:
 
 __all__ = ["MAX_FRAGMENTS", "ClientFrames", "FrameCodec", "ServerFrames"]
 
-#: The most frames that one message may come in.
+#: The maximum number of frames of one message.
 MAX_FRAGMENTS: Final = 16384
 
 #: Frames that one call of ``feed`` decodes, except for short messages of one frame. A peer may send 10,000 control
@@ -53,17 +54,17 @@ PONG: Final = 0xA
 _FIN: Final = 0x80
 _RESERVED: Final = 0x70
 _OPCODE: Final = 0x0F
-#: The bit that says control frame.
+#: The bit of the opcodes of control frames.
 _CONTROL: Final = 0x08
 _MASKED: Final = 0x80
 
 _WHOLE_BINARY: Final = _FIN | BINARY
-#: The longest payload whose length stands in the second byte; what a control frame may have.
+#: The longest payload whose length fits into the second byte. Also the longest payload of a control frame.
 _SHORT: Final = 125
 _LENGTH_16: Final = 126
 _LENGTH_64: Final = 127
 
-# Nearly all frames that are sent are whole, binary and short: their headers by size, without and with the mask bit.
+# The headers of whole, binary and short frames by size, without and with the mask bit: nearly all sent frames.
 _PLAIN: Final = tuple(bytes((_WHOLE_BINARY, size)) for size in range(_SHORT + 1))
 _TO_MASK: Final = tuple(bytes((_WHOLE_BINARY, _MASKED | size)) for size in range(_SHORT + 1))
 
@@ -72,31 +73,31 @@ _pack_64 = Struct(">BBQ").pack
 _get_16 = Struct(">H").unpack_from
 _get_64 = Struct(">Q").unpack_from
 
-#: What a packet may have beside the longest content.
+#: The maximum number of bytes in a packet in addition to the content.
 _OVERHEAD: Final = HEADER_SIZE + 4 * MAX_IDS
-#: Pings in one read that are answered: the last ones.
-_MOST_PONGS: Final = 16
+#: This number of pings in one read are answered, the last ones.
+_MAX_PONGS: Final = 16
 #: The longest text in a close frame, in bytes.
-_MOST_REASON: Final = 123
-# What a codec tells its reader to ask the kernel for; see wire.Decoder.
+_MAX_REASON: Final = 123
+# Sizes of reads that a codec proposes; see wire.Decoder.
 _READ_SIZE: Final = 64 * 1024
 _MAX_READ_SIZE: Final = 256 * 1024
 
 
-# Masks made in advance: asking the kernel for four bytes at a time would cost more than all the rest of a short frame.
+# Masks made in advance: asking the kernel for four bytes at a time would take longer than the rest of a short frame.
 _masks: list[bytes] = []
-# A forked child makes its own, or it would use those of its parent.
+# A forked child must not use the masks of its parent.
 os.register_at_fork(after_in_child=_masks.clear)
 
 
 def _new_mask() -> bytes:
-    """Return four bytes that nobody can foretell."""
+    """Return four unpredictable bytes."""
     while True:
         try:
             return _masks.pop()
         except IndexError:
-            many = os.urandom(4096)
-            _masks.extend([many[start : start + 4] for start in range(0, len(many), 4)])
+            random = os.urandom(4096)
+            _masks.extend([random[start : start + 4] for start in range(0, len(random), 4)])
 
 
 def _header(first: int, mask_bit: int, size: int) -> bytes:
@@ -119,12 +120,13 @@ def _is_utf8(data: bytes | bytearray) -> bool:
 
 
 class FrameCodec:
-    """One connection's frames, both ways; :class:`ServerFrames` and :class:`ClientFrames` differ in who masks.
+    """Encodes and decodes the frames of one connection. Its subclasses differ in masking.
 
     Args:
         text: send text messages (``multisocket.text``).
-        max_content: the longest content of a message, in bytes; 0 sets no limit. May be changed at any time.
-        whole: whether each message is one frame of ours; otherwise they are pieces of one stream of them (``ws.rw``).
+        max_content: the longest content of a message in bytes; 0 sets no limit. May be changed at any time.
+        whole: whether each WebSocket message is one message frame. Otherwise WebSocket messages are pieces of one
+            stream of message frames (``ws.rw``).
     """
 
     __slots__ = (
@@ -146,7 +148,7 @@ class FrameCodec:
         "whole",
     )
 
-    #: What the second byte of a received frame must have in its highest bit.
+    #: The highest bit that the second byte of a received frame must have.
     _mask_bit: ClassVar[int]
 
     def __init__(self, text: bool = False, max_content: int = 131072, whole: bool = True) -> None:
@@ -156,18 +158,19 @@ class FrameCodec:
         self.error: BadMessage | None = None
         self.more = False
         self._text = text
-        #: The payload of the peer's close frame.
+        #: The payload of the peer's close frame, None if it has not arrived.
         self._close: bytes | None = None
-        #: Whether this side's close frame was made.
+        #: Whether this side has made its close frame.
         self._ended = False
-        #: Pings that are not answered yet.
+        #: Payloads of pings that are not answered yet.
         self._pings: list[bytes] | None = None
-        # A message in fragments: what has come of it, in how many, and what kind it is; None between messages.
+        # An incomplete message in fragments: its payload so far (None between messages), their number, and its opcode.
         self._message: bytearray | None = None
         self._fragments = 0
         self._opcode = 0
-        # A frame is cut either in its header or a short payload, and `_rest` has what came of it; or in a long payload,
-        # of which `_missing` bytes are to come, `_payload` has come, and `_head` has the first byte and the mask.
+        # Between two calls a frame may be incomplete. If it ends in its header or a short payload, `_rest` is all that
+        # has arrived of it. If it ends in a long payload, `_head` has its first byte and the mask, `_payload` is the
+        # payload so far, and `_missing` bytes of the payload are missing.
         self._rest = b""
         self._head = (0, b"")
         self._payload: bytearray | None = None
@@ -176,11 +179,11 @@ class FrameCodec:
     # Sending
 
     def wrap(self, frame: bytes) -> bytes:
-        """Return the packet of one frame."""
+        """Return the packet of one message frame."""
         raise NotImplementedError
 
     def prefix(self, size: int) -> bytes | None:
-        """Return what a packet has in front of its frame, None where the frame does not stand in it as it is."""
+        """Return the bytes that a packet has before a frame of this size; None if packet and frame differ in more."""
         return None
 
     def unwrap(self, packet: bytes) -> bytes:
@@ -188,36 +191,36 @@ class FrameCodec:
         raise NotImplementedError
 
     def _encode(self, opcode: int, payload: bytes) -> bytes:
-        """Return a whole frame of any kind."""
+        """Return a whole WebSocket frame of any kind."""
         raise NotImplementedError
 
     def _opcode_for(self, payload: bytes) -> int:
         return TEXT if self._text and _is_utf8(payload) else BINARY
 
     def ping(self) -> bytes:
-        """Return a ping. Any byte from the peer answers it, so it needs no payload to be known by."""
+        """Return a ping. It needs no payload: any byte from the peer counts as the answer."""
         return self._encode(PING, b"")
 
     def replies(self) -> bytes:
-        """Return the pongs that are owed."""
+        """Return the pongs for the received pings."""
         if self._pings is None:
             return b""
         pings, self._pings = self._pings, None
         return b"".join([self._encode(PONG, payload) for payload in pings])
 
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
-        """Return a close frame, the first time; the answer to the peer's, if that has come."""
+        """Return a close frame at the first call: the answer to the peer's close frame, if that has arrived."""
         if self._ended:
             return b""
         self._ended = True
         if self._close is not None:
-            # An answer repeats the code.
+            # The answer repeats the code.
             return self._encode(CLOSE, self._close[:2])
-        text = "" if reason is None else snippet(str(reason), _MOST_REASON)
+        text = "" if reason is None else snippet(str(reason), _MAX_REASON)
         return self._encode(CLOSE, Close(_close_code(reason), text).serialize())
 
     def end(self) -> str:
-        """Return why the peer ended the connection, "" while it has not."""
+        """Return why the peer has closed the connection, "" if it has not."""
         if self._close is None:
             return ""
         return f"the peer closed the connection: {snippet(str(Close.parse(self._close)), 200)}"
@@ -226,20 +229,20 @@ class FrameCodec:
 
     @property
     def read_size(self) -> int:
-        """How many bytes to ask the kernel for next."""
+        """How many bytes the pipe should ask the kernel for next."""
         return min(max(self._missing, _READ_SIZE), _MAX_READ_SIZE)
 
     @property
     def pending(self) -> bool:
-        """Whether a message has begun to come and is not complete."""
+        """Whether an incomplete message has arrived."""
         return bool(self._rest) or self._payload is not None or self._message is not None
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take received bytes and return the messages that they complete; what follows a close frame is ignored.
+        """Decode received bytes and return the messages that they complete. Bytes after a close frame are ignored.
 
         Raises:
-            BadPacket: the peer broke a rule of RFC 6455, or the limit of fragments.
-            ContentTooLong: a message is longer than one with ``max_content`` bytes of content can be.
+            BadPacket: the peer broke a rule of RFC 6455, or sent a message in too many fragments.
+            ContentTooLong: a message is longer than a message with ``max_content`` bytes of content can be.
         """
         if self.error is not None:
             raise copy(self.error)
@@ -254,14 +257,14 @@ class FrameCodec:
         return packets
 
     def _forget(self) -> None:
-        """Let go of what has come of an incomplete message."""
+        """Drop the incomplete message."""
         self._message = self._payload = self._pings = None
         self.more = False
         self._rest = b""
         self._missing = 0
 
     def _take(self, data: bytes, packets: list[bytes]) -> None:
-        """Decode every frame that is complete, and keep what has come of the next."""
+        """Decode all complete frames, and keep the beginning of the next one."""
         position = 0
         budget = _MAX_FRAMES
         self.more = False
@@ -278,7 +281,7 @@ class FrameCodec:
         end = len(data)
         while position + 1 < end:
             size = data[position + 1] ^ mask_bit
-            # Nearly all frames are short and a message each.
+            # Nearly all frames are short, and a whole message.
             if size <= _SHORT and data[position] == _WHOLE_BINARY and self._message is None:
                 start = position + start_of_short
                 stop = start + size
@@ -303,7 +306,7 @@ class FrameCodec:
             self._rest = data[position:]
 
     def _take_frame(self, data: bytes, position: int, packets: list[bytes]) -> int:
-        """Decode one frame of any kind. Return where it ends, -1 where it must wait for more bytes."""
+        """Decode one frame of any kind. Return where it ends, or -1 if more bytes are needed."""
         first, second = data[position], data[position + 1] ^ self._mask_bit
         self._check_head(first, second)
         start, size = position + 2, second
@@ -331,7 +334,7 @@ class FrameCodec:
         return len(data)
 
     def _continue_payload(self, data: bytes, packets: list[bytes]) -> int:
-        """Take bytes of a long payload, and return how many of them it took."""
+        """Add bytes to a long payload, and return how many of them belong to it."""
         assert self._payload is not None
         taken = min(self._missing, len(data))
         self._payload += memoryview(data)[:taken]
@@ -343,7 +346,7 @@ class FrameCodec:
         return taken
 
     def _check_head(self, first: int, second: int) -> None:
-        """Check what the first two bytes of a frame say, the mask bit of the second one taken out."""
+        """Check the first two bytes of a frame, the second one without its mask bit."""
         opcode = first & _OPCODE
         if first & _RESERVED:
             raise BadPacket("a reserved bit is set", CloseCode.PROTOCOL_ERROR)
@@ -368,7 +371,7 @@ class FrameCodec:
             raise BadPacket("a message begins before the last one has ended", CloseCode.PROTOCOL_ERROR)
 
     def _check_size(self, first: int, size: int) -> None:
-        """Check a frame's announced size, before anything is kept for it."""
+        """Check the announced size of a frame, before any memory is used for it."""
         if size >> 63:
             raise BadPacket("the highest bit of a length is set", CloseCode.PROTOCOL_ERROR)
         if not first & _CONTROL:
@@ -379,7 +382,7 @@ class FrameCodec:
                 raise ContentTooLong(size - HEADER_SIZE, limit)
 
     def _take_payload(self, first: int, payload: bytes, packets: list[bytes]) -> None:
-        """Do what a frame says, once it is complete."""
+        """Process a complete frame."""
         opcode = first & _OPCODE
         if opcode & _CONTROL:
             self._take_control(opcode, payload)
@@ -404,7 +407,7 @@ class FrameCodec:
         if opcode == PING:
             pings = self._pings = self._pings or []
             pings.append(payload)
-            del pings[:-_MOST_PONGS]
+            del pings[:-_MAX_PONGS]
         elif opcode == CLOSE:
             try:
                 Close.parse(payload)
@@ -416,7 +419,7 @@ class FrameCodec:
 
 
 class ServerFrames(FrameCodec):
-    """The frames of the accepting side, which are not masked: a frame is the same for every peer."""
+    """The codec of the accepting side. Its frames are not masked: a frame is the same for every peer."""
 
     __slots__ = ()
 
@@ -433,7 +436,7 @@ class ServerFrames(FrameCodec):
         return self._encode(self._opcode_for(frame) if self._text else BINARY, frame)
 
     def prefix(self, size: int) -> bytes | None:
-        # Which opcode a text message has depends on all of it.
+        # The opcode of a text message depends on its content.
         return None if self._text else _header(_FIN | BINARY, 0, size)
 
     def unwrap(self, packet: bytes) -> bytes:
@@ -444,7 +447,7 @@ class ServerFrames(FrameCodec):
 
 
 class ClientFrames(FrameCodec):
-    """The frames of the dialing side, each masked with bytes that nobody can foretell."""
+    """The codec of the dialing side. Each frame is masked with unpredictable bytes."""
 
     __slots__ = ()
 
@@ -467,12 +470,12 @@ class ClientFrames(FrameCodec):
 
 
 def _payload_start(size: int) -> int:
-    """Return where the mask or payload begins, given the second byte of a header without its mask bit."""
+    """Return the position of the mask or payload, given the second byte of a header without its mask bit."""
     return 2 if size <= _SHORT else 4 if size == _LENGTH_16 else 10
 
 
 def _close_code(reason: MultiSocketError | None) -> CloseCode:
-    """Return the code that tells the peer why its pipe closes."""
+    """Return the close code of RFC 6455 for the reason of a pipe."""
     match reason:
         case None:
             return CloseCode.NORMAL_CLOSURE
@@ -481,7 +484,7 @@ def _close_code(reason: MultiSocketError | None) -> CloseCode:
         case ContentTooLong():
             return CloseCode.MESSAGE_TOO_BIG
         case BadMessage():
-            # What a message holds is not what the subprotocol says that it holds.
+            # The WebSocket message is not a message of the subprotocol.
             return CloseCode.INVALID_DATA
         case Closed():
             return CloseCode.GOING_AWAY

@@ -1,12 +1,12 @@
-"""The WebSocket opening handshake (RFC 6455, section 4): what is asked for, what is accepted, and what refused.
+"""The WebSocket opening handshake (RFC 6455, section 4): requests, and how they are accepted or refused.
 
-The rules of the RFC are the ``websockets`` package's, by its Sans-I/O protocols. Here are ours on top: subprotocols,
-origins, authorization, and the HTTP status of every refusal. Nothing is refused after the 101: a peer that
-may not come in is told so in HTTP.
+The Sans-I/O protocols of the ``websockets`` package check the rules of the RFC. This module adds subprotocols, origins,
+authorization, and the HTTP status of every refusal. After the answer 101 nothing is refused: a refused peer always gets
+an HTTP answer.
 
-Nothing here reads or writes, except :func:`read_head`.
+Only :func:`read_head` does I/O here.
 
-Source: transport/ws/ws.go of the Go code, which answers 101 to any subprotocol and hangs up then.
+Source: transport/ws/ws.go of the Go code, which answers 101 to any subprotocol and then closes the connection.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ logger = logging.getLogger("gmultisocket.ws")
 MAX_HEAD: Final = 16384
 
 _TEXT: Final = Subprotocol("multisocket.text")
-#: In the order in which a dialer offers and a listener prefers them.
+#: In the order of preference, for dialers and listeners.
 _SUBPROTOCOLS: Final = (Subprotocol("multisocket.binary"), _TEXT)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
-#: How much of a refusal's body is repeated in an error.
-_MOST_REPEATED: Final = 200
+#: The maximum number of characters of a peer's text in an error.
+_MAX_QUOTED: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
 class UpgradeRequest:
-    """A request to become a WebSocket, as ``authorize`` and ``origin_checker`` functions see it.
+    """A request for a WebSocket, as the ``authorize`` and ``origin_checker`` functions get it.
 
-    All of it is the peer's claim, but for its address and identity.
+    Except for ``peer_address`` and ``identity``, everything is the peer's claim.
 
     Attributes:
         path: without the query.
-        query: what follows "?", "" without one.
-        headers: by name in any case; a name may come more than once: ``headers.get_all(name)``.
-        peer_address: where it comes from.
-        identity: what the transport below knows for sure: a TLS certificate.
-        environ: what the WSGI server says, empty for a listener of our own.
+        query: the text after "?", or "".
+        headers: by name in any case. ``headers.get_all(name)`` returns all values of a name.
+        peer_address: the address of the peer.
+        identity: the verified facts from the transport below: a TLS certificate.
+        environ: the WSGI environ; empty if the request came to a port of this library.
     """
 
     path: str
@@ -80,29 +80,29 @@ class UpgradeRequest:
     environ: Mapping[str, Any] = field(default_factory=dict)
 
 
-# What both sides do
+# Both sides
 
 
 def read_head(stream: StreamConnection) -> tuple[bytes, bytes]:
-    """Block until the head of a request or response has come; the caller bounds the time.
+    """Block until the head of a request or response has arrived; the caller limits the time.
 
     Returns:
-        The head with the empty line that ends it, and what has come after it.
+        The head with the empty line at its end, and the bytes after it that were read.
 
     Raises:
-        RequestRefused: it is too long, or that is no HTTP.
-        ConnectionError: the stream ended before.
+        RequestRefused: it is too long, or it is not HTTP.
+        ConnectionError: the stream ended before that.
     """
     head = bytearray()
     while True:
         data = stream.recv(MAX_HEAD)
         if not data:
-            raise ConnectionResetError("the peer hung up in the opening handshake")
-        # The end may lie across two pieces.
+            raise ConnectionResetError("the peer closed the connection during the opening handshake")
+        # The end mark may be divided between two reads.
         start = max(0, len(head) - len(_END_OF_HEAD) + 1)
         head += data
         if not head[:1].isalpha():
-            raise RequestRefused(HTTPStatus.BAD_REQUEST, "that is no HTTP; with TLS, dial wss://")
+            raise RequestRefused(HTTPStatus.BAD_REQUEST, "this is not HTTP; for TLS, dial wss://")
         end = head.find(_END_OF_HEAD, start) + len(_END_OF_HEAD)
         if end < len(_END_OF_HEAD):
             end = 0
@@ -118,19 +118,19 @@ def read_head(stream: StreamConnection) -> tuple[bytes, bytes]:
 
 
 def parse_request(head: bytes) -> Request:
-    """Return the request that a head holds.
+    """Parse the head of a request.
 
     Raises:
-        RequestRefused: it is none, or one that cannot ask for a WebSocket.
+        RequestRefused: it is not an HTTP request, or not one that can ask for a WebSocket.
     """
     match = _REQUEST_LINE.fullmatch(head[: head.index(b"\r\n")])
     if match is None:
-        raise RequestRefused(HTTPStatus.BAD_REQUEST, "that is no HTTP request")
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "this is not an HTTP request")
     method, _, version = match.groups()
     if method != b"GET":
-        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is", {"Allow": "GET"})
+        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", {"Allow": "GET"})
     if version != b"HTTP/1.1":
-        raise RequestRefused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is")
+        raise RequestRefused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.1 is supported")
     protocol = ServerProtocol(logger=logger)
     protocol.receive_data(head)
     for event in protocol.events_received():
@@ -142,17 +142,17 @@ def parse_request(head: bytes) -> Request:
 
 
 def accept(request: Request) -> tuple[Response, bool]:
-    """Return the answer that accepts a request, and whether text was agreed on.
+    """Return the answer that accepts a request, and whether the subprotocol is ``multisocket.text``.
 
     Raises:
-        RequestRefused: it breaks a rule of RFC 6455, or offers no subprotocol of ours.
+        RequestRefused: it breaks a rule of RFC 6455, or offers no subprotocol of this library.
     """
     headers = request.headers
     if len(headers.get_all("Host")) != 1:
-        raise RequestRefused(HTTPStatus.BAD_REQUEST, "there must be one Host header")
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "there must be exactly one Host header")
     versions = headers.get_all("Sec-WebSocket-Version")
     if versions and versions != ["13"] and "Upgrade" in headers:
-        why = "only version 13 of the WebSocket protocol is spoken here"
+        why = "only version 13 of the WebSocket protocol is supported"
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, why, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
     protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=logger)
     response = protocol.accept(request)
@@ -163,7 +163,7 @@ def accept(request: Request) -> tuple[Response, bool]:
 
 
 def _chain(error: BaseException | None) -> str:
-    """Return an error and what it came from, in words."""
+    """Return the texts of an error and of its causes."""
     words = []
     while error is not None:
         words.append(str(error))
@@ -172,17 +172,17 @@ def _chain(error: BaseException | None) -> str:
 
 
 def check_origin(request: UpgradeRequest, options: Options) -> None:
-    """Check that the page which a browser runs may connect. What is no browser sends no Origin, and passes.
+    """Check that the web page that sent a request may connect. Other programs send no Origin header, and pass.
 
     Raises:
-        RequestRefused: it may not.
+        RequestRefused: the page may not connect.
     """
-    mine = opts.transport.ws.listener
-    if not options.get(mine.check_origin):
+    listener_options = opts.transport.ws.listener
+    if not options.get(listener_options.check_origin):
         return
-    checker = options.get(mine.origin_checker)
+    checker = options.get(listener_options.origin_checker)
     if checker is not None:
-        if not _ask(checker, request):
+        if not _call(checker, request):
             raise RequestRefused(HTTPStatus.FORBIDDEN, "this origin may not connect")
         return
     origins = request.headers.get_all("Origin")
@@ -191,25 +191,25 @@ def check_origin(request: UpgradeRequest, options: Options) -> None:
     if len(origins) > 1:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "there is more than one Origin header")
     origin = origins[0]
-    # Of "null", which pages without an origin send, nothing is left to compare, and of an empty Host header neither.
+    # A page without an origin sends "null". Its host is empty here, and must not match an empty Host header.
     host = origin.partition("://")[2].lower()
     if host and [host] == [name.lower() for name in request.headers.get_all("Host")]:
         return
     if not any(
         allowed.fullmatch(origin) if isinstance(allowed, re.Pattern) else allowed == origin.lower()
-        for allowed in options.get(mine.origins)
+        for allowed in options.get(listener_options.origins)
     ):
         raise RequestRefused(HTTPStatus.FORBIDDEN, "this origin may not connect")
 
 
 def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
-    """Ask the user's ``authorize`` function, which may block, and return what is known of the peer then.
+    """Call the program's ``authorize`` function, and return the identity of the peer. Blocks as the function does.
 
     Raises:
-        RequestRefused: the function says no: by an HTTP status, False or an exception.
+        RequestRefused: the function refused the request, by an HTTP status, False or an exception.
     """
     function = options.get(opts.transport.ws.listener.authorize)
-    verdict = None if function is None else _ask(function, request)
+    verdict = None if function is None else _call(function, request)
     if verdict is None or verdict is True:
         return request.identity
     if verdict is False:
@@ -219,8 +219,8 @@ def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
     return {**request.identity, **(verdict if isinstance(verdict, Mapping) else {"user": verdict})}
 
 
-def _ask(function: Any, request: UpgradeRequest) -> Any:
-    """Return what a user's function says; an error in it lets nobody in."""
+def _call(function: Any, request: UpgradeRequest) -> Any:
+    """Return the result of a program's function. An error in it refuses the request."""
     try:
         return function(request)
     except RequestRefused:
@@ -233,13 +233,13 @@ def _ask(function: Any, request: UpgradeRequest) -> Any:
 
 
 def refusal(error: RequestRefused) -> Response:
-    """Return the answer that refuses a request: a status, and a line of text for people."""
+    """Return the answer that refuses a request: a status and a line of text."""
     try:
         status = HTTPStatus(error.status)
     except ValueError:
         status = HTTPStatus.FORBIDDEN
     if status < HTTPStatus.BAD_REQUEST:
-        # No function of the user's can let a peer in, or send it elsewhere, by a status.
+        # A function of the program cannot accept or redirect a request by a status.
         status = HTTPStatus.FORBIDDEN
     body = f"{status.value} {status.phrase}{': ' if error.why else ''}{snippet(error.why, 500)}\n".encode()
     headers = Headers(
@@ -257,15 +257,15 @@ def refusal(error: RequestRefused) -> Response:
 
 
 class DialerHandshake:
-    """One dialer's handshake: what to send, and what the answer means.
+    """The handshake of one dialer: makes the request and checks the answer.
 
     Args:
-        address: what is dialed, for errors.
-        host: where to, for the Host header.
+        address: the dialed address, for errors.
+        host: the host, for the Host header.
         port: its port.
-        secure: whether TLS is below.
-        path: what to ask for, with its query.
-        headers: further headers, which go before our own.
+        secure: whether the connection uses TLS.
+        path: the path of the request, with its query.
+        headers: more headers. They replace headers of the same name.
     """
 
     def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
@@ -279,36 +279,37 @@ class DialerHandshake:
             self._request.headers[name] = value
 
     def request(self) -> bytes:
-        """Return what to send."""
+        """Return the request."""
         return self._request.serialize()
 
     def finish(self, head: bytes, rest: bytes = b"") -> bool:
-        """Read the answer, and return whether text was agreed on.
+        """Check the answer, and return whether the subprotocol is ``multisocket.text``.
 
         Args:
-            head: its head.
-            rest: what has come after it: of a refusal, some words why.
+            head: the head of the answer.
+            rest: the bytes after it that were read; in a refusal the text that says why.
 
         Raises:
-            RequestRefused: the peer said no.
-            HandshakeFailed: the answer is wrong, or names no subprotocol that was offered.
+            RequestRefused: the peer refused the request.
+            HandshakeFailed: the answer is wrong, or has no subprotocol that was offered.
         """
         protocol = self._protocol
         refused = re.match(rb"HTTP/1\.[01] (?!101)([1-5][0-9]{2})(?: |\r\n)", head)
         if refused is not None:
-            words = snippet(rest.decode(errors="replace").strip(), _MOST_REPEATED)
+            words = snippet(rest.decode(errors="replace").strip(), _MAX_QUOTED)
             raise RequestRefused(int(refused[1]), words, address=self._address)
         protocol.receive_data(head)
         error = protocol.handshake_exc
         if error is not None:
-            raise HandshakeFailed(self._address, snippet(_chain(error), _MOST_REPEATED)) from error
+            raise HandshakeFailed(self._address, snippet(_chain(error), _MAX_QUOTED)) from error
         if protocol.subprotocol is None:
-            raise HandshakeFailed(self._address, "the peer speaks WebSocket, and chose no subprotocol of ours")
+            why = "the peer accepted neither of the subprotocols multisocket.binary and multisocket.text"
+            raise HandshakeFailed(self._address, why)
         return protocol.subprotocol == _TEXT
 
 
 def _checked(headers: Iterable[tuple[str, str]], address: str) -> Iterable[tuple[str, str]]:
     for name, value in headers:
         if not is_header(name, value):
-            raise HandshakeFailed(address, f"transport.ws.headers holds a header that is none: {snippet(name)}")
+            raise HandshakeFailed(address, f"transport.ws.headers contains a wrong header: {snippet(name)}")
         yield name, value

@@ -3,9 +3,9 @@
 A port reads each request and hands it to the listener of its path, which answers it. A peer that sends half a request,
 or nothing, therefore never reaches a listener.
 
-A listener joins the port of another one of the same thread, of whatever Socket, that has the same host and port. The
-first listener's options decide how the port is made. A listener with other options cannot join: it could be less
-protected than its options say.
+A listener joins the open port of another listener with the same host and port, if one of any Socket of its thread has
+one. The first listener's options decide how the port is made. A listener with other options cannot join: it could be
+less protected than its options say.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PATIENCE: Final = 1.0
 #: The port accepts no more while it has so many pending requests, or connector.listener.max_handshaking if that is
 #: larger. Further peers wait in the backlog.
 _MAX_PENDING: Final = 1024
-#: Seconds between two looks whether a port with too many pending requests may accept again.
+#: Seconds between two checks whether a port with too many pending requests may accept again.
 _CHECK_INTERVAL: Final = 0.05
 #: Seconds that a refused peer has to read the answer before the connection is closed.
 _CLOSE_TIMEOUT: Final = 1.0
@@ -103,7 +103,7 @@ class Port:
         self._options = options
         self._max_handshaking: int = options.get(opts.connector.listener.max_handshaking)
         self.routes: dict[str, Route] = {}
-        #: Requests that have not come in full, the oldest first; and those that wait for their listener.
+        #: Requests that have not arrived in full, the oldest first; and requests that wait for their listener.
         self._reading: dict[PendingRequest, None] = {}
         self._waiting: dict[PendingRequest, None] = {}
         self._accepting = AcceptLoop(listener.accept, self._take, lambda: self.location, self._wait_for_place)

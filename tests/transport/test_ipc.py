@@ -114,8 +114,8 @@ def test_an_abstract_name_has_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("ipc://@", "an abstract name follows the @"),
-        ("ipc:///" + "x" * 107, "the path has 108 bytes, and a unix socket's may have 107"),
+        ("ipc://@", "the name after the @ is missing"),
+        ("ipc:///" + "x" * 107, "the path has 108 bytes; a unix socket's has at most 107"),
         ("ipc://@" + "x" * 107, "the path has 108 bytes"),
     ],
 )

@@ -404,11 +404,11 @@ def test_an_address_can_set_the_options_of_its_connections() -> None:
         client.dial(f"{address}?transport.tcp.noDelay=false")
         server.wait_pipes(1, 5)
         (accepted,), (dialed,) = server.pipes.values(), client.pipes.values()
-        assert isinstance(accepted.connection, TCPConnection) and isinstance(dialed.connection, TCPConnection)
+        assert isinstance(accepted._connection, TCPConnection) and isinstance(dialed._connection, TCPConnection)
         protocol = gsocket.IPPROTO_TCP
-        assert accepted.connection._sock.getsockopt(protocol, gsocket.TCP_KEEPIDLE) == 40
-        assert accepted.connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
-        assert not dialed.connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
+        assert accepted._connection._sock.getsockopt(protocol, gsocket.TCP_KEEPIDLE) == 40
+        assert accepted._connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
+        assert not dialed._connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
 
 
 # Connections

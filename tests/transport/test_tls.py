@@ -90,10 +90,10 @@ def test_a_record_that_was_begun_is_finished_without_its_sender() -> None:
     """The kernel takes a part of a record; nothing more is sent; the peer still gets the whole of it."""
     with connected() as (one, other):
         sent = 0
-        while not one._begun:
+        while not one._unfinished:
             sent += one.send(bytes(1000))
         assert other.read_exactly(sent) == bytes(sent)
-        assert one._begun is None
+        assert one._unfinished is None
         wait_until(lambda: one.unacknowledged() == 0)
 
 
@@ -151,7 +151,7 @@ def test_a_write_that_needs_a_read_first_goes_on_after_it(monkeypatch: pytest.Mo
         sending = gevent.spawn(one.write_all, b" and more")
         for byte in (b"x", b"y"):
             gevent.sleep(0.02)
-            assert not sending.ready() and one._begun == b"a record"
+            assert not sending.ready() and one._unfinished == b"a record"
             needs.pop()
             other.write_all(byte)
         assert finish(reading, 5.0, "the reader") == b"xy"
