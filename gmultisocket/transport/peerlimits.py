@@ -1,4 +1,4 @@
-"""How many connections one peer may have: for each address, and for each identity.
+"""How many connections one peer may have, for each address and for each identity; and how fast a listener accepts.
 
 Only connections that were accepted while a limit was set are counted.
 """
@@ -9,11 +9,14 @@ import ipaddress
 from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
+import gevent
+
 from .. import options as opts
 from ..errors import PipeRefused
+from ..loop.rate import Rate
 from ..options import Options
 
-__all__ = ["Admission", "PeerLimits", "address_key", "identity_key"]
+__all__ = ["AcceptPace", "Admission", "PeerLimits", "address_key", "identity_key"]
 
 #: An IPv6 host has a network of its own, and takes as many addresses from it as it likes.
 _IPV6_NETWORK: Final = 64
@@ -121,3 +124,28 @@ class PeerLimits:
         if limit and host:
             admission._count(address_key(host), limit, "this address has its connector.listener.max_per_address")
         return admission
+
+
+class AcceptPace:
+    """Slows an accept loop down (``connector.listener.accept_rate``)."""
+
+    __slots__ = ("_rate",)
+
+    def __init__(self) -> None:
+        self._rate: Rate | None = None
+
+    def wait(self, options: Options) -> None:
+        """Block until one more connection may be accepted."""
+        per_second = options.get(opts.connector.listener.accept_rate)
+        if not per_second:
+            self._rate = None
+            return
+        if self._rate is None or self._rate.per_second != per_second:
+            self._rate = Rate(per_second)
+        while pause := self._rate.debt:
+            gevent.sleep(pause)
+
+    def count(self) -> None:
+        """Count a connection that was accepted."""
+        if self._rate is not None:
+            self._rate.use(1)

@@ -26,7 +26,7 @@ from ...loop.owner import check_thread
 from ...options import Options
 from ...state import StateMachine
 from ...transport import Connection, TransportListener
-from ...transport.peerlimits import Admission, PeerLimits
+from ...transport.peerlimits import AcceptPace, Admission, PeerLimits
 from ..pipes.bytespipe import BytesPipe
 from ..pipes.pipe import Pipe
 from .connector import Connector
@@ -73,6 +73,7 @@ class Listener(StateMachine, Endpoint):
         self._handshakes: dict[Greenlet[..., Any], Connection] = {}
         self._room = WaitingRoom(connector.hub, options)
         self._limits = PeerLimits(options)
+        self._accept_pace = AcceptPace()
         #: What pipes are counted under, if a limit for one peer is set.
         self._admissions: dict[Pipe, Admission] = {}
 
@@ -116,10 +117,12 @@ class Listener(StateMachine, Endpoint):
         if not self._refuses():
             self._connector.places.wait_below_limit()
         self._room.wait_not_full()
+        self._accept_pace.wait(self.options)
 
     def _take(self, connection: Connection) -> None:
         """Make a pipe of a connection, at once or in a greenlet."""
         self.accepted += 1
+        self._accept_pace.count()
         connector = self._connector
         visitor = self._visitor(connection)
         try:
