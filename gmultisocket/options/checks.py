@@ -21,6 +21,13 @@ def check_pipe_limit(value: int) -> int:
     return value
 
 
+def check_linger(value: int) -> int:
+    if value not in (-1, 0):
+        # close(2) waits for so long, also on a non-blocking socket, and every greenlet with it.
+        raise ValueError("0 to reset the connection, or -1; use close(linger=...) of the Socket to wait for messages")
+    return value
+
+
 def check_mode(value: int) -> int:
     if not 0 <= value <= 0o777:
         raise ValueError("a file mode from 0 to 0o777")

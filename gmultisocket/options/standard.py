@@ -18,6 +18,7 @@ from .checks import (
     check_function,
     check_headers,
     check_hosts,
+    check_linger,
     check_mode,
     check_origins,
     check_pipe_limit,
@@ -136,12 +137,38 @@ class connector:
             doc="Maximum number of connections that wait in the kernel to be accepted.",
         )
         max_handshaking = define(
-            "connector.listener.max_handshaking", int, 128, minimum=1,
-            doc="Maximum number of accepted connections in their opening handshake. Further ones wait in the backlog.",
+            "connector.listener.max_handshaking", int, 1024, minimum=1,
+            doc="Maximum number of accepted connections whose peers have begun the opening handshake. Further ones "
+            "wait. A peer that takes more than a second leaves for them.",
+        )
+        max_waiting = define(
+            "connector.listener.max_waiting", int, 4096, minimum=1,
+            doc="Maximum number of accepted connections that are not pipes yet, but never more than a quarter of the "
+            "descriptors that the process may open. A peer that has sent nothing for a second leaves for further ones.",
+        )
+        max_deciding = define(
+            "connector.listener.max_deciding", int, 128, minimum=1,
+            doc="Maximum number of authorize functions, origin checkers and negotiators that run at once for one "
+            "listener. Further connections wait in order; that time does not count as their peers'.",
+        )
+        max_per_address = define(
+            "connector.listener.max_per_address", int, 0, minimum=0,
+            doc="Maximum number of connections of one IPv4 address, or of one IPv6 /64 network. More are refused. "
+            "0: no limit.",
+        )
+        max_per_identity = define(
+            "connector.listener.max_per_identity", int, 0, minimum=0,
+            doc="Maximum number of pipes of one identity: a user, the subject of a certificate, or a uid. More are "
+            "refused. 0: no limit.",
+        )
+        accept_rate = define(
+            "connector.listener.accept_rate", float, 0.0, unit="", minimum=0,
+            doc="Maximum number of connections that are accepted in a second. Further ones wait in the backlog. "
+            "0: no limit.",
         )
         handshake_timeout = define(
             "connector.listener.handshake_timeout", float, 10.0, unit="seconds", minimum=_MIN_TIMEOUT,
-            doc="How long the opening handshake of an accepted connection may take.",
+            doc="How long the peer of an accepted connection may take for the opening handshake.",
         )
         over_limit = define(
             "connector.listener.over_limit", "choice", "wait", choices=("wait", "refuse"),
@@ -176,9 +203,34 @@ class connector:
             "connector.pipe.heartbeat_timeout", float, 0.0, unit="seconds", minimum=0,
             doc="Close the pipe of a peer that was silent for this time. 0: twice the interval.",
         )
+        idle_timeout = define(
+            "connector.pipe.idle_timeout", float, 0.0, unit="seconds", minimum=0,
+            doc="Close a pipe on which no message has gone either way for so long. Pings are no messages. 0: never.",
+        )
+        frame_timeout = define(
+            "connector.pipe.frame_timeout", float, 0.0, unit="seconds", minimum=0,
+            doc="Close the pipe of a peer that has begun a message and not ended it for so long. 0: never.",
+        )
+        decide_timeout = define(
+            "connector.pipe.decide_timeout", float, 60.0, unit="seconds", minimum=0,
+            doc="How long an authorize function, origin checker or negotiator may take for one connection, without the "
+            "time in which it waits for its peer. 0: no limit.",
+        )
+        max_message_rate = define(
+            "connector.pipe.max_message_rate", float, 0.0, minimum=0,
+            doc="How many messages a peer may send in a second. 0: any number.",
+        )
+        max_byte_rate = define(
+            "connector.pipe.max_byte_rate", float, 0.0, minimum=0,
+            doc="How many bytes a peer may send in a second. 0: any number.",
+        )
+        over_rate = define(
+            "connector.pipe.over_rate", "choice", "slow", choices=("slow", "close"),
+            doc="What happens to a peer that sends more than that: it is read from more slowly, or its pipe closes.",
+        )
         negotiate_timeout = define(
             "connector.pipe.negotiate_timeout", float, 10.0, unit="seconds", minimum=_MIN_TIMEOUT,
-            doc="How long the negotiator may take for a new peer.",
+            doc="How long a negotiator may wait for its peer. The time that it needs itself does not count.",
         )
 
 
@@ -210,8 +262,9 @@ class transport:
             "system's default.",
         )
         linger = define(
-            "transport.tcp.linger", int, -1, unit="seconds", minimum=-1, maximum=32767,
-            doc="SO_LINGER. 0: closing resets the connection. -1: the system's default.",
+            "transport.tcp.linger", int, -1, unit="seconds", checker=check_linger,
+            doc="SO_LINGER. 0: closing resets the connection. -1: the system's default. Any other value would block "
+            "the whole process while a connection closes, and is refused.",
         )
         read_buffer = define(
             "transport.tcp.read_buffer", int, 0, unit="bytes", minimum=0, maximum=_INT32,

@@ -110,7 +110,10 @@ class Bench:
         connection = self.listener.accept()
         self._made.append(connection)
         if connection.needs_handshake:
+            connection.wait_for_hello()
             connection.handshake()
+            connection.decide()
+            connection.confirm()
         return connection
 
 

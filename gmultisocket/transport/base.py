@@ -50,6 +50,9 @@ class Connection(ABC):
 
     #: Whether :meth:`handshake` has work to do. If not, the core adds the pipe without starting a greenlet.
     needs_handshake: ClassVar[bool] = False
+    #: Whether :meth:`handshake` may wait for the peer. If not, and if :meth:`decide` does not block either, the core
+    #: starts no greenlet for it.
+    handshake_waits: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -66,12 +69,45 @@ class Connection(ABC):
         """The verified facts about the peer, e.g. ``{"uid": 1000}``; empty if there are none."""
         return _NOBODY
 
+    @property
+    def peer_host(self) -> str:
+        """The peer's IP address, "" if it has none."""
+        return ""
+
+    # The accepting side calls these four in this order, if needs_handshake is set
+
+    def wait_for_hello(self) -> None:  # noqa: B027, not all handshakes begin with the peer
+        """Block until the peer has sent something, if the handshake begins with that. The core limits the time."""
+
     def handshake(self) -> None:  # noqa: B027, most have none
         """Do the accepting side's opening handshake. Blocks; the core limits the time.
 
         Raises:
             HandshakeFailed: the caller must close the connection. If the transport can, it has told the peer why.
         """
+
+    @property
+    def may_block_to_decide(self) -> bool:
+        """Whether :meth:`decide` calls a function of this side's user, which may block."""
+        return False
+
+    def decide(self) -> None:  # noqa: B027, most leave that to the core
+        """Decide whether the peer may connect. The core does not limit the time: it is not the peer's.
+
+        Raises:
+            HandshakeFailed: as for :meth:`handshake`.
+        """
+
+    def confirm(self) -> None:  # noqa: B027, most handshakes end in handshake()
+        """Tell the peer that it is in. Does not wait for the peer."""
+
+    def hung_up(self, may_half_close: bool = True) -> bool:
+        """Return whether the peer is known to have closed the connection. Reads nothing, and never blocks.
+
+        Args:
+            may_half_close: whether a peer that has ended its direction of the stream may still read.
+        """
+        return False
 
     @abstractmethod
     def close(self) -> None:

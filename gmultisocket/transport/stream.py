@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,12 @@ from gevent.monkey import get_original
 
 from .base import StreamConnection
 
-__all__ = ["SocketConnection", "abandon_socket", "describe_os_error"]
+__all__ = ["SocketConnection", "abandon_socket", "describe_os_error", "has_hung_up"]
 
 #: The original ``os.close``. gevent's, under monkey patching, closes in the event loop, which may never run in a child.
 _close_now = get_original("os", "close")
+#: The system's: gevent's is for waiting.
+_poll = get_original("select", "poll")
 
 
 def describe_os_error(error: OSError) -> str:
@@ -43,6 +46,21 @@ def abandon_socket(sock: Any) -> None:
     except (OSError, AttributeError):
         # The socket was closed or incomplete at the fork.
         pass
+
+
+def has_hung_up(sock: Any, may_half_close: bool) -> bool:
+    """Return whether a socket's peer has closed the connection. Reads nothing, and never blocks.
+
+    Args:
+        sock: connected, or closed.
+        may_half_close: whether a peer that sends no more may still read.
+    """
+    if sock.closed:
+        return True
+    poll = _poll()
+    # Errors and the end of both directions are always reported.
+    poll.register(sock.fileno(), 0 if may_half_close else select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 #: After a read of so many bytes more are probably there: reading again at once is faster than waiting first.
@@ -99,6 +117,9 @@ class SocketConnection(StreamConnection):
         except OSError:
             # The peer has closed the connection first.
             pass
+
+    def hung_up(self, may_half_close: bool = True) -> bool:
+        return has_hung_up(self._sock, may_half_close)
 
     def close(self) -> None:
         self._sock.close()

@@ -34,6 +34,7 @@ __all__ = [
     "TCPListener",
     "configure",
     "format_address",
+    "host_of",
     "socket_names",
     "unacknowledged",
 ]
@@ -48,6 +49,11 @@ def format_address(scheme: str, name: Any) -> str:
     except (IndexError, TypeError):
         return f"{scheme}://?"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def host_of(name: Any) -> str:
+    """Return the host of a socket's name, "" if it has none."""
+    return name[0] if isinstance(name, tuple) else ""
 
 
 def socket_names(sock: Any) -> tuple[Any, Any]:
@@ -91,6 +97,10 @@ class TCPConnection(SocketConnection):
     @property
     def peer_address(self) -> str:
         return format_address(self._scheme, self._names[1])
+
+    @property
+    def peer_host(self) -> str:
+        return host_of(self._names[1])
 
     def unacknowledged(self) -> int:
         return unacknowledged(self._sock)

@@ -22,8 +22,8 @@ from gevent.ssl import SSLSocket
 from ..address import Address
 from ..options import Options
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
-from .stream import abandon_socket
-from .tcp import TCPDialer, TCPListener, format_address, socket_names, unacknowledged
+from .stream import abandon_socket, has_hung_up
+from .tcp import TCPDialer, TCPListener, format_address, host_of, socket_names, unacknowledged
 from .tlscontext import ClientSide, ServerSide, explain
 
 __all__ = ["TRANSPORT", "TLSConnection", "TLSDialer", "TLSListener"]
@@ -52,6 +52,8 @@ class TLSConnection(StreamConnection):
             object from now on.
         scheme: of the addresses.
         address: the dialed address, for errors; "" on the listening side.
+        wrap: makes the TLS socket when the handshake begins; ``sock`` is a plain one until then. So a peer that has
+            sent nothing costs no TLS state. Closes the socket if it fails.
     """
 
     __slots__ = (
@@ -67,21 +69,24 @@ class TLSConnection(StreamConnection):
         "_unfinished",
         "_wait",
         "_watcher",
+        "_wrap",
         "_write",
     )
 
     needs_handshake: ClassVar[bool] = True
 
-    def __init__(self, sock: SSLSocket, scheme: str = "tls+tcp", address: str = "") -> None:
-        secure: Any = sock
-        self._sock = secure
+    def __init__(
+        self, sock: Any, scheme: str = "tls+tcp", address: str = "", wrap: Callable[[Any], SSLSocket] | None = None
+    ) -> None:
+        self._sock = sock
         self._scheme = scheme
         self._address = address
         self._names = socket_names(sock)
-        self._wait = secure.hub.wait
-        # Calls of OpenSSL that never wait: the C socket is non-blocking.
-        self._read: Callable[[int], bytes] = secure._sslobj.read
-        self._write: Callable[[bytes | memoryview], int] = secure._sslobj.write
+        self._wait = sock.hub.wait
+        #: Makes the TLS socket; None if it is made.
+        self._wrap = wrap
+        self._read: Callable[[int], bytes] = _use_closed
+        self._write: Callable[[bytes | memoryview], int] = _use_closed
         #: Whether the last read has emptied the buffers, so that another read would return nothing.
         self._dry = True
         #: An error that came after good data. The next read raises it.
@@ -91,7 +96,18 @@ class TLSConnection(StreamConnection):
         self._watcher: Any = None
         #: Whether OpenSSL must read before it can write: a renegotiation, which only a program's own context allows.
         self._needs_read = False
-        self._identity: Mapping[str, Any] = self._peer_identity()
+        self._identity: Mapping[str, Any] = {}
+        if wrap is None:
+            self._use(sock)
+
+    def _use(self, sock: SSLSocket) -> None:
+        """Use a TLS socket from now on."""
+        secure: Any = sock
+        self._sock = secure
+        # Calls of OpenSSL that never wait: the C socket is non-blocking.
+        self._read = secure._sslobj.read
+        self._write = secure._sslobj.write
+        self._identity = self._peer_identity()
 
     # Addresses and identity
 
@@ -102,6 +118,10 @@ class TLSConnection(StreamConnection):
     @property
     def peer_address(self) -> str:
         return format_address(self._scheme, self._names[1])
+
+    @property
+    def peer_host(self) -> str:
+        return host_of(self._names[1])
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -121,6 +141,16 @@ class TLSConnection(StreamConnection):
 
     # The handshake
 
+    def wait_for_hello(self) -> None:
+        if self._wrap is None:
+            return
+        try:
+            if self._sock.closed:
+                raise _closed()
+            self._wait(self._sock._read_event)
+        except OSError as error:
+            raise explain(error, self.peer_address) from error
+
     def handshake(self) -> None:
         """Do the handshake of this side. Blocks; the caller limits the time.
 
@@ -130,7 +160,16 @@ class TLSConnection(StreamConnection):
         try:
             if self._sock.closed:
                 raise _closed()
-            self._sock.do_handshake()
+            if self._wrap is not None:
+                wrap, self._wrap = self._wrap, None
+                self._use(wrap(self._sock))
+            try:
+                self._sock.do_handshake()
+            except AttributeError:
+                # gevent uses what is None since another greenlet has closed the socket.
+                if self._sock.closed:
+                    raise _closed() from None
+                raise
         except OSError as error:
             raise explain(error, self._address or self.peer_address, self._sock if self._address else None) from error
         self._identity = self._peer_identity()
@@ -289,14 +328,19 @@ class TLSConnection(StreamConnection):
         if sock.closed:
             return
         unfinished = self._unfinished
+        wrapped = self._wrap is None
         self._free()
-        if unfinished is None:
+        if wrapped and unfinished is None:
             # Sends the close message if the kernel takes it at once, and does not wait for the peer's.
             try:
                 sock._sslobj.shutdown()
             except OSError:
                 pass
         self._release()
+
+    def hung_up(self, may_half_close: bool = True) -> bool:
+        # TLS ends in both directions at once.
+        return has_hung_up(self._sock, may_half_close=False)
 
     def _release(self) -> None:
         """Close the socket, after TLS has closed."""
@@ -311,7 +355,7 @@ class TLSConnection(StreamConnection):
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.close()
-        self._watcher = self._unfinished = None
+        self._watcher = self._unfinished = self._wrap = None
         self._read = self._write = _use_closed
 
 
@@ -373,7 +417,7 @@ class TLSListener(TCPListener):
 
     def accept_tls(self) -> TLSConnection:
         """Block until a peer connects, and return the connection before its handshake."""
-        return TLSConnection(self._side.wrap(self.accept_socket()), self._scheme)
+        return TLSConnection(self.accept_socket(), self._scheme, wrap=self._side.wrap)
 
 
 class TLSTransport(Transport):

@@ -84,11 +84,13 @@ class WSDialer(TransportDialer):
         self._stream_dialer = find(_STREAM_SCHEMES[_kind(address)]).dialer(below, options)
 
     def connect(self) -> Connection:
+        # Before the connection: a function may block, and the listener must not wait for it.
+        headers = self._headers()
         stream = self._stream_dialer.connect()
         assert isinstance(stream, StreamConnection)
         self._stream = stream
         try:
-            return self._shake_hands(stream)
+            return self._shake_hands(stream, headers)
         except OSError as error:
             stream.close()
             why = f"the opening handshake failed: {describe_os_error(error)}"
@@ -99,10 +101,10 @@ class WSDialer(TransportDialer):
         finally:
             self._stream = None
 
-    def _shake_hands(self, stream: StreamConnection) -> Connection:
+    def _shake_hands(self, stream: StreamConnection, headers: Mapping[str, str]) -> Connection:
         address = self._address
         secure = _is_secure(address)
-        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, self._headers())
+        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers)
         stream.write_all(handshake.request())
         try:
             head, rest = read_head(stream)

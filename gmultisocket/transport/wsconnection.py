@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -84,6 +85,10 @@ class WSConnection(PacketConnection):
         return f"{self._scheme}://{address.partition('://')[2]}"
 
     @property
+    def peer_host(self) -> str:
+        return self._stream.peer_host
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         return self._stream.identity
 
@@ -109,6 +114,10 @@ class WSConnection(PacketConnection):
     def unacknowledged(self) -> int:
         return self._stream.unacknowledged()
 
+    def hung_up(self, may_half_close: bool = True) -> bool:
+        # A WebSocket ends in both directions at once.
+        return self._stream.hung_up(may_half_close=False)
+
     def close(self) -> None:
         self._early = b""
         self._stream.close()
@@ -132,9 +141,10 @@ class AcceptedWS(WSConnection):
         name: the host name that the listener was given.
     """
 
-    __slots__ = ("_environ", "_identity", "_name", "_request", "_respond")
+    __slots__ = ("_answer", "_environ", "_identity", "_name", "_request", "_respond", "_text")
 
     needs_handshake = True
+    handshake_waits = False
 
     def __init__(
         self,
@@ -156,6 +166,9 @@ class AcceptedWS(WSConnection):
         self._environ = environ
         self._name = name
         self._identity: Mapping[str, Any] | None = None
+        #: The response that accepts the request, until it is sent; and whether text frames were agreed on.
+        self._answer: Response | None = None
+        self._text = False
 
     @property
     def local_address(self) -> str:
@@ -172,24 +185,44 @@ class AcceptedWS(WSConnection):
 
     def handshake(self) -> None:
         assert self._request is not None, "the handshake was done"
-        try:
-            response, text = accept(self._request)
-            request = self._upgrade_request(self._request)
+        with self._refusing():
+            self._answer, self._text = accept(self._request)
+
+    @property
+    def may_block_to_decide(self) -> bool:
+        mine = opts.transport.ws.listener
+        return any(self._options.get(option) is not None for option in (mine.authorize, mine.origin_checker))
+
+    def decide(self) -> None:
+        assert self._request is not None, "the handshake was done"
+        request = self._upgrade_request(self._request)
+        with self._refusing():
             check_host(request, self._options)
             local_address = "" if self._scheme == "wss" else self._stream.local_address
             check_origin(request, self._options, local_address, self._name)
             identity = authorize(request, self._options)
+        if identity is not request.identity:
+            self._identity = identity
+
+    def confirm(self) -> None:
+        answer = self._answer
+        assert answer is not None, "handshake() comes first"
+        with self._refusing():
             if self._respond is None:
-                self.write_all(response.serialize())
+                self.write_all(answer.serialize())
             else:
-                self._respond(response)
+                self._respond(answer)
+        self._request = self._respond = self._environ = self._answer = None
+        self._codec = ServerFrames(self._text, *_codec_options(self._scheme, self._options))
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Tell the peer when the body refuses it."""
+        try:
+            yield
         except RequestRefused as error:
             self.refuse(error)
             raise
-        if identity is not request.identity:
-            self._identity = identity
-        self._request = self._respond = self._environ = None
-        self._codec = ServerFrames(text, *_codec_options(self._scheme, self._options))
 
     def _upgrade_request(self, request: Request) -> UpgradeRequest:
         path, _, query = request.path.partition("?")

@@ -23,11 +23,12 @@ from websockets.http11 import Request
 
 from .. import options as opts
 from ..address import Address
-from ..errors import AddressInUse, MultiSocketError, RequestRefused, snippet
+from ..errors import AddressInUse, MultiSocketError, PipeRefused, RequestRefused, snippet
 from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
+from .peerlimits import AcceptPace, Admission, PeerLimits
 from .wsconnection import answer_with_refusal
 from .wshandshake import parse_request, read_head
 
@@ -75,13 +76,15 @@ class PendingRequest:
         stream: its connection; None once it belongs to a listener, or is closed.
         greenlet: reads the request.
         began: when it was accepted.
+        admission: what it is counted under.
     """
 
-    __slots__ = ("began", "greenlet", "stream")
+    __slots__ = ("admission", "began", "greenlet", "stream")
 
     def __init__(self, stream: StreamConnection) -> None:
         self.stream: StreamConnection | None = stream
         self.greenlet: Greenlet[..., Any] | None = None
+        self.admission: Admission | None = None
         self.began = monotonic()
 
 
@@ -107,6 +110,8 @@ class Port:
         self._reading: dict[PendingRequest, None] = {}
         self._waiting: dict[PendingRequest, None] = {}
         self._accepting = AcceptLoop(listener.accept, self._take, lambda: self.location, self._wait_for_place)
+        self._limits = PeerLimits(options)
+        self._accept_pace = AcceptPace()
         self._key: Any = None
         self._log = ThrottledLog(logger, _LOG_INTERVAL)
 
@@ -190,9 +195,10 @@ class Port:
             if slowest is not None and left <= 0:
                 self._evict(slowest)
             elif len(self._reading) + len(self._waiting) < _MAX_PENDING:
-                return
+                break
             else:
                 gevent.sleep(min(left, _CHECK_INTERVAL))
+        self._accept_pace.wait(self._options)
 
     def _evict(self, request: PendingRequest) -> None:
         del self._reading[request]
@@ -205,7 +211,16 @@ class Port:
 
     def _take(self, connection: Connection) -> None:
         assert isinstance(connection, StreamConnection)
+        self._accept_pace.count()
         request = PendingRequest(connection)
+        try:
+            request.admission = self._limits.admit(connection.peer_host)
+        except PipeRefused as error:
+            self._log_refused(connection, error)
+            if not connection.needs_handshake:
+                answer_with_refusal(connection, RequestRefused(HTTPStatus.TOO_MANY_REQUESTS, error.reason))
+            connection.close()
+            return
         self._reading[request] = None
         request.greenlet = gevent.spawn(self._serve, request)
         request.greenlet.rawlink(lambda greenlet: self._served(request))
@@ -213,6 +228,9 @@ class Port:
     def _served(self, request: PendingRequest) -> None:
         self._reading.pop(request, None)
         self._waiting.pop(request, None)
+        if request.admission is not None:
+            # From now on the listener counts the connection.
+            request.admission.leave()
         if request.stream is not None:
             request.stream.close()
 
@@ -234,6 +252,7 @@ class Port:
         seconds = self._options.get(opts.connector.listener.handshake_timeout)
         with gevent.Timeout(seconds, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, f"no request within {seconds} s")):
             if stream.needs_handshake:
+                stream.wait_for_hello()
                 stream.handshake()
             head, early = read_head(stream)
         request = parse_request(head)

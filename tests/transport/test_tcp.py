@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from gmultisocket import Socket
 from gmultisocket.address import Address
-from gmultisocket.errors import AddressError, AddressInUse, ConnectionFailed, ConnectionRefused
+from gmultisocket.errors import AddressError, AddressInUse, BadOptionValue, ConnectionFailed, ConnectionRefused
 from gmultisocket.options import Options
 from gmultisocket.testing import StreamTransportChecks, wait_until
 from gmultisocket.transport.tcp import TRANSPORT, TCPConnection, TCPDialer, TCPListener, format_address
@@ -379,8 +379,15 @@ def test_linger_is_the_systems_unless_set() -> None:
 
     with connected() as ends:
         assert all(not linger(sock)[0] for sock in ends)
-    with connected({"transport.tcp.linger": 3}) as ends:
-        assert all(linger(sock) == (1, 3) for sock in ends)
+
+
+@pytest.mark.parametrize("seconds", [1, 3, 32767, -2])
+def test_a_linger_that_would_stop_the_process_is_refused(seconds: int) -> None:
+    """SO_LINGER blocks close(2) on a non-blocking socket, too, and with it the event loop."""
+    with pytest.raises(BadOptionValue, match=r"close\(linger=\.\.\.\)"):
+        Options({"transport.tcp.linger": seconds})
+    with Socket() as sock, pytest.raises(BadOptionValue):
+        sock.listen(f"tcp://127.0.0.1:0?transport.tcp.linger={seconds}")
 
 
 def test_a_linger_of_0_resets_the_connection() -> None:

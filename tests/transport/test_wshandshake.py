@@ -261,7 +261,7 @@ def test_authorize_may_block_and_holds_up_nobody_else(server: Socket) -> None:
         if request.query == "slow":
             gevent.sleep(60)
 
-    options = {LISTENER + "authorize": authorize, "connector.listener.handshake_timeout": 0.3}
+    options = {LISTENER + "authorize": authorize, "connector.pipe.decide_timeout": 0.3}
     address = server.listen(WS, options).address
     with RawPeer(address) as slow:
         slow.send(request("/path?slow"))

@@ -62,7 +62,7 @@ class Connector:
         self.sender = Sender(hub, options, self.pipes, self.scheduler)
         self.receiver = Receiver(hub, options)
         self.events = PipeEvents()
-        self.places = Places(options, self.pipes, self._place_free)
+        self.places = Places(hub, options, self.pipes, self._place_free)
         self.maker = PipeMaker(self)
         self.closing = False
         self.sealed = ""

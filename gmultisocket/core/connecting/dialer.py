@@ -34,6 +34,7 @@ from ...transport import TransportDialer
 from ..pipes.pipe import Pipe
 from .connector import Connector
 from .endpoint import Endpoint
+from .entry import Entry
 
 __all__ = ["Dialer", "DialerState"]
 
@@ -151,14 +152,15 @@ class Dialer(StateMachine, Endpoint):
 
     def _dial_once(self) -> Exception | None:
         """Connect. Return the error, None after a success."""
-        if not self._connector.places.reserve():
+        places = self._connector.places
+        if not places.begin_dial():
             return PipeRefused("the socket has its connector.pipe_limit of pipes")
         try:
             self._attempt()
         except Exception as error:
             return error
         finally:
-            self._connector.places.release()
+            places.end_dial()
         return None
 
     def _dial_until_connected(self, pause: float) -> None:
@@ -168,7 +170,7 @@ class Dialer(StateMachine, Endpoint):
                 gevent.sleep(pause)
             if self.closed:
                 return
-            if not self._connector.places.reserve():
+            if not self._connector.places.begin_dial():
                 # _place_free() dials again.
                 self._move(DialerState.HELD)
                 return
@@ -180,7 +182,7 @@ class Dialer(StateMachine, Endpoint):
             except MultiSocketError as error:
                 logger.debug("dialing %s failed: %s", self.address, error)
             finally:
-                self._connector.places.release()
+                self._connector.places.end_dial()
             pause = self._next_pause()
 
     def _attempt(self) -> None:
@@ -188,8 +190,16 @@ class Dialer(StateMachine, Endpoint):
         if not self._move(DialerState.DIALING):
             raise Closed("dialer", f"it is {self.state.value}")
         self.attempts += 1
+        entry = Entry(self._connector.places)
         try:
-            pipe = self._connector.maker.connect(self._transport, self)
+            self._connect(entry)
+        finally:
+            entry.end()
+
+    def _connect(self, entry: Entry) -> None:
+        """Make the connection and the pipe of an attempt."""
+        try:
+            pipe = self._connector.maker.connect(self._transport, self, entry)
             # The state is right before the pipe can close, so that a peer that resets at once is noticed.
             if not self._move(DialerState.CONNECTED):
                 pipe._discard("the dialer was closed")
@@ -223,7 +233,7 @@ class Dialer(StateMachine, Endpoint):
             self._spawn(self._next_pause())
 
     def _place_free(self) -> None:
-        if self.state is DialerState.HELD and self._connector.places.below_pipe_limit:
+        if self.state is DialerState.HELD and self._connector.places.may_dial:
             # A short pause of random length, so that not all held dialers dial at once.
             self._spawn(random.uniform(0.0, self.options.get(opts.connector.dialer.min_reconnect_time)))
 

@@ -1,23 +1,22 @@
 """Listeners: make pipes of the peers that connect to one address.
 
-One greenlet accepts. A connection that needs a handshake (TLS, WebSocket, a negotiator) has it in its own greenlet,
-with a time limit and in a bounded number at a time, so that a slow or hostile peer delays nobody. While the pipe limit
-is reached nothing is accepted: peers wait in the kernel's backlog. With ``connector.listener.over_limit`` set to
-``refuse`` they are accepted and closed instead.
+One greenlet accepts. A connection that needs a handshake (TLS, WebSocket, a negotiator) has it in its own greenlet; the
+waiting room says when, and for how long. It takes a place of ``connector.pipe_limit`` only when its peer is in. While
+the limit is reached nothing is accepted: peers wait in the kernel's backlog. With ``connector.listener.over_limit`` set
+to ``refuse`` they are accepted and closed instead.
 
 Source: the Go code's connector/listener.go.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from time import monotonic
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
 import gevent
 from gevent import Greenlet, getcurrent
-from gevent.event import Event
-from gevent.lock import BoundedSemaphore
 
 from ... import options as opts
 from ...address import Address
@@ -27,16 +26,14 @@ from ...loop.owner import check_thread
 from ...options import Options
 from ...state import StateMachine
 from ...transport import Connection, TransportListener
+from ...transport.peerlimits import AcceptPace, Admission, PeerLimits
 from ..pipes.bytespipe import BytesPipe
 from ..pipes.pipe import Pipe
 from .connector import Connector
 from .endpoint import Endpoint
+from .waitingroom import Visitor, WaitingRoom
 
 __all__ = ["Listener", "ListenerState"]
-
-#: Seconds. A handshake that has taken longer is cancelled when another one waits for its place: peers that connect and
-#: say nothing must not keep others out until their time limit. This is enough for three round trips around the world.
-_PATIENCE: Final = 1.0
 
 
 class ListenerState(Enum):
@@ -72,10 +69,13 @@ class Listener(StateMachine, Endpoint):
         self.accepted = 0
         self.refused = 0
         self._loop = AcceptLoop(transport.accept, self._take, lambda: transport.address, self._wait_before_accept)
-        #: The connections in their handshake, the oldest first, and when it began.
-        self._handshakes: dict[Greenlet[..., Any], tuple[Connection, float]] = {}
-        self._handshake_places = BoundedSemaphore(options.get(opts.connector.listener.max_handshaking))
-        self._below_pipe_limit = Event()
+        #: The connections in their handshake, by their greenlets.
+        self._handshakes: dict[Greenlet[..., Any], Connection] = {}
+        self._room = WaitingRoom(connector.hub, options)
+        self._limits = PeerLimits(options)
+        self._accept_pace = AcceptPace()
+        #: What pipes are counted under, if a limit for one peer is set.
+        self._admissions: dict[Pipe, Admission] = {}
 
     def __repr__(self) -> str:
         return f"<Listener {self.address} {self.state.value}>"
@@ -115,74 +115,84 @@ class Listener(StateMachine, Endpoint):
 
     def _wait_before_accept(self) -> None:
         if not self._refuses():
-            self._wait_below_limit()
-
-    def _wait_below_limit(self) -> None:
-        """Block while the socket has as many pipes as it may have."""
-        while not self._connector.places.below_pipe_limit:
-            self._below_pipe_limit.clear()
-            self._below_pipe_limit.wait()
+            self._connector.places.wait_below_limit()
+        self._room.wait_not_full()
+        self._accept_pace.wait(self.options)
 
     def _take(self, connection: Connection) -> None:
         """Make a pipe of a connection, at once or in a greenlet."""
         self.accepted += 1
+        self._accept_pace.count()
         connector = self._connector
+        visitor = self._visitor(connection)
         try:
-            # Another listener or a dialer may have taken the last place meanwhile: the peer waits, as in the backlog.
-            while not connector.places.reserve():
+            visitor.admission = self._limits.admit(connection.peer_host)
+            if _waits(connection) or connector.maker.negotiator is not None:
+                # Another connection may have taken the last place meanwhile: the peer waits, as in the backlog.
                 if self._refuses():
-                    connector.refused(connection, PipeRefused("the socket has its connector.pipe_limit of pipes"))
-                    connection.close()
-                    self.refused += 1
-                    return
-                self._wait_below_limit()
+                    connector.places.check_below_limit()
+                connector.places.wait_below_limit()
+                self._start_handshake(connection, visitor)
+            else:
+                self._add(connector.maker.open(connection, self, visitor), visitor, connector.add)
+        except (PipeRefused, HandshakeFailed) as error:
+            self._fail(connection, visitor)
+            connector.refused(connection, error)
         except BaseException:
-            connection.close()
+            self._fail(connection, visitor)
             raise
-        if not connection.needs_handshake and connector.maker.negotiator is None:
-            try:
-                connector.add(connector.maker.make(connection, self))
-            finally:
-                connector.places.release()
-            return
-        try:
-            self._take_handshake_place()
-        except BaseException:
-            connection.close()
-            connector.places.release()
-            raise
-        greenlet = gevent.spawn(self._shake_hands, connection)
-        self._handshakes[greenlet] = connection, monotonic()
+
+    def _visitor(self, connection: Connection, *, waits_at_limit: bool = True) -> Visitor:
+        waits = not self._refuses() and waits_at_limit
+        return Visitor(connection, self._connector.places, self._room.functions, waits_at_limit=waits)
+
+    def _add(self, pipe: Pipe, visitor: Visitor, add: Callable[[Pipe], object]) -> None:
+        """Add the pipe of a connection to the socket, and give back what the connection held until now."""
+        if visitor.admission is not None and visitor.admission.counted:
+            self._admissions[pipe] = visitor.admission
+        add(pipe)
+        if pipe.closed:
+            # The socket is closing, and has never had it.
+            self._pipe_closed(pipe)
+        visitor.end()
+
+    def _fail(self, connection: Connection, visitor: Visitor) -> None:
+        """Close a connection that becomes no pipe, and give back what it held."""
+        self.refused += 1
+        connection.close()
+        if visitor.admission is not None:
+            visitor.admission.leave()
+        visitor.end()
+
+    def _start_handshake(self, connection: Connection, visitor: Visitor) -> None:
+        visitor.room = self._room
+        self._room.enter(visitor)
+        greenlet = gevent.spawn(self._shake_hands, connection, visitor)
+        visitor.evict = partial(self._evict, greenlet, connection)
+        self._handshakes[greenlet] = connection
         # A link, not a finally clause: a greenlet that is killed before it began runs no code of its own.
-        greenlet.rawlink(lambda ended: self._handshake_ended(ended, connection))
+        greenlet.rawlink(lambda ended: self._handshake_ended(ended, connection, visitor))
 
-    def _take_handshake_place(self) -> None:
-        """Block until one more handshake may begin. A handshake older than ``_PATIENCE`` is cancelled for it."""
-        if self._handshake_places.acquire(blocking=False):
-            return
-        greenlet, (connection, began) = next(iter(self._handshakes.items()))
-        if not self._handshake_places.acquire(timeout=max(0.0, began + _PATIENCE - monotonic())):
-            self._connector.refused(connection, HandshakeFailed(connection.peer_address, "too slow, and others wait"))
-            greenlet.kill(block=False)
-            self._handshake_places.acquire()
-
-    def _shake_hands(self, connection: Connection) -> Pipe | None:
+    def _shake_hands(self, connection: Connection, visitor: Visitor) -> Pipe | None:
         """Do one connection's handshake and negotiation (a greenlet for each connection that needs it)."""
         try:
-            pipe = self._connector.maker.open(connection, self)
+            pipe = self._connector.maker.open(connection, self, visitor)
         except MultiSocketError as error:
             self._connector.refused(connection, error)
             return None
-        self._connector.add(pipe)
+        self._add(pipe, visitor, self._connector.add)
         return pipe
 
-    def _handshake_ended(self, greenlet: Greenlet[..., Any], connection: Connection) -> None:
+    def _evict(self, greenlet: Greenlet[..., Any], connection: Connection) -> None:
+        """Close a connection whose peer is slow."""
+        self._connector.refused(connection, HandshakeFailed(connection.peer_address, "too slow, and others wait"))
+        greenlet.kill(block=False)
+
+    def _handshake_ended(self, greenlet: Greenlet[..., Any], connection: Connection, visitor: Visitor) -> None:
         if not isinstance(greenlet.value, Pipe):
-            self.refused += 1
-            connection.close()
+            self._fail(connection, visitor)
         self._handshakes.pop(greenlet, None)
-        self._handshake_places.release()
-        self._connector.places.release()
+        self._room.leave(visitor)
 
     def serve(self, connection: Connection) -> None:
         """Make a pipe of a connection that somebody else has accepted, and read from it in the calling greenlet.
@@ -195,31 +205,30 @@ class Listener(StateMachine, Endpoint):
             HandshakeFailed: the handshake failed.
         """
         connector = self._connector
+        visitor = self._visitor(connection, waits_at_limit=False)
         try:
             if self.closed:
                 raise Closed("listener")
-            if not connector.places.reserve():
-                raise PipeRefused("the socket has its connector.pipe_limit of pipes")
+            visitor.admission = self._limits.admit(connection.peer_host)
+            connector.places.check_below_limit()
             self.accepted += 1
-            try:
-                pipe = connector.maker.open(connection, self)
-                connector.adopt(pipe)
-            finally:
-                connector.places.release()
+            pipe = connector.maker.open(connection, self, visitor)
+            self._add(pipe, visitor, connector.adopt)
         except BaseException:
-            self.refused += 1
-            connection.close()
+            self._fail(connection, visitor)
             raise
         assert isinstance(pipe, BytesPipe)
         if not pipe.closed:
             pipe._run()
 
     def _pipe_closed(self, pipe: Pipe) -> None:
-        """Do nothing: peers connect again by themselves."""
+        """Forget the pipe. Its peer connects again by itself."""
+        admission = self._admissions.pop(pipe, None)
+        if admission is not None:
+            admission.leave()
 
     def _place_free(self) -> None:
-        if self._connector.places.below_pipe_limit:
-            self._below_pipe_limit.set()
+        """Do nothing: connections wait for places themselves."""
 
     # Closing
 
@@ -237,6 +246,7 @@ class Listener(StateMachine, Endpoint):
         for greenlet in [*self._handshakes]:
             if greenlet is not getcurrent():
                 greenlet.kill(block=False)
+        self._room.stop()
         self._connector.remove_endpoint(self)
 
     def _join(self) -> None:
@@ -244,10 +254,16 @@ class Listener(StateMachine, Endpoint):
         for greenlet in [*self._handshakes]:
             if greenlet is not getcurrent():
                 greenlet.join()
+        self._room.join()
         self._transport.join()
 
     def _abandon(self) -> None:
         self.state = ListenerState.CLOSED
         self._transport.abandon()
-        for connection, _ in self._handshakes.values():
+        for connection in self._handshakes.values():
             connection.abandon()
+
+
+def _waits(connection: Connection) -> bool:
+    """Return whether the handshake may wait for the peer, or for a function of this side's user."""
+    return connection.needs_handshake and (connection.handshake_waits or connection.may_block_to_decide)

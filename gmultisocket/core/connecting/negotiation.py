@@ -1,8 +1,9 @@
 """What a negotiator gets: a new connection, before it becomes a pipe.
 
-A socket's negotiator decides who may connect. It runs in the greenlet of that connection, for at most
-``connector.pipe.negotiate_timeout`` seconds; other peers are served meanwhile. Until it has returned, the peer gets no
-message, no share of the work and no event, and takes a place among the connections in their handshake.
+A socket's negotiator decides who may connect. It runs in the greenlet of that connection; other peers are served
+meanwhile. It may wait for the peer for at most ``connector.pipe.negotiate_timeout`` seconds. The time that it needs
+itself has no limit. Until it has returned, the peer gets no message, no share of the work and no event, and takes no
+place of ``connector.pipe_limit``.
 
 Source: the Negotiator of the Go code's connector/types.go, which runs under the connector's lock there.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 from ...errors import NotSupported, PipeRefused
 from ...transport import Connection, PacketConnection, StreamConnection
+from .entry import Entry
 
 __all__ = ["Negotiation", "Negotiator"]
 
@@ -29,8 +31,9 @@ class Negotiation:
         dialed: whether this side made the connection.
     """
 
-    def __init__(self, connection: Connection, pipe_id: int, dialed: bool) -> None:
+    def __init__(self, connection: Connection, pipe_id: int, dialed: bool, entry: Entry) -> None:
         self._connection = connection
+        self._entry = entry
         self.pipe_id = pipe_id
         self.dialed = dialed
         #: Contents of packets that were read and not returned yet.
@@ -60,11 +63,15 @@ class Negotiation:
         """
         try:
             stream = self._stream("receiving bytes")
-            if isinstance(stream, PacketConnection):
-                return self._read_packets(stream, size)
-            return stream.read_exactly(size)
+            with self._entry.peer():
+                if isinstance(stream, PacketConnection):
+                    data = self._read_packets(stream, size)
+                else:
+                    data = stream.read_exactly(size)
         except OSError as error:
             raise PipeRefused("the peer closed the connection in the negotiation") from error
+        self._entry.begin()
+        return data
 
     def send(self, data: bytes) -> None:
         """Block until the bytes are on their way to the peer's negotiator.
@@ -75,7 +82,13 @@ class Negotiation:
         """
         try:
             stream = self._stream("sending bytes")
-            stream.write_all(stream.codec.wrap(data) if isinstance(stream, PacketConnection) else data)
+            rest = memoryview(stream.codec.wrap(data) if isinstance(stream, PacketConnection) else data)
+            while rest:
+                try:
+                    rest = rest[stream.send(rest) :]
+                except BlockingIOError:
+                    with self._entry.peer():
+                        stream.wait_writable()
         except OSError as error:
             raise PipeRefused("the peer closed the connection in the negotiation") from error
 

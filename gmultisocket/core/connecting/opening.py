@@ -10,6 +10,7 @@ import gevent
 from ... import options as opts
 from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
 from ...log import get_logger
+from ...options import Options
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
 from ..pipes.framedpipe import FramedPipe
@@ -18,7 +19,9 @@ from ..pipes.inprocpipe import InprocPipe
 from ..pipes.packetpipe import PacketPipe, RawPacketPipe
 from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
 from ..pipes.rawpipe import RawPipe
+from .entry import Entry
 from .negotiation import Negotiation, Negotiator
+from .stopwatch import OutOfTime
 
 __all__ = ["PipeMaker", "time_limit"]
 
@@ -50,7 +53,7 @@ class PipeMaker:
         self._owner = owner
         self.negotiator: Negotiator | None = None
 
-    def connect(self, transport: TransportDialer, endpoint: PipeEndpoint) -> Pipe:
+    def connect(self, transport: TransportDialer, endpoint: PipeEndpoint, entry: Entry) -> Pipe:
         """Connect, and negotiate. Blocks within the dialer's time limits.
 
         Raises:
@@ -66,32 +69,54 @@ class PipeMaker:
             # Transports translate the errors that they expect. None expects that a socket cannot be made at all.
             raise ConnectionFailed(endpoint.address, describe_os_error(error)) from error
         try:
-            return self.open(connection, endpoint)
+            return self.open(connection, endpoint, entry)
         except BaseException:
             connection.close()
             raise
 
-    def open(self, connection: Connection, endpoint: PipeEndpoint) -> Pipe:
-        """Do the handshake and the negotiation, and return the pipe. Blocks within the endpoint's time limits.
+    def open(self, connection: Connection, endpoint: PipeEndpoint, entry: Entry) -> Pipe:
+        """Do the handshake and the negotiation, and return the pipe. Blocks; the peer's time has limits.
 
         Raises:
             HandshakeFailed, PipeRefused: the caller closes the connection.
         """
-        options = endpoint.options
-        if connection.needs_handshake and not endpoint.dials:
-            seconds = options.get(opts.connector.listener.handshake_timeout)
-            with time_limit(seconds, HandshakeFailed(connection.peer_address, f"no handshake within {seconds} s")):
-                connection.handshake()
+        accepted = connection.needs_handshake and not endpoint.dials
+        if accepted:
+            self._shake_hands(connection, endpoint.options, entry)
+        if self.negotiator is None:
+            entry.admit()
+        if accepted:
+            connection.confirm()
         pipe_id = next_pipe_id()
         if self.negotiator is not None:
-            seconds = options.get(opts.connector.pipe.negotiate_timeout)
             try:
-                with time_limit(seconds, PipeRefused(f"no end to the negotiation within {seconds} s")) as limit:
-                    _negotiate(self.negotiator, Negotiation(connection, pipe_id, endpoint.dials), limit)
+                negotiation = Negotiation(connection, pipe_id, endpoint.dials, entry)
+                _negotiate(self.negotiator, negotiation, endpoint.options, entry)
+                entry.admit()
             except MultiSocketError as error:
                 _send_close_frame(connection, error)
                 raise
         return self.make(connection, endpoint, pipe_id)
+
+    def _shake_hands(self, connection: Connection, options: Options, entry: Entry) -> None:
+        where = connection.peer_address
+        seconds = options.get(opts.connector.listener.handshake_timeout)
+        with entry.peer_time.limit(seconds, HandshakeFailed(where, f"no handshake within {seconds} s")):
+            if connection.handshake_waits:
+                with entry.peer():
+                    connection.wait_for_hello()
+                entry.begin()
+                with entry.peer():
+                    connection.handshake()
+            else:
+                entry.begin()
+                connection.handshake()
+        if not connection.may_block_to_decide:
+            connection.decide()
+            return
+        seconds = options.get(opts.connector.pipe.decide_timeout)
+        with entry.function(seconds, HandshakeFailed(where, f"no decision within {seconds} s")):
+            connection.decide()
 
     def make(self, connection: Connection, endpoint: PipeEndpoint, pipe_id: int = 0) -> Pipe:
         """Return the pipe for a connection that needs nothing more."""
@@ -106,17 +131,22 @@ class PipeMaker:
         raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
 
-def _negotiate(negotiator: Negotiator, negotiation: Negotiation, limit: gevent.Timeout) -> None:
-    try:
-        negotiator(negotiation)
-    except MultiSocketError:
-        raise
-    except (Exception, gevent.Timeout) as error:
-        # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not catch.
-        if error is limit:
+def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Options, entry: Entry) -> None:
+    peer_limit = options.get(opts.connector.pipe.negotiate_timeout)
+    own_limit = options.get(opts.connector.pipe.decide_timeout)
+    with (
+        entry.peer_time.limit(peer_limit, PipeRefused(f"no end to the negotiation within {peer_limit} s")),
+        entry.function(own_limit, PipeRefused(f"the negotiator took more than {own_limit} s")),
+    ):
+        try:
+            negotiator(negotiation)
+        except (MultiSocketError, OutOfTime):
             raise
-        logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
-        raise PipeRefused(f"{type(error).__name__}: {error}") from error
+        except (Exception, gevent.Timeout) as error:
+            # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
+            # catch.
+            logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
+            raise PipeRefused(f"{type(error).__name__}: {error}") from error
 
 
 def _send_close_frame(connection: Connection, error: MultiSocketError) -> None:

@@ -19,10 +19,12 @@ from greenlet import greenlet
 from ... import options as opts
 from ...errors import Closed, MultiSocketError
 from ...loop.yielding import yield_to_loop
+from ...options import Option
 from ...transport import StreamConnection
 from ...transport.stream import describe_os_error
 from ...wire import Fields
 from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .readrates import LONGEST_PAUSE, RATE_OPTIONS, ReadRates, read_rates
 from .writepipe import _BLOCKED, WritePipe
 
 __all__ = ["BATCH", "BytesPipe"]
@@ -61,6 +63,7 @@ class BytesPipe(WritePipe):
         "_error",
         "_last_activity",
         "_pinged",
+        "_rates",
         "_reader",
         "_reading_paused",
         "bytes_received",
@@ -72,7 +75,8 @@ class BytesPipe(WritePipe):
         self.messages_received = 0
         self.bytes_received = 0
         self._reader: greenlet | None = None
-        #: Whether nothing is read because the receiver's queue is full. Silence of the peer is not its fault then.
+        #: Whether nothing is read because the receiver's queue is full, or the peer has sent more than it may. Silence
+        #: of the peer is not its fault then.
         self._reading_paused = False
         self._drain_timer: Any = None
         self._error: MultiSocketError | None = None
@@ -81,6 +85,8 @@ class BytesPipe(WritePipe):
         #: For the heartbeat: the value of ``_activity()`` at its last look, and when that value last changed.
         self._last_activity = (0, 0.0)
         self._pinged = False
+        #: How fast the peer may send; None for any rate.
+        self._rates = read_rates(endpoint.options, 0)
 
     # Draining
 
@@ -116,6 +122,15 @@ class BytesPipe(WritePipe):
         options = self._options or self._endpoint.options
         interval = options.get(opts.connector.pipe.heartbeat_interval)
         return interval, options.get(opts.connector.pipe.heartbeat_timeout) or 2 * interval
+
+    def _unfinished_frame(self) -> int | None:
+        """Return a number that stands for the message that has begun to arrive; None if the peer is in none."""
+        return None
+
+    def _option_changed(self, option: Option[Any], value: Any) -> None:
+        super()._option_changed(option, value)
+        if option in RATE_OPTIONS:
+            self._rates = read_rates(self._options or self._endpoint.options, self.messages_received)
 
     def _ping(self) -> None:
         """Ask the peer to show that it is alive."""
@@ -181,7 +196,8 @@ class BytesPipe(WritePipe):
         budget = min(self._scheduler.yield_bytes, _READ_BUDGET)
         spent = 0
         while True:
-            data = connection.recv(self._read_size())
+            rates = self._rates
+            data = connection.recv(self._read_size() if rates is None else min(self._read_size(), rates.read_size))
             if not data:
                 return self._end_of_stream()
             size = len(data)
@@ -197,11 +213,24 @@ class BytesPipe(WritePipe):
                     return "the peer said goodbye"
             if self.state is PipeState.CLOSED:
                 return self.reason
+            if self._rates is not None:
+                self._keep_to_rates(self._rates, size)
             spent += size
             if spent >= budget:
                 # A peer that always has more to send must not keep the loop from other peers and from receivers.
                 spent = 0
                 yield_to_loop()
+
+    def _keep_to_rates(self, rates: ReadRates, size: int) -> None:
+        """Count what was read, and read nothing for some time if the peer has sent more than it may. Blocks."""
+        rates.use(self.messages_received, size)
+        # The peer is not silent then, and close() ends the pause.
+        self._reading_paused = True
+        try:
+            while self._rates is rates and (pause := rates.pause):
+                gevent.sleep(min(pause, LONGEST_PAUSE))
+        finally:
+            self._reading_paused = False
 
     def _deliver(self, messages: Sequence[Fields]) -> None:
         """Deliver messages to the receiver. Blocks while its queue is full."""

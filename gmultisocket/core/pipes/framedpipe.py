@@ -106,6 +106,11 @@ class FramedPipe(BytesPipe):
 
     # Keepalive
 
+    def _unfinished_frame(self) -> int | None:
+        # Where in the stream the frame begins.
+        pending = self._decoder.pending
+        return self.bytes_received - pending if pending else None
+
     def _ping(self) -> None:
         self._put_internal(_PING)
 

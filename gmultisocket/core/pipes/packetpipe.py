@@ -102,6 +102,10 @@ class _Packets(BytesPipe):
     def _can_pong(self) -> bool:
         return True
 
+    def _unfinished_frame(self) -> int | None:
+        # Pings may arrive between the pieces of a message.
+        return self.messages_received if self._codec.pending or super()._unfinished_frame() is not None else None
+
     # Closing
 
     def _send_final(self, reason: str | MultiSocketError) -> bool:

@@ -34,6 +34,7 @@ from ...state import StateMachine
 from ...transport import Connection
 from ...wire import TO_ONE, Message, pack_id
 from ..receiving.receiver import Receiver
+from .readrates import RATE_OPTIONS
 from .scheduler import WriteScheduler
 
 __all__ = ["PUSHED", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
@@ -145,6 +146,7 @@ PUSHED: Final = {
         opts.connector.pipe.max_recv_content_length,
         opts.connector.pipe.read_buffer,
         opts.connector.pipe.raw_recv_buf_size,
+        *RATE_OPTIONS,
     )
 }
 
