@@ -54,6 +54,27 @@ class Connector:
         closing_pipes: the closed pipes that wait for it.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_heartbeat",
+        "_log",
+        "_pipe_waiters",
+        "close_timeout",
+        "closing",
+        "closing_pipes",
+        "endpoints",
+        "events",
+        "gone",
+        "hub",
+        "maker",
+        "pipes",
+        "places",
+        "receiver",
+        "scheduler",
+        "sealed",
+        "sender",
+    )
+
     def __init__(self, hub: Hub, options: Options) -> None:
         self.hub = hub
         self.pipes: dict[int, Pipe] = {}

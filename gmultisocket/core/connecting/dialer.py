@@ -66,6 +66,20 @@ class Dialer(StateMachine, Endpoint):
         last_error: why the latest attempt failed, None after a success.
     """
 
+    __slots__ = (
+        "_connected_at",
+        "_connected_before",
+        "_connector",
+        "_greenlet",
+        "_pause",
+        "_pipe",
+        "_transport",
+        "attempts",
+        "last_error",
+        "reconnects",
+        "state",
+    )
+
     dials = True
 
     _moves = {

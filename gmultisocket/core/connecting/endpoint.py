@@ -21,6 +21,12 @@ class Endpoint(ABC):
         dials: whether it is a dialer.
     """
 
+    __slots__ = (
+        "_given",
+        "_pipes",
+        "options",
+    )
+
     dials: bool
 
     def __init__(self, address: Address, options: Options, pipes: Mapping[int, Pipe]) -> None:

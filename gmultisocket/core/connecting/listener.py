@@ -53,6 +53,20 @@ class Listener(StateMachine, Endpoint):
         refused: how many of them did not become pipes.
     """
 
+    __slots__ = (
+        "_accept_pace",
+        "_admissions",
+        "_connector",
+        "_handshakes",
+        "_limits",
+        "_loop",
+        "_room",
+        "_transport",
+        "accepted",
+        "refused",
+        "state",
+    )
+
     dials = False
 
     _moves = {

@@ -49,6 +49,11 @@ class PipeMaker:
         negotiator: decides who may connect; None lets everybody in.
     """
 
+    __slots__ = (
+        "_owner",
+        "negotiator",
+    )
+
     def __init__(self, owner: PipeOwner) -> None:
         self._owner = owner
         self.negotiator: Negotiator | None = None

@@ -29,6 +29,16 @@ class Places:
             thousand dialers that lose their pipes need not notify a thousand dialers.
     """
 
+    __slots__ = (
+        "_accept_loops",
+        "_dialing",
+        "_limit",
+        "_line",
+        "_on_free",
+        "_pipes",
+        "_reserved",
+    )
+
     def __init__(self, hub: Hub, options: Options, pipes: Sized, on_free: Callable[[], object]) -> None:
         self._limit: int = options.get(opts.connector.pipe_limit)
         self._pipes = pipes

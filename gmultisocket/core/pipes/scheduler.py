@@ -40,6 +40,22 @@ class WriteScheduler:
         over_budget: whether the next greenlet that sends must call :meth:`yield_turn` first.
     """
 
+    __slots__ = (
+        "_hub",
+        "_marked",
+        "_marked_first",
+        "_scheduled",
+        "_spent_bytes",
+        "_spent_messages",
+        "_yield_messages",
+        "flush_bytes",
+        "over_budget",
+        "plain_limit",
+        "queue_bytes",
+        "queue_limit",
+        "yield_bytes",
+    )
+
     def __init__(self, hub: Hub, options: Options) -> None:
         self._hub = hub
         self.queue_limit = 0

@@ -45,6 +45,27 @@ class Receiver:
         counters: losses that belong to no pipe.
     """
 
+    __slots__ = (
+        "_budget",
+        "_counting",
+        "_limit",
+        "_low",
+        "_max_bytes",
+        "_no_recv",
+        "_queued_bytes",
+        "_reason",
+        "_spent",
+        "closed",
+        "counters",
+        "filter",
+        "get_waiters",
+        "not_empty",
+        "not_full",
+        "plain_limit",
+        "put_waiters",
+        "queue",
+    )
+
     def __init__(self, hub: Hub, options: Options) -> None:
         self.queue: deque[Fields] = deque()
         self.not_empty = WaitList(hub, lambda: self.queue)

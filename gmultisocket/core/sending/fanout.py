@@ -133,6 +133,17 @@ class ToAllSender:
         check_open: raises if nothing may be sent any more; called after each wait.
     """
 
+    __slots__ = (
+        "_check_open",
+        "_fan_outs",
+        "_lagging",
+        "_overflow",
+        "_patience",
+        "_scheduler",
+        "_slow_waiters",
+        "_unshared",
+    )
+
     def __init__(
         self,
         hub: Hub,

@@ -60,6 +60,28 @@ class Sender:
         requeue: to-one messages whose pipe closed before they left.
     """
 
+    __slots__ = (
+        "_avoided",
+        "_closed",
+        "_eligible",
+        "_fail_no_peers",
+        "_fast_path",
+        "_no_send",
+        "_options",
+        "_overflow",
+        "_patience",
+        "_pipes",
+        "_scheduler",
+        "_send_waiters",
+        "_to_all",
+        "_to_destination",
+        "_writable",
+        "counters",
+        "max_content",
+        "requeue",
+        "ttl",
+    )
+
     def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe], scheduler: WriteScheduler) -> None:
         self._pipes = pipes
         self._scheduler = scheduler

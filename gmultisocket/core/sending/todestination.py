@@ -27,6 +27,14 @@ class ToDestinationSender:
         check_open: raises if nothing may be sent any more; called after each wait.
     """
 
+    __slots__ = (
+        "_check_open",
+        "_overflow",
+        "_patience",
+        "_pipes",
+        "_scheduler",
+    )
+
     def __init__(
         self,
         pipes: Mapping[int, Pipe],
