@@ -32,6 +32,7 @@ class Places:
     __slots__ = (
         "_accept_loops",
         "_dialing",
+        "_hub",
         "_limit",
         "_line",
         "_on_free",
@@ -45,9 +46,11 @@ class Places:
         self._on_free = on_free
         self._reserved = 0
         self._dialing = 0
-        #: Connections that wait for a place, and accept loops that wait until one more connection is of use.
-        self._line = WaitList(hub, lambda: self._free)
-        self._accept_loops = WaitList(hub, lambda: self.below_pipe_limit)
+        self._hub = hub
+        #: Connections that wait for a place, and accept loops that wait until one more connection is of use. Made when
+        #: first needed: most sockets have no limit.
+        self._line: WaitList | None = None
+        self._accept_loops: WaitList | None = None
         options.watch(self, {opts.connector.pipe_limit: Places._set_limit})
 
     def _set_limit(self, value: int) -> None:
@@ -55,8 +58,9 @@ class Places:
         self._report()
 
     def _report(self) -> None:
-        self._line.wake()
-        self._accept_loops.wake()
+        for waiting in (self._line, self._accept_loops):
+            if waiting is not None:
+                waiting.wake()
         self._on_free()
 
     @property
@@ -66,11 +70,13 @@ class Places:
     @property
     def below_pipe_limit(self) -> bool:
         """Whether one more pipe may be made, and no connection waits for that already."""
-        return self._free and not self._line.waiters
+        return self._free and not (self._line is not None and self._line.waiters)
 
     def wait_below_limit(self) -> None:
         """Block until one more pipe may be made. Takes no place: another connection may be faster."""
         if not self.below_pipe_limit:
+            if self._accept_loops is None:
+                self._accept_loops = WaitList(self._hub, lambda: self.below_pipe_limit)
             self._accept_loops.wait(None)
 
     def check_below_limit(self) -> None:
@@ -95,6 +101,8 @@ class Places:
         """Block until there is a place, and take it. Return whether the caller had to wait."""
         waited = False
         while not (self._free if waited else self.below_pipe_limit):
+            if self._line is None:
+                self._line = WaitList(self._hub, lambda: self._free)
             try:
                 self._line.wait(None)
             except BaseException:

@@ -10,7 +10,6 @@ Time counts once, however many greenlets wait in it.
 
 from __future__ import annotations
 
-from collections import deque
 from time import monotonic
 from typing import Final
 
@@ -32,7 +31,7 @@ class Patience:
     def __init__(self) -> None:
         self.limit = 0.0
         #: Seconds of waiting by the second in which they ended, oldest first: at most ``_WINDOW`` and one entries.
-        self._waits: deque[tuple[int, float]] = deque()
+        self._waits: list[tuple[int, float]] = []
         self._waiting = 0
         self._began = 0.0
 
@@ -62,4 +61,4 @@ class Patience:
 
     def _forget(self, now: float) -> None:
         while self._waits and self._waits[0][0] < int(now) - _WINDOW:
-            self._waits.popleft()
+            del self._waits[0]
