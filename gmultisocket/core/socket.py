@@ -169,8 +169,8 @@ class Socket(Closable):
     def set_negotiator(self, negotiator: Negotiator | None) -> None:
         """Call ``negotiator(negotiation)`` for every new connection before it becomes a pipe.
 
-        It refuses by raising, e.g. by ``negotiation.refuse(reason)``. It may block, within
-        ``connector.pipe.negotiate_timeout``; other peers are served meanwhile. None lets everybody in again.
+        It refuses by raising, e.g. by ``negotiation.refuse(reason)``. It may block; other peers are served meanwhile.
+        It may wait for its peer within ``connector.pipe.negotiate_timeout``. None lets everybody in again.
         """
         self._check()
         self._connector.maker.negotiator = negotiator

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 from gevent import socket
+from gevent.monkey import get_original
 
 from gmultisocket import Socket
 from gmultisocket.address import Address
@@ -20,6 +23,8 @@ from gmultisocket.transport import Connection, Transport, TransportDialer, Trans
 from gmultisocket.transport.tcp import TCPDialer, TCPListener
 from tests.faults.peers import connected, crowd, frame, port_of, read_until_closed
 from tests.faults.process import cpu_time, descriptors_exhausted, needs, run_script
+
+RealSocket = get_original("socket", "socket")
 
 
 class FailingListener(TCPListener):
@@ -98,19 +103,104 @@ def test_a_peer_that_goes_before_it_is_accepted_holds_nobody_up(
     assert not complaints(caplog)
 
 
-def test_without_descriptors_peers_wait_and_nothing_spins(caplog: pytest.LogCaptureFixture) -> None:
-    with Socket() as server, socket.socket() as peer:
-        listener = server.listen("tcp://127.0.0.1:0")
-        with descriptors_exhausted():
-            before = cpu_time()
-            peer.connect(("127.0.0.1", port_of(listener)))
-            peer.sendall(frame(b"patient"))
-            gevent.sleep(1)
-            assert cpu_time() - before < 0.3
-            assert not server.pipes
-            [complaint] = complaints(caplog)
-            assert "Too many open files" in complaint
-        assert server.recv(timeout=5) == b"patient"
+#: Transports whose listeners accept from the kernel.
+KERNEL = ("tcp", "tcp6", "tls", "ws", "wss", "ipc", "ipc-abstract")
+
+
+@pytest.fixture(params=KERNEL)
+def transport(request: pytest.FixtureRequest) -> str:
+    """The name of a transport that accepts from the kernel; the test runs once for each."""
+    name: str = request.param
+    return name
+
+
+class Unconnected:
+    """A peer that connects without a turn of the event loop, and whose descriptor exists before."""
+
+    def __init__(self, address: str) -> None:
+        scheme, _, location = address.partition("://")
+        self.name: Any
+        if scheme == "ipc":
+            self.name = location.replace("@", "\0", 1) if location.startswith("@") else location
+            self.sock = RealSocket(socket.AF_UNIX)
+        else:
+            host, _, port = location.rstrip("/").rpartition(":")
+            self.name = host.strip("[]"), int(port)
+            self.sock = RealSocket(socket.AF_INET6 if host.startswith("[") else socket.AF_INET)
+
+    def __enter__(self) -> Unconnected:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.sock.close()
+
+    def connect(self) -> None:
+        self.sock.connect(self.name)
+
+
+def honest_peer_is_served(server: Socket, address: str) -> None:
+    with Socket() as client:
+        client.dial(address, {"connector.dialer.dial_timeout": 8.0})
+        client.send(b"honest")
+        assert server.recv(timeout=5) == b"honest"
+
+
+@pytest.mark.parametrize("count", [30, 200])
+def test_peers_that_reset_before_they_are_accepted_delay_nobody(
+    address: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Socket() as server:
+        listener = server.listen(address)
+        for _ in range(count):
+            with Unconnected(listener.address) as peer:
+                peer.connect()
+                peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        # With a pause after each of them that grows to a second, 30 would be 24 s.
+        honest_peer_is_served(server, listener.address)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("number", "stays"),
+    [(errno.ECONNABORTED, False), (errno.EPROTO, False), (errno.ECONNRESET, False), (errno.ENOTCONN, False),
+     (errno.EMFILE, True), (errno.ENOBUFS, True)],
+)  # fmt: skip
+def test_every_transport_treats_an_error_of_accept_alike(
+    address: str, number: int, stays: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.socket.accept
+    errors = [number] * (4 if stays else 300)
+    with Socket() as server:
+        listener = server.listen(address)
+
+        def accept(self: socket.socket) -> object:
+            if errors:
+                errors.pop()
+                raise OSError(number, os.strerror(number))
+            return real(self)
+
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        # The loop waits in the kernel's accept: this one ends that.
+        with Unconnected(listener.address) as peer:
+            peer.connect()
+            honest_peer_is_served(server, listener.address)
+        assert not errors
+    assert len(complaints(caplog)) == stays
+
+
+def test_without_descriptors_peers_wait_and_nothing_spins(address: str, caplog: pytest.LogCaptureFixture) -> None:
+    with Socket() as server:
+        listener = server.listen(address)
+        with Unconnected(listener.address) as waiting:
+            with descriptors_exhausted():
+                before = cpu_time()
+                waiting.connect()
+                gevent.sleep(1)
+                assert cpu_time() - before < 0.3
+                assert not server.pipes
+                [complaint] = complaints(caplog)
+                assert "Too many open files" in complaint
+            honest_peer_is_served(server, listener.address)
 
 
 def test_a_flood_of_connections_leaves_turns_for_others() -> None:
