@@ -27,8 +27,9 @@ class _Printable:
 
 def _make_printable(record: logging.LogRecord) -> bool:
     """Change a record so that it prints no control character. A filter; lets every record through."""
-    if isinstance(record.args, tuple):
-        record.args = tuple([arg if isinstance(arg, (int, float)) else _Printable(arg) for arg in record.args])
+    # A single argument that is a mapping does not arrive in a tuple.
+    args = record.args if isinstance(record.args, tuple) else (record.args,) if record.args else ()
+    record.args = tuple([arg if isinstance(arg, (int, float)) else _Printable(arg) for arg in args])
     if record.exc_info and record.exc_info[1] is not None and not record.exc_text:
         text = logging.Formatter().formatException(record.exc_info)
         safe = _printable_traceback(text, record.exc_info[1])

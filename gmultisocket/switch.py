@@ -270,6 +270,7 @@ class Switch:
             lost = count
             self._drop("overflow", count)
 
+        guard, max_ttl = self._guard, self._max_ttl
         forward = target._for_protocol().forward
         # A policy that the program has set is its own decision, also if it is to wait.
         spare_full = None if target.options.has_own(opts.socket.send_overflow) else count_lost
@@ -278,17 +279,17 @@ class Switch:
                 message = source.recv_msg()
             except Closed:
                 return
-            if self._guard.alert and self._guard.stops(source, message):
+            if guard.alert and guard.stops(source, message):
                 self._drop("guessing")
                 continue
-            if message.ttl > self._max_ttl:
-                message = message.replace(ttl=self._max_ttl)
+            if message.ttl > max_ttl:
+                message = message.replace(ttl=max_ttl)
             try:
                 passed = message if self._middleware is None else self._pass(message)
                 if passed is None:
                     continue
                 lost = 0
-                if forward(passed, spare_full):
+                if forward(passed, None, spare_full):
                     self.forwarded += 1
                 elif not lost:
                     self._drop("overflow" if target.pipes else "no peer")
@@ -300,7 +301,7 @@ class Switch:
             except BrokenPath as error:
                 self._drop("BrokenPath")
                 if not was_pipe_id(error.pipe_id):
-                    self._guard.count(source, message)
+                    guard.count(source, message)
             except MultiSocketError as error:
                 self._drop(type(error).__name__)
             except Exception:

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from gmultisocket import log
-from gmultisocket.log import ThrottledLog
+from gmultisocket.log import ThrottledLog, get_logger
 
 logger = logging.getLogger("gmultisocket.test")
 
@@ -68,6 +68,46 @@ def test_a_text_without_arguments_may_hold_a_percent_sign(caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO, "gmultisocket"):
         ThrottledLog(logger, 10.0).log("a", logging.WARNING, "100 %")
     assert written(caplog) == [(logging.WARNING, "100 %")]
+
+
+@pytest.mark.parametrize(
+    ("text", "args", "shown"),
+    [
+        ("%s", ("a\x1bb",), r"a\x1bb"),
+        ("%r", ("a\nb",), r"'a\nb'"),
+        ("%s", ({"a\x07": "\u202e"},), r"{'a\x07': '\u202e'}"),
+        ("%d of %5.1f", (3, 4.5), "3 of   4.5"),
+        ("%s", (ValueError("no\r\n"),), r"no\r\n"),
+        ("100 %", (), "100 %"),
+        ("%s %s", ("größe", None), "größe None"),
+    ],
+)
+def test_the_arguments_of_a_record_are_made_printable(
+    text: str, args: tuple[object, ...], shown: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    safe = get_logger("gmultisocket.test.safe")
+    assert get_logger("gmultisocket.test.safe") is safe and len(safe.filters) == 1
+    with caplog.at_level(logging.DEBUG, "gmultisocket"):
+        safe.debug(text, *args)
+    assert caplog.records[-1].getMessage() == shown
+
+
+def test_a_traceback_is_left_alone_unless_it_would_act_on_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    safe = get_logger("gmultisocket.test.safe")
+    with caplog.at_level(logging.DEBUG, "gmultisocket"):
+        for words in ("plain", "forged\n2000-01-01\x1b", "\n"):
+            try:
+                try:
+                    raise KeyError("below" + words)
+                except KeyError as error:
+                    raise ValueError(words) from error
+            except ValueError:
+                safe.exception("failed")
+    plain, forged, newline = caplog.records
+    assert plain.exc_text is None or "ValueError: plain" in plain.exc_text
+    assert "\n2000" not in caplog.text and "\x1b" not in caplog.text
+    assert r"ValueError: forged\n2000-01-01\x1b" in str(forged.exc_text)
+    assert str(newline.exc_text or caplog.text).count("Traceback") >= 1
 
 
 def test_an_error_brings_its_traceback(caplog: pytest.LogCaptureFixture) -> None:

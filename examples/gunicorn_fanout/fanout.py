@@ -1,12 +1,14 @@
 """The application of a worker: a page, and WebSockets whose messages go to the browsers of every worker."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import gevent
 
 from gmultisocket import Socket
 from gmultisocket.contrib.wsgi import mount
+from gmultisocket.errors import BrokenPath
 
 MEETING = os.environ["FANOUT"]
 HERE = b"worker %d" % os.getpid()
@@ -35,7 +37,8 @@ def make_browsers():
 
 def greet(browsers, event):
     if event.kind == "add":
-        browsers.send_to(event.pipe.path, b"this is " + HERE)
+        with suppress(BrokenPath):  # the browser has disconnected
+            browsers.send_to(event.pipe.path, b"this is " + HERE)
 
 
 def up(browsers, publish):

@@ -145,22 +145,18 @@ class ProtocolSocket:
         self.check()
         return self._sender.send_group(pipes, content, timeout, flags)
 
-    def forward(self, message: Message, lost: Callable[[int], object] | None) -> int:
-        """Send a message as ``Socket.send_msg`` does, but do not let one full pipe hold up the others.
+    @property
+    def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:
+        """A function that sends a message as ``Socket.send_msg`` does, but lets no full pipe hold up the others.
 
         A to-all message waits for full pipes as long as ``socket.send_to_patience`` lets all senders wait together.
         Then the pipes that are still full lose it. With another ``socket.send_overflow`` than block, nothing waits.
 
-        Args:
-            message: the message.
-            lost: called with the number of pipes that lost the message in this way. None: the message waits as with
-                ``send_msg``.
-
-        Returns:
-            The number of pipes that it went to.
+        ``forward(message, None, lost)`` returns the number of pipes that the message went to. ``lost(count)`` is called
+        if pipes lost it in this way; if ``lost`` is None, the message waits for them. It may only be called where the
+        socket's other methods may be; it does not check that.
         """
-        self.check()
-        return self._sender.send_msg(message, None, lost)
+        return self._sender.send_msg
 
     def requeue(self, content: bytes) -> None:
         """Send to one peer ahead of all others, as a message that has lost its pipe. Never blocks.
