@@ -1,7 +1,7 @@
 """What one hostile peer costs a server: memory and stalls. ``python3 benchmarks/strangers.py [KIND...]``
 
-Another process is the peer; it writes frames to a tcp port by hand. The table has the memory that the server has more
-than before, in MB, what it has refused, and how late its 10 ms timer is at the worst. Run as a file, the script
+Another process is the peer; it writes frames to a tcp port by hand. Printed are the memory that the server has more
+than before, in MB, the drops that it has counted, and how late its 10 ms timer is at the worst. Run as a file, it
 measures the gmultisocket that PYTHONPATH names.
 
 * ``replies``: 1,000 requests whose replies have 128 KB, and reads nothing.

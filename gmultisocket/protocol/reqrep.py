@@ -238,7 +238,7 @@ class Req(ProtocolBase):
         content = core.check_content(request_id + content)
         request = self._asked[request_id] = Request(self, content, retry)
         try:
-            pipe = self._suspects.probe() if self._suspects.pipes else None
+            pipe = self._suspects.probe() if self._suspects.pipes and not self._closing else None
             if pipe is None:
                 pipe = core.next_pipe(timeout)
         except BaseException:

@@ -18,7 +18,7 @@ __all__ = ["TopicCache"]
 #: Topics that are remembered.
 _MAX_TOPICS: Final = 1024
 #: Keys that are remembered for them, all together.
-_MAX_KEYS: Final = 1 << 20
+_MAX_KEYS: Final = 1 << 18
 #: The number of first tokens of a topic by which it is found.
 _DEPTH: Final = 3
 #: Nodes of the tree that one search visits. A pattern that needs more makes the cache forget all topics.

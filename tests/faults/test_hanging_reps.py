@@ -261,6 +261,27 @@ def test_a_closed_req_has_no_suspects_and_raises(new_address: Addresses) -> None
             req.request(b"", LONG)
 
 
+def test_a_req_that_is_closing_sends_no_probes() -> None:
+    options: dict[str, Any] = {**AT_ONCE, "socket.send_queue_size": 1}
+    with Req(options) as req, Socket() as hung, Socket({"socket.recv_queue_size": 1}) as stuck:
+        for number, peer in enumerate((hung, stuck)):
+            req.dial(peer.listen(f"inproc://closing-{number}").address)
+        requests = [req.request_async(b"", LONG) for _ in range(4)]
+        for request in requests:
+            with pytest.raises(Timeout):
+                request.get(0.001)
+            request.cancel()
+        # The second request of the one that is stuck waits in its pipe: closing waits for it.
+        closing = gevent.spawn(req.close, LONG)
+        gevent.sleep(0)
+        assert req._suspects.pipes and not req.closed
+        with pytest.raises(Closed):
+            req.request(b"", LONG)
+        stuck.recv(LONG)
+        stuck.recv(LONG)
+        closing.get(timeout=LONG)
+
+
 # The same for streams
 
 
