@@ -86,7 +86,10 @@ def _hide_credentials(value: object) -> object:
     """Return a value of an option without the user names and passwords of URLs in it."""
     if isinstance(value, str):
         return re.sub(r"//[^/\s]*@", "//***@", value)
-    return [_hide_credentials(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        hidden = [_hide_credentials(each) for each in value]
+        return value if hidden == value else hidden
+    return value
 
 
 class MultiSocketError(Exception):
