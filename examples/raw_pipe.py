@@ -8,20 +8,25 @@ The peer here is a plain TCP socket. To be the peer yourself, start this and con
     nc 127.0.0.1 30002
 """
 
+from contextlib import suppress
+
 import gevent
 from gevent import socket as gevent_socket
 
 from gmultisocket import Socket
+from gmultisocket.errors import BrokenPath
 
 
 def serve(sock: Socket) -> None:
     for message in sock:
         if not message.content:
             # The first message of a raw pipe is empty: a peer is there, and can be greeted.
-            sock.send_to(message.source, b"welcome, stranger\n")
+            answer = b"welcome, stranger\n"
         else:
             # A message is the bytes of one read. It may end in the middle of a line.
-            sock.send_to(message.source, b"you said " + message.content)
+            answer = b"you said " + message.content
+        with suppress(BrokenPath):  # the peer has disconnected, or does not read
+            sock.send_to(message.source, answer)
 
 
 def main() -> None:

@@ -6,11 +6,12 @@ The client sends over tcp to the switch, which forwards over ipc to the service.
 """
 
 import tempfile
+from contextlib import suppress
 
 import gevent
 
 from gmultisocket import Message, Socket, Switch
-from gmultisocket.errors import Timeout
+from gmultisocket.errors import BrokenPath, Timeout
 
 
 def middleware(message: Message) -> Message | None:
@@ -23,7 +24,8 @@ def middleware(message: Message) -> Message | None:
 def serve(service: Socket) -> None:
     for message in service:
         reply = b"%s came through %d pipes" % (message.content, message.hops)
-        service.send_to(message.source, reply)
+        with suppress(BrokenPath):  # the peer has disconnected, or does not read
+            service.send_to(message.source, reply)
 
 
 def main() -> None:

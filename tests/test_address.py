@@ -12,6 +12,7 @@ from gmultisocket import options
 from gmultisocket.address import Address, split_host_port
 from gmultisocket.errors import AddressError, BadOptionValue, MultiSocketError, OptionError, UnknownOption
 from gmultisocket.options import OptionValues, option
+from tests.cases import every_case
 
 
 class Recorder:
@@ -29,37 +30,40 @@ class Recorder:
         return 7
 
 
-@pytest.mark.parametrize(
-    ("text", "scheme", "location"),
-    [
-        ("tcp://127.0.0.1:30001", "tcp", "127.0.0.1:30001"),
-        ("tcp://[::1]:0", "tcp", "[::1]:0"),
-        ("tcp://*:80", "tcp", "*:80"),
-        ("TCP://Host:80", "tcp", "Host:80"),
-        ("tls+tcp://host:80", "tls+tcp", "host:80"),
-        ("ipc:///tmp/x.sock", "ipc", "/tmp/x.sock"),
-        ("ipc://relative/path", "ipc", "relative/path"),
-        ("ipc://@name", "ipc", "@name"),
-        ("ipc:///tmp/100%/a:b/%41.sock", "ipc", "/tmp/100%/a:b/%41.sock"),
-        ("ipc:///tmp/user:secret@host", "ipc", "/tmp/user:secret@host"),
-        ("ipc://me@home", "ipc", "me@home"),
-        ("ipc:///tmp/größe.sock", "ipc", "/tmp/größe.sock"),
-        ("inproc://any.name/with-slash", "inproc", "any.name/with-slash"),
-        ("inproc.channel.msr://worker@1", "inproc.channel.msr", "worker@1"),
-        ("ws://host:80/a/@user", "ws", "host:80/a/@user"),
-        ("ws://host/@user", "ws", "host/@user"),
-        ("ws://[::1]:80/@user", "ws", "[::1]:80/@user"),
-    ],
-)
-def test_scheme_and_location_are_taken_as_they_are_written(text: str, scheme: str, location: str) -> None:
-    address = Address.parse(text)
-    assert (address.scheme, address.location, address.connect_type, address.options) == (scheme, location, "", {})
-    assert str(address) == text
-    for connect_type in ("dial", "listen"):
-        whole = Address.parse(f"{text}?socket.send_ttl=3#{connect_type}")
-        assert (whole.scheme, whole.location, whole.connect_type) == (scheme, location, connect_type)
-        assert whole.options == {"socket.send_ttl": 3}
-        assert whole.bare == f"{scheme}://{location}"
+ADDRESSES = [
+    ("tcp://127.0.0.1:30001", "tcp", "127.0.0.1:30001"),
+    ("tcp://[::1]:0", "tcp", "[::1]:0"),
+    ("tcp://*:80", "tcp", "*:80"),
+    ("TCP://Host:80", "tcp", "Host:80"),
+    ("tls+tcp://host:80", "tls+tcp", "host:80"),
+    ("ipc:///tmp/x.sock", "ipc", "/tmp/x.sock"),
+    ("ipc://relative/path", "ipc", "relative/path"),
+    ("ipc://@name", "ipc", "@name"),
+    ("ipc:///tmp/100%/a:b/%41.sock", "ipc", "/tmp/100%/a:b/%41.sock"),
+    ("ipc:///tmp/user:secret@host", "ipc", "/tmp/user:secret@host"),
+    ("ipc://me@home", "ipc", "me@home"),
+    ("ipc:///tmp/größe.sock", "ipc", "/tmp/größe.sock"),
+    ("inproc://any.name/with-slash", "inproc", "any.name/with-slash"),
+    ("inproc.channel.msr://worker@1", "inproc.channel.msr", "worker@1"),
+    ("ws://host:80/a/@user", "ws", "host:80/a/@user"),
+    ("ws://host/@user", "ws", "host/@user"),
+    ("ws://[::1]:80/@user", "ws", "[::1]:80/@user"),
+]
+
+
+def test_scheme_and_location_are_taken_as_they_are_written() -> None:
+    with every_case() as case:
+        for text, scheme, location in ADDRESSES:
+            with case(text):
+                address = Address.parse(text)
+                assert (address.scheme, address.location) == (scheme, location)
+                assert (address.connect_type, address.options) == ("", {})
+                assert str(address) == text
+                for connect_type in ("dial", "listen"):
+                    whole = Address.parse(f"{text}?socket.send_ttl=3#{connect_type}")
+                    assert (whole.scheme, whole.location, whole.connect_type) == (scheme, location, connect_type)
+                    assert whole.options == {"socket.send_ttl": 3}
+                    assert whole.bare == f"{scheme}://{location}"
 
 
 def test_options_are_read_in_either_spelling_and_percent_decoded() -> None:
@@ -93,45 +97,47 @@ def test_empty_parts_are_nothing(text: str) -> None:
     assert (address.location, address.connect_type, address.options) == ("h:1", "", {})
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", '"://"'),
-        ("127.0.0.1:80", '"://"'),
-        ("tcp:127.0.0.1:80", '"://"'),
-        ("://127.0.0.1:80", "the scheme before"),
-        ("1tcp://h:1", "the scheme before"),
-        ("t_p://h:1", "the scheme before"),
-        ("tcp://", "nothing follows"),
-        ("inproc://#listen", "nothing follows"),
-        ("ipc://?socket.send_ttl=3", "nothing follows"),
-        ("tcp://h:1#Dial", "expected #dial or #listen"),
-        ("tcp://h:1#dial?socket.send_ttl=3", "expected #dial or #listen"),
-        ("tcp://h:1#dial#dial", "expected #dial or #listen"),
-        (" tcp://h:1", "the scheme before"),
-        ("tcp://h:1 ", "white space"),
-        ("ipc:///tmp/a b", "white space"),
-        ("ipc:///tmp/a\nb", "white space"),
-        ("ipc:///tmp/a\0b", "control character"),
-        ("ipc:///tmp/a\x1b[31m", "control character"),
-        ("ipc:///tmp/a\u2028b", "white space"),
-        ("ipc:///tmp/\udcff", "control character"),
-        ("tcp://h:1?=3", "expected name=value"),
-        ("tcp://h:1?socket.send_ttl=3;socket.no_recv=1", "expected"),
-        ("tcp://h:1?a-b=3", "expected name=value"),
-        ("tcp://h:1?socket.send_ttl=3&Socket.SendTTL=3", "socket.send_ttl is set twice"),
-        ("tcp://h:1?socket.send_ttl=%", "%25"),
-        ("tcp://h:1?socket.send_ttl=%3", "%25"),
-        ("tcp://h:1?socket.send_ttl=%zz", "%25"),
-        ("tcp://h:1?socket.send_ttl=%ff", "not UTF-8"),
-        ("tcp://h:1?socket.send_ttl=%0A", "control character"),
-    ],
-)
-def test_what_is_no_address_is_refused_with_the_reason(text: str, why: str) -> None:
-    with pytest.raises((AddressError, BadOptionValue)) as caught:
-        Address.parse(text)
-    assert why in str(caught.value)
-    assert str(caught.value).isprintable()
+NO_ADDRESSES = [
+    ("", '"://"'),
+    ("127.0.0.1:80", '"://"'),
+    ("tcp:127.0.0.1:80", '"://"'),
+    ("://127.0.0.1:80", "the scheme before"),
+    ("1tcp://h:1", "the scheme before"),
+    ("t_p://h:1", "the scheme before"),
+    ("tcp://", "nothing follows"),
+    ("inproc://#listen", "nothing follows"),
+    ("ipc://?socket.send_ttl=3", "nothing follows"),
+    ("tcp://h:1#Dial", "expected #dial or #listen"),
+    ("tcp://h:1#dial?socket.send_ttl=3", "expected #dial or #listen"),
+    ("tcp://h:1#dial#dial", "expected #dial or #listen"),
+    (" tcp://h:1", "the scheme before"),
+    ("tcp://h:1 ", "white space"),
+    ("ipc:///tmp/a b", "white space"),
+    ("ipc:///tmp/a\nb", "white space"),
+    ("ipc:///tmp/a\0b", "control character"),
+    ("ipc:///tmp/a\x1b[31m", "control character"),
+    ("ipc:///tmp/a\u2028b", "white space"),
+    ("ipc:///tmp/\udcff", "control character"),
+    ("tcp://h:1?=3", "expected name=value"),
+    ("tcp://h:1?socket.send_ttl=3;socket.no_recv=1", "expected"),
+    ("tcp://h:1?a-b=3", "expected name=value"),
+    ("tcp://h:1?socket.send_ttl=3&Socket.SendTTL=3", "socket.send_ttl is set twice"),
+    ("tcp://h:1?socket.send_ttl=%", "%25"),
+    ("tcp://h:1?socket.send_ttl=%3", "%25"),
+    ("tcp://h:1?socket.send_ttl=%zz", "%25"),
+    ("tcp://h:1?socket.send_ttl=%ff", "not UTF-8"),
+    ("tcp://h:1?socket.send_ttl=%0A", "control character"),
+]
+
+
+def test_what_is_no_address_is_refused_with_the_reason() -> None:
+    with every_case() as case:
+        for text, why in NO_ADDRESSES:
+            with case(repr(text)):
+                with pytest.raises((AddressError, BadOptionValue)) as caught:
+                    Address.parse(text)
+                assert why in str(caught.value)
+                assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("thing", [None, 5, b"tcp://user:secret@h:1", ["tcp://h:1"]])
@@ -150,39 +156,51 @@ def test_errors_of_options_pass_through_and_spoil_no_later_parse() -> None:
     assert Address.parse("tcp://h:1?Socket.SendTTL=30").options == {"socket.send_ttl": 30}
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "tcp://user:secret@h:1",
-        "tcp://secret@h:1",
-        "tcp://:secret@h:1#dial",
-        "ws://user:secret@h:1/path",
-        "wss://user:secret@h/path?socket.send_ttl=3",
-        "smoke://user:secret@h",
-        "ipc://user:secret@h/path",
-        "inproc://user:secret@name",
-        "tcp://user:sec@ret@h:1",
-        "tcp://user:secret/x@h:1",
-        "tcp://user:secret?x@h:1",
-        "tcp://user:secret?x=1&y@h:1",
-        "tcp://user:secret#x@h:1",
-        "tcp://user:sec ret@h:1",
-        "tcp://user:sec\nret@h:1",
-        "tcp://secret@",
-        "user:secret@h:1",
-        "tcp:user:secret@h:1",
-        "t_p://user:secret@h:1",
-        "user:secret://x@h:1",
-    ],
-)
-def test_a_password_is_refused_and_never_repeated(text: str) -> None:
-    with pytest.raises(AddressError) as caught:
-        Address.parse(text)
-    for shown in (str(caught.value), repr(caught.value), repr(caught.value.__context__), caught.value.address):
-        assert "sec" not in str(shown)
-        assert "ret" not in str(shown)
-    if ":" in text.split("@")[0] and text.startswith("tcp://"):
-        assert "does not belong in an address" in str(caught.value)
+def test_an_unknown_option_in_an_address_spoils_no_later_one() -> None:
+    for _ in range(3):
+        with pytest.raises(UnknownOption, match="socket.send_ttl"):
+            Address.parse("tcp://127.0.0.1:1?socket.sendttl_=1")
+        with pytest.raises(BadOptionValue):
+            Address.parse("tcp://127.0.0.1:1?socket.send_ttl=many")
+        assert Address.parse("tcp://127.0.0.1:1?socket.send_ttl=3").options
+
+
+WITH_PASSWORDS = [
+    "tcp://user:secret@h:1",
+    "tcp://secret@h:1",
+    "tcp://:secret@h:1#dial",
+    "ws://user:secret@h:1/path",
+    "wss://user:secret@h/path?socket.send_ttl=3",
+    "smoke://user:secret@h",
+    "ipc://user:secret@h/path",
+    "inproc://user:secret@name",
+    "tcp://user:sec@ret@h:1",
+    "tcp://user:secret/x@h:1",
+    "tcp://user:secret?x@h:1",
+    "tcp://user:secret?x=1&y@h:1",
+    "tcp://user:secret#x@h:1",
+    "tcp://user:sec ret@h:1",
+    "tcp://user:sec\nret@h:1",
+    "tcp://secret@",
+    "user:secret@h:1",
+    "tcp:user:secret@h:1",
+    "t_p://user:secret@h:1",
+    "user:secret://x@h:1",
+]
+
+
+def test_a_password_is_refused_and_never_repeated() -> None:
+    with every_case() as case:
+        for text in WITH_PASSWORDS:
+            with case(repr(text)):
+                with pytest.raises(AddressError) as caught:
+                    Address.parse(text)
+                error = caught.value
+                for shown in (str(error), repr(error), repr(error.__context__), error.address):
+                    assert "sec" not in str(shown)
+                    assert "ret" not in str(shown)
+                if ":" in text.split("@")[0] and text.startswith("tcp://"):
+                    assert "does not belong in an address" in str(error)
 
 
 def test_an_address_is_its_own_parse_and_compares_by_what_it_says() -> None:
@@ -227,57 +245,61 @@ def test_connect_does_nothing_without_a_connect_type_or_with_bad_options() -> No
     assert sock.calls == []
 
 
-@pytest.mark.parametrize(
-    ("location", "host", "port"),
-    [
-        ("127.0.0.1:80", "127.0.0.1", 80),
-        ("localhost:0", "localhost", 0),
-        ("a-b.example:65535", "a-b.example", 65535),
-        ("[::1]:80", "::1", 80),
-        ("[fe80::1%eth0]:80", "fe80::1%eth0", 80),
-        ("[::ffff:127.0.0.1]:80", "::ffff:127.0.0.1", 80),
-        ("*:80", "*", 80),
-    ],
-)
-def test_host_and_port_are_split(location: str, host: str, port: int) -> None:
-    assert split_host_port(location, f"tcp://{location}") == (host, port)
+HOSTS = [
+    ("127.0.0.1:80", "127.0.0.1", 80),
+    ("localhost:0", "localhost", 0),
+    ("a-b.example:65535", "a-b.example", 65535),
+    ("[::1]:80", "::1", 80),
+    ("[fe80::1%eth0]:80", "fe80::1%eth0", 80),
+    ("[::ffff:127.0.0.1]:80", "::ffff:127.0.0.1", 80),
+    ("*:80", "*", 80),
+]
 
 
-@pytest.mark.parametrize(
-    ("location", "why"),
-    [
-        ("", "the port is missing"),
-        ("localhost", "the port is missing"),
-        ("localhost:", "the port is missing"),
-        ("[::1]", "the port is missing"),
-        ("[::1]:", "the port is missing"),
-        (":80", "the host is missing"),
-        ("localhost:http", "the port must be a number from 0 to 65535"),
-        ("localhost:65536", "the port must be a number"),
-        ("localhost:-1", "the port must be a number"),
-        ("localhost:٣", "the port must be a number"),
-        ("localhost:80/path", "nothing may follow it"),
-        ("[::1]:80/path", "nothing may follow it"),
-        pytest.param("localhost:" + "9" * 10_000, "the port must be a number", id="ten thousand digits"),
-        ("::1:80", "needs brackets, like [::1]:80"),
-        ("a:b:80", "needs brackets"),
-        ("[::1:80", "in brackets and a port"),
-        ("[::1]80", "in brackets and a port"),
-        ("[]:80", "in brackets and a port"),
-        ("[name]:80", "in brackets and a port"),
-        ("[[::1]]:80", "in brackets and a port"),
-        ("**:80", "* alone"),
-        ("*.example:80", "* alone"),
-        ("a/b:80", "the host must be"),
-        ("a]:80", "the host must be"),
-        ("@host:80", "the host must be"),
-    ],
-)
-def test_a_bad_host_or_port_is_an_error_that_says_what_is_right(location: str, why: str) -> None:
-    with pytest.raises(AddressError) as caught:
-        split_host_port(location, Address("tcp", location))
-    assert why in str(caught.value)
-    assert f"tcp://{location[:20]}" in str(caught.value) or not location.isascii()
+def test_host_and_port_are_split() -> None:
+    with every_case() as case:
+        for location, host, port in HOSTS:
+            with case(location):
+                assert split_host_port(location, f"tcp://{location}") == (host, port)
+
+
+BAD_HOSTS = [
+    ("", "the port is missing"),
+    ("localhost", "the port is missing"),
+    ("localhost:", "the port is missing"),
+    ("[::1]", "the port is missing"),
+    ("[::1]:", "the port is missing"),
+    (":80", "the host is missing"),
+    ("localhost:http", "the port must be a number from 0 to 65535"),
+    ("localhost:65536", "the port must be a number"),
+    ("localhost:-1", "the port must be a number"),
+    ("localhost:٣", "the port must be a number"),
+    ("localhost:80/path", "nothing may follow it"),
+    ("[::1]:80/path", "nothing may follow it"),
+    ("localhost:" + "9" * 10_000, "the port must be a number"),
+    ("::1:80", "needs brackets, like [::1]:80"),
+    ("a:b:80", "needs brackets"),
+    ("[::1:80", "in brackets and a port"),
+    ("[::1]80", "in brackets and a port"),
+    ("[]:80", "in brackets and a port"),
+    ("[name]:80", "in brackets and a port"),
+    ("[[::1]]:80", "in brackets and a port"),
+    ("**:80", "* alone"),
+    ("*.example:80", "* alone"),
+    ("a/b:80", "the host must be"),
+    ("a]:80", "the host must be"),
+    ("@host:80", "the host must be"),
+]
+
+
+def test_a_bad_host_or_port_is_an_error_that_says_what_is_right() -> None:
+    with every_case() as case:
+        for location, why in BAD_HOSTS:
+            with case(repr(location)):
+                with pytest.raises(AddressError) as caught:
+                    split_host_port(location, Address("tcp", location))
+                assert why in str(caught.value)
+                assert f"tcp://{location[:20]}" in str(caught.value) or not location.isascii()
 
 
 def test_a_password_in_a_location_that_cannot_be_split_is_not_repeated() -> None:

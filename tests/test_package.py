@@ -67,3 +67,43 @@ def test_a_name_that_is_not_there_is_an_attribute_error_that_says_so() -> None:
         gmultisocket.Pubb  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'Pubb'"):
         from gmultisocket import Pubb  # noqa: F401
+
+
+# Names that completion offers
+
+SOCKET = {
+    "close", "close_nowait", "close_pipe", "closed", "connect", "counters", "dial", "dialers", "get_option", "listen",
+    "listeners", "on_pipe", "options", "pipes", "queued", "reconnects", "recv", "recv_msg", "send", "send_all",
+    "send_msg", "send_to", "set_negotiator", "set_option", "stop_dial", "stop_listen", "threadsafe", "wait_pipes",
+}  # fmt: skip
+ENDPOINT = {"address", "close", "closed", "dials", "given_address", "options", "state"}
+PIPE = {
+    "bytes_received", "bytes_sent", "close", "closed", "counters", "dialed", "endpoint", "full", "id", "identity",
+    "local_address", "messages_received", "messages_sent", "options", "path", "peer_address", "queued", "raw", "reason",
+    "state",
+}  # fmt: skip
+
+
+def public(thing: object) -> set[str]:
+    return {name for name in dir(thing) if not name.startswith("_")}
+
+
+def test_what_completes_is_what_is_public(address: str) -> None:
+    with gmultisocket.Socket() as server, gmultisocket.Socket() as client:
+        assert public(server) == SOCKET
+        listener = server.listen(address)
+        assert public(listener) == ENDPOINT | {"accepted", "refused", "serve", "transport"}
+        dialer = client.dial(listener.address)
+        assert public(dialer) == ENDPOINT | {"attempts", "last_error", "pipe", "reconnects"}
+        server.wait_pipes(1, timeout=5)
+        for sock in (server, client):
+            (pipe,) = sock.pipes.values()
+            assert public(pipe) == PIPE
+
+
+def test_what_completes_on_a_raw_pipe_is_no_more() -> None:
+    with gmultisocket.Socket({"connector.pipe.raw": True}) as server, gmultisocket.Socket() as client:
+        for scheme in ("tcp", "ws"):
+            client.dial(server.listen(f"{scheme}://127.0.0.1:0").address)
+        server.wait_pipes(2, timeout=5)
+        assert [public(pipe) for pipe in server.pipes.values()] == [PIPE, PIPE]

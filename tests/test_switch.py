@@ -149,6 +149,35 @@ def test_each_client_gets_its_own_replies(address: str) -> None:
         serving.get(timeout=5)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("scheme", ["inproc", "tcp"])
+def test_replies_find_the_way_back_through_several_switches(scheme: str, count: int) -> None:
+    """Many clients at once, so that a path that is mixed up with another's shows."""
+    address = {"inproc": "inproc://hop{}", "tcp": "tcp://127.0.0.1:0"}[scheme]
+    with ExitStack() as stack:
+        server = stack.enter_context(Socket())
+        where = server.listen(address.format("server")).address
+        for number in range(count):
+            back, front = stack.enter_context(Socket()), stack.enter_context(Socket())
+            back.dial(where)
+            where = front.listen(address.format(number)).address
+            stack.enter_context(Switch(back, front))
+        clients = [stack.enter_context(Socket()) for _ in range(10)]
+        for client in clients:
+            client.dial(where)
+        for round in range(3):
+            for number, client in enumerate(clients):
+                client.send(b"%d/%d" % (number, round))
+            for _ in clients:
+                message = server.recv_msg(timeout=5)
+                assert message.hops == count + 1
+                server.send_to(message.source, b"re " + message.content)
+            for number, client in enumerate(clients):
+                reply = client.recv_msg(timeout=5)
+                assert reply.content == b"re %d/%d" % (number, round)
+                assert reply.destination == b""
+
+
 def test_to_one_messages_are_shared_among_the_servers_and_to_all_messages_reach_each(address: str) -> None:
     with Socket() as back, Socket() as front, Socket() as client, Switch(back, front), ExitStack() as stack:
         where = back.listen(address).address

@@ -42,6 +42,7 @@ from gmultisocket.wire import (
     path_ids,
     receive,
 )
+from tests.cases import every_case
 
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 DECODE = VECTORS["decode"]
@@ -115,12 +116,14 @@ def model(stream: bytes, pipe_id: int, limit: int) -> tuple[list[Message], type[
 # What the Go code does
 
 
-@pytest.mark.parametrize("row", ENCODE, ids=range(len(ENCODE)))
-def test_encodes_as_go_does(row: dict[str, Any]) -> None:
-    flags = row["flags"] | row["send_type"]
-    content = bytes.fromhex(row["content_hex"])
-    message = Message(flags, row["ttl"], path(*row["source"]), path(*row["destination"]), content)
-    assert encode(message).hex() == row["frame_hex"]
+def test_encodes_as_go_does() -> None:
+    with every_case() as case:
+        for number, row in enumerate(ENCODE):
+            with case(f"row {number}"):
+                flags = row["flags"] | row["send_type"]
+                content = bytes.fromhex(row["content_hex"])
+                message = Message(flags, row["ttl"], path(*row["source"]), path(*row["destination"]), content)
+                assert encode(message).hex() == row["frame_hex"]
 
 
 def decoded_row(row: dict[str, Any], pieces: list[bytes]) -> None:
@@ -141,22 +144,28 @@ def decoded_row(row: dict[str, Any], pieces: list[bytes]) -> None:
     assert encode(message).hex() == row["reencoded_hex"]
 
 
-@pytest.mark.parametrize("row", DECODE, ids=range(len(DECODE)))
-def test_decodes_as_go_does(row: dict[str, Any]) -> None:
-    decoded_row(row, [bytes.fromhex(row["frame_hex"])])
+def test_decodes_as_go_does() -> None:
+    with every_case() as case:
+        for number, row in enumerate(DECODE):
+            with case(f"row {number}"):
+                decoded_row(row, [bytes.fromhex(row["frame_hex"])])
 
 
-@pytest.mark.parametrize("row", DECODE, ids=range(len(DECODE)))
-def test_decodes_as_go_does_byte_by_byte(row: dict[str, Any]) -> None:
-    decoded_row(row, one_by_one(bytes.fromhex(row["frame_hex"])))
+def test_decodes_as_go_does_byte_by_byte() -> None:
+    with every_case() as case:
+        for number, row in enumerate(DECODE):
+            with case(f"row {number}"):
+                decoded_row(row, one_by_one(bytes.fromhex(row["frame_hex"])))
 
 
-@pytest.mark.parametrize("row", DECODE, ids=range(len(DECODE)))
-def test_decodes_as_go_does_wherever_the_frame_is_cut(row: dict[str, Any]) -> None:
-    frame = bytes.fromhex(row["frame_hex"])
-    dice = random.Random(row["pipe_id"])
-    for _ in range(20):
-        decoded_row(row, cut(frame, [dice.randrange(len(frame)) for _ in range(dice.randrange(1, 6))]))
+def test_decodes_as_go_does_wherever_the_frame_is_cut() -> None:
+    with every_case() as case:
+        for number, row in enumerate(DECODE):
+            with case(f"row {number}"):
+                frame = bytes.fromhex(row["frame_hex"])
+                dice = random.Random(row["pipe_id"])
+                for _ in range(20):
+                    decoded_row(row, cut(frame, [dice.randrange(len(frame)) for _ in range(dice.randrange(1, 6))]))
 
 
 def test_the_frames_of_all_rows_make_one_stream() -> None:
@@ -325,9 +334,7 @@ def test_a_piece_in_a_buffer_that_is_used_again_is_safe() -> None:
 # What a peer may not do
 
 
-@pytest.mark.parametrize("flags", range(256))
-@pytest.mark.parametrize("distance", [0, 1, 2])
-def test_flag_bits_are_kept_and_send_types_are_checked(flags: int, distance: int) -> None:
+def check_flags(flags: int, distance: int) -> None:
     frame = header(flags=flags, distance=distance, length=1) + path(8, 9)[: 4 * distance] + b"x"
     if flags & 3 == 3 or (flags & 3 == TO_DEST and not distance):
         with pytest.raises(BadMessage):
@@ -341,24 +348,32 @@ def test_flag_bits_are_kept_and_send_types_are_checked(flags: int, distance: int
     assert message.send_type == flags & 3
 
 
-@pytest.mark.parametrize("flag", [INTERNAL, RAW])
-@pytest.mark.parametrize("places", [[], [4], [8], [10], [8, 9]], ids=str)
-def test_a_message_that_claims_what_a_peer_may_not_is_marked_by_the_call_that_returns_it(
-    flag: int, places: list[int]
-) -> None:
-    frame = encode(Message(content=b"fine")) + encode(Message(flags=flag, content=b"claim"))
-    start = len(frame) // 2
-    decoder = Decoder(PIPE_ID)
-    for piece in cut(frame, [start + place for place in places]):
-        messages = decoder.feed(piece)
-        if any(message.flags & flag for message in messages):
-            assert decoder.flagged
-            decoder.flagged = False
-            break
-    else:
-        pytest.fail("the message never came")
-    decoder.feed(encode(Message(flags=CONTROL, content=b"fine")))
-    assert not decoder.flagged
+def test_flag_bits_are_kept_and_send_types_are_checked() -> None:
+    with every_case() as case:
+        for flags in range(256):
+            for distance in range(3):
+                with case(f"flags {flags:#04x}, {distance} ids to go"):
+                    check_flags(flags, distance)
+
+
+def test_a_message_that_claims_what_a_peer_may_not_is_marked_by_the_call_that_returns_it() -> None:
+    with every_case() as case:
+        for flag in [INTERNAL, RAW]:
+            for places in [[], [4], [8], [10], [8, 9]]:
+                with case(f"flag {flag:#04x}, cut at {places}"):
+                    frame = encode(Message(content=b"fine")) + encode(Message(flags=flag, content=b"claim"))
+                    start = len(frame) // 2
+                    decoder = Decoder(PIPE_ID)
+                    for piece in cut(frame, [start + place for place in places]):
+                        messages = decoder.feed(piece)
+                        if any(message.flags & flag for message in messages):
+                            assert decoder.flagged
+                            decoder.flagged = False
+                            break
+                    else:
+                        pytest.fail("the message never came")
+                    decoder.feed(encode(Message(flags=CONTROL, content=b"fine")))
+                    assert not decoder.flagged
 
 
 BAD_HEADERS = {
@@ -379,17 +394,19 @@ BAD_HEADERS = {
 }
 
 
-@pytest.mark.parametrize("frame", BAD_HEADERS.values(), ids=BAD_HEADERS)
-def test_a_bad_header_is_refused_at_its_eighth_byte(frame: bytes) -> None:
-    with pytest.raises(BadMessage):
-        Decoder(PIPE_ID).feed(frame)
-    decoder = Decoder(PIPE_ID)
-    for byte in one_by_one(frame[:7]):
-        assert decoder.feed(byte) == []
-    with pytest.raises(BadMessage) as caught:
-        decoder.feed(frame[7:8])
-    assert str(caught.value).startswith("bad message: ")
-    assert decoder.pending == 0
+def test_a_bad_header_is_refused_at_its_eighth_byte() -> None:
+    with every_case() as case:
+        for name, frame in BAD_HEADERS.items():
+            with case(name):
+                with pytest.raises(BadMessage):
+                    Decoder(PIPE_ID).feed(frame)
+                decoder = Decoder(PIPE_ID)
+                for byte in one_by_one(frame[:7]):
+                    assert decoder.feed(byte) == []
+                with pytest.raises(BadMessage) as caught:
+                    decoder.feed(frame[7:8])
+                assert str(caught.value).startswith("bad message: ")
+                assert decoder.pending == 0
 
 
 GOOD_HEADERS = {
@@ -699,11 +716,16 @@ def test_a_good_path_is_returned_as_bytes(kind: Callable[[bytes], Any]) -> None:
         assert type(checked) is bytes
 
 
-@pytest.mark.parametrize("bad", [b"", b"123", b"12345", bytes(4 * 256), bytearray(), None, 4, "path", [1, 2]])
-def test_a_bad_path_is_refused(bad: Any) -> None:
-    with pytest.raises(BadPath) as caught:
-        check_path(bad)
-    assert str(caught.value).startswith("bad path ")
+BAD_PATHS: list[Any] = [b"", b"123", b"12345", bytes(4 * 256), bytearray(), None, 4, "path", [1, 2]]
+
+
+def test_a_bad_path_is_refused() -> None:
+    with every_case() as case:
+        for bad in BAD_PATHS:
+            with case(repr(bad)):
+                with pytest.raises(BadPath) as caught:
+                    check_path(bad)
+                assert str(caught.value).startswith("bad path ")
 
 
 # Encoding
@@ -734,11 +756,16 @@ def test_paths_that_would_put_the_peer_out_of_step_are_not_encoded(source: bytes
         encode_header(0, 16, source, destination, 1)
 
 
-@pytest.mark.parametrize(("flags", "ttl"), [(256, 1), (-1, 1), (0, 256), (0, -1), (0, 1.5), (0, None), ("", 1)])
-@pytest.mark.parametrize("source", [b"", LOCAL])
-def test_flags_and_ttl_that_do_not_fit_are_not_encoded(flags: Any, ttl: Any, source: bytes) -> None:
-    with pytest.raises(BadMessage):
-        encode_frame(flags, ttl, source, b"", b"x")
+BAD_FLAGS_AND_TTL: list[Any] = [(256, 1), (-1, 1), (0, 256), (0, -1), (0, 1.5), (0, None), ("", 1)]
+
+
+def test_flags_and_ttl_that_do_not_fit_are_not_encoded() -> None:
+    with every_case() as case:
+        for flags, ttl in BAD_FLAGS_AND_TTL:
+            for source in [b"", LOCAL]:
+                with case(f"flags {flags!r}, ttl {ttl!r}, source {source!r}"):
+                    with pytest.raises(BadMessage):
+                        encode_frame(flags, ttl, source, b"", b"x")
 
 
 class HugeContent(bytes):

@@ -1,47 +1,89 @@
-"""One call of ``close()`` does the work, and all others wait until it is done."""
+"""``close()``: one call does the work, and all others wait until it is done."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gevent
+from gevent import Greenlet, getcurrent
 from gevent.event import Event
 
-__all__ = ["Closing"]
+from .. import options as opts
+from ..loop.waiting import Deadline
+from ..options import Options
+
+__all__ = ["Closable"]
 
 
-class Closing:
-    """How far the closing of an object is.
+class Closable(ABC):
+    """A socket, or a protocol on one."""
 
-    Attributes:
-        begun: whether a call does the work, or has done it.
-    """
-
-    __slots__ = ("_done", "begun")
-
-    def __init__(self) -> None:
-        self.begun = False
-        #: Made when the work begins; None after a fork has ended the object.
-        self._done: Event | None = None
-
-    def begin(self) -> None:
-        """The caller does the work."""
-        self.begun = True
-        self._done = Event()
-
-    def finish(self) -> None:
-        """The work is done."""
-        assert self._done is not None
-        self._done.set()
-
-    def abandon(self) -> None:
-        """End the object in a forked child: nothing is done, and nobody waits."""
-        self.begun = True
-        self._done = None
+    options: Options
+    #: Whether a call of ``close()`` does the work, or has done it.
+    _closing = False
+    _close_done = False
+    #: For those who wait until it is done; made by the first of them.
+    _close_event: Event | None = None
 
     @property
-    def done(self) -> bool:
-        """Whether nothing remains to be done."""
-        return self.begun and (self._done is None or self._done.is_set())
+    def closed(self) -> bool:
+        """Whether ``close()`` has done its work."""
+        return self._close_done
 
-    def wait(self) -> None:
-        """Block until the work is done."""
-        if self._done is not None:
-            self._done.wait()
+    def close(self, linger: float | None = None) -> int:
+        """Close: refuse new messages to send, wait until queued ones have left, then close everything.
+
+        Blocks at most ``linger`` seconds while queued messages leave, and until every greenlet, descriptor and socket
+        file is gone. Messages that have arrived can still be received. May be called from anywhere, including a pipe
+        callback or a greenlet of this very object, and more than once; a second call waits for the first.
+
+        Args:
+            linger: seconds; None for ``socket.send_stop_timeout``.
+
+        Returns:
+            How many messages that were accepted for sending are lost. 0 for a second call, and after a fork.
+        """
+        if self._forked():
+            return 0
+        self._check()
+        if self._closing:
+            if not self._is_mine(getcurrent()):
+                self._wait_closed()
+            return 0
+        if linger is None:
+            linger = self.options.get(opts.socket.send_stop_timeout)
+        self._closing = True
+        try:
+            return self._close(Deadline(linger))
+        finally:
+            self._close_done = True
+            if self._close_event is not None:
+                self._close_event.set()
+
+    def close_nowait(self, linger: float | None = None) -> Greenlet[..., Any]:
+        """Close in a greenlet, and return that. For code that may not block, such as signal handlers."""
+        return gevent.spawn(self.close, linger)
+
+    def _wait_closed(self) -> None:
+        """Block until ``close()`` has done its work."""
+        if not self._close_done:
+            if self._close_event is None:
+                self._close_event = Event()
+            self._close_event.wait()
+
+    @abstractmethod
+    def _forked(self) -> bool:
+        """Return whether this object stayed with the parent of a fork."""
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise unless the caller is in the right thread and process."""
+
+    @abstractmethod
+    def _is_mine(self, greenlet: object) -> bool:
+        """Return whether a greenlet works for this object. ``close()`` waits for it, so it must not wait for that."""
+
+    @abstractmethod
+    def _close(self, deadline: Deadline) -> int:
+        """Do the work. Return how many messages are lost."""

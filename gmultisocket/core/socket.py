@@ -11,7 +11,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import gevent
-from gevent import Greenlet, get_hub
+from gevent import get_hub
 
 from .. import options as opts
 from ..address import Address
@@ -22,10 +22,10 @@ from ..loop.waiting import Deadline
 from ..options import Option, Options, OptionValues
 from ..transport import find
 from ..wire import Message
-from .closing import Closing
+from .closing import Closable
 from .connecting.connector import Connector
 from .connecting.dialer import Dialer
-from .connecting.events import PipeCallback, in_callback
+from .connecting.events import CallbackGreenlet, PipeCallback
 from .connecting.listener import Listener
 from .connecting.negotiation import Negotiator
 from .pipes.pipe import Pipe
@@ -41,7 +41,7 @@ _current_thread = owner.current_thread
 _new = tuple.__new__
 
 
-class Socket:
+class Socket(Closable):
     """A message socket: any number of peers, over any transports, sending and receiving independent of each other.
 
     Any number of greenlets may call any method at the same time; calls are served in the order in which they came. A
@@ -69,11 +69,10 @@ class Socket:
         self._connector = Connector(hub, self.options)
         self._sender = self._connector.sender
         self._receiver = self._connector.receiver
-        self._closing = Closing()
         owner.register(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing.done else "closing" if self._closing.begun else "open"
+        state = "closed" if self.closed else "closing" if self._closing else "open"
         return f"<{type(self).__name__} {state} pipes={len(self._connector.pipes)}>"
 
     def __enter__(self) -> Socket:
@@ -81,6 +80,12 @@ class Socket:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _forked(self) -> bool:
+        return bool(self._thread == owner.FORKED)
+
+    def _is_mine(self, greenlet: object) -> bool:
+        return isinstance(greenlet, CallbackGreenlet)
 
     def _check(self) -> None:
         if _current_thread() != self._thread:
@@ -350,43 +355,8 @@ class Socket:
 
     # Closing
 
-    @property
-    def closed(self) -> bool:
-        """Whether ``close()`` has done its work."""
-        return self._closing.done
-
-    def close(self, linger: float | None = None) -> int:
-        """Close the socket: refuse new messages to send, wait until queued ones have left, then close everything.
-
-        Blocks at most ``linger`` seconds while queued messages leave, and until every greenlet, descriptor and socket
-        file of the socket is gone. Messages that have arrived can still be received. May be called from anywhere,
-        including a pipe callback or a greenlet of this very socket, and more than once; a second call waits for the
-        first.
-
-        Args:
-            linger: seconds; None for ``socket.send_stop_timeout``.
-
-        Returns:
-            How many messages that were accepted for sending are lost. 0 for a second call.
-        """
-        if self._thread == owner.FORKED:
-            return 0
-        self._check()
-        if self._closing.begun:
-            if not in_callback():
-                self._closing.wait()
-            return 0
-        if linger is None:
-            linger = self.options.get(opts.socket.send_stop_timeout)
-        return self._close(Deadline(linger))
-
-    def close_nowait(self, linger: float | None = None) -> Greenlet[..., Any]:
-        """Close the socket in a greenlet, and return that. For code that may not block, such as signal handlers."""
-        return gevent.spawn(self.close, linger)
-
     def _close(self, deadline: Deadline) -> int:
         connector = self._connector
-        self._closing.begin()
         lost_before = connector.lost()
         try:
             reason = "closed by close()"
@@ -408,19 +378,18 @@ class Socket:
             return connector.lost() - lost_before
         finally:
             owner.unregister(self)
-            self._closing.finish()
 
     def _abandon(self) -> None:
         """Become unusable in a forked child. Called by the fork."""
         self._thread = owner.FORKED
-        self._closing.abandon()
+        self._closing = self._close_done = True
         self._connector.abandon()
 
     # Protocols
 
     def _for_protocol(self) -> ProtocolSocket:
         """Return what a protocol on this socket may do beyond users."""
-        return ProtocolSocket(self._connector, self._check, lambda: self._thread == owner.FORKED)
+        return ProtocolSocket(self._connector, self._check, self._forked)
 
 
 def _parse(address: str | Address, wanted: str) -> Address:

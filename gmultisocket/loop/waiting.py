@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from gevent.hub import Hub, Waiter
 
@@ -22,12 +22,6 @@ __all__ = ["Deadline", "WaitList"]
 
 #: After this number of waits with a timeout of 0 other greenlets run once.
 _POLLS: Final = 32
-
-
-class Wakeable(Protocol):
-    """An entry of a :class:`WaitList`: a gevent waiter, or another object. The hub calls its ``switch``."""
-
-    def switch(self, value: bool) -> object: ...
 
 
 class Deadline:
@@ -65,8 +59,9 @@ class WaitList:
         self._scheduled = False
         #: Waits with a timeout of 0 since other greenlets last ran.
         self._polls = 0
-        #: The waiting greenlets, the first one in front. Always the same deque, so callers may keep a reference.
-        self.waiters: deque[Wakeable] = deque()
+        #: What wakes each waiting greenlet, the first one in front; another object may add a function of its own that
+        #: does not block. Always the same deque, so callers may keep a reference.
+        self.waiters: deque[Callable[[bool], object]] = deque()
 
     def wait(self, timeout: float | None) -> bool:
         """Block until this greenlet is woken.
@@ -83,30 +78,31 @@ class WaitList:
             return False
         waiter: Waiter[bool] = Waiter(self._hub)
         waiters = self.waiters
-        waiters.append(waiter)
+        wake = waiter.switch
+        waiters.append(wake)
         if timeout is None:
             try:
                 return bool(waiter.get())
             except BaseException:
-                self._leave(waiter)
+                self._leave(wake)
                 raise
         timer = self._hub.loop.timer(timeout)
         try:
             # The loop's clock stands still while greenlets run. Without an update the wait would be too short.
-            timer.start(waiter.switch, False, update=True)
+            timer.start(wake, False, update=True)
             woken = bool(waiter.get())
         except BaseException:
-            self._leave(waiter)
+            self._leave(wake)
             raise
         finally:
             timer.close()
         if not woken:
-            self._leave(waiter)
+            self._leave(wake)
         return woken
 
-    def _leave(self, waiter: Wakeable) -> None:
+    def _leave(self, wake: Callable[[bool], object]) -> None:
         try:
-            self.waiters.remove(waiter)
+            self.waiters.remove(wake)
         except ValueError:
             # It was woken, and then killed or timed out: wake the next one.
             self.wake()
@@ -120,7 +116,7 @@ class WaitList:
     def wake_all(self) -> None:
         """Schedule the hub to wake every present waiter without checking the condition. Never switches greenlets."""
         while self.waiters:
-            self._hub.loop.run_callback(self.waiters.popleft().switch, True)
+            self._hub.loop.run_callback(self.waiters.popleft(), True)
 
     def _run(self) -> None:
         self._scheduled = False
@@ -129,6 +125,6 @@ class WaitList:
         for _ in range(len(self.waiters)):
             if not self.waiters or not self._condition():
                 return
-            self.waiters.popleft().switch(True)
+            self.waiters.popleft()(True)
         if self.waiters and self._condition():
             self.wake()

@@ -142,7 +142,7 @@ class Answerer(ProtocolBase):
     def serve_forever(self) -> None:
         """Answer with the handler. Blocks until ``close()`` is called. Raises as :meth:`start` does."""
         self.start()
-        self._close_done.wait()
+        self._wait_closed()
 
     def _add_worker(self) -> None:
         self._workers += 1

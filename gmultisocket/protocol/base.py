@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
-from gevent.event import Event
 
 from .. import options as opts
 from ..address import Address
+from ..core.closing import Closable
 from ..core.connecting.dialer import Dialer
 from ..core.connecting.events import PipeCallback
 from ..core.connecting.listener import Listener
@@ -37,7 +37,7 @@ from ..counters import Counters
 from ..errors import BadOptionValue, NotSupported, snippet
 from ..log import get_logger
 from ..loop.waiting import Deadline
-from ..options import Options, OptionValues
+from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ logger = get_logger("gmultisocket.protocol")
 _Self = TypeVar("_Self", bound="ProtocolBase")
 
 
-class ProtocolBase:
+class ProtocolBase(Closable):
     """The base class of every protocol: it has a socket to connect, and ``close()`` ends it.
 
     As with a Socket, any number of greenlets may call at the same time, all in the OS thread and the process that made
@@ -80,12 +80,12 @@ class ProtocolBase:
                 refusals[option.name](option.validate(value))
             values[option.name] = value
         self.socket = Socket(values)
+        #: The socket's options.
+        self.options = self.socket.options
         for name in self.fixed:
             self.socket.options.on_change(name, _ignore_change, refusals[name])
         self._core = self.socket._for_protocol()
         self._greenlets: set[Greenlet[..., Any]] = set()
-        self._closing = False
-        self._close_done = Event()
         self._logged: set[str] = set()
 
     def __repr__(self) -> str:
@@ -128,11 +128,6 @@ class ProtocolBase:
             A callable that ends it.
         """
         return self.socket.on_pipe(callback)
-
-    @property
-    def options(self) -> Options:
-        """The socket's options."""
-        return self.socket.options
 
     @property
     def counters(self) -> Counters:
@@ -199,40 +194,13 @@ class ProtocolBase:
 
     # Closing
 
-    @property
-    def closed(self) -> bool:
-        """Whether ``close()`` has finished."""
-        return self._close_done.is_set()
+    def _forked(self) -> bool:
+        return self._core.forked
 
-    def close(self, linger: float | None = None) -> int:
-        """Close the protocol and its socket. As ``Socket.close``.
-
-        Blocks at most ``linger`` seconds while queued messages leave, and then until all greenlets and descriptors are
-        gone. May be called from anywhere and more than once; a second call waits for the first.
-
-        Args:
-            linger: seconds; None for ``socket.send_stop_timeout``.
-
-        Returns:
-            How many messages that were accepted for sending are lost. 0 for a second call.
-        """
-        if self._core.forked:
-            return 0
+    def _check(self) -> None:
         self._core.check()
-        if self._closing:
-            if not self._is_mine(getcurrent()):
-                self._close_done.wait()
-            return 0
-        if linger is None:
-            linger = self.options.get(opts.socket.send_stop_timeout)
-        return self._close(Deadline(linger))
-
-    def close_nowait(self, linger: float | None = None) -> Greenlet[..., Any]:
-        """Close the protocol in a new greenlet, and return it. Never blocks: for signal handlers and the like."""
-        return gevent.spawn(self.close, linger)
 
     def _close(self, deadline: Deadline) -> int:
-        self._closing = True
         lost = 0
         try:
             try:
@@ -244,7 +212,6 @@ class ProtocolBase:
             # Also when a kill ended the rest: nobody is left waiting, and nothing stays behind.
             self._ended()
             self._end_greenlets()
-            self._close_done.set()
 
     def _stop(self, deadline: Deadline) -> None:
         """Do what must be done before the socket closes. May block until the deadline. For protocols to override."""
@@ -252,9 +219,8 @@ class ProtocolBase:
     def _ended(self) -> None:
         """Wake greenlets that wait for something that cannot come any more: the socket is closed. To override."""
 
-    def _is_mine(self, current: object) -> bool:
-        """Return whether a greenlet works for this protocol. ``close()`` waits for it, so it must not wait for that."""
-        return current in self._greenlets or self._core.is_mine(current)
+    def _is_mine(self, greenlet: object) -> bool:
+        return greenlet in self._greenlets or self._core.is_mine(greenlet)
 
     def _end_greenlets(self) -> None:
         """Kill the greenlets that still run, except for the caller, and block until they have ended."""

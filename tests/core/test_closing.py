@@ -506,3 +506,17 @@ def test_every_blocking_call_of_a_closed_socket_raises_closed() -> None:
     assert (list(sock), sock.pipes, sock.dialers, sock.listeners, sock.queued) == ([], {}, (), (), 0)
     assert sock.close_pipe(1) is False
     assert "closed" in repr(sock)
+
+
+def test_a_closed_socket_says_so_to_every_call() -> None:
+    sock = Socket()
+    sock.listen("tcp://127.0.0.1:0")
+    sock.close()
+    for call in (sock.recv, lambda: sock.send(b"x"), lambda: sock.send_all(b"x"), lambda: sock.send_to(b"path", b"x")):
+        with pytest.raises(Closed):
+            call()
+    for connect in (sock.dial, sock.listen):
+        with pytest.raises(Closed):
+            connect("tcp://127.0.0.1:1")
+    assert list(sock) == []
+    assert sock.close() == 0

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
-from gmultisocket import Address, Dialer, Listener, Message, Socket, options
+from gmultisocket import Address, Dialer, Listener, Socket, options, pair
 from gmultisocket.errors import (
     AddressError,
     AddressInUse,
     BadOptionValue,
-    BrokenPath,
     ConnectionFailed,
     ConnectionRefused,
+    NotSupported,
     Timeout,
     UnknownOption,
     UnknownTransport,
 )
 from gmultisocket.testing import wait_until
-from gmultisocket.wire import encode
-from tests.addresses import STREAMS, TRANSPORTS, plain_connection
+from tests.addresses import STREAMS, TRANSPORTS
+from tests.cases import every_case
 from tests.oracle import descriptors
 from tests.peers import only_pipe
 
@@ -272,17 +273,6 @@ def test_pipes_are_a_live_mapping_that_cannot_be_changed(two: tuple[Socket, Sock
     assert pipe.closed
 
 
-def test_a_pipe_knows_its_ends_and_where_it_comes_from(two: tuple[Socket, Socket], transport: str) -> None:
-    server, client = two
-    near, far = only_pipe(client), only_pipe(server)
-    assert near.dialed and not far.dialed
-    assert near.endpoint is client.dialers[0] and far.endpoint is server.listeners[0]
-    assert near.peer_address == server.listeners[0].address == far.local_address
-    assert str(near.id) in repr(near) and "open" in repr(near)
-    if transport.startswith("ipc"):
-        assert set(far.identity) == {"pid", "uid", "gid"}
-
-
 def test_close_pipe_closes_one_pipe_and_says_whether_there_was_one(address: str) -> None:
     with Socket() as server, ExitStack() as stack:
         where = server.listen(address).address
@@ -297,45 +287,6 @@ def test_close_pipe_closes_one_pipe_and_says_whether_there_was_one(address: str)
         wait_until(lambda: not clients[0].pipes)
         clients[1].send(b"x")
         assert server.recv(timeout=5) == b"x"
-
-
-def test_a_closed_pipe_may_be_closed_again(two: tuple[Socket, Socket]) -> None:
-    server, _ = two
-    pipe = only_pipe(server)
-    pipe.close("first")
-    pipe.close("second")
-    assert pipe.reason == "first"
-    with pytest.raises(BrokenPath):
-        server.send_to(pipe.path, b"x")
-
-
-def test_an_option_of_one_pipe_concerns_no_other(address: str) -> None:
-    with Socket() as server, Socket() as small, Socket() as large:
-        where = server.listen(address).address
-        for client in (small, large):
-            client.dial(where, {"connector.dialer.reconnect": False})
-        server.wait_pipes(2, timeout=5)
-        small.send(b"mine")
-        limited = server.pipes[server.recv_msg(timeout=5).pipe_id]
-        limited.options.set("connector.pipe.max_recv_content_length", 10)
-        for client in (small, large):
-            client.send(bytes(11))
-        assert server.recv(timeout=5) == bytes(11)
-        wait_until(lambda: len(server.pipes) == 1)
-        # Inside of a process it is the sender that looks, and hangs up.
-        reason = "the peer closed the connection" if address.startswith("inproc") else "11 bytes"
-        assert limited.closed and reason in limited.reason
-
-
-def test_a_listeners_option_reaches_the_pipes_that_it_has_already(stream_address: str) -> None:
-    with Socket() as server:
-        listener = server.listen(stream_address)
-        with plain_connection(listener.address) as peer:
-            server.wait_pipes(timeout=5)
-            listener.options.set("connector.pipe.max_recv_content_length", 10)
-            peer.sendall(encode(Message(content=bytes(10))) + encode(Message(content=bytes(11))))
-            assert server.recv(timeout=5) == bytes(10)
-            wait_until(lambda: not server.pipes)
 
 
 # wait_pipes
@@ -373,6 +324,61 @@ def test_options_are_set_and_read_by_name_by_gos_name_and_by_object() -> None:
         assert sock.get_option("socket.send_queue_size") == 4
     with pytest.raises(UnknownOption):
         Socket({"nonsense": 1})
+
+
+BAD_VALUES: list[tuple[str, Any]] = [
+    ("socket.send_queue_size", -1),
+    ("socket.recv_queue_size", 1 << 40),
+    ("connector.pipe.max_recv_content_length", 1 << 32),
+    ("connector.pipe.max_recv_content_length", -1),
+    ("connector.pipe.raw_recv_buf_size", 0),
+    ("transport.tcp.read_buffer", -1),
+    ("transport.inproc.channel.buffer_size", -5),
+    ("connector.pipe_limit", 0),
+    ("connector.dialer.min_reconnect_time", "soon"),
+    ("connector.dialer.reconnect", 1),
+    ("socket.send_overflow", "panic"),
+    ("socket.send_ttl", 256),
+    ("socket.send_ttl", 1.5),
+    ("socket.send_stop_timeout", float("nan")),
+]
+
+
+def test_a_bad_value_is_an_error_wherever_it_is_given_and_never_the_default() -> None:
+    with every_case() as case:
+        for name, value in BAD_VALUES:
+            with case(f"{name} = {value!r}"):
+                check_bad_value(name, value)
+
+
+def check_bad_value(name: str, value: Any) -> None:
+    with pytest.raises(BadOptionValue, match=name):
+        Socket({name: value})
+    with Socket() as sock:
+        with pytest.raises(BadOptionValue):
+            sock.set_option(name, value)
+        for call in (sock.dial, sock.listen):
+            with pytest.raises(BadOptionValue):
+                call("tcp://127.0.0.1:1", {name: value})
+        assert not sock.dialers and not sock.listeners
+
+
+@pytest.mark.parametrize("address", ["inproc://first", "tcp://127.0.0.1:0"])
+def test_no_send_and_no_recv_each_do_what_they_say(address: str) -> None:
+    with Socket({"socket.no_send": True}) as mute, Socket({"socket.no_recv": True}) as deaf:
+        deaf.dial(mute.listen(address).address)
+        mute.wait_pipes(1, timeout=5)
+        deaf.send(b"to one who listens")
+        assert mute.recv(timeout=5) == b"to one who listens"
+        with pytest.raises(NotSupported):
+            mute.send(b"x")
+        with pytest.raises(NotSupported):
+            mute.send_all(b"x")
+        with pytest.raises(NotSupported):
+            deaf.recv()
+    one, other = pair({"socket.no_recv": True})
+    with one, other, pytest.raises(NotSupported):
+        other.recv(timeout=1)
 
 
 def test_messages_and_bytes_are_counted_on_pipes_and_on_the_socket(

@@ -12,7 +12,8 @@ from gevent.event import Event
 
 from gmultisocket import Socket
 from gmultisocket.errors import Closed
-from tests.faults.peers import listening
+from gmultisocket.testing import wait_until
+from tests.faults.peers import crowd, listening, read_until_closed, stuck
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "tcp://*:0", "ipc://{}/socket", "ipc://@{}", "inproc://{}"])
@@ -93,3 +94,27 @@ def test_a_dial_that_its_caller_gives_up_leaves_nothing(end: str) -> None:
         assert peer.recv(1) == b""
         assert not client.dialers and not client.pipes
         peer.close()
+
+
+def test_twenty_closes_with_a_stuck_peer_leave_no_greenlet_behind() -> None:
+    for _ in range(20):
+        server = Socket()
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 4096})
+        with stuck(listener):
+            server.wait_pipes(1, timeout=5)
+            for _ in range(10):
+                server.send(bytes(65536), timeout=5)
+            assert server.close(linger=0.001) > 0
+
+
+@pytest.mark.parametrize("no_recv", [False, True])
+def test_a_hundred_raw_peers_end_with_their_socket_though_nobody_receives(no_recv: bool) -> None:
+    options = {"connector.pipe.raw": True, "socket.no_recv": no_recv, "socket.recv_queue_size": 1}
+    with Socket(options) as server, crowd(server.listen("tcp://127.0.0.1:0"), 100) as peers:
+        wait_until(lambda: len(server.pipes) == 100)
+        for peer in peers:
+            peer.sendall(b"raw bytes" * 100)
+        wait_until(lambda: server.counters.drops.get("no_recv", 0) >= 200 if no_recv else server.queued)
+        server.close()
+        for peer in peers:
+            assert read_until_closed(peer) == b""

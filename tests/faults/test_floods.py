@@ -1,5 +1,6 @@
-"""One peer that floods a socket with what costs it little: between two looks of the loop at its sockets a bounded number
-of frames is dealt with, so that no other peer and no timer has to wait. ``benchmarks/floods.py`` measures the times."""
+"""One peer that floods a socket with what costs it little: between two looks of the loop at its sockets a bounded
+number of frames is dealt with, so that no other peer and no timer has to wait. ``benchmarks/floods.py`` measures the
+times."""
 
 from __future__ import annotations
 

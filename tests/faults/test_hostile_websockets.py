@@ -224,7 +224,7 @@ def test_a_request_that_comes_byte_by_byte_is_cut_when_its_time_is_up(server: So
 
 
 def test_who_is_refused_and_goes_on_sending_is_hung_up_on(server: Socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wsport, "_FAREWELL", 0.05)
+    monkeypatch.setattr(wsport, "_CLOSE_TIMEOUT", 0.05)
     with RawPeer(server.listen(f"{WS}/here").address) as peer:
         peer.send(request("/elsewhere"))
         assert peer.status() == 404

@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 import pytest
 from gevent import socket
 
 from gmultisocket import Message, PipeEvent, Socket, Switch
 from gmultisocket.core.pipes.ids import next_pipe_id, was_pipe_id
-from gmultisocket.errors import BrokenPath
+from gmultisocket.errors import BadPath, BrokenPath
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import DEFAULT_TTL, TO_ALL, TO_DEST, Decoder, pack_id, path_ids
-from tests.faults.peers import connected, frame, read_message, read_until_closed
+from tests.faults.peers import connected, frame, listening, messages, read_message, read_until_closed
 
 
 @contextmanager
@@ -109,6 +110,21 @@ def test_a_client_can_send_along_a_path_that_it_was_told() -> None:
             client.sendall(frame(b"again", TO_DEST, destination=reply.source))
             assert server.recv(timeout=5) == b"again"
             assert switch.drops == {}
+
+
+@pytest.mark.parametrize("path", [b"", b"odd", b"12345", b"x" * 1024, None, "text", 7], ids=repr)
+def test_what_is_no_path_is_an_error_and_writes_nothing(path: Any) -> None:
+    with Socket() as sock, listening() as (silent, address):
+        sock.dial(address)
+        peer, _ = silent.accept()
+        for _ in range(3):
+            with pytest.raises(BadPath):
+                sock.send_to(path, b"x")
+        sock.send(b"in step")
+        sock.close()
+        [message] = messages(read_until_closed(peer))
+        assert message.content == b"in step"
+        peer.close()
 
 
 def test_the_first_id_of_a_source_is_ours_whatever_the_peer_wrote() -> None:

@@ -128,6 +128,26 @@ def test_a_full_peer_is_cut_off_where_the_policy_says_so_and_every_loss_is_count
             assert pipe.counters.drops["overflow"] == 1
 
 
+def test_peers_queues_and_losses_can_be_seen() -> None:
+    options = {"socket.send_overflow": "drop_newest", "socket.send_queue_size": 2}
+    with Socket(options) as server:
+        listener = server.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 4096})
+        with stuck(listener) as [peer]:
+            server.wait_pipes(1, timeout=5)
+            [pipe] = server.pipes.values()
+            assert pipe.peer_address == f"tcp://127.0.0.1:{peer.getsockname()[1]}"
+            while not pipe.counters.drops:
+                server.send_all(bytes(65536))
+            assert pipe.queued == 3 and pipe.full
+            peer.sendall(frame(b"1") * 5)
+            wait_until(lambda: server.queued == 5)
+            assert server.counters.messages_received == 5
+            assert server.counters.drops == pipe.counters.drops == {"overflow": 1}
+        wait_until(lambda: pipe.closed)
+        assert pipe.reason
+        assert server.counters.drops == {"overflow": 1, "disconnect": 3}
+
+
 def test_without_a_peer_a_send_waits_its_time_and_a_to_all_send_reaches_nobody() -> None:
     with Socket() as lonely:
         with pytest.raises(Timeout):

@@ -9,11 +9,11 @@ import signal
 import gevent
 import pytest
 
-from gmultisocket import Socket
+from gmultisocket import Socket, Switch
 from gmultisocket.errors import MessageTooLong, Timeout
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import INTERNAL, Decoder
-from tests.faults.peers import crowd, frame, read_message, read_until_closed, reset, stuck
+from tests.faults.peers import connected, crowd, frame, read_message, read_until_closed, reset, stuck
 from tests.faults.process import MIB, resident, spawn_script
 
 PING, PONG = b"\x01", b"\x02"
@@ -178,6 +178,24 @@ def test_a_stuck_peer_that_dies_during_a_to_all_send_locks_nothing_up() -> None:
                 server.send_to(way_back, b"to you", timeout=5)
                 assert late.recv(timeout=5) == b"to you"
             assert server.close(linger=0) >= 0
+
+
+def test_a_stuck_client_behind_a_switch_holds_up_nobody_where_its_socket_may_drop() -> None:
+    with Socket() as back, Socket({"socket.send_overflow": "drop_newest"}) as front, Socket() as server:
+        server.dial(back.listen("inproc://back").address)
+        listener = front.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 4096})
+        with Switch(back, front) as switch, stuck(listener) as [peer], connected(listener) as other:
+            peer.sendall(frame(b"never reads"))
+            stuck_way = server.recv_msg(timeout=5).source
+            other.sendall(frame(b"reads"))
+            other_way = server.recv_msg(timeout=5).source
+            for _ in range(200):
+                server.send_to(stuck_way, bytes(65536), timeout=5)
+            server.send_to(other_way, b"reply", timeout=5)
+            with gevent.Timeout(5):
+                assert other.recv(100).endswith(b"reply")
+            assert switch.running
+            assert front.counters.drops["overflow"] > 50
 
 
 def client_end(client: Socket) -> str:

@@ -151,15 +151,10 @@ def test_wake_all_wakes_everybody_whatever_the_condition_says() -> None:
     assert not line.waiters
 
 
-def test_an_object_in_the_line_is_told_by_its_switch_method() -> None:
+def test_a_function_in_the_line_is_called() -> None:
     told: list[bool] = []
-
-    class Worker:
-        def switch(self, value: bool) -> None:
-            told.append(value)
-
     line = WaitList(get_hub(), lambda: True)
-    line.waiters.append(Worker())
+    line.waiters.append(told.append)
     line.wake()
     gevent.sleep(0)
     assert told == [True]

@@ -444,58 +444,6 @@ def test_a_pub_survives_anything_that_is_a_message(messages: list[tuple[int, byt
 # Acknowledgements
 
 
-def test_subscribe_waits_for_nobody_where_nobody_is() -> None:
-    with Sub() as sub, Pub() as pub:
-        sub.subscribe("a", 0)
-        sub.dial(pub.listen("inproc://later").address)
-        wait_until(lambda: pub.subscriptions == 1)
-        assert pub.publish("a", b"later") == 1
-
-
-def test_a_subscription_that_nobody_acknowledged_in_time_stays() -> None:
-    with Socket() as by_hand, Sub() as sub:
-        sub.dial(by_hand.listen("inproc://silent").address)
-        with pytest.raises(Timeout) as caught:
-            sub.subscribe("a", 0.01)
-        assert caught.value.seconds == 0.01
-        with pytest.raises(Timeout):
-            sub.subscribe("a", 0)
-        by_hand.send_all(publication("a", b"all the same"))
-        assert sub.recv(LONG) == ("a", b"all the same")
-
-
-def test_the_acknowledgement_of_an_earlier_subscription_is_not_taken_for_that_of_a_new_one() -> None:
-    with Socket() as by_hand, Sub() as sub:
-        sub.dial(by_hand.listen("inproc://order").address)
-        sub.subscribe("a")
-        first = by_hand.recv_msg(LONG)
-        sub.unsubscribe("a")
-        assert by_hand.recv_msg(LONG).content == b"\x00a"
-        waiting = gevent.spawn(sub.subscribe, "a", LONG)
-        assert by_hand.recv_msg(LONG).content == b"\x01a"
-        acknowledgement = Message(flags=CONTROL | TO_DEST, destination=first.source, content=b"\x02a")
-        by_hand.send_msg(acknowledgement)
-        gevent.idle()
-        assert not waiting.ready()
-        by_hand.send_msg(acknowledgement)
-        waiting.get(timeout=LONG)
-
-
-def test_subscribing_and_leaving_at_once_ends_as_it_was_left() -> None:
-    with Pub() as pub, Sub() as sub:
-        sub.dial(pub.listen("inproc://fickle").address)
-        for _ in range(3):
-            sub.subscribe("a")
-            sub.unsubscribe("a")
-        sub.subscribe("b", LONG)
-        wait_until(lambda: pub.subscriptions == 1)
-        for _ in range(3):
-            sub.unsubscribe("b")
-            sub.subscribe("b")
-        sub.subscribe("b", LONG)
-        assert pub.publish("b", b"") == 1
-
-
 def test_a_pub_that_never_answers_costs_a_bounded_amount_of_memory() -> None:
     with Socket() as by_hand, Sub() as sub:
         sub.dial(by_hand.listen("inproc://mute").address)
@@ -506,19 +454,6 @@ def test_a_pub_that_never_answers_costs_a_bounded_amount_of_memory() -> None:
             assert by_hand.recv(LONG)[:1] == b"\x00"
         (upstream,) = sub._upstreams.values()
         assert len(upstream.awaited) <= 1024
-
-
-def test_subscribe_waits_for_the_slowest_of_the_publishers() -> None:
-    with Socket() as by_hand, Pub() as pub, Sub() as sub:
-        sub.dial(by_hand.listen("inproc://slow").address)
-        sub.dial(pub.listen("inproc://fast").address)
-        waiting = gevent.spawn(sub.subscribe, "a", LONG)
-        asked = by_hand.recv_msg(LONG)
-        wait_until(lambda: pub.subscriptions == 1)
-        gevent.idle()
-        assert not waiting.ready()
-        by_hand.close_pipe(asked.pipe_id)
-        waiting.get(timeout=LONG)
 
 
 def test_close_ends_a_subscribe_that_waits() -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import http.client
-import random
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-from socket import SHUT_RD, SHUT_RDWR, SHUT_WR
+from socket import SHUT_WR
 from typing import Any
 
 import gevent
 import pytest
-from gevent import pywsgi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,51 +29,25 @@ from gmultisocket.protocol.streamend import SendingState
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, TO_ONE, Message
 from tests.protocol.net import Net
+from tests.protocol.streams import (
+    LONG,
+    MIB,
+    NO_KEEPALIVE,
+    WINDOW,
+    by_hand_connection,
+    connected,
+    pair_of_streams,
+    pattern,
+    read,
+    read_to_end,
+)
 
-LONG = 20.0
 QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
 KEEPALIVE = {
     "protocol.stream.keep_alive_idle": 0.05,
     "protocol.stream.keep_alive_interval": 0.02,
     "protocol.stream.keep_alive_probes": 3,
 }
-NO_KEEPALIVE = {"protocol.stream.keep_alive_idle": 0}
-MIB = 1 << 20
-#: What is held for a reader by default.
-WINDOW = 2 * MIB
-
-
-def connected(here: Stream, there: Stream) -> tuple[StreamSocket, StreamSocket]:
-    """A connection from one to the other, seen from both, with a time limit on whatever is done with it."""
-    one = here.connect(LONG)
-    other = there.accept(LONG)
-    one.settimeout(LONG)
-    other.settimeout(LONG)
-    return one, other
-
-
-@contextmanager
-def pair_of_streams(options: Any = None, address: str = "tcp://127.0.0.1:0") -> Iterator[tuple[Stream, Stream]]:
-    with Stream(options) as one, Stream(options) as other:
-        one.dial(other.listen(address).address)
-        yield one, other
-
-
-def read(connection: StreamSocket, size: int) -> bytes:
-    """Read so many bytes, or up to the end."""
-    pieces = []
-    while size and (piece := connection.recv(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
-def read_to_end(connection: StreamSocket) -> bytes:
-    return read(connection, 1 << 40)
-
-
-def pattern(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 # Everywhere
@@ -235,69 +205,6 @@ def test_an_acceptor_as_written_by_hand_that_knows_no_credit(net: Net) -> None:
         connection.close()
 
 
-def test_a_peer_that_answers_no_question_is_sent_everything_all_the_same() -> None:
-    options = {**NO_KEEPALIVE, "protocol.stream.keep_alive_interval": 0.02}
-    with by_hand_connection(options) as (by_hand, client, connection, _):
-        sending = gevent.spawn(connection.sendall, bytes(300_000))
-        got = 0
-        while got < 300_000:
-            message = by_hand.recv_msg(LONG)
-            got += len(message.content) * (not message.flags & CONTROL)
-        assert got == 300_000
-        sending.get(timeout=LONG)
-
-
-@contextmanager
-def by_hand_connection(
-    options: Any = None, address: str = "tcp://127.0.0.1:0"
-) -> Iterator[tuple[Socket, Stream, StreamSocket, Any]]:
-    """A connection whose other end is a plain Socket, what it was opened with, and what sends to it from there."""
-    with Socket({"socket.recv_queue_size": 10_000}) as by_hand, Stream(options) as client:
-        client.dial(by_hand.listen(address).address)
-        connecting = gevent.spawn(client.connect, LONG)
-        path = by_hand.recv_msg(LONG).source
-
-        def send(content: bytes, flags: int = 0, source: bytes = b"\0\0\0\x05") -> None:
-            by_hand.send_msg(Message(flags=flags | TO_DEST, source=source, destination=path, content=content))
-
-        send(b"\x01", CONTROL)
-        connection = connecting.get(timeout=LONG)
-        connection.settimeout(LONG)
-        assert by_hand.recv_msg(LONG).content[:1] == b"\x03"
-        yield by_hand, client, connection, send
-
-
-def test_credit_counts_from_the_start_of_the_stream() -> None:
-    with by_hand_connection(NO_KEEPALIVE) as (by_hand, _, connection, send):
-        send(b"\x03" + struct.pack(">I", 1000), CONTROL)
-        send(b"\x00", CONTROL)
-        assert by_hand.recv(LONG) == b"\x01"
-        sending = gevent.spawn(connection.sendall, bytes(5000))
-        assert len(by_hand.recv(LONG)) == 1000
-        gevent.idle()
-        assert by_hand.queued == 0 and not sending.ready()
-        send(b"\x03" + struct.pack(">I", 1), CONTROL)
-        assert len(by_hand.recv(LONG)) == 1
-        send(b"\x03" + struct.pack(">I", 0), CONTROL)
-        send(b"\x03" + struct.pack(">I", 2**32 - 1), CONTROL)
-        assert len(by_hand.recv(LONG)) == 3999
-        sending.get(timeout=LONG)
-
-
-def test_credit_is_given_back_as_data_is_read() -> None:
-    with by_hand_connection({**NO_KEEPALIVE, "protocol.stream.window": 65536}) as (by_hand, _, connection, send):
-        total = 65536
-        for _ in range(20):
-            send(bytes(10_000))
-            assert len(read(connection, 10_000)) == 10_000
-        granted = 0
-        while granted < 200_000 - total // 2:
-            content = by_hand.recv(LONG)
-            assert content[:1] == b"\x03"
-            granted += int.from_bytes(content[1:], "big")
-        assert granted <= 200_000
-
-
 # A reader that does not read
 
 
@@ -445,44 +352,6 @@ def test_100_mib_each_way_at_once_on_ten_streams_over_one_pipe(address: str) -> 
 
 
 # Ends and breaks
-
-
-def test_a_reader_that_closes_tells_the_writer() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        one.sendall(b"x" * 1000)
-        wait_until(lambda: len(other._end.receiving.buffer) == 1000)
-        other.close()
-        with pytest.raises(StreamReset) as caught:
-            for _ in range(1000):
-                one.sendall(bytes(65536))
-        assert caught.value.errno == errno.ECONNRESET and isinstance(caught.value, ConnectionResetError)
-        # What the other end has said before is there all the same.
-        assert one.recv(100) == b""
-        one.close()
-
-
-def test_sending_to_an_end_that_has_closed_is_a_reset_in_the_end() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        other.close()
-        assert one.recv(1) == b""
-        with pytest.raises(StreamReset):
-            for _ in range(1000):
-                one.sendall(bytes(65536))
-        one.close()
-        wait_until(lambda: server.counters.drops.get("no such stream", 0) >= 1)
-
-
-def test_abort_is_seen_as_an_error_after_what_had_arrived() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        one.sendall(b"last words")
-        one.abort()
-        assert other.recv(100) == b"last words"
-        with pytest.raises(StreamReset):
-            other.recv(100)
-        other.close()
 
 
 def test_a_pipe_that_closes_resets_what_goes_by_it(direct: Net) -> None:
@@ -748,173 +617,7 @@ def test_close_of_the_stream_ends_everything_that_waits() -> None:
         other.close()
 
 
-# What a socket does
-
-
-def test_timeouts_are_those_of_a_socket() -> None:
-    with pair_of_streams(NO_KEEPALIVE) as (client, server):
-        one, other = connected(client, server)
-        assert one.gettimeout() == LONG
-        one.settimeout(0.01)
-        with pytest.raises(TimeoutError):
-            one.recv(1)
-        with pytest.raises(TimeoutError):
-            one.sendall(bytes(5 * MIB))
-        one.setblocking(False)
-        with pytest.raises(Timeout):
-            one.recv(1)
-        one.setblocking(True)
-        assert one.gettimeout() is None
-        with pytest.raises(ValueError):
-            one.settimeout(-1)
-        other.sendall(b"nothing was lost")
-        assert one.recv(100) == b"nothing was lost"
-        one.close()
-        other.close()
-
-
-def test_a_killed_reader_takes_nothing_with_it() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        for number in range(20):
-            readers = [gevent.spawn(one.recv, 100) for _ in range(2)]
-            gevent.idle()
-            other.sendall(b"%d" % number)
-            readers[0].kill()
-            # Whether it was killed before or after it had its turn: what it has not returned is the other one's.
-            taken = readers[0].value if isinstance(readers[0].value, bytes) else readers[1].get(timeout=LONG)
-            assert taken == b"%d" % number
-            readers[1].kill()
-        one.close()
-        other.close()
-
-
-def test_recv_into_fills_what_it_is_given() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        other.sendall(b"abcdef")
-        wait_until(lambda: len(one._end.receiving.buffer) == 6)
-        buffer = bytearray(8)
-        assert one.recv_into(buffer, 2) == 2
-        assert one.recv_into(memoryview(buffer)[2:]) == 4
-        assert buffer == b"abcdef\0\0"
-        other.close()
-        assert one.recv_into(buffer) == 0
-        one.close()
-
-
-def test_wrong_arguments_are_refused_as_by_a_socket() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        wrong: Any = one
-        for call in (lambda: wrong.sendall("text"), lambda: wrong.recv_into(b"constant"), lambda: wrong.send(7)):
-            with pytest.raises(TypeError):
-                call()
-        for call in (
-            lambda: one.recv(-1),
-            lambda: one.recv(1, 2),
-            lambda: one.shutdown(7),
-            lambda: one.makefile("x"),
-            lambda: one.makefile("r", 0),
-        ):
-            with pytest.raises(ValueError):
-                call()
-        assert one.send(b"") == 0
-        assert one.recv(0) == b""
-        one.close()
-        one.close()
-        for call in (lambda: one.recv(1), lambda: one.send(b"x"), lambda: one.shutdown(SHUT_WR)):
-            with pytest.raises(StreamClosed) as caught:
-                call()
-            assert caught.value.errno == errno.EBADF and isinstance(caught.value, (Closed, OSError))
-        other.close()
-
-
-def test_shutting_down_reading_drops_what_comes_and_does_not_hold_it_up() -> None:
-    with pair_of_streams(NO_KEEPALIVE) as (client, server):
-        one, other = connected(client, server)
-        one.shutdown(SHUT_RD)
-        assert one.recv(1) == b""
-        other.sendall(bytes(5 * MIB))
-        other.shutdown(SHUT_RDWR)
-        one.shutdown(SHUT_WR)
-        wait_until(lambda: client.connections == server.connections == 0)
-        one.close()
-        other.close()
-
-
-def test_files_read_and_write_and_keep_the_connection_open() -> None:
-    with pair_of_streams() as (client, server):
-        one, other = connected(client, server)
-        lines = one.makefile("r", encoding="utf-8")
-        out = other.makefile("wb")
-        both = other.makefile("rwb")
-        raw = one.makefile("wb", 0)
-        one.close()
-        other.close()
-        out.write("größe\nzweite\n".encode())
-        out.flush()
-        assert (lines.readline(), lines.readline()) == ("größe\n", "zweite\n")
-        assert raw.write(b"up\n") == 3
-        assert both.readline() == b"up\n"
-        both.write(b"end")
-        both.close()
-        out.close()
-        assert lines.read() == "end"
-        assert not one.closed and other.closed
-        lines.close()
-        raw.close()
-        assert one.closed
-        with pytest.raises(ValueError):
-            raw.write(b"x")
-
-
-def hello(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    body = environ["wsgi.input"].read()
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body) + 6))])
-    return [b"hello ", body]
-
-
-@pytest.mark.parametrize("size", [0, 10, 3_000_000])
-def test_http_client_and_pywsgi_run_over_a_stream(size: int) -> None:
-    with Stream() as server, Stream() as client:
-        client.dial(server.listen("tcp://127.0.0.1:0").address)
-        wsgi = pywsgi.WSGIServer(("127.0.0.1", 0), hello, log=None)
-        wsgi.init_socket()
-        wsgi.update_environ()
-
-        def serve() -> None:
-            for connection in server:
-                handlers.append(gevent.spawn(wsgi.handle, connection, (connection.peer_address, 0)))
-
-        handlers: list[gevent.Greenlet[..., Any]] = []
-        serving = gevent.spawn(serve)
-        browser = http.client.HTTPConnection("service", timeout=LONG)
-        connection: Any = client.connect(LONG)
-        browser.sock = connection
-        body = pattern(size, size)
-        for _ in range(3):
-            browser.request("POST", "/path", body)
-            response = browser.getresponse()
-            assert (response.status, response.read()) == (200, b"hello " + body)
-        browser.close()
-        gevent.joinall(handlers, timeout=LONG, raise_error=True)
-        assert connection.closed and server.connections == 0
-        server.close()
-        serving.get(timeout=LONG)
-        wsgi.close()
-
-
 # What no honest peer sends
-
-
-def test_data_from_elsewhere_is_not_taken_for_the_other_ends() -> None:
-    with by_hand_connection(NO_KEEPALIVE) as (_, client, connection, send):
-        send(b"evil", source=b"\0\0\0\x06")
-        send(b"\x02", CONTROL, source=b"\0\0\0\x05\0\0\0\x05")
-        send(b"good")
-        assert connection.recv(100) == b"good"
-        assert client.counters.drops == {"garbage": 2}
 
 
 def test_an_answer_by_another_pipe_opens_nothing() -> None:
@@ -965,27 +668,6 @@ def test_a_stream_survives_anything_that_is_a_message(messages: list[tuple[int, 
         stranger.close(0)
         one.close()
         other.close()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([0, CONTROL]), st.binary(max_size=6)), max_size=20))
-def test_a_connection_survives_anything_from_its_other_end(messages: list[tuple[int, bytes]]) -> None:
-    options = {**NO_KEEPALIVE, "connector.dialer.reconnect": False}
-    with by_hand_connection(options, "inproc://anything") as (_, client, connection, send):
-        expected, ended = b"", False
-        for flags, content in messages:
-            send(content, flags)
-            if flags and content in (b"\x02", b"\x04"):
-                ended = True
-            if not flags and not ended:
-                expected += content
-        send(b"\x02", CONTROL)
-        try:
-            assert read_to_end(connection) == expected
-        except StreamReset:
-            assert (CONTROL, b"\x04") in messages
-        connection.close()
-        assert client.pipes
 
 
 def test_a_raw_peer_is_none() -> None:

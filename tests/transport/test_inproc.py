@@ -89,6 +89,21 @@ def test_a_name_that_nobody_listens_to_is_refused() -> None:
         dial("inproc://nobody")
 
 
+def test_an_inproc_dial_never_hangs_whatever_its_listener_does() -> None:
+    with Socket() as server, Socket() as client:
+        listener = server.listen("inproc://hasty")
+        client.dial("inproc://hasty")
+        listener.close()
+        with pytest.raises(ConnectionRefused):
+            client.dial("inproc://hasty", {"connector.dialer.reconnect": False})
+        listener = server.listen("inproc://hasty")
+        listener.close()
+        server.listen("inproc://hasty")
+        client.dial("inproc://hasty")
+        client.send(b"there")
+        assert server.recv(timeout=5) == b"there"
+
+
 def test_a_name_belongs_to_the_thread_that_listens() -> None:
     with Socket() as server:
         server.listen("inproc://mine")

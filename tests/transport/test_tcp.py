@@ -404,11 +404,22 @@ def test_an_address_can_set_the_options_of_its_connections() -> None:
         client.dial(f"{address}?transport.tcp.noDelay=false")
         server.wait_pipes(1, 5)
         (accepted,), (dialed,) = server.pipes.values(), client.pipes.values()
-        assert isinstance(accepted.connection, TCPConnection) and isinstance(dialed.connection, TCPConnection)
+        assert isinstance(accepted._connection, TCPConnection) and isinstance(dialed._connection, TCPConnection)
         protocol = gsocket.IPPROTO_TCP
-        assert accepted.connection._sock.getsockopt(protocol, gsocket.TCP_KEEPIDLE) == 40
-        assert accepted.connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
-        assert not dialed.connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
+        assert accepted._connection._sock.getsockopt(protocol, gsocket.TCP_KEEPIDLE) == 40
+        assert accepted._connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
+        assert not dialed._connection._sock.getsockopt(protocol, gsocket.TCP_NODELAY)
+
+
+def test_the_kernels_buffers_are_set_by_the_option_of_their_name() -> None:
+    options = {"transport.tcp.read_buffer": 50_000, "transport.tcp.write_buffer": 100_000}
+    with Socket() as server, Socket() as client:
+        client.dial(server.listen("tcp://127.0.0.1:0").address, options)
+        [pipe] = client.pipes.values()
+        sock = pipe._connection._sock  # type: ignore[attr-defined]
+        # The kernel doubles what it is asked for.
+        assert sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_RCVBUF) == 100_000
+        assert sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_SNDBUF) == 200_000
 
 
 # Connections

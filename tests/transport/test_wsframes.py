@@ -13,6 +13,7 @@ from websockets.streams import StreamReader
 
 from gmultisocket.errors import BadMessage, BadPacket, Closed, ContentTooLong, MultiSocketError, Timeout
 from gmultisocket.transport.wsframes import MAX_FRAGMENTS, ClientFrames, FrameCodec, ServerFrames
+from tests.cases import every_case
 
 LENGTHS = (0, 1, 125, 126, 127, 65535, 65536, 70_000)
 OVERHEAD = 8 + 4 * 255
@@ -54,6 +55,14 @@ def parse(data: bytes, masked: bool) -> list[Frame]:
     return frames
 
 
+def feed(codec: FrameCodec, data: bytes) -> list[bytes]:
+    """Feed bytes until all frames in them are decoded."""
+    packets = codec.feed(data)
+    while codec.more:
+        packets += codec.feed(b"")
+    return packets
+
+
 def refusal(codec: FrameCodec, data: bytes) -> BadMessage:
     """Return the error that some bytes cause."""
     with pytest.raises(BadMessage) as caught:
@@ -73,11 +82,15 @@ def told(codec: FrameCodec, reason: MultiSocketError | None) -> Close:
 
 
 @Codecs
-@pytest.mark.parametrize("text", [False, True])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_messages_of_every_length_arrive(
-    sender: type[FrameCodec], receiver: type[FrameCodec], text: bool, length: int
-) -> None:
+def test_messages_of_every_length_arrive(sender: type[FrameCodec], receiver: type[FrameCodec]) -> None:
+    with every_case() as case:
+        for text in (False, True):
+            for length in LENGTHS:
+                with case(f"{length} bytes{' of text' if text else ''}"):
+                    check_length(sender, receiver, text, length)
+
+
+def check_length(sender: type[FrameCodec], receiver: type[FrameCodec], text: bool, length: int) -> None:
     payload = b"x" * length
     packet = sender(text).wrap(payload)
     assert receiver().feed(packet) == [payload]
@@ -286,10 +299,12 @@ def test_a_reserved_bit_is_a_protocol_error(receiver: type[FrameCodec], rsv: int
 
 
 @Receiver
-@pytest.mark.parametrize("opcode", [3, 4, 5, 6, 7, 11, 12, 13, 14, 15])
-def test_a_reserved_opcode_is_a_protocol_error(receiver: type[FrameCodec], opcode: int) -> None:
-    codec = receiver()
-    assert told(codec, refusal(codec, head(receiver, 0x80 | opcode, 0))).code == 1002
+def test_a_reserved_opcode_is_a_protocol_error(receiver: type[FrameCodec]) -> None:
+    with every_case() as case:
+        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15):
+            with case(f"opcode {opcode}"):
+                codec = receiver()
+                assert told(codec, refusal(codec, head(receiver, 0x80 | opcode, 0))).code == 1002
 
 
 @pytest.mark.parametrize(("receiver", "wrong"), [(ServerFrames, ServerFrames), (ClientFrames, ClientFrames)])
@@ -398,10 +413,10 @@ def test_no_limit_is_no_limit(receiver: type[FrameCodec]) -> None:
 def test_endless_empty_fragments_are_refused_with_1008(receiver: type[FrameCodec]) -> None:
     codec = receiver()
     codec.feed(frame(receiver, Opcode.BINARY, b"", fin=False))
-    codec.feed(frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
+    feed(codec, frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
     whole = receiver()
     whole.feed(frame(receiver, Opcode.BINARY, b"", fin=False))
-    whole.feed(frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
+    feed(whole, frame(receiver, Opcode.CONT, b"", fin=False) * (MAX_FRAGMENTS - 2))
     assert whole.feed(frame(receiver, Opcode.CONT, b"end")) == [b"end"]
     codec.feed(frame(receiver, Opcode.CONT, b"", fin=False))
     error = refusal(codec, frame(receiver, Opcode.CONT, b"one too many"))
@@ -409,9 +424,22 @@ def test_endless_empty_fragments_are_refused_with_1008(receiver: type[FrameCodec
 
 
 @Receiver
+def test_one_call_decodes_a_bounded_number_of_frames_and_the_rest_is_not_lost(receiver: type[FrameCodec]) -> None:
+    codec = receiver()
+    begin, middle = frame(receiver, Opcode.BINARY, b"a", fin=False), frame(receiver, Opcode.CONT, b"", fin=False)
+    data = begin + middle * 2000 + frame(receiver, Opcode.CONT, b"z") + frame(receiver, Opcode.BINARY, b"next")
+    calls, packets = 1, codec.feed(data)
+    while codec.more:
+        assert not packets
+        calls, packets = calls + 1, codec.feed(b"")
+    assert packets == [b"az", b"next"] and calls >= 4
+    assert not codec.pending
+
+
+@Receiver
 def test_of_a_flood_of_pings_the_last_are_answered(receiver: type[FrameCodec]) -> None:
     codec = receiver()
-    codec.feed(b"".join(frame(receiver, Opcode.PING, b"%d" % number) for number in range(1000)))
+    feed(codec, b"".join(frame(receiver, Opcode.PING, b"%d" % number) for number in range(1000)))
     pongs = parse(codec.replies(), masked=receiver is ClientFrames)
     assert [(pong.opcode, pong.data) for pong in pongs] == [(Opcode.PONG, b"%d" % n) for n in range(984, 1000)]
     assert codec.replies() == b""

@@ -17,6 +17,7 @@ from gmultisocket.testing import FakeStream, wait_until
 from gmultisocket.transport.ws import UpgradeRequest
 from gmultisocket.transport.wshandshake import MAX_HEAD, parse_request, read_head
 from gmultisocket.wire import encode
+from tests.cases import every_case
 from tests.certificates import client_certificate, dial_options, listen_options
 from tests.transport.wspeers import RawPeer, frame, request
 
@@ -50,50 +51,51 @@ def test_a_right_request_is_accepted(server: Socket) -> None:
     assert b"Sec-WebSocket-Protocol: multisocket.binary" in answer
 
 
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (request("/path", {"Sec-WebSocket-Protocol": None}), 400),
-        (request("/path", {"Sec-WebSocket-Protocol": "chat, multisocket.other"}), 400),
-        (request("/path", {"Sec-WebSocket-Key": None}), 400),
-        (request("/path", {"Sec-WebSocket-Key": "short"}), 400),
-        (request("/path", {"Sec-WebSocket-Version": None}), 400),
-        (request("/path", {"Host": None}), 400),
-        (request("/path", {"Content-Length": "5"}), 400),
-        (request("/path", {"no colon in this\r\nX": ""}), 400),
-        (b"GET\r\n\r\n", 400),
-        (b"GET /path HTTP/1.1 more\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        (HELLO, 400),
-        (request("/"), 404),
-        (request("/path/"), 404),
-        (request("/paths"), 404),
-        (request("/nothing", {"Upgrade": None}), 404),
-        (request("/path", method="POST"), 405),
-        (request("/path", method="PRI", version="HTTP/2.0"), 405),
-        (request("/path", {"Upgrade": None}), 426),
-        (request("/path", {"Upgrade": "h2c"}), 426),
-        (request("/path", {"Connection": "keep-alive"}), 426),
-        (request("/path", {"Sec-WebSocket-Version": "7"}), 426),
-        (request("/path", {"Sec-WebSocket-Version": "8, 13"}), 426),
-        (request("/" + "a" * 9000), 414),
-        (request("/path", {"X": "a" * 9000}), 431),
-        (request("/path", {"X": "a" * 4000, "Y": "b" * 4000, "Z": "c" * 8100, "W": "d" * 400}), 431),
-        (request("/path", {f"X-{number}": "" for number in range(200)}), 431),
-        (b"GET /path HTTP/1.1\r\nX: " + b"a" * 60_000, 431),
-        (request("/path", version="HTTP/1.0"), 505),
-    ],
-    ids=lambda value: str(value) if isinstance(value, int) else ascii(value[:40]),
-)
-def test_a_wrong_request_is_refused_with_the_right_status(server: Socket, data: bytes, status: int) -> None:
-    found, answer = ask(server, data)
-    assert found == status
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"Connection: close" in head and b"Content-Type: text/plain" in head
-    assert f"Content-Length: {len(body)}".encode() in head
-    assert body.startswith(str(status).encode()) and len(body) < 600
-    assert not server.pipes
-    assert server.listeners[0].refused == server.listeners[0].accepted
+WRONG_REQUESTS = {
+    "no subprotocol": (request("/path", {"Sec-WebSocket-Protocol": None}), 400),
+    "another subprotocol": (request("/path", {"Sec-WebSocket-Protocol": "chat, multisocket.other"}), 400),
+    "no key": (request("/path", {"Sec-WebSocket-Key": None}), 400),
+    "a short key": (request("/path", {"Sec-WebSocket-Key": "short"}), 400),
+    "no version": (request("/path", {"Sec-WebSocket-Version": None}), 400),
+    "no host": (request("/path", {"Host": None}), 400),
+    "a body": (request("/path", {"Content-Length": "5"}), 400),
+    "a header without a colon": (request("/path", {"no colon in this\r\nX": ""}), 400),
+    "half a request line": (b"GET\r\n\r\n", 400),
+    "too long a request line": (b"GET /path HTTP/1.1 more\r\n\r\n", 400),
+    "tls": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    "a frame of ours": (HELLO, 400),
+    "another path": (request("/"), 404),
+    "a path with a slash more": (request("/path/"), 404),
+    "a path with a letter more": (request("/paths"), 404),
+    "another path and no upgrade": (request("/nothing", {"Upgrade": None}), 404),
+    "another method": (request("/path", method="POST"), 405),
+    "http/2": (request("/path", method="PRI", version="HTTP/2.0"), 405),
+    "no upgrade": (request("/path", {"Upgrade": None}), 426),
+    "another upgrade": (request("/path", {"Upgrade": "h2c"}), 426),
+    "no upgrade in the connection header": (request("/path", {"Connection": "keep-alive"}), 426),
+    "an old version": (request("/path", {"Sec-WebSocket-Version": "7"}), 426),
+    "a list of versions": (request("/path", {"Sec-WebSocket-Version": "8, 13"}), 426),
+    "a long path": (request("/" + "a" * 9000), 414),
+    "a long header": (request("/path", {"X": "a" * 9000}), 431),
+    "long headers": (request("/path", {"X": "a" * 4000, "Y": "b" * 4000, "Z": "c" * 8100, "W": "d" * 400}), 431),
+    "many headers": (request("/path", {f"X-{number}": "" for number in range(200)}), 431),
+    "an endless header": (b"GET /path HTTP/1.1\r\nX: " + b"a" * 60_000, 431),
+    "http/1.0": (request("/path", version="HTTP/1.0"), 505),
+}
+
+
+def test_a_wrong_request_is_refused_with_the_right_status(server: Socket) -> None:
+    with every_case() as case:
+        for name, (data, status) in WRONG_REQUESTS.items():
+            with case(name):
+                found, answer = ask(server, data)
+                assert found == status
+                head, _, body = answer.partition(b"\r\n\r\n")
+                assert b"Connection: close" in head and b"Content-Type: text/plain" in head
+                assert f"Content-Length: {len(body)}".encode() in head
+                assert body.startswith(str(status).encode()) and len(body) < 600
+                assert not server.pipes
+                assert server.listeners[0].refused == server.listeners[0].accepted
 
 
 def test_a_refused_version_or_method_is_told_what_would_be_right(server: Socket) -> None:
@@ -119,40 +121,41 @@ def test_what_a_request_holds_does_not_get_into_the_answer_as_it_is(server: Sock
 
 # Origins
 
-ORIGIN = {"Host": "example.com", "Origin": "http://example.com"}
+ORIGIN: dict[str, str | None] = {"Host": "example.com", "Origin": "http://example.com"}
 HOSTS = {"hosts": ["example.com"]}
 
 
-@pytest.mark.parametrize(
-    ("headers", "options", "status"),
-    [
-        ({}, {}, 101),
-        (ORIGIN, HOSTS, 101),
-        ({"Host": "Example.com:8080", "Origin": "https://example.com:8080"}, HOSTS, 101),
-        ({"Host": "example.com", "Origin": "http://evil.example"}, {}, 403),
-        ({"Host": "example.com", "Origin": "http://example.com.evil.example"}, {}, 403),
-        ({"Host": "example.com", "Origin": "http://example.com:81"}, {}, 403),
-        ({"Host": "example.com", "Origin": "null"}, {}, 403),
-        ({"Host": "example.com", "Origin": ""}, {}, 403),
-        ({"Host": "", "Origin": "null"}, {}, 403),
-        ({"Origin": "http://evil.example"}, {"check_origin": True}, 403),
-        ({"Origin": "http://evil.example"}, {"check_origin": False}, 101),
-        ({"Origin": "http://Good.example"}, {"origins": ["http://good.example"]}, 101),
-        ({"Origin": "http://good.example"}, {"origins": [re.compile("http://.*[.]example")]}, 101),
-        ({"Origin": "http://good.example.evil"}, {"origins": ["http://good.example"]}, 403),
-        (ORIGIN, {"origins": ["http://good.example"], **HOSTS}, 101),
-        ({"Origin": "http://evil.example"}, {"origin_checker": lambda request: True}, 101),
-        (ORIGIN, {"origin_checker": lambda request: False}, 403),
-        ({}, {"origin_checker": lambda request: None}, 403),
-        ({}, {"origin_checker": lambda request: 1 // 0}, 500),
-        ({"Origin": "x"}, {"origin_checker": lambda request: False, "check_origin": False}, 101),
-    ],
-)
-def test_a_page_may_connect_from_its_own_host_and_from_those_that_are_listed(
-    server: Socket, headers: dict[str, str | None], options: dict[str, Any], status: int
-) -> None:
-    options = {LISTENER + name: value for name, value in options.items()}
-    assert ask(server, request("/path", headers), options)[0] == status
+ORIGINS: list[tuple[dict[str, str | None], dict[str, Any], int]] = [
+    ({}, {}, 101),
+    (ORIGIN, HOSTS, 101),
+    ({"Host": "Example.com:8080", "Origin": "https://example.com:8080"}, HOSTS, 101),
+    ({"Host": "example.com", "Origin": "http://evil.example"}, {}, 403),
+    ({"Host": "example.com", "Origin": "http://example.com.evil.example"}, {}, 403),
+    ({"Host": "example.com", "Origin": "http://example.com:81"}, {}, 403),
+    ({"Host": "example.com", "Origin": "null"}, {}, 403),
+    ({"Host": "example.com", "Origin": ""}, {}, 403),
+    ({"Host": "", "Origin": "null"}, {}, 403),
+    ({"Origin": "http://evil.example"}, {"check_origin": True}, 403),
+    ({"Origin": "http://evil.example"}, {"check_origin": False}, 101),
+    ({"Origin": "http://Good.example"}, {"origins": ["http://good.example"]}, 101),
+    ({"Origin": "http://good.example"}, {"origins": [re.compile("http://.*[.]example")]}, 101),
+    ({"Origin": "http://good.example.evil"}, {"origins": ["http://good.example"]}, 403),
+    (ORIGIN, {"origins": ["http://good.example"], **HOSTS}, 101),
+    ({"Origin": "http://evil.example"}, {"origin_checker": lambda request: True}, 101),
+    (ORIGIN, {"origin_checker": lambda request: False}, 403),
+    ({}, {"origin_checker": lambda request: None}, 403),
+    ({}, {"origin_checker": lambda request: 1 // 0}, 500),
+    ({"Origin": "x"}, {"origin_checker": lambda request: False, "check_origin": False}, 101),
+]
+
+
+def test_a_page_may_connect_from_its_own_host_and_from_those_that_are_listed() -> None:
+    with every_case() as case:
+        for headers, options, status in ORIGINS:
+            with case(f"{status} for {headers}, {options}"), Socket() as server:
+                named = {LISTENER + name: value for name, value in options.items()}
+                assert ask(server, request("/path", headers), named)[0] == status
+                server.close(linger=0)
 
 
 def test_origins_can_be_written_in_an_address() -> None:
@@ -177,25 +180,32 @@ def test_more_than_one_origin_is_refused(server: Socket) -> None:
 # Authorization
 
 
-@pytest.mark.parametrize(
-    ("verdict", "status"),
-    [
-        (None, 101),
-        (True, 101),
-        (False, 403),
-        (401, 401),
-        (503, 503),
-        (200, 403),
-        (101, 403),
-        (999, 403),
-        (RequestRefused(401, "no token", {"WWW-Authenticate": "Bearer", "X\r\nY": "z"}), 401),
-        (PipeRefused("not you"), 403),
-        (ZeroDivisionError("a bug"), 500),
-        ({"user": "ann"}, 101),
-        ("ann", 101),
-    ],
-)
-def test_authorize_lets_in_or_refuses(server: Socket, verdict: object, status: int) -> None:
+VERDICTS = [
+    (None, 101),
+    (True, 101),
+    (False, 403),
+    (401, 401),
+    (503, 503),
+    (200, 403),
+    (101, 403),
+    (999, 403),
+    (RequestRefused(401, "no token", {"WWW-Authenticate": "Bearer", "X\r\nY": "z"}), 401),
+    (PipeRefused("not you"), 403),
+    (ZeroDivisionError("a bug"), 500),
+    ({"user": "ann"}, 101),
+    ("ann", 101),
+]
+
+
+def test_authorize_lets_in_or_refuses() -> None:
+    with every_case() as case:
+        for verdict, status in VERDICTS:
+            with case(repr(verdict)), Socket() as server:
+                check_verdict(server, verdict, status)
+                server.close(linger=0)
+
+
+def check_verdict(server: Socket, verdict: object, status: int) -> None:
     def authorize(request: UpgradeRequest) -> object:
         if isinstance(verdict, Exception):
             raise verdict

@@ -17,7 +17,7 @@ from gevent import Greenlet, Timeout, getcurrent
 from ...log import get_logger
 from ..pipes.pipe import Pipe
 
-__all__ = ["CallbackGreenlet", "PipeCallback", "PipeEvent", "PipeEvents", "in_callback"]
+__all__ = ["CallbackGreenlet", "PipeCallback", "PipeEvent", "PipeEvents"]
 
 logger = get_logger("gmultisocket.socket")
 
@@ -45,11 +45,6 @@ class CallbackGreenlet(Greenlet):  # type: ignore[type-arg]  # at run time it ta
     A ``close()`` that is called in one waits for no callback of any socket: two sockets whose callbacks close each
     other would wait for one another.
     """
-
-
-def in_callback() -> bool:
-    """Return whether the caller runs in a pipe callback of any socket."""
-    return isinstance(getcurrent(), CallbackGreenlet)
 
 
 class PipeEvents:
@@ -99,5 +94,5 @@ class PipeEvents:
 
     def join(self) -> None:
         """Block until all callbacks have returned, unless the caller is one of them."""
-        if self._greenlet is not None and not in_callback():
+        if self._greenlet is not None and not isinstance(getcurrent(), CallbackGreenlet):
             self._greenlet.join()

@@ -128,10 +128,10 @@ class InprocPipe(Pipe):
         if self._peer is not None and not self._waiting:
             self._waiting = True
             not_full = self._peer._receiver.not_full
-            not_full.waiters.append(self)
+            not_full.waiters.append(self._deliver_queued)
             not_full.wake()
 
-    def switch(self, value: bool) -> None:
+    def _deliver_queued(self, woken: bool) -> None:
         """Deliver what fits into the peer's queue. The peer's wait list calls it as it would switch to a greenlet."""
         self._waiting = False
         peer = self._peer

@@ -7,7 +7,7 @@ import pytest
 from gevent.event import Event
 
 from gmultisocket import Message, Socket
-from gmultisocket.errors import ConnectionRefused
+from gmultisocket.errors import ConnectionRefused, Timeout
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import TO_ALL, TO_DEST, pack_id
 
@@ -86,6 +86,19 @@ def test_both_ends_close_together() -> None:
         near.close("enough")
         assert far.closed
         assert (near.reason, far.reason) == ("enough", "the peer closed the connection")
+
+
+def test_an_inproc_peer_that_closes_is_noticed_by_the_other_end() -> None:
+    with Socket() as client, Socket({"socket.recv_queue_size": 1}) as server:
+        server.listen("inproc://noticed")
+        client.dial("inproc://noticed", {"connector.dialer.reconnect": False})
+        for number in range(60):
+            client.send(b"%d" % number, timeout=5)
+        server.close()
+        assert not client.pipes
+        assert client.send_all(b"nobody") == 0
+        with pytest.raises(Timeout):
+            client.send(b"nobody", timeout=0)
 
 
 def test_a_name_is_free_again_when_its_listener_is_closed() -> None:

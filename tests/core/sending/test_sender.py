@@ -27,6 +27,7 @@ from gmultisocket.errors import (
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, NO_SOURCE, RAW, TO_ALL, TO_DEST, TO_ONE, Decoder, pack_id
 from tests.addresses import plain_connection
+from tests.cases import every_case
 from tests.peers import only_pipe
 
 
@@ -82,12 +83,17 @@ def make_hub() -> Iterator[Callable[..., Hub]]:
 # Contents
 
 
-@pytest.mark.parametrize("content", [b"", b"x", bytearray(b"array"), memoryview(b"a view")[2:], b"z" * 131072])
-def test_any_bytes_like_content_arrives_as_bytes(two: tuple[Socket, Socket], content: bytes) -> None:
+BYTES_LIKE: list[Any] = [b"", b"x", bytearray(b"array"), memoryview(b"a view")[2:], b"z" * 131072]
+
+
+def test_any_bytes_like_content_arrives_as_bytes(two: tuple[Socket, Socket]) -> None:
     server, client = two
-    client.send(content)
-    received = server.recv(timeout=5)
-    assert type(received) is bytes and received == bytes(content)
+    with every_case() as case:
+        for content in BYTES_LIKE:
+            with case(f"{len(content)} bytes in a {type(content).__name__}"):
+                client.send(content)
+                received = server.recv(timeout=5)
+                assert type(received) is bytes and received == bytes(content)
 
 
 def test_a_mutable_content_may_be_changed_after_sending(two: tuple[Socket, Socket]) -> None:
@@ -99,8 +105,14 @@ def test_a_mutable_content_may_be_changed_after_sending(two: tuple[Socket, Socke
     assert [server.recv(timeout=5) for _ in range(3)] == [b"before"] * 3
 
 
-@pytest.mark.parametrize("content", ["text", 7, None, [1, 2]])
-def test_what_is_not_bytes_like_is_refused_by_every_way_to_send(two: tuple[Socket, Socket], content: Any) -> None:
+def test_what_is_not_bytes_like_is_refused_by_every_way_to_send(two: tuple[Socket, Socket]) -> None:
+    with every_case() as case:
+        for content in ("text", 7, None, [1, 2]):
+            with case(repr(content)):
+                check_refused(two, content)
+
+
+def check_refused(two: tuple[Socket, Socket], content: Any) -> None:
     server, client = two
     for call in (
         lambda: client.send(content),
@@ -390,12 +402,17 @@ def test_a_path_may_be_any_bytes_like_object(two: tuple[Socket, Socket], path: C
     assert server.recv(timeout=5) == b"hello"
 
 
-@pytest.mark.parametrize("path", [b"", b"123", b"12345", bytes(4 * 256), "path", None, 7])
-def test_what_is_no_path_is_refused(two: tuple[Socket, Socket], path: Any) -> None:
+NO_PATHS: list[Any] = [b"", b"123", b"12345", bytes(4 * 256), "path", None, 7]
+
+
+def test_what_is_no_path_is_refused(two: tuple[Socket, Socket]) -> None:
     _, client = two
-    with pytest.raises(BadPath):
-        client.send_to(path, b"lost")
-    assert client.counters.messages_sent == 0
+    with every_case() as case:
+        for path in NO_PATHS:
+            with case(repr(path)):
+                with pytest.raises(BadPath):
+                    client.send_to(path, b"lost")
+                assert client.counters.messages_sent == 0
 
 
 def test_a_path_through_no_open_pipe_is_broken(two: tuple[Socket, Socket]) -> None:
@@ -478,22 +495,22 @@ def test_send_msg_sends_as_the_fields_say(two: tuple[Socket, Socket]) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("message", "reason"),
-    [
-        (Message(TO_ONE, ttl=0), "ttl"),
-        (Message(TO_ALL, ttl=0), "ttl"),
-        (Message(TO_ONE | RAW), "raw"),
-        (Message(TO_DEST), "arrived"),
-    ],
-)
-def test_a_message_that_may_not_go_further_is_dropped(
-    two: tuple[Socket, Socket], message: Message, reason: str
-) -> None:
+GOES_NO_FURTHER = [
+    (Message(TO_ONE, ttl=0), "ttl"),
+    (Message(TO_ALL, ttl=0), "ttl"),
+    (Message(TO_ONE | RAW), "raw"),
+    (Message(TO_DEST), "arrived"),
+]
+
+
+def test_a_message_that_may_not_go_further_is_dropped(two: tuple[Socket, Socket]) -> None:
     _, client = two
-    with pytest.raises(MessageDropped) as caught:
-        client.send_msg(message)
-    assert caught.value.reason == reason
+    with every_case() as case:
+        for message, reason in GOES_NO_FURTHER:
+            with case(f"flags {message.flags:#04x}, ttl {message.ttl}"):
+                with pytest.raises(MessageDropped) as caught:
+                    client.send_msg(message)
+                assert caught.value.reason == reason
 
 
 def test_send_msg_refuses_what_is_no_message(two: tuple[Socket, Socket]) -> None:
@@ -510,6 +527,24 @@ def test_send_msg_refuses_what_is_no_message(two: tuple[Socket, Socket]) -> None
             client.send_msg(message)
     client.send(b"good")
     assert server.recv(timeout=5) == b"good"
+
+
+def test_what_may_not_be_forwarded_is_an_error_and_not_a_silent_loss() -> None:
+    with Socket() as server, Socket() as client:
+        client.dial(server.listen("tcp://127.0.0.1:0").address)
+        for message, reason in (
+            (Message(ttl=0), "ttl"),
+            (Message(flags=RAW), "raw"),
+            (Message(flags=TO_DEST), "arrived"),
+            (Message(source=bytes(4 * 255)), "hops"),
+        ):
+            with pytest.raises(MessageDropped) as caught:
+                client.send_msg(message)
+            assert caught.value.reason == reason
+        with pytest.raises(BadMessage):
+            client.send_msg(Message(flags=3))
+        client.send(b"fine")
+        assert server.recv(timeout=5) == b"fine"
 
 
 def test_the_ttl_of_what_is_sent_is_an_option_and_0_means_16(two: tuple[Socket, Socket]) -> None:
@@ -608,8 +643,7 @@ def test_best_effort_drops_what_cannot_be_queued_at_once(make_hub: Callable[...,
     assert hub.sock.send_all(b"y") == 1
 
 
-@pytest.mark.parametrize("send", ["send", "send_all", "send_to", "send_msg"])
-def test_a_socket_with_no_send_refuses_every_way_to_send(address: str, send: str) -> None:
+def test_a_socket_with_no_send_refuses_every_way_to_send(address: str) -> None:
     with Socket({"socket.no_send": True}) as mute, Socket() as peer:
         peer.dial(mute.listen(address).address)
         mute.wait_pipes(timeout=5)
@@ -620,10 +654,13 @@ def test_a_socket_with_no_send_refuses_every_way_to_send(address: str, send: str
             "send_to": lambda: mute.send_to(path, b"x"),
             "send_msg": lambda: mute.send_msg(Message(content=b"x")),
         }
-        with pytest.raises(NotSupported):
-            calls[send]()
-        peer.send(b"it can still receive")
-        assert mute.recv(timeout=5) == b"it can still receive"
+        with every_case() as case:
+            for name, call in calls.items():
+                with case(name):
+                    with pytest.raises(NotSupported):
+                        call()
+                    peer.send(b"it can still receive")
+                    assert mute.recv(timeout=5) == b"it can still receive"
 
 
 @pytest.mark.parametrize("call", ["send", "send_to", "send_all"])

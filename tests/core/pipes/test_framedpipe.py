@@ -1,0 +1,253 @@
+"""Pipes over frames back to back: what is on the wire, and what a peer may do wrong."""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+
+import gevent
+import pytest
+from gevent import socket as gsocket
+
+from gmultisocket import Message, Socket
+from gmultisocket.testing import FakeStream, FakeTransport, wait_until
+from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, encode, pack_id
+from tests.addresses import plain_connection
+from tests.cases import every_case
+from tests.core.streams import frame, read_exactly
+from tests.peers import only_pipe
+
+CLOSE, PING = b"\0", b"\1"
+
+
+@pytest.fixture
+def served(stream_address: str) -> Iterator[tuple[Socket, gsocket.socket]]:
+    """A listening socket and a plain peer of it."""
+    with Socket() as server:
+        with plain_connection(server.listen(stream_address).address) as peer:
+            server.wait_pipes(timeout=5)
+            yield server, peer
+        server.close(linger=0)
+
+
+# Frames on the wire
+
+
+def test_what_is_sent_is_on_the_wire_as_frames(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    path = only_pipe(server).path
+    server.send(b"one")
+    server.send_all(b"all")
+    server.send_to(path + pack_id(5), b"dest")
+    expected = [
+        frame(b"one"),
+        frame(b"all", TO_ALL),
+        frame(b"dest", TO_DEST, destination=path + pack_id(5)),
+    ]
+    for each in expected:
+        assert read_exactly(peer, len(each)) == each
+
+
+def test_what_comes_as_frames_is_received_in_pieces_of_any_size(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    contents = [bytes([number]) * (number * 37 % 300) for number in range(50)]
+    stream = b"".join(frame(content, source=pack_id(number + 1)) for number, content in enumerate(contents))
+    rng = random.Random(7)
+    while stream:
+        size = rng.choice((1, 2, 3, 5, 8, 100, 1000))
+        peer.sendall(stream[:size])
+        stream = stream[size:]
+        gevent.sleep(0)
+    messages = [server.recv_msg(timeout=5) for _ in contents]
+    assert [message.content for message in messages] == contents
+    here = only_pipe(server).path
+    assert [message.source for message in messages] == [here + pack_id(number + 1) for number in range(50)]
+
+
+def test_a_message_is_the_same_frame_whenever_in_a_turn_it_is_sent_and_however_long_it_is() -> None:
+    sizes = [0, 1, 100, 32767, 32768, 40_000, 0, 131072, 1]
+    stream = FakeStream()
+    with FakeTransport([stream]) as fake, Socket({"socket.send_ttl": 7}) as client:
+        client.dial(fake.address)
+        for size in sizes:
+            client.send(bytes(size))
+            client.send_all(bytes(size))
+        gevent.sleep(0)
+        expected = [frame(bytes(size), flags, ttl=7) for size in sizes for flags in (TO_ONE, TO_ALL)]
+        assert bytes(stream.sent) == b"".join(expected)
+
+
+class PartsStream(FakeStream):
+    """A stream that keeps the parts of what it was given in parts."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[bytes | memoryview] = []
+
+    def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
+        self.parts += buffers
+        return super().sendmsg(buffers)
+
+
+def test_a_large_content_is_given_to_the_kernel_as_it_is() -> None:
+    stream = PartsStream()
+    with FakeTransport([stream]) as fake, Socket() as client:
+        client.dial(fake.address)
+        content = bytes(100_000)
+        client.send(content)
+        head, given = stream.parts
+        assert given is content and len(head) == 8
+
+
+def test_a_message_that_goes_to_another_pipe_is_the_same_message() -> None:
+    broken, good = FakeStream(takes=[0, BrokenPipeError(32, "broken")]), FakeStream()
+    messages = [
+        Message(TO_ONE | CONTROL, ttl=5, source=pack_id(7) + pack_id(9), content=b"small"),
+        Message(TO_ONE, ttl=6, source=pack_id(8), content=bytes(100_000)),
+        Message(TO_ONE, ttl=7, content=b""),
+    ]
+    with FakeTransport([broken, good]) as fake, Socket() as client:
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        for message in messages:
+            client.send_msg(message)
+        client.dial(fake.address)
+        broken.feed(b"")
+        wait_until(lambda: len(client.pipes) == 1)
+        assert client.close() == 0
+    assert bytes(good.sent) == b"".join(map(encode, messages))
+    assert client.counters.drops == {} and client.counters.messages_sent == 3
+
+
+class AskedStream(FakeStream):
+    """A stream that knows how much it was asked for at a time."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def recv(self, size: int) -> bytes:
+        self.asked.append(size)
+        return super().recv(size)
+
+
+def test_the_kernel_is_asked_for_as_much_as_the_option_says_and_for_what_suits_without_it() -> None:
+    streams = [AskedStream(), AskedStream()]
+    with FakeTransport(streams) as fake, Socket() as client:
+        for size in (10, 0):
+            client.dial(fake.address, {"connector.pipe.read_buffer": size})
+        for stream in streams:
+            stream.feed(frame(b"in small pieces"))
+            assert client.recv(timeout=5) == b"in small pieces"
+        wait_until(lambda: [stream.asked for stream in streams] == [[10] * 4, [65536] * 2])
+        only = next(pipe for pipe in client.pipes.values() if pipe._connection is streams[0])
+        only.options.set("connector.pipe.read_buffer", 20)
+        streams[0].feed(frame(b"in larger pieces"))
+        assert client.recv(timeout=5) == b"in larger pieces"
+        assert streams[0].asked[-2:] == [20, 20]
+
+
+def test_the_longest_content_may_be_changed_while_a_pipe_is_open(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    pipe = only_pipe(server)
+    pipe.options.set("connector.pipe.max_recv_content_length", 200_000)
+    peer.sendall(frame(bytes(200_000)))
+    assert server.recv(timeout=5) == bytes(200_000)
+    pipe.options.set("connector.pipe.max_recv_content_length", 10)
+    peer.sendall(frame(bytes(10)) + frame(bytes(11)))
+    assert server.recv(timeout=5) == bytes(10)
+    wait_until(lambda: pipe.closed)
+    assert "11 bytes" in pipe.reason
+
+
+def test_a_peer_that_goes_between_two_messages_has_just_closed(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    pipe = only_pipe(server)
+    peer.sendall(frame(b"last"))
+    peer.close()
+    assert server.recv(timeout=5) == b"last"
+    wait_until(lambda: pipe.closed)
+    assert pipe.reason == "the peer closed the connection"
+
+
+# What a peer may do wrong
+
+
+BAD_FRAMES = [
+    (struct.pack(">BBBBI", TO_ONE, 0, 0, 0, 0), "ttl"),
+    (struct.pack(">BBBBI", 3, 16, 0, 0, 0), "send type"),
+    (struct.pack(">BBBBI", TO_DEST, 16, 0, 0, 0), "destination"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 255, 0, 0), "ids"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 200, 200, 0), "ids"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 0, 0, 131073), "131073 bytes"),
+    (struct.pack(">BBBBI", TO_ONE, 16, 0, 0, 2**32 - 1), "4294967295 bytes"),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "send type"),
+]
+
+
+def test_a_bad_message_closes_its_pipe_and_what_came_before_is_received(stream_address: str) -> None:
+    with Socket() as server:
+        where = server.listen(stream_address).address
+        with plain_connection(where) as good, every_case() as case:
+            server.wait_pipes(1, timeout=5)
+            for bad, reason in BAD_FRAMES:
+                with case(f"{bad[:8].hex()}: {reason}"), plain_connection(where) as peer:
+                    server.wait_pipes(2, timeout=5)
+                    _, pipe = server.pipes.values()
+                    peer.sendall(frame(b"before") + bad + frame(b"after"))
+                    assert server.recv(timeout=5) == b"before"
+                    wait_until(lambda pipe=pipe: pipe.closed)  # type: ignore[misc]
+                    assert reason in pipe.reason
+                    with suppress(ConnectionResetError):
+                        assert peer.recv(1) == b""
+                    good.sendall(frame(b"others are untouched"))
+                    assert server.recv(timeout=5) == b"others are untouched"
+        server.close(linger=0)
+
+
+def test_a_peer_that_dies_in_the_middle_of_a_frame_leaves_no_message(stream_address: str) -> None:
+    whole = frame(b"content", source=pack_id(9))
+    with Socket() as server:
+        where = server.listen(stream_address).address
+        for size in range(1, len(whole)):
+            with plain_connection(where) as peer:
+                server.wait_pipes(timeout=5)
+                pipe = only_pipe(server)
+                peer.sendall(whole[:size])
+            wait_until(lambda pipe=pipe: pipe.closed)
+            assert pipe.reason == "the peer closed the connection in the middle of a message"
+            wait_until(lambda: not server.pipes)
+        assert server.queued == 0
+
+
+def test_the_flag_of_raw_pipes_is_not_believed_when_a_peer_sets_it(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    peer.sendall(frame(b"not raw", RAW | CONTROL))
+    message = server.recv_msg(timeout=5)
+    assert (message.flags, message.content) == (CONTROL, b"not raw")
+    server.send_msg(message.replace(destination=b""))
+
+
+def test_internal_messages_are_never_shown_and_unknown_ones_are_counted(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    peer.sendall(frame(b"\x77unknown", INTERNAL) + frame(b"", INTERNAL) + frame(b"shown"))
+    assert server.recv(timeout=5) == b"shown"
+    assert server.counters.drops == {"internal": 2}
+    assert server.counters.messages_received == 1
+
+
+def test_what_a_peer_sends_behind_its_goodbye_is_not_received(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    pipe = only_pipe(server)
+    peer.sendall(frame(b"last") + frame(CLOSE, INTERNAL, ttl=1) + frame(b"too late") + frame(PING, INTERNAL, ttl=1))
+    assert server.recv(timeout=5) == b"last"
+    wait_until(lambda: pipe.closed)
+    assert pipe.reason == "the peer said goodbye"
+    assert server.queued == 0
+    with suppress(ConnectionResetError):
+        assert peer.recv(100) == b"", "the ping behind the goodbye was answered"

@@ -1,0 +1,225 @@
+"""What a Sub tells the publishers behind one pipe, and which acknowledgements it waits for."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import gevent
+import pytest
+
+from gmultisocket import Socket
+from gmultisocket.errors import Timeout
+from gmultisocket.protocol import Pub, Sub
+from gmultisocket.testing import wait_until
+from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message, pack_id
+from tests.cases import every_case
+
+LONG = 20.0
+UNSUBSCRIBE, SUBSCRIBE, SUBSCRIBED = b"\x00", b"\x01", b"\x02"
+
+
+def publication(topic: str, content: bytes) -> bytes:
+    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
+
+
+@contextmanager
+def by_hand_pub(name: str, received: int = 100) -> Iterator[tuple[Socket, Sub]]:
+    """A Sub, and a plain Socket that it takes for its publisher."""
+    with Socket({"socket.recv_queue_size": received}) as by_hand, Sub({"socket.send_queue_size": 1}) as sub:
+        sub.dial(by_hand.listen(f"inproc://{name}").address)
+        yield by_hand, sub
+        sub.close(0)
+
+
+def acknowledge(by_hand: Socket, pattern: bytes, destination: bytes, source: bytes = b"") -> None:
+    by_hand.send_msg(Message(CONTROL | TO_DEST, source=source, destination=destination, content=SUBSCRIBED + pattern))
+
+
+# Telling
+
+
+def test_a_pattern_is_told_when_it_is_wanted_and_when_it_is_not() -> None:
+    with by_hand_pub("told") as (by_hand, sub):
+        messages = []
+        for change, pattern in ((sub.subscribe, "a.*"), (sub.subscribe, "ü"), (sub.unsubscribe, "a.*")):
+            change(pattern)
+            messages.append(by_hand.recv_msg(LONG))
+        assert [message.content for message in messages] == [
+            SUBSCRIBE + b"a.*",
+            SUBSCRIBE + "ü".encode(),
+            UNSUBSCRIBE + b"a.*",
+        ]
+        assert {message.flags for message in messages} == {CONTROL | TO_ALL}
+        sub.unsubscribe("never wanted")
+        gevent.idle()
+        assert by_hand.queued == 0
+
+
+def test_a_publisher_that_comes_is_told_every_pattern() -> None:
+    with by_hand_pub("first") as (by_hand, sub), Socket() as second:
+        for pattern in ("a", "b", "c"):
+            sub.subscribe(pattern)
+            assert by_hand.recv(LONG) == SUBSCRIBE + pattern.encode()
+        sub.unsubscribe("b")
+        assert by_hand.recv(LONG) == UNSUBSCRIBE + b"b"
+        sub.dial(second.listen("inproc://second").address)
+        assert {second.recv(LONG) for _ in range(2)} == {SUBSCRIBE + b"a", SUBSCRIBE + b"c"}
+        gevent.idle()
+        assert second.queued == 0 and by_hand.queued == 0
+
+
+def test_while_a_pipe_is_full_only_the_last_word_on_a_pattern_waits_for_it() -> None:
+    with by_hand_pub("full", received=1) as (by_hand, sub):
+        # These fill the way.
+        for number in range(3):
+            sub.subscribe(f"fill.{number}")
+            gevent.idle()
+        for _ in range(10):
+            sub.subscribe("kept")
+            sub.unsubscribe("kept")
+            sub.subscribe("kept")
+            sub.subscribe("left")
+            sub.unsubscribe("left")
+        told = [by_hand.recv(LONG) for _ in range(5)]
+        assert told[:3] == [SUBSCRIBE + b"fill.%d" % number for number in range(3)]
+        assert sorted(told[3:]) == [UNSUBSCRIBE + b"left", SUBSCRIBE + b"kept"]
+        gevent.idle()
+        assert by_hand.queued == 0
+
+
+# Acknowledgements
+
+
+def test_subscribe_waits_for_nobody_where_nobody_is() -> None:
+    with Sub() as sub, Pub() as pub:
+        sub.subscribe("a", 0)
+        sub.dial(pub.listen("inproc://later").address)
+        wait_until(lambda: pub.subscriptions == 1)
+        assert pub.publish("a", b"later") == 1
+
+
+def test_a_subscription_that_nobody_acknowledged_in_time_stays() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://silent").address)
+        with pytest.raises(Timeout) as caught:
+            sub.subscribe("a", 0.01)
+        assert caught.value.seconds == 0.01
+        with pytest.raises(Timeout):
+            sub.subscribe("a", 0)
+        by_hand.send_all(publication("a", b"all the same"))
+        assert sub.recv(LONG) == ("a", b"all the same")
+
+
+def test_the_acknowledgement_of_an_earlier_subscription_is_not_taken_for_that_of_a_new_one() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://order").address)
+        sub.subscribe("a")
+        first = by_hand.recv_msg(LONG)
+        sub.unsubscribe("a")
+        assert by_hand.recv_msg(LONG).content == b"\x00a"
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        assert by_hand.recv_msg(LONG).content == b"\x01a"
+        acknowledgement = Message(flags=CONTROL | TO_DEST, destination=first.source, content=b"\x02a")
+        by_hand.send_msg(acknowledgement)
+        gevent.idle()
+        assert not waiting.ready()
+        by_hand.send_msg(acknowledgement)
+        waiting.get(timeout=LONG)
+
+
+def test_subscribing_and_leaving_at_once_ends_as_it_was_left() -> None:
+    with Pub() as pub, Sub() as sub:
+        sub.dial(pub.listen("inproc://fickle").address)
+        for _ in range(3):
+            sub.subscribe("a")
+            sub.unsubscribe("a")
+        sub.subscribe("b", LONG)
+        wait_until(lambda: pub.subscriptions == 1)
+        for _ in range(3):
+            sub.unsubscribe("b")
+            sub.subscribe("b")
+        sub.subscribe("b", LONG)
+        assert pub.publish("b", b"") == 1
+
+
+def test_subscribe_waits_for_the_slowest_of_the_publishers() -> None:
+    with Socket() as by_hand, Pub() as pub, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://slow").address)
+        sub.dial(pub.listen("inproc://fast").address)
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        asked = by_hand.recv_msg(LONG)
+        wait_until(lambda: pub.subscriptions == 1)
+        gevent.idle()
+        assert not waiting.ready()
+        by_hand.close_pipe(asked.pipe_id)
+        waiting.get(timeout=LONG)
+
+
+def test_acknowledgements_that_nobody_waits_for_change_nothing() -> None:
+    with by_hand_pub("liar") as (by_hand, sub), every_case() as case:
+        sub.subscribe("mine")
+        way = by_hand.recv_msg(LONG).source
+        acknowledge(by_hand, b"mine", way)
+        for number, pattern in enumerate((b"never", b"mine", b"mine", b"other", b"new.0", b"new.4")):
+            with case(pattern):
+                acknowledge(by_hand, pattern, way)
+                waiting = gevent.spawn(sub.subscribe, f"new.{number}", LONG)
+                asked = by_hand.recv_msg(LONG)
+                gevent.idle()
+                assert not waiting.ready()
+                acknowledge(by_hand, asked.content[1:], way)
+                waiting.get(timeout=LONG)
+
+
+def test_an_acknowledgement_frees_those_who_wait_for_its_pattern_and_no_others() -> None:
+    with by_hand_pub("two") as (by_hand, sub):
+        one = [gevent.spawn(sub.subscribe, "one", LONG) for _ in range(2)]
+        other = gevent.spawn(sub.subscribe, "other", LONG)
+        asked = [by_hand.recv_msg(LONG) for _ in range(2)]
+        assert [message.content for message in asked] == [SUBSCRIBE + b"one", SUBSCRIBE + b"other"]
+        way = asked[0].source
+        acknowledge(by_hand, b"one", way)
+        for waiting in one:
+            waiting.get(timeout=LONG)
+        assert not other.ready()
+        acknowledge(by_hand, b"other", way)
+        other.get(timeout=LONG)
+
+
+def test_one_behind_a_switch_acknowledges_in_its_place_what_else_was_asked_for() -> None:
+    with by_hand_pub("switch") as (by_hand, sub):
+        one, other = (gevent.spawn(sub.subscribe, pattern, LONG) for pattern in ("one", "other"))
+        way = [by_hand.recv_msg(LONG) for _ in range(2)][0].source
+        acknowledge(by_hand, b"one", way, source=pack_id(7))
+        one.get(timeout=LONG)
+        gevent.idle()
+        assert not other.ready()
+        acknowledge(by_hand, b"other", way, source=pack_id(7))
+        other.get(timeout=LONG)
+
+
+def test_a_pipe_that_closes_frees_those_who_wait_for_its_publisher() -> None:
+    with by_hand_pub("gone") as (by_hand, sub):
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        by_hand.recv(LONG)
+        by_hand.close(0)
+        waiting.get(timeout=LONG)
+
+
+def test_of_the_publishers_behind_one_pipe_a_bounded_number_is_waited_for() -> None:
+    """A peer may make up as many sources as it likes."""
+    with by_hand_pub("crowd") as (by_hand, sub):
+        sub.subscribe("a")
+        way = by_hand.recv_msg(LONG).source
+        for number in range(1, 3000):
+            acknowledge(by_hand, b"a", way, pack_id(number))
+        waiting = gevent.spawn(sub.subscribe, "b", LONG)
+        assert by_hand.recv(LONG) == SUBSCRIBE + b"b"
+        for number in range(1, 1024):
+            acknowledge(by_hand, b"b", way, pack_id(number))
+        gevent.idle()
+        assert not waiting.ready()
+        acknowledge(by_hand, b"b", way, pack_id(1024))
+        waiting.get(timeout=LONG)
