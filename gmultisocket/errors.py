@@ -88,13 +88,8 @@ def _hide_credentials(value: object) -> object:
     if isinstance(value, str):
         return re.sub(r"//[^/\s]*@", "//***@", value)
     if isinstance(value, list):
-<<<<<<< HEAD
         safe = [_hide_credentials(each) for each in value]
         return value if safe == value else safe
-=======
-        hidden = [_hide_credentials(each) for each in value]
-        return value if hidden == value else hidden
->>>>>>> w-nsec
     return value
 
 
