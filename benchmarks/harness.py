@@ -62,7 +62,7 @@ class Amount(Enum):
 
     #: All of it, for the table.
     FULL = "full"
-    #: About 50 ms of it, for one of many rounds of a comparison.
+    #: 20 to 50 ms of it, for one of many rounds of a comparison.
     PART = "part"
     #: A little, only to show that everything works.
     QUICK = "quick"

@@ -20,7 +20,7 @@ __all__ = ["rows"]
 _CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
 _UNLIMITED = "pyzmq, no limit"
 #: Content bytes -> messages in a round, full and part.
-_COUNTS = {64: (100_000, 25_000), 1024: (60_000, 20_000), 65536: (6_000, 1_500)}
+_COUNTS = {64: (100_000, 15_000), 1024: (60_000, 10_000), 65536: (6_000, 900)}
 _QUICK_COUNT = 500
 _FIGURES = {
     64: (Figure("gmultisocket", "zmq.green", at_least=8), Figure("gmultisocket", "pyzmq", at_least=0.8)),
