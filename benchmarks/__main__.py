@@ -62,13 +62,13 @@ def _parse() -> argparse.Namespace:
 
 def _choose(rows: list[Row], names: list[str]) -> list[Row]:
     """Return the rows with these names; a name that no row has selects the rows that begin with it."""
-    chosen = set()
+    known = [row.name for row in rows]
+    chosen: list[str] = []
     for name in names:
-        exact = {row.name for row in rows if row.name == name}
-        found = exact or {row.name for row in rows if row.name.startswith(name)}
+        found = [name] if name in known else [each for each in known if each.startswith(name)]
         if not found:
             sys.exit(f"no row begins with {name!r}; see --list")
-        chosen |= found
+        chosen += found
     return [row for row in rows if not names or row.name in chosen]
 
 

@@ -5,7 +5,7 @@ only ``gmultisocket`` comes from the tree, and the benchmarks use nothing but it
 ``python3 -m benchmarks``, with gmultisocket alone.
 
 A pair starts fresh processes for both trees. Then the trees work in turn, in short rounds: A B, B A, A B, ..., and the
-next pair begins with the other tree. The value of a pair is the median of the ratios of its rounds.
+next pair begins with the other tree. The ratio of a pair is the median of the ratios of its rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +36,9 @@ _PAIRS = 10
 #: Seconds for a pair, at least: two trees share the machine, and perhaps other programs too.
 _MIN_SECONDS = 60.0
 _OURS = "gmultisocket"
+#: Seconds in which a pair begins rounds, and the number of rounds that it has at least.
+_ROUNDS_TIME = 2.0
+_MIN_ROUNDS = 4
 #: Names of the two trees, and of their folders: of one length, as paths are kept in memory.
 _REF, _NEW = "ref", "new"
 
@@ -103,7 +107,7 @@ def compare(line: Line, folders: dict[str, Path], pairs: int, amount: Amount) ->
         line: what to measure.
         folders: a folder for each of the two trees, see :func:`folders_of`.
         pairs: how many pairs.
-        amount: how much work a round does.
+        amount: how much work a round does. With ``Amount.QUICK`` a pair has no more rounds than the minimum.
     """
     result = Comparison(line, note=missing(line.entry.contestant))
     if result.note:
@@ -136,16 +140,29 @@ def _measure_pair(line: Line, plans: dict[str, Plan], order: Sequence[str]) -> d
             do_round = {}
             for tree in order:
                 do_round[tree] = running.enter_context(line.entry.run(plans[tree]))
-            if line.row.rounds > 1:
-                # The first round warms up.
-                for tree in order:
-                    do_round[tree]()
-            for number_of_round in range(line.row.rounds):
-                for tree in _in_turn(order, number_of_round):
+            for turn in _turns(line.row, plans[tree].amount):
+                for tree in _in_turn(order, turn):
                     values[tree].append(do_round[tree]().value)
         except Failed as error:
             raise Failed(f"{tree}: {error}") from error
+    if not line.row.single_round:
+        # The first round warmed up.
+        for measured in values.values():
+            del measured[0]
     return values
+
+
+def _turns(row: Row, amount: Amount) -> Iterator[int]:
+    """Yield the numbers of a pair's rounds, as long as it is time for another one."""
+    yield 0
+    if row.single_round:
+        return
+    end = time.monotonic() + (0 if amount is Amount.QUICK else _ROUNDS_TIME)
+    for turn in count(1):
+        # An even number of rounds: each tree is the first one in half of them.
+        if turn > _MIN_ROUNDS and turn % 2 == 1 and time.monotonic() >= end:
+            return
+        yield turn
 
 
 def _in_turn(order: Sequence[str], turn: int) -> Sequence[str]:

@@ -62,7 +62,7 @@ class Amount(Enum):
 
     #: All of it, for the table.
     FULL = "full"
-    #: About 50 ms of it, for one of many rounds of a comparison.
+    #: 20 to 50 ms of it, for one of many rounds of a comparison.
     PART = "part"
     #: A little, only to show that everything works.
     QUICK = "quick"
@@ -153,7 +153,7 @@ class Row:
         more_is_better: whether the larger value is the better one.
         repeats: how many runs each entry has.
         seconds: a run that takes longer is ended.
-        rounds: how many rounds a run has in a comparison.
+        single_round: more rounds would measure the same: a comparison does one.
     """
 
     name: str
@@ -164,7 +164,7 @@ class Row:
     figures: Sequence[Figure] = ()
     repeats: int = 5
     seconds: float = 10.0
-    rounds: int = 12
+    single_round: bool = False
 
 
 @dataclass

@@ -28,7 +28,7 @@ def rows() -> list[Row]:
     ]
     figure = Figure("gmultisocket", _GEVENT, at_most=1.5)
     # A run is short, and other programs use the disk and the processor too: more runs cost little.
-    return [Row("import", "import", "ms", False, entries, [figure], repeats=9, rounds=5)]
+    return [Row("import", "import", "ms", False, entries, [figure], repeats=9)]
 
 
 @contextmanager

@@ -60,12 +60,12 @@ def _peer_row(name: str, transport: str, figures: list[Figure], others: Sequence
     entries = [Entry(each, partial(_run, each, transport), each) for each in _CONTESTANTS[transport]]
     title = f"memory of an idle {transport} peer on the server, {_PEERS[transport][0]:,} peers"
     # Runs differ by a few pages only: three are enough.
-    return Row(name, title, "KiB", False, [*entries, *others], figures, repeats=3, seconds=60, rounds=1)
+    return Row(name, title, "KiB", False, [*entries, *others], figures, repeats=3, seconds=60, single_round=True)
 
 
 def _row(name: str, title: str, task: str) -> Row:
     entry = Entry("gmultisocket", partial(_run_inside, task), "gmultisocket")
-    return Row(name, title, "KiB", False, [entry], repeats=3, seconds=60, rounds=1)
+    return Row(name, title, "KiB", False, [entry], repeats=3, seconds=60, single_round=True)
 
 
 @contextmanager

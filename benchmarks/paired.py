@@ -45,7 +45,7 @@ def interval(ratios: Sequence[float]) -> Interval:
     """Return the 95 % confidence interval of the median.
 
     The interval between the k-th smallest and the k-th largest of n values contains the median with a probability that
-    only k and n determine, whatever the distribution is: 97.9 % for k = 2 and n = 10, 89.1 % for k = 3. The method
+    only k and n determine, for every distribution: 97.9 % for k = 2 and n = 10, 89.1 % for k = 3. The method
     interpolates between the two intervals around 95 %.
 
     Source: T. P. Hettmansperger, S. J. Sheather, "Confidence intervals based on interpolated order statistics",

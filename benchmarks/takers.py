@@ -31,7 +31,7 @@ _SP = {SUB: 0x21, PULL: 0x51}
 
 
 def pattern(number: int) -> str:
-    """Return a pattern. It is also a topic that matches no other pattern, and it has no x, as contents have."""
+    """Return a pattern. It is also a topic that matches only this pattern. Unlike contents it has no x."""
     return f"prices.{number:05}"
 
 
