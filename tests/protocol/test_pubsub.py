@@ -599,3 +599,19 @@ def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_
         sub.dial(subs)
         sub.subscribe("third", LONG)
         assert pub.publish("third", b"") == 1
+
+
+def test_a_sub_whose_publishers_behind_a_switch_have_all_gone_finds_new_ones_there() -> None:
+    with Socket() as back, Socket() as front, Switch(back, front), Sub(REFRESHING) as sub:
+        meeting = back.listen("inproc://publishers-come-and-go").address
+        sub.dial(front.listen("tcp://127.0.0.1:0").address)
+        with Pub(QUICK) as first:
+            first.dial(meeting)
+            sub.subscribe("a", LONG)
+        with pytest.raises(Timeout):
+            sub.subscribe("b", 0.1)
+        with Pub(QUICK) as second:
+            second.dial(meeting)
+            wait_until(lambda: second.reach("a") == second.reach("b") == 1, timeout=20)
+            second.publish("a", b"news")
+            assert sub.recv(LONG) == ("a", b"news")
