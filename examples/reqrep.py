@@ -29,12 +29,6 @@ def main() -> None:
         requests = [req.request_async(b"%d" % number) for number in range(100)]
         print("100 at once:      ", sum(int(request.get(timeout=5)) for request in requests))
 
-        # A handler that raises sends no reply. The Rep logs the error, and the request times out.
-        try:
-            req.request(b"no number", timeout=0.1)
-        except Timeout as error:
-            print("a bad request:    ", error)
-
         # When a Rep closes, its open requests fail at once. With retry they are sent to another Rep instead: use it
         # only for requests that may be executed twice.
         requests = [req.request_async(b"%d" % number, retry=number % 2) for number in range(12)]
@@ -46,6 +40,13 @@ def main() -> None:
             except PeerGone:
                 outcomes.append(None)
         print("a Rep that closes:", outcomes.count(True), "answered,", outcomes.count(None), "failed at once")
+
+        # A handler that raises sends no reply. The Rep logs the error, and the request times out. Such a Rep gets
+        # no more requests for a while, except for a probe now and then, if there are others.
+        try:
+            req.request(b"no number", timeout=0.1)
+        except Timeout as error:
+            print("a bad request:    ", error)
 
         for rep in reps[1:]:
             rep.close()

@@ -33,8 +33,8 @@ peer reads:  b'news for everybody\\n'
     "reqrep.py": """\
 one at a time:     [0, 1, 4, 9, 16]
 100 at once:       328350
-a bad request:     request timed out after 0.1 s
 a Rep that closes: 10 answered, 2 failed at once
+a bad request:     request timed out after 0.1 s
 """,
     "stream.py": """\
 'the quick brown fox' has 4 words

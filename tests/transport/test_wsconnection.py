@@ -124,11 +124,18 @@ def test_the_time_for_an_answer_begins_with_the_ping(
 # Requests
 
 
+def let_in(connection: AcceptedWS) -> None:
+    """Do all that an accepted connection needs before it may be a pipe, as the core does."""
+    connection.handshake()
+    connection.decide()
+    connection.confirm()
+
+
 def test_a_request_that_is_accepted_is_answered_once_and_its_early_frames_are_kept() -> None:
     stream = FakeStream()
     connection = accepted(stream, early=frame(Opcode.BINARY, HELLO))
     assert connection.needs_handshake
-    connection.handshake()
+    let_in(connection)
     answer = bytes(stream.sent)
     assert answer.startswith(b"HTTP/1.1 101 ") and answer.endswith(b"\r\n\r\n")
     assert connection.codec.feed(connection.recv(1000)) == [HELLO]
@@ -149,7 +156,7 @@ def test_a_request_is_refused_once_and_nothing_is_left_to_answer() -> None:
     stream = FakeStream()
     connection = accepted(stream, {"transport.ws.listener.authorize": lambda request: 401})
     with pytest.raises(RequestRefused) as caught:
-        connection.handshake()
+        let_in(connection)
     assert caught.value.status == 401
     connection.refuse(RequestRefused(500, "again"))
     connection.close()
@@ -160,7 +167,7 @@ def test_a_request_whose_peer_has_gone_is_refused_without_an_error() -> None:
     stream = FakeStream(takes=[BrokenPipeError(32, "broken")])
     connection = accepted(stream, changes={"Sec-WebSocket-Key": "short"})
     with pytest.raises(RequestRefused):
-        connection.handshake()
+        let_in(connection)
     connection.close()
     assert stream.closed
 
@@ -172,13 +179,13 @@ def test_where_a_server_answers_itself_nothing_is_written_here() -> None:
     seen: list[object] = []
     options = {"transport.ws.listener.authorize": lambda request: seen.append(request.environ)}
     connection = accepted(stream, options, respond=answers.append, environ=environ)
-    connection.handshake()
+    let_in(connection)
     assert [answer.status_code for answer in answers] == [101]
     assert seen == [environ]
     connection.close()
     refused = accepted(stream, respond=answers.append, changes={"Sec-WebSocket-Key": "short"})
     with pytest.raises(RequestRefused):
-        refused.handshake()
+        let_in(refused)
     refused.close()
     assert len(answers) == 1 and not stream.sent
 
@@ -186,5 +193,5 @@ def test_where_a_server_answers_itself_nothing_is_written_here() -> None:
 def test_what_authorize_returns_is_the_identity_after_the_handshake() -> None:
     connection = accepted(FakeStream(), {"transport.ws.listener.authorize": lambda request: {"user": "ann"}})
     assert connection.identity == {}
-    connection.handshake()
+    let_in(connection)
     assert connection.identity == {"user": "ann"}
