@@ -92,7 +92,7 @@ class StreamProxy:
 
     Attributes:
         joined: the number of connections that were joined so far.
-        failed: the number of connections for which none could be made at the back.
+        failed: the number of connections that could not be joined, e.g. because none could be made at the back.
     """
 
     def __init__(
