@@ -7,8 +7,8 @@
             with case(text):
                 assert parse(text) == number
 
-This is for tables of values: a test of its own for each row would say no more than the row's name does. Transports, and
-what is a behaviour of its own, are parameters or tests of their own.
+Use it for tables of values, where a separate test for each row says nothing that the name of the row does not say. Use
+parameters or separate tests for transports and for different behaviours.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import pytest
 
 __all__ = ["every_case"]
 
-#: How much of a case's name, and of its error, the summary shows, in characters. The first error also stands in full.
+#: The summary shows this many characters of a case's name and of its error. Pytest shows the first error in full.
 _MAX_NAME, _MAX_TEXT = 100, 200
 
 
 @contextmanager
 def every_case() -> Iterator[Callable[[object], AbstractContextManager[None]]]:
-    """Give what runs one case; at the end, fail if a case failed or if there was none.
+    """Yield a context manager that runs one case; at the end, fail if a case failed or if there was no case.
 
-    A case may fail by an assertion, by any other exception, and by ``pytest.raises``. The test's deadline ends the
-    test as ever.
+    A case fails by an assertion, by any other exception, or by ``pytest.raises``. The deadline of the test still ends
+    the whole test.
     """
     __tracebackhide__ = True
     count = 0

@@ -1,6 +1,6 @@
-"""What :mod:`tests.test_house` reads in the source of a package: who imports whom, what a module does, how long it is.
+"""Read the source of a package for :mod:`tests.test_house`: its imports, forbidden habits, and sizes.
 
-Each reader returns its findings as lines of text, and none where all is well.
+Each check returns its findings as lines of text, and an empty list if there are none.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def rows_imported(module: Module, rows: Mapping[str, object]) -> set[str]:
 def _graph(modules: Mapping[str, Module]) -> dict[str, set[str]]:
     """Return which modules each module imports.
 
-    ``from package import name`` imports the submodule, where there is one of that name, and else the package itself.
+    ``from package import name`` counts as an import of the submodule with that name, if it exists, and otherwise of the
+    package's ``__init__``.
     """
     graph: dict[str, set[str]] = {}
     for module in modules.values():
@@ -99,7 +100,7 @@ def _graph(modules: Mapping[str, Module]) -> dict[str, set[str]]:
 
 
 def cycles(modules: Mapping[str, Module]) -> list[str]:
-    """Return a text for each set of modules that all need each other, by whatever kind of import."""
+    """Return a text for each set of modules that import each other. Imports of every kind count."""
     graph = _graph(modules)
     found = []
     for component in _components(graph):
@@ -138,12 +139,12 @@ def _components(graph: Mapping[str, set[str]]) -> list[set[str]]:
 
 
 def upward_imports(modules: Mapping[str, Module], package: str, floors: Sequence[str]) -> list[str]:
-    """Return the imports of a package's folders that are not from their own floor or one under it.
+    """Return the imports in a package's folders that go to a higher floor.
 
     Args:
         modules: all modules.
-        package: the package whose folders are the floors. The modules that are directly in it stand above all floors.
-        floors: its folders, the lowest first. It may have no others.
+        package: the package whose folders are the floors. Modules directly in it are above all floors.
+        floors: the names of its folders, the lowest first. It may have no other folders.
     """
     above = len(floors)
     prefix = package + "."
@@ -170,7 +171,7 @@ def upward_imports(modules: Mapping[str, Module], package: str, floors: Sequence
 
 
 def habits(module: Module, foreign: set[str], *, may_print: bool = False) -> list[str]:
-    """Return what a module does that no module of an event loop's may: foreign imports, blocking, patching, printing.
+    """Return the places where a module imports foreign modules, blocks the event loop, monkey patches or prints.
 
     Args:
         module: the module.
@@ -196,7 +197,7 @@ def habits(module: Module, foreign: set[str], *, may_print: bool = False) -> lis
 
 
 def sizes(module: Module, *, module_lines: int, class_lines: int, function_lines: int) -> list[str]:
-    """Return what is longer in a module than a reader can hold in mind. Docstrings and comments count."""
+    """Return the module, classes and functions that are over the limits. Docstrings and comments count."""
     found = []
     lines = len(module.source.splitlines())
     if lines > module_lines:

@@ -21,7 +21,7 @@ WINDOW = 2 * MIB
 
 
 def connected(here: Stream, there: Stream) -> tuple[Any, Any]:
-    """Return a connection from one to the other, seen from both, with a time limit on whatever is done with it."""
+    """Return both ends of a connection from one Stream to the other. All their calls have a time limit."""
     one = here.connect(LONG)
     other = there.accept(LONG)
     one.settimeout(LONG)
@@ -41,7 +41,7 @@ def pair_of_streams(options: Any = None, address: str = "tcp://127.0.0.1:0") -> 
 def by_hand_connection(
     options: Any = None, address: str = "tcp://127.0.0.1:0"
 ) -> Iterator[tuple[Socket, Stream, Any, Any]]:
-    """A connection whose other end is a plain Socket, what it was opened with, and what sends to it from there."""
+    """Connect a Stream to a plain Socket. Yields the Socket, the Stream, its end, and a function that sends to it."""
     with Socket({"socket.recv_queue_size": 10_000}) as by_hand, Stream(options) as client:
         client.dial(by_hand.listen(address).address)
         connecting = gevent.spawn(client.connect, LONG)
@@ -58,7 +58,7 @@ def by_hand_connection(
 
 
 def read(connection: Any, size: int) -> bytes:
-    """Read so many bytes, or up to the end."""
+    """Read ``size`` bytes, or fewer if the end comes before."""
     pieces = []
     while size and (piece := connection.recv(size)):
         pieces.append(piece)
@@ -72,5 +72,5 @@ def read_to_end(connection: Any) -> bytes:
 
 
 def pattern(seed: int, size: int) -> bytes:
-    """Return so many bytes that are the same for the same seed."""
+    """Return ``size`` random bytes, the same ones for the same seed."""
     return random.Random(seed).randbytes(size)
