@@ -151,6 +151,11 @@ class Outbox:
         queue = self.queues.get(pipe)
         return len(queue.messages) if queue is not None else 0
 
+    def waiting_bytes(self, pipe: Pipe) -> int:
+        """Return the memory that the unsent messages of a pipe take, in bytes, about."""
+        queue = self.queues.get(pipe)
+        return queue.size if queue is not None else 0
+
     def flush(self, timeout: float | None) -> None:
         """Block until all messages have been sent, or the time is up."""
         gevent.joinall([queue.greenlet for queue in self.queues.values() if queue.greenlet is not None], timeout)

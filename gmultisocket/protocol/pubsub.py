@@ -5,7 +5,7 @@
 * On the wire: a publication is the topic's length (2 bytes, big-endian), the topic (UTF-8) and the payload, sent to
   all, by the pipes that have a subscriber behind them. A Sub sends control messages (flag 0x20) to all: 0x01 and a
   pattern to subscribe, 0x00 and a pattern to unsubscribe. A Pub answers each 0x01, also a repeated one, by 0x02 and the
-  pattern, sent to its source.
+  pattern, sent to its source, or by 0x03, which says why it refuses. By each new pipe it asks who is there (0x04).
 * What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
@@ -17,14 +17,15 @@ a Sub match comes once. What a Pub remembers, and within which limits, is in :mo
 Through switches: a switch passes a Sub's control messages to every Pub behind it, and a publication to every peer at
 its other side, so a Sub filters again what comes. A Pub distinguishes the subscribers behind one pipe by the path back
 to them, and sends by the pipe until the last one has left. Nobody tells a Pub that a Sub behind a switch has died, nor
-a Sub that a Pub has come behind one. So a Sub repeats its subscriptions there, every
-``protocol.pubsub.refresh_interval``: it may take that long until a new Pub has them. A Pub forgets a Sub behind a
-switch that has repeated its subscriptions and then been silent for ``protocol.pubsub.expiry``. A Sub that closes
-unsubscribes.
+a Sub that a Pub has come behind one. So a new Pub asks for subscriptions, and a Sub sends them to it within 2 s, mostly
+within 0.2 s. In case that was lost, and for Pubs that do not ask, a Sub repeats its subscriptions through a switch,
+every ``protocol.pubsub.refresh_interval``. A Pub forgets a Sub behind a switch that has repeated its subscriptions and
+then been silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from struct import Struct
@@ -34,17 +35,31 @@ from gevent import get_hub
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import BadTopic, Closed, Timeout
+from ..errors import BadTopic, Closed, SubscriptionRefused, Timeout
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..options import Option, OptionValues, follow
 from ..wire import SEND_TYPE_MASK, Message
+from .askers import Askers
 from .base import ProtocolBase
+from .callbacks import Callbacks
 from .outbox import Outbox
+from .pubsubwire import (
+    REFUSED,
+    SUBSCRIBE,
+    SUBSCRIBED,
+    UNSUBSCRIBE,
+    WHO,
+    Malformed,
+    Refused,
+    is_control,
+    read_pattern,
+    read_refused,
+)
 from .subscribers import Limits, Peer, Subscribers
 from .subscriptions import Subscriptions, check_pattern, check_topic
-from .upstream import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Upstream, control, read_control
+from .upstream import Upstream, control
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -57,6 +72,8 @@ _length = Struct(">H")
 _MAX_TOPICS = 1024
 #: After this number of subscriptions others run.
 _PORTION = 256
+#: Memory of unsent answers to one pipe, in bytes. While they take more, refusals are counted, but not sent.
+_MAX_UNSENT = 1 << 20
 #: Checks in one expiry. A subscriber that more checks than this have found silent is forgotten. One check would not do:
 #: it may be the first thing that runs after the process was stopped, before the messages of that time are read.
 _EXPIRY_CHECKS = 3
@@ -86,6 +103,8 @@ class Pub(ProtocolBase):
         self._groups = self._subscribers.topics.groups
         self._find = self._subscribers.find
         self._expiry = Periodic(self._expiry_pause, self._expire, self._spawn)
+        #: New pipes, by which nobody was asked who is there.
+        self._new_pipes: deque[Pipe] = deque()
         follow(self.options, self._subscribers.limits, self._copied)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message)
@@ -141,40 +160,62 @@ class Pub(ProtocolBase):
     # Callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        if kind == "add":
-            self._subscribers.add_pipe(pipe)
-        else:
+        if kind == "remove":
             self._subscribers.remove_pipe(pipe)
+            return
+        self._subscribers.add_pipe(pipe)
+        if not pipe.raw:
+            self._new_pipes.append(pipe)
+            if len(self._new_pipes) == 1:
+                self._spawn(self._ask_new_pipes)
+
+    def _ask_new_pipes(self) -> None:
+        """Ask by new pipes who is there (a greenlet while there are any). Nothing leaves by them before."""
+        who = control(WHO)
+        while self._new_pipes:
+            pipe = self._new_pipes.popleft()
+            if pipe.id in self._peers:
+                self._core.put(pipe, who)
 
     def _on_message(self, message: Message) -> bool:
-        read = read_control(message)
-        if read is None:
+        content = message.content
+        kind = content[:1]
+        try:
+            if kind not in (SUBSCRIBE, UNSUBSCRIBE) or not is_control(message):
+                raise Malformed("nothing that a Pub understands")
+            pattern = read_pattern(content)
+        except Malformed:
             self._drop(message, "garbage")
             return True
         peer = self._peers.get(message.pipe_id)
         if peer is None:
             # Its pipe has closed.
             return True
-        kind, pattern = read
         if kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
-        elif kind == UNSUBSCRIBE:
-            self._subscribers.unsubscribe(peer, pattern, message.source)
         else:
-            self._drop(message, "garbage")
+            self._subscribers.unsubscribe(peer, pattern, message.source)
         return True
 
     def _subscribe(self, peer: Peer, pattern: str, message: Message) -> None:
         encoded = message.content[1:]
         subscriber = self._subscribers.subscribe(peer, pattern, message.source, len(encoded))
-        if subscriber is None:
+        if isinstance(subscriber, str):
             self._drop(message, "refused subscription")
+            self._refuse(peer.pipe, message.source, pattern, subscriber)
             return
         source = subscriber.source
         if source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
             self._expiry.start()
         # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
-        self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED, encoded, source))
+        self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED + encoded, source))
+
+    def _refuse(self, pipe: Pipe, source: bytes, pattern: str, reason: str) -> None:
+        """Tell a subscriber that a pattern is refused, instead of an acknowledgement that waits."""
+        if self._outbox.waiting_bytes(pipe) < _MAX_UNSENT:
+            self._outbox.post(pipe, (source, pattern), control(Refused(pattern, reason).encode(), source))
+        else:
+            self._outbox.forget(pipe, (source, pattern))
 
     def _forget_acknowledgement(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         self._outbox.forget(pipe, (source, pattern))
@@ -226,7 +267,11 @@ class Sub(ProtocolBase):
         #: By pipe id.
         self._upstreams: dict[int, Upstream] = {}
         self._outbox = Outbox(self._core, self._spawn)
+        self._askers = Askers(self._core, self._spawn, self._patterns)
         self._acknowledgements = WaitList(get_hub(), lambda: True)
+        #: By pattern: the number of greenlets that wait until it is acknowledged.
+        self._waiters: Counter[str] = Counter()
+        self._refusals = Callbacks(self._spawn, "refusal")
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message)
@@ -244,7 +289,7 @@ class Sub(ProtocolBase):
         Without a timeout it does not block, and the subscription takes effect a little later. With one it blocks until
         the publishers that are connected now have acknowledged the subscription: what they publish from then on is
         received. Behind a switch, it waits for every publisher that has acknowledged one before, and at least one. To
-        subscribe twice has no effect.
+        subscribe twice has no effect, but publishers that have refused the pattern are asked again.
 
         Args:
             pattern: e.g. ``"orders.*.created"`` or ``"orders.>"``.
@@ -253,6 +298,7 @@ class Sub(ProtocolBase):
         Raises:
             BadTopic: it is not a pattern.
             Timeout: not all have acknowledged it in time. The subscription stays.
+            SubscriptionRefused: a publisher has refused it. The subscription stays, for the other publishers.
             Closed: it is closed.
         """
         self._check_open()
@@ -264,20 +310,46 @@ class Sub(ProtocolBase):
             for upstream in self._upstreams.values():
                 upstream.subscribe(pattern)
             self._start_refresh()
+        else:
+            for upstream in self._upstreams.values():
+                upstream.subscribe_again(pattern)
         if timeout is not None:
             self._wait_acknowledged(pattern, timeout)
 
     def _wait_acknowledged(self, pattern: str, timeout: float) -> None:
         deadline = Deadline(timeout)
         asked = list(self._upstreams.values())
-        while waiting := [one for one in asked if one.awaits(pattern) and one.pipe.id in self._upstreams]:
-            if pattern not in self._patterns:
-                return
-            if not self._acknowledgements.wait(deadline.left()):
-                for upstream in waiting:
-                    upstream.give_up(pattern)
-                raise Timeout("subscribe", timeout)
-            self._check_open()
+        self._waiters[pattern] += 1
+        try:
+            while pattern in self._patterns:
+                asked = [one for one in asked if one.pipe.id in self._upstreams]
+                for upstream in asked:
+                    if (reason := upstream.refusal(pattern)) is not None:
+                        raise SubscriptionRefused(pattern, reason)
+                waiting = [one for one in asked if one.awaits(pattern)]
+                if not waiting:
+                    return
+                if not self._acknowledgements.wait(deadline.left()):
+                    for upstream in waiting:
+                        upstream.give_up(pattern)
+                    raise Timeout("subscribe", timeout)
+                self._check_open()
+        finally:
+            self._waiters[pattern] -= 1
+            if not self._waiters[pattern]:
+                del self._waiters[pattern]
+
+    def on_refused(self, callback: Callable[[SubscriptionRefused], object]) -> Callable[[], None]:
+        """Call ``callback(refusal)`` when a publisher refuses or revokes a subscription.
+
+        If a ``subscribe`` waits for it, that raises the refusal instead. ``refusal`` has the ``pattern`` and the
+        ``reason``. The publisher is not asked for this pattern again, until ``subscribe`` is called for it or the
+        connection is lost. The callback runs in a greenlet of this Sub, and may block.
+
+        Returns:
+            A callable that ends it.
+        """
+        return self._refusals.add(callback)
 
     def unsubscribe(self, pattern: str) -> bool:
         """Unsubscribe from a pattern. Does not block; ``recv`` returns only what matches another pattern from now on.
@@ -375,14 +447,38 @@ class Sub(ProtocolBase):
         return True
 
     def _on_control(self, message: Message) -> None:
-        read = read_control(message)
-        if read is None or read[0] != SUBSCRIBED:
-            self._drop(message, "garbage")
-            return
+        content = message.content
+        kind = content[:1] if is_control(message) else b""
         upstream = self._upstreams.get(message.pipe_id)
-        if upstream is not None:
-            upstream.acknowledge(read[1], message.source)
+        try:
+            if kind == SUBSCRIBED:
+                pattern = read_pattern(content)
+                if upstream is not None:
+                    upstream.acknowledge(pattern, message.source)
+                    self._acknowledgements.wake_all()
+            elif kind == REFUSED:
+                refused = read_refused(content)
+                if upstream is not None:
+                    self._on_refusal(upstream, message.source, refused)
+            elif content == WHO and kind:
+                if upstream is not None:
+                    self._askers.ask(upstream, message.source)
+            else:
+                raise Malformed("nothing that a Sub understands")
+        except Malformed:
+            self._drop(message, "garbage")
+
+    def _on_refusal(self, upstream: Upstream, source: bytes, refused: Refused) -> None:
+        pattern, reason = refused
+        if pattern not in self._patterns:
+            upstream.acknowledge(pattern, source)
+            return
+        if not upstream.refuse(pattern, source, reason):
+            return
+        if pattern in self._waiters:
             self._acknowledgements.wake_all()
+        else:
+            self._refusals.post(pattern, SubscriptionRefused(pattern, reason))
 
     # Publishers that come behind a switch
 

@@ -32,6 +32,7 @@ from struct import error as StructError
 from typing import Final, NamedTuple
 
 from ..errors import BadTopic, printable
+from ..wire import CONTROL, SEND_TYPE_MASK, Message
 from .subscriptions import check_pattern
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "Positioned",
     "Refused",
     "Replay",
+    "is_control",
     "read_ask",
     "read_pattern",
     "read_positioned",
@@ -203,6 +205,11 @@ class Positioned(NamedTuple):
     def encode(self) -> bytes:
         """Return the content of the message."""
         return _positioned.pack(POSITIONED, *self[:4]) + self.publication
+
+
+def is_control(message: Message) -> bool:
+    """Return whether a message that has arrived is a control message."""
+    return message.flags & ~SEND_TYPE_MASK == CONTROL and not message.destination
 
 
 def read_pattern(content: bytes) -> str:

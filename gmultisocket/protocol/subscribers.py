@@ -198,7 +198,7 @@ class Subscribers:
 
     # Subscribing
 
-    def subscribe(self, peer: Peer, pattern: str, source: bytes, size: int) -> Subscriber | None:
+    def subscribe(self, peer: Peer, pattern: str, source: bytes, size: int) -> Subscriber | str:
         """Add or repeat a subscription.
 
         Args:
@@ -208,7 +208,7 @@ class Subscribers:
             size: of the pattern, in bytes.
 
         Returns:
-            The subscriber; None if the subscription is refused.
+            The subscriber; the reason if the subscription is refused.
         """
         subscriber = peer.subscribers.get(source)
         if subscriber is not None:
@@ -219,10 +219,10 @@ class Subscribers:
         new = Subscriber(source) if subscriber is None else subscriber
         cost = _cost(pattern)
         if size > self.limits.max_length:
-            return None
-        if self._is_full(peer, cost if subscriber is not None else cost + new.memory):
+            return f"a pattern has at most {self.limits.max_length} bytes, and this one has {size}"
+        if reason := self._is_full(peer, cost if subscriber is not None else cost + new.memory):
             peer.refused = True
-            return None
+            return reason
         if subscriber is None:
             peer.subscribers[source] = new
             self._charge(peer, 0, new.memory)
@@ -234,15 +234,18 @@ class Subscribers:
             self.topics.changed(pattern, peer.pipe, True)
         return new
 
-    def _is_full(self, peer: Peer, cost: int) -> bool:
-        """Return whether one more pattern is too much."""
+    def _is_full(self, peer: Peer, cost: int) -> str:
+        """Return why one more pattern is too much, "" if it is not."""
         limits = self.limits
-        return (
-            peer.count >= limits.max_patterns
-            or peer.memory + cost > limits.max_memory
-            or 0 < limits.max_total_patterns <= self.count
-            or 0 < limits.max_total_memory < self.memory + cost
-        )
+        if peer.count >= limits.max_patterns:
+            return f"a pipe has at most {limits.max_patterns} patterns"
+        if peer.memory + cost > limits.max_memory:
+            return "the patterns of this pipe take too much memory"
+        if 0 < limits.max_total_patterns <= self.count:
+            return "the publisher has too many subscriptions"
+        if 0 < limits.max_total_memory < self.memory + cost:
+            return "the publisher's subscriptions take too much memory"
+        return ""
 
     def unsubscribe(self, peer: Peer, pattern: str, source: bytes) -> None:
         """Remove a subscription, if there is one."""
