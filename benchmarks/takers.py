@@ -131,8 +131,9 @@ def _begin(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
     missing = len(patterns)
     while missing:
         _, _, hops, distance, length = _HEADER.unpack(drain.read_exactly(connection, _HEADER.size))
+        paths = 4 * (hops + distance)
         # A Pub also asks who is there.
-        missing -= drain.read_exactly(connection, 4 * (hops + distance) + length)[:1] == _SUBSCRIBED
+        missing -= drain.read_exactly(connection, paths + length)[paths : paths + 1] == _SUBSCRIBED
 
 
 def _begin_zmtp(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
