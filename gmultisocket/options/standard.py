@@ -467,6 +467,20 @@ class protocol:
             doc="A Pub forgets a subscriber behind a switch if it repeated its subscriptions before, and has been "
             "silent for this time. 0: never.",
         )
+        authorize_timeout = define(
+            "protocol.pubsub.authorize_timeout", float, 5.0, unit="seconds", minimum=0,
+            doc="How long authorize of a Pub may take to decide about a subscription. Then it is refused. 0: no limit.",
+        )
+        max_authorizing = define(
+            "protocol.pubsub.max_authorizing", int, 64, minimum=1,
+            doc="Maximum number of calls of authorize that run at once. One pipe has at most an eighth of them. The "
+            "others wait.",
+        )
+        max_refused = define(
+            "protocol.pubsub.max_refused", int, 1024, minimum=0,
+            doc="A Pub with authorize closes the pipe of a peer that it has refused so many subscriptions without "
+            "accepting one. A subscriber behind a switch is ignored for protocol.pubsub.expiry instead. 0: no limit.",
+        )
 
     class stream:
         """``protocol.stream.*``"""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import Pull, Push
     from .pubsub import Pub, Sub
     from .reqrep import Rep, Req, Request
+    from .rights import RemoteSub
     from .stream import Stream
     from .streamproxy import StreamProxy
     from .streamsocket import StreamSocket
@@ -33,6 +34,7 @@ __all__ = [
     "Pull",
     "Push",
     "ReceivedRequest",
+    "RemoteSub",
     "Rep",
     "Req",
     "Request",
@@ -55,6 +57,7 @@ _MODULES = {
     "Pull": "pipeline",
     "Push": "pipeline",
     "ReceivedRequest": "answering",
+    "RemoteSub": "rights",
     "Rep": "reqrep",
     "Req": "reqrep",
     "Request": "reqrep",

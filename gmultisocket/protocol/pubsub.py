@@ -26,7 +26,7 @@ then been silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -35,7 +35,7 @@ from gevent import get_hub
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import BadTopic, Closed, SubscriptionRefused, Timeout
+from ..errors import BadTopic, BrokenPath, Closed, SubscriptionRefused, Timeout
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
@@ -44,6 +44,7 @@ from ..wire import SEND_TYPE_MASK, Message
 from .askers import Askers
 from .base import ProtocolBase
 from .callbacks import Callbacks
+from .gatekeeper import Gatekeeper
 from .outbox import Outbox
 from .pubsubwire import (
     REFUSED,
@@ -57,7 +58,8 @@ from .pubsubwire import (
     read_pattern,
     read_refused,
 )
-from .subscribers import Limits, Peer, Subscribers
+from .rights import Authorize, RemoteSub
+from .subscribers import Limits, Peer
 from .subscriptions import Subscriptions, check_pattern, check_topic
 from .upstream import Upstream, control
 
@@ -72,8 +74,6 @@ _length = Struct(">H")
 _MAX_TOPICS = 1024
 #: After this number of subscriptions others run.
 _PORTION = 256
-#: Memory of unsent answers to one pipe, in bytes. While they take more, refusals are counted, but not sent.
-_MAX_UNSENT = 1 << 20
 #: Checks in one expiry. A subscriber that more checks than this have found silent is forgotten. One check would not do:
 #: it may be the first thing that runs after the process was stopped, before the messages of that time are read.
 _EXPIRY_CHECKS = 3
@@ -88,16 +88,34 @@ class Pub(ProtocolBase):
 
     Args:
         options: of the socket underneath, and ``protocol.pubsub.*``.
+        authorize: called as ``authorize(subscriber, pattern)`` for each new subscription. It returns True, or False, or
+            why not (a str). ``subscriber`` has the ``pipe``, the ``source`` (its path), ``direct`` (it is the peer of
+            the pipe, with no switch between) and its ``identity`` (None if it is not direct). It runs in its own
+            greenlet, and may block for ``protocol.pubsub.authorize_timeout``. If it fails or takes longer, the
+            subscription is refused. Without it, everybody may subscribe to everything.
+        authorize_through_switches: with ``authorize``, subscribers behind a switch are refused, because a switch passes
+            a publication on to all of its peers. True: they may ask. Then every subscriber gets its own copy of each
+            publication, along its path.
     """
 
     defaults = {"socket.send_overflow": "drop_newest"}
     fixed = {"socket.no_recv": False, "socket.no_send": False}
     instead = {"send": "publish()"}
 
-    def __init__(self, options: OptionValues | None = None) -> None:
+    def __init__(
+        self,
+        options: OptionValues | None = None,
+        *,
+        authorize: Authorize | None = None,
+        authorize_through_switches: bool = False,
+    ) -> None:
         super().__init__(options)
-        self._outbox = Outbox(self._core, self._spawn)
-        self._subscribers = Subscribers(self._spawn, self._forget_acknowledgement)
+        gate = Gatekeeper(self._core, self.options, self._spawn, authorize, authorize_through_switches)
+        self._gate = gate
+        self._own_copies = gate.own_copies
+        self._silenced = gate.silenced
+        self._outbox = gate.outbox
+        self._subscribers = gate.subscribers
         self._peers = self._subscribers.peers
         #: By topic: the bytes in front of the payload, and the pipes that it goes to.
         self._groups = self._subscribers.topics.groups
@@ -141,7 +159,23 @@ class Pub(ProtocolBase):
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
             content = self._core.check_content(content)
+        if self._own_copies:
+            return self._send_copies(pipes, head + content, timeout)
         return self._core.send_group(pipes, head + content, timeout)
+
+    def _send_copies(self, remotes: Iterable[RemoteSub], content: bytes, timeout: float | None) -> int:
+        """Send to each subscriber along its path. Return the number of pipes that it went to."""
+        self._core.check()
+        reached = set()
+        for pipe, source in [*remotes]:
+            full = pipe.full
+            try:
+                self.socket.send_to(source, content, timeout)
+            except BrokenPath:
+                continue
+            if not full:
+                reached.add(pipe.id)
+        return len(reached)
 
     def reach(self, topic: str) -> int:
         """Return the number of pipes that a publication under the topic would go to now. At 0, you need not make one.
@@ -150,18 +184,78 @@ class Pub(ProtocolBase):
             BadTopic: it is not a topic.
         """
         self._core.check()
-        return len((self._groups.get(topic) or self._find(topic))[1])
+        wanted = (self._groups.get(topic) or self._find(topic))[1]
+        return len({remote.pipe for remote in wanted} if self._own_copies else wanted)
 
     @property
     def subscriptions(self) -> int:
         """The number of subscriptions: patterns, counted for each subscriber."""
         return self._subscribers.count
 
+    # Rights
+
+    def revoke(self, subscriber: RemoteSub, pattern: str, reason: str = "revoked") -> bool:
+        """End a subscription, and tell the subscriber why. It does not ask again until it connects again.
+
+        What is in the queue of its pipe already still reaches it. Does not block.
+
+        Args:
+            subscriber: as ``authorize`` got it.
+            pattern: exactly as it was subscribed to.
+            reason: for ``SubscriptionRefused.reason``; at most 256 bytes are sent.
+
+        Returns:
+            Whether there was such a subscription, or ``authorize`` was about to decide about it.
+        """
+        self._core.check()
+        return self._gate.revoke(subscriber, pattern, reason)
+
+    def recheck(self, predicate: Callable[[RemoteSub, str], object] | None = None) -> int:
+        """Call ``authorize`` again for subscriptions, and revoke those that it refuses now.
+
+        Blocks until all are decided; a few calls run at once. Publications go on meanwhile.
+
+        Args:
+            predicate: called as ``predicate(subscriber, pattern)``: whether to decide again about this subscription.
+                None: about all.
+
+        Returns:
+            The number of subscriptions that were revoked.
+
+        Raises:
+            NotSupported: this Pub has no ``authorize``.
+        """
+        self._core.check()
+        return self._gate.recheck(predicate)
+
+    def subscribe_peer(self, subscriber: RemoteSub, pattern: str) -> bool:
+        """Subscribe a subscriber to a pattern, without a call of ``authorize``. Does not block.
+
+        A Sub hands out only what it has subscribed to itself. So this is for a pattern that was refused, or one that a
+        pattern of the Sub covers.
+
+        Returns:
+            False if the subscriber has gone.
+
+        Raises:
+            BadTopic: it is not a pattern.
+            SubscriptionRefused: it is over a limit.
+            NotSupported: with ``authorize``, the subscriber is behind a switch.
+        """
+        self._core.check()
+        check_pattern(pattern)
+        return self._gate.grant(subscriber, pattern)
+
+    def unsubscribe_peer(self, subscriber: RemoteSub, pattern: str) -> bool:
+        """End a subscription without telling the subscriber. Return whether there was one. Does not block."""
+        self._core.check()
+        return self._gate.remove(subscriber, pattern)
+
     # Callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "remove":
-            self._subscribers.remove_pipe(pipe)
+            self._gate.remove_pipe(pipe)
             return
         self._subscribers.add_pipe(pipe)
         if not pipe.raw:
@@ -191,34 +285,19 @@ class Pub(ProtocolBase):
         if peer is None:
             # Its pipe has closed.
             return True
-        if kind == SUBSCRIBE:
+        if self._silenced and self._gate.is_silenced(message):
+            self._core.count_drop("silenced", message.pipe_id)
+        elif kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
         else:
-            self._subscribers.unsubscribe(peer, pattern, message.source)
+            self._gate.unsubscribe(peer, pattern, message.source)
         return True
 
     def _subscribe(self, peer: Peer, pattern: str, message: Message) -> None:
-        encoded = message.content[1:]
-        subscriber = self._subscribers.subscribe(peer, pattern, message.source, len(encoded))
-        if isinstance(subscriber, str):
+        if self._gate.subscribe(peer, pattern, message.source, len(message.content) - 1):
             self._drop(message, "refused subscription")
-            self._refuse(peer.pipe, message.source, pattern, subscriber)
-            return
-        source = subscriber.source
-        if source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
+        elif message.source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
             self._expiry.start()
-        # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
-        self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED + encoded, source))
-
-    def _refuse(self, pipe: Pipe, source: bytes, pattern: str, reason: str) -> None:
-        """Tell a subscriber that a pattern is refused, instead of an acknowledgement that waits."""
-        if self._outbox.waiting_bytes(pipe) < _MAX_UNSENT:
-            self._outbox.post(pipe, (source, pattern), control(Refused(pattern, reason).encode(), source))
-        else:
-            self._outbox.forget(pipe, (source, pattern))
-
-    def _forget_acknowledgement(self, pipe: Pipe, source: bytes, pattern: str) -> None:
-        self._outbox.forget(pipe, (source, pattern))
 
     # Subscribers that died behind a switch
 

@@ -6,7 +6,10 @@
   any more.
 * A peer may subscribe to one topic in so many ways, by wildcards, that each search for the topic takes long. This peer
   gets all publications from then on, as if it had subscribed to ``>``, until it has unsubscribed from everything. A Sub
-  drops those that it has not subscribed to, as it does behind a switch.
+  drops those that it has not subscribed to, as it does behind a switch. If subscribers have rights, it is removed
+  instead.
+* In the index, a subscriber is the pipe that it came by. If each subscriber gets its own copy, it is a
+  :class:`~gmultisocket.protocol.rights.RemoteSub`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from gevent import Greenlet
 from ..core.pipes.pipe import Pipe
 from ..errors import snippet
 from ..loop.yielding import yield_to_loop
+from .rights import RemoteSub
 from .subscriptions import REST, SEPARATOR, Subscriptions, check_topic
 from .topiccache import TopicCache
 
@@ -81,15 +85,17 @@ class _Leaving:
 
     Attributes:
         pipe: the pipe that wanted them.
+        key: of the subscriber in the index.
         source: the subscriber.
         patterns: the patterns.
         memory: what they take, in bytes, about; 0 if that is still counted elsewhere.
     """
 
-    __slots__ = ("memory", "patterns", "pipe", "source")
+    __slots__ = ("key", "memory", "patterns", "pipe", "source")
 
-    def __init__(self, pipe: Pipe, subscriber: Subscriber, memory: int) -> None:
+    def __init__(self, pipe: Pipe, key: Pipe | RemoteSub, subscriber: Subscriber, memory: int) -> None:
         self.pipe = pipe
+        self.key = key
         self.source = subscriber.source
         self.patterns = list(subscriber.patterns)
         self.memory = memory
@@ -134,6 +140,9 @@ class Subscribers:
         spawn: the protocol's ``_spawn``.
         forget_acknowledgement: called as ``forget_acknowledgement(pipe, source, pattern)`` for each subscription that
             ends. Must not block.
+        removed: called with a subscriber that makes searches too long, and was removed for that. None if there are no
+            rights, and it may have everything. Must not block.
+        own_copies: each subscriber gets its own copy.
 
     Attributes:
         peers: by pipe id.
@@ -148,13 +157,17 @@ class Subscribers:
         self,
         spawn: Callable[..., Greenlet[..., Any]],
         forget_acknowledgement: Callable[[Pipe, bytes, str], object],
+        removed: Callable[[RemoteSub], object] | None = None,
+        own_copies: bool = False,
     ) -> None:
+        self._removed = removed
+        self._own_copies = own_copies
         self._spawn = spawn
         self._forget_acknowledgement = forget_acknowledgement
-        self._index: Subscriptions[Pipe] = Subscriptions()
+        self._index: Subscriptions[Any] = Subscriptions()
         self.peers: dict[int, Peer] = {}
         self.limits = Limits()
-        self.topics: TopicCache[Pipe] = TopicCache()
+        self.topics: TopicCache[Any] = TopicCache()
         self.count = 0
         self.memory = 0
         self.relieved = 0
@@ -163,19 +176,43 @@ class Subscribers:
 
     # Searching
 
-    def find(self, topic: str) -> tuple[bytes, set[Pipe]]:
-        """Return what a publication begins with, and the pipes that it goes to; both are remembered.
+    def _key(self, pipe: Pipe, source: bytes) -> Pipe | RemoteSub:
+        """Return what stands for a subscriber in the index."""
+        return RemoteSub(pipe, source) if self._own_copies else pipe
+
+    def find(self, topic: str) -> tuple[bytes, set[Any]]:
+        """Return what a publication begins with, and whom it goes to (pipes, or subscribers); both are remembered.
 
         Raises:
             BadTopic: it is not a topic.
         """
         encoded = check_topic(topic)
-        pipes = self._index.match(topic)
-        if self._index.visits > _MAX_VISITS and (relieved := self._relieve(topic)) is not None:
-            pipes.add(relieved)
+        keys = self._index.match(topic)
+        if self._index.visits > _MAX_VISITS:
+            if self._removed is not None:
+                self._remove_crowd(topic, self._removed)
+            elif (relieved := self._relieve(topic)) is not None:
+                keys.add(relieved)
         if self._leaving:
-            pipes = {pipe for pipe in pipes if pipe.id in self.peers}
-        return self.topics.add(topic, _length.pack(len(encoded)) + encoded, pipes)
+            keys = {key for key in keys if self._is_here(key)}
+        return self.topics.add(topic, _length.pack(len(encoded)) + encoded, keys)
+
+    def _is_here(self, key: Any) -> bool:
+        """Return whether a subscriber in the index has not gone."""
+        if not isinstance(key, RemoteSub):
+            return key.id in self.peers
+        peer = self.peers.get(key.pipe.id)
+        return peer is not None and key.source in peer.subscribers
+
+    def _remove_crowd(self, topic: str, removed: Callable[[RemoteSub], object]) -> None:
+        """Remove the subscriber that makes the search for a topic longest, if there is one."""
+        key = self._index.crowd(topic)
+        if key is None or not self._is_here(key):
+            return
+        pipe = key.pipe if isinstance(key, RemoteSub) else key
+        source = key.source if isinstance(key, RemoteSub) else pipe.path
+        self.remove_subscriber(self.peers[pipe.id], source)
+        removed(RemoteSub(pipe, source))
 
     def _relieve(self, topic: str) -> Pipe | None:
         """Send everything to the peer that makes the search for a topic longest. Return its pipe, if there is one."""
@@ -193,7 +230,7 @@ class Subscribers:
         peer.takes_all = True
         self._index.add(REST, peer.pipe)
         self.topics.changed(REST, peer.pipe, True)
-        self._leave([_Leaving(peer.pipe, subscriber, 0) for subscriber in peer.subscribers.values()])
+        self._leave([_Leaving(peer.pipe, peer.pipe, subscriber, 0) for subscriber in peer.subscribers.values()])
         return peer.pipe
 
     # Subscribing
@@ -216,13 +253,10 @@ class Subscribers:
             if pattern in subscriber.patterns:
                 subscriber.repeats += 1
                 return subscriber
+        if reason := self.refusal(peer, pattern, source, size):
+            return reason
         new = Subscriber(source) if subscriber is None else subscriber
         cost = _cost(pattern)
-        if size > self.limits.max_length:
-            return f"a pattern has at most {self.limits.max_length} bytes, and this one has {size}"
-        if reason := self._is_full(peer, cost if subscriber is not None else cost + new.memory):
-            peer.refused = True
-            return reason
         if subscriber is None:
             peer.subscribers[source] = new
             self._charge(peer, 0, new.memory)
@@ -230,14 +264,39 @@ class Subscribers:
         new.memory += cost
         self._charge(peer, 1, cost)
         if not peer.takes_all:
-            self._index.add(pattern, peer.pipe)
-            self.topics.changed(pattern, peer.pipe, True)
+            self._index.add(pattern, key := self._key(peer.pipe, source))
+            self.topics.changed(pattern, key, True)
         return new
 
-    def _is_full(self, peer: Peer, cost: int) -> str:
-        """Return why one more pattern is too much, "" if it is not."""
+    def has(self, peer: Peer, pattern: str, source: bytes) -> bool:
+        """Return whether there is a subscription."""
+        subscriber = peer.subscribers.get(source)
+        return subscriber is not None and pattern in subscriber.patterns
+
+    def refusal(self, peer: Peer, pattern: str, source: bytes, size: int, undecided: int = 0) -> str:
+        """Return why a new subscription is too much, "" if it is not.
+
+        Args:
+            peer: the pipe that it came by.
+            pattern: must be valid.
+            source: the path back.
+            size: of the pattern, in bytes.
+            undecided: the number of this pipe's other subscriptions that may be accepted later.
+        """
         limits = self.limits
-        if peer.count >= limits.max_patterns:
+        if size > limits.max_length:
+            return f"a pattern has at most {limits.max_length} bytes, and this one has {size}"
+        cost = _cost(pattern)
+        if source not in peer.subscribers:
+            cost += _SUBSCRIBER_COST + len(source)
+        reason = self._is_full(peer, cost, undecided)
+        if reason:
+            peer.refused = True
+        return reason
+
+    def _is_full(self, peer: Peer, cost: int, undecided: int) -> str:
+        limits = self.limits
+        if peer.count + undecided >= limits.max_patterns:
             return f"a pipe has at most {limits.max_patterns} patterns"
         if peer.memory + cost > limits.max_memory:
             return "the patterns of this pipe take too much memory"
@@ -258,8 +317,8 @@ class Subscribers:
         self._charge(peer, -1, -cost)
         self._forget_acknowledgement(peer.pipe, source, pattern)
         if not peer.takes_all:
-            self._index.remove(pattern, peer.pipe)
-            self.topics.changed(pattern, peer.pipe, False)
+            self._index.remove(pattern, key := self._key(peer.pipe, source))
+            self.topics.changed(pattern, key, False)
         if not subscriber.patterns:
             del peer.subscribers[source]
             self._charge(peer, 0, -subscriber.memory)
@@ -289,13 +348,21 @@ class Subscribers:
         peer = self.peers.pop(pipe.id, None)
         if peer is None or not peer.count:
             return
-        self.topics.forget_key(pipe)
+        if self._own_copies:
+            self.topics.clear()
+        else:
+            self.topics.forget_key(pipe)
         self.count -= peer.count
         if peer.takes_all:
             self._index.remove(REST, pipe)
             self.memory -= peer.memory
         else:
-            self._leave([_Leaving(pipe, subscriber, subscriber.memory) for subscriber in peer.subscribers.values()])
+            self._leave(
+                [
+                    _Leaving(pipe, self._key(pipe, subscriber.source), subscriber, subscriber.memory)
+                    for subscriber in peer.subscribers.values()
+                ]
+            )
 
     def remove_subscriber(self, peer: Peer, source: bytes) -> None:
         """Remove one subscriber behind a switch. Its pipe may get a few more publications for it."""
@@ -310,7 +377,10 @@ class Subscribers:
                 self._forget_acknowledgement(peer.pipe, source, pattern)
             self._take_all_no_more(peer)
         else:
-            self._leave([_Leaving(peer.pipe, subscriber, subscriber.memory)])
+            key = self._key(peer.pipe, source)
+            if self._own_copies:
+                self.topics.forget_key(key)
+            self._leave([_Leaving(peer.pipe, key, subscriber, subscriber.memory)])
 
     def _leave(self, leaving: list[_Leaving]) -> None:
         """Remove patterns from the index, all at once or, if there are many, in portions."""
@@ -337,10 +407,10 @@ class Subscribers:
             leaving = self._leaving[0]
             pipe, source = leaving.pipe, leaving.source
             pattern = leaving.patterns.pop()
-            self._index.remove(pattern, pipe)
+            self._index.remove(pattern, leaving.key)
             peer = self.peers.get(pipe.id)
             if peer is not None:
-                self.topics.changed(pattern, pipe, False)
+                self.topics.changed(pattern, leaving.key, False)
                 again = peer.subscribers.get(source)
                 if again is None or pattern not in again.patterns:
                     self._forget_acknowledgement(pipe, source, pattern)

@@ -99,13 +99,14 @@ class Upstream:
                 self._outbox.post(self.pipe, (source, pattern), control(content, source))
                 self.expect(pattern, source)
             return
+        again = pattern in self.awaited and pattern not in self._unsubscribed
         self._unsubscribed.pop(pattern, None)
         self._outbox.post(self.pipe, pattern, control(content))
         self.awaited.setdefault(pattern, {})
         # A peer may make publishers up.
         many = self._entries + len(self.publishers) > _MAX_AWAITED
         for source in islice(self.publishers, 1) if many else self.publishers:
-            self._expect(pattern, source)
+            self._expect(pattern, source, again)
 
     def subscribe_again(self, pattern: str) -> None:
         """Send a subscription again if a publisher has refused it, or has not answered in time."""
@@ -118,13 +119,16 @@ class Upstream:
     def expect(self, pattern: str, source: bytes) -> None:
         """Expect an answer of one publisher: a subscription is sent to it alone."""
         if source in self.publishers and self._entries < _MAX_AWAITED:
-            self._expect(pattern, source)
+            self._expect(pattern, source, again=True)
 
-    def _expect(self, pattern: str, source: bytes) -> None:
+    def _expect(self, pattern: str, source: bytes, again: bool) -> None:
+        """Expect one more answer. Repetitions may be answered together, so that one answer to them is enough."""
         awaited = self.awaited.setdefault(pattern, {})
         if source not in awaited:
             self._entries += 1
-        awaited[source] = awaited.get(source, 0) + 1
+            awaited[source] = 1
+        elif not again:
+            awaited[source] += 1
 
     def unsubscribe(self, pattern: str) -> None:
         """Send the end of a subscription."""

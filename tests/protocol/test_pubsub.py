@@ -16,7 +16,7 @@ from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.core.pipes.bytespipe import BytesPipe
 from gmultisocket.errors import BadTopic, Closed, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Pub, Sub
-from gmultisocket.protocol import pubsub as pubsub_module
+from gmultisocket.protocol import gatekeeper as gatekeeper_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode
 from tests.addresses import plain_connection
@@ -529,7 +529,7 @@ def test_a_refusal_callback_may_fail_block_and_close() -> None:
 
 
 def test_refusals_for_a_peer_that_does_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pubsub_module, "_MAX_UNSENT", 20_000)
+    monkeypatch.setattr(gatekeeper_module, "_MAX_UNSENT", 20_000)
     options = {"protocol.pubsub.max_pattern_length": 10, "socket.send_queue_size": 1}
     with Pub(options) as pub, Socket({"socket.recv_queue_size": 1}) as stuck:
         stuck.dial(pub.listen("inproc://refused").address)
