@@ -145,7 +145,7 @@ class Answerer(ProtocolBase):
         self._workers = 0
         #: The requests that are being answered, and the greenlets that answer them.
         self._running: dict[ReceivedRequest, object] = {}
-        self._outbox = Outbox(
+        self._outbox: Outbox = Outbox(
             self._core,
             self._spawn,
             limits=self._outbox_limits,

@@ -79,7 +79,7 @@ class Pub(ProtocolBase):
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
-        self._outbox = Outbox(self._core, self._spawn)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._subscribers = Subscribers(self._spawn, self._forget_acknowledgement)
         self._peers = self._subscribers.peers
         #: By topic: the bytes in front of the payload, and the pipes that it goes to.
@@ -227,7 +227,7 @@ class Sub(ProtocolBase):
         self._topics: dict[bytes, str] = {}
         #: By pipe id.
         self._upstreams: dict[int, Upstream] = {}
-        self._outbox = Outbox(self._core, self._spawn)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._acknowledgements = WaitList(get_hub(), lambda: True)
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)

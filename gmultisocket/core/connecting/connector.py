@@ -220,8 +220,25 @@ class Connector:
             self._pipe_waiters.wake_all()
         return stopped
 
-    def flush(self, deadline: Deadline) -> None:
-        """Block until everything that is queued has left for the peers, or the time is up."""
+    @property
+    def in_use(self) -> bool:
+        """Whether there is anything that must be closed."""
+        return bool(self.endpoints or self.pipes or self.sender.requeue.pending)
+
+    def unsent(self) -> int:
+        """Return how many messages wait to leave."""
+        return sum(pipe.queued for pipe in [*self.pipes.values()]) + len(self.sender.requeue.pending)
+
+    def flush(self, deadline: Deadline, requeued: bool = False) -> bool:
+        """Block until everything that is queued has left for the peers, or the time is up.
+
+        Args:
+            deadline: when the time is up.
+            requeued: whether to wait for messages that no pipe takes at present.
+
+        Returns:
+            Whether everything has left.
+        """
         pause = 0.0
         self.scheduler.end_turn()
         waiting: list[Pipe] = []
@@ -229,9 +246,11 @@ class Connector:
             waiting = [pipe for pipe in waiting if not _is_flushed(pipe)]
             # At the end all pipes once more: what one pipe could not send was requeued to others.
             waiting = waiting or [pipe for pipe in self.pipes.values() if not _is_flushed(pipe)]
+            if not waiting and not (requeued and self.sender.requeue.pending):
+                return True
             left = deadline.left()
-            if not waiting or (left is not None and left <= 0):
-                return
+            if left is not None and left <= 0:
+                return False
             gevent.sleep(pause if left is None else min(pause, left))
             pause = min(0.02, pause + 0.001)
 
