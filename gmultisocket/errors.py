@@ -32,6 +32,7 @@ __all__ = [
     "OptionError",
     "UnknownOption",
     "BadOptionValue",
+    "MisplacedOption",
     "BadFile",
     "AddressError",
     "UnknownTransport",
@@ -347,6 +348,26 @@ class BadOptionValue(OptionError, ValueError):
 
     def __str__(self) -> str:
         return f"option {self.name} cannot be {snippet(self.value)}: expected {self.expected}"
+
+
+class MisplacedOption(OptionError):
+    """An option was set where it has no effect. Nothing changed.
+
+    Attributes:
+        name: the option's name.
+        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"`` or ``"pipe"``.
+        places: where it may be set.
+    """
+
+    def __init__(self, name: str, place: str, places: tuple[str, ...]) -> None:
+        super().__init__(name, place, places)
+        self.name = name
+        self.place = place
+        self.places = places
+
+    def __str__(self) -> str:
+        at = " or ".join("the Socket" if each == "socket" else f"a {each}" for each in self.places)
+        return f"option {self.name} has no effect on a {self.place}: set it on {at}"
 
 
 class BadFile(OptionError):

@@ -21,7 +21,7 @@ from ..counters import Counters
 from ..errors import AddressError, Closed
 from ..loop import owner
 from ..loop.waiting import Deadline
-from ..options import Option, Options, OptionValues
+from ..options import DialerOptions, ListenerOptions, Option, Options, OptionValues
 from ..transport import find
 from ..wire import Message
 from .closing import Closable
@@ -116,7 +116,7 @@ class Socket(Closable):
         """
         self._check()
         parsed = _parse(address, "dial")
-        values = Options(parsed.merged(options), parent=self.options)
+        values = DialerOptions(parsed.merged(options), parent=self.options)
         self._connector.check_open("dialing")
         dialer = Dialer(self._connector, parsed, values, find(parsed.scheme, parsed).dialer(parsed, values))
         self._connector.endpoints[dialer] = None
@@ -143,7 +143,7 @@ class Socket(Closable):
         """
         self._check()
         parsed = _parse(address, "listen")
-        values = Options(parsed.merged(options), parent=self.options)
+        values = ListenerOptions(parsed.merged(options), parent=self.options)
         self._connector.check_open("listening")
         listener = Listener(self._connector, parsed, values, find(parsed.scheme, parsed).listener(parsed, values))
         self._connector.endpoints[listener] = None

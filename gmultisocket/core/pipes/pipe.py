@@ -29,7 +29,7 @@ from ...errors import MultiSocketError, snippet
 from ...log import get_logger
 from ...loop.owner import check_thread
 from ...loop.waiting import WaitList
-from ...options import Option, Options
+from ...options import Option, Options, PipeOptions
 from ...state import StateMachine
 from ...transport import Connection
 from ...wire import TO_ONE, Message, pack_id
@@ -260,7 +260,7 @@ class Pipe(StateMachine, ABC):
     def options(self) -> Options:
         """The pipe's options. A value that is not set here comes from its dialer or listener, then from the socket."""
         if self._options is None:
-            self._options = Options(parent=self._endpoint.options)
+            self._options = PipeOptions(parent=self._endpoint.options)
             self._options.watch(self, PUSHED)
         return self._options
 
