@@ -256,7 +256,10 @@ class MessageTooLong(MultiSocketError, ValueError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"a content of {self.size} bytes is over the limit of {self.limit} bytes"
+        return (
+            f"a content of {self.size} bytes is over the limit of {self.limit} bytes: raise "
+            "socket.max_send_content_length here, and connector.pipe.max_recv_content_length at the peer"
+        )
 
 
 class BadMessage(MultiSocketError):

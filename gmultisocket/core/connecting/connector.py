@@ -36,6 +36,11 @@ logger = get_logger("gmultisocket.connector")
 
 #: Seconds that a closed pipe waits for its peer's close frame.
 _CLOSE_TIMEOUT: Final = 1.0
+#: What a content that is too long is about.
+_SIZE_OPTIONS: Final = (
+    "to allow it raise connector.pipe.max_recv_content_length here; the peer's own limit is its "
+    "socket.max_send_content_length"
+)
 #: A fault of the same kind is logged at most this often, in seconds.
 _LOG_INTERVAL: Final = 10.0
 
@@ -180,7 +185,7 @@ class Connector:
 
     def peer_error(self, pipe: Pipe, error: MultiSocketError) -> None:
         too_long = isinstance(error, ContentTooLong)
-        hint = " (raise connector.pipe.max_recv_content_length to allow it)" if too_long else ""
+        hint = f" ({_SIZE_OPTIONS})" if too_long else ""
         self._warn(
             type(error).__name__, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), _cause(error), hint
         )
