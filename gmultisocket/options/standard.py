@@ -212,6 +212,12 @@ class connector:
             "connector.pipe.heartbeat_timeout", float, 0.0, unit="seconds", minimum=0,
             doc="Close the pipe of a peer that was silent for this time. 0: twice the interval.",
         )
+        hold_until_heard = define(
+            "connector.pipe.hold_until_heard", bool, False, places=_MADE,
+            doc="Over plain tcp and ipc: send no message to one peer before it has sent a message or answered a "
+            "ping, which it gets at once. So a health check that only connects gets none, and neither does a Go "
+            "program that never sends.",
+        )
         idle_timeout = define(
             "connector.pipe.idle_timeout", float, 0.0, unit="seconds", minimum=0,
             doc="Close a pipe on which no message has gone either way for so long. Pings are no messages. 0: never.",

@@ -28,6 +28,7 @@ BY_NAME = {
     "connector.pipe_limit": {"socket"},
     "connector.pipe.raw": {"socket", "dialer", "listener"},
     "connector.pipe.decide_timeout": {"socket", "dialer", "listener"},
+    "connector.pipe.hold_until_heard": {"socket", "dialer", "listener"},
     "connector.pipe.negotiate_timeout": {"socket", "dialer", "listener"},
     "transport.tcp.reuse_port": {"socket", "listener"},
     "transport.tls.server_hostname": {"socket", "dialer"},

@@ -12,6 +12,7 @@ from typing import Final
 import gevent
 from gevent.hub import Hub
 
+from ... import options as opts
 from ...counters import Counters
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
 from ...log import ThrottledLog, get_logger
@@ -135,12 +136,15 @@ class Connector:
             pipe._discard("the socket is closing")
             return
         self.pipes[pipe.id] = pipe
-        self.sender.add(pipe)
+        held = pipe._may_be_nobody and pipe.endpoint.options.get(opts.connector.pipe.hold_until_heard)
+        self.sender.add(pipe, held)
         self.events.emit("add", pipe)
         if self._pipe_waiters is not None:
             self._pipe_waiters.wake_all()
         if isinstance(pipe, BytesPipe):
             self._heartbeat.watch(pipe)
+            if held:
+                pipe._ping()
 
     def wait_pipes(self, count: int, timeout: float | None) -> None:
         """Block until there are that many pipes; see ``Socket.wait_pipes``."""
@@ -161,6 +165,9 @@ class Connector:
 
     def pipe_writable(self, pipe: Pipe) -> None:
         self.sender.pipe_writable(pipe)
+
+    def pipe_heard(self, pipe: Pipe) -> None:
+        self.sender.pipe_heard(pipe)
 
     def pipe_idle(self, pipe: Pipe) -> None:
         self.sender.pipe_idle(pipe)

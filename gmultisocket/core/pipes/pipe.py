@@ -109,6 +109,9 @@ class PipeOwner(Protocol):
     def pipe_writable(self, pipe: Pipe) -> None:
         """The pipe's queue is not full any more."""
 
+    def pipe_heard(self, pipe: Pipe) -> None:
+        """The first message of a pipe has arrived, an internal one included. May be reported again."""
+
     def pipe_idle(self, pipe: Pipe) -> None:
         """A turn has ended, and the pipe has nothing queued."""
 
@@ -197,6 +200,8 @@ class Pipe(StateMachine, ABC):
     _remote = True
     #: Whether to-one messages may go to this pipe.
     _eligible = True
+    #: Whether anything can be connected without being a peer: there is no handshake, and the other side is unknown.
+    _may_be_nobody = False
     #: The options that the pipe keeps a copy of, and the attribute that holds it. Each is in :data:`PUSHED`.
     _copied: ClassVar[Mapping[Option[Any], str]] = {}
 

@@ -34,7 +34,7 @@ from ...wire import (
     Message,
     check_path,
 )
-from ..pipes.pipe import Pipe
+from ..pipes.pipe import Pipe, PipeState
 from ..pipes.scheduler import WriteScheduler
 from .content import as_content
 from .fanout import Sent, ToAllSender
@@ -351,10 +351,16 @@ class Sender:
 
     # Pipes
 
-    def add(self, pipe: Pipe) -> None:
-        """Add a new pipe."""
+    def add(self, pipe: Pipe, held: bool = False) -> None:
+        """Add a new pipe; one that is held gets no to-one message until :meth:`pipe_heard`."""
         self._to_all.add(pipe)
-        if pipe._eligible:
+        if pipe._eligible and not held:
+            self._use(pipe)
+
+    def pipe_heard(self, pipe: Pipe) -> None:
+        """Use a pipe that was held."""
+        used = pipe in self._eligible or pipe in self._avoided
+        if pipe._eligible and not used and pipe.state is PipeState.OPEN:
             self._use(pipe)
 
     def _use(self, pipe: Pipe) -> None:
