@@ -21,6 +21,7 @@ from .checks import (
     check_linger,
     check_mode,
     check_origins,
+    check_path,
     check_pipe_limit,
     check_ssl_context,
     check_uids,
@@ -389,6 +390,10 @@ class transport:
             external_listen = define(
                 "transport.ws.listener.external_listen", bool, False,
                 doc="Bind nothing: another HTTP server passes its connections to the listener.",
+            )
+            health_path = define(
+                "transport.ws.listener.health_path", str, "", checker=check_path,
+                doc="A path at which GET and HEAD requests get the answer 200, for health checks. Empty: none.",
             )
             pending_size = define(
                 "transport.ws.listener.pending_size", int, 16, minimum=0, maximum=65535,

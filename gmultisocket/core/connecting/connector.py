@@ -43,7 +43,7 @@ _SIZE_OPTIONS: Final = (
     "socket.max_send_content_length"
 )
 #: A fault of the same kind is logged at most this often, in seconds.
-_LOG_INTERVAL: Final = 10.0
+_LOG_INTERVAL: Final = 60.0
 
 
 class Connector:
@@ -120,7 +120,8 @@ class Connector:
 
     def refused(self, connection: Connection, error: MultiSocketError) -> None:
         """Log that a peer was not let in."""
-        self._warn(type(error).__name__, "refused %s: %s", snippet(connection.peer_address), _cause(error))
+        cause = str(_cause(error))
+        self._warn(f"refused: {snippet(cause)}", "refused %s: %s", snippet(connection.peer_address), cause)
 
     # Pipes
 
