@@ -199,9 +199,15 @@ class ProtocolBase(Closable):
     # Flushing
 
     def _flush(self, deadline: Deadline) -> bool:
-        if self._outbox is not None:
-            self._outbox.flush(deadline.left())
-        return self.socket._flush(deadline) and self._outbox_size() == 0
+        while True:
+            if self._outbox is not None:
+                self._outbox.flush(deadline.left())
+            if not self.socket._flush(deadline):
+                return False
+            if not self._outbox_size():
+                return True
+            if deadline.left() == 0:
+                return False
 
     def _unsent(self) -> int:
         return self.socket._unsent() + self._outbox_size()

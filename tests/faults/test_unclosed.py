@@ -317,6 +317,24 @@ def test_flush_waits_for_messages_that_no_peer_can_take_yet() -> None:
         reading.kill()
 
 
+def test_flush_of_a_protocol_waits_for_its_outbox_too() -> None:
+    small = {"transport.tcp.read_buffer": 4096, "transport.tcp.write_buffer": 4096}
+    options = {"socket.send_queue_size": 1, "socket.recv_queue_size": 1, **small}
+    with Rep(options=options) as rep, Socket(options) as client:
+        client.dial(rep.listen("tcp://127.0.0.1:0").address)
+        requests = iter(rep)
+        for number in range(40):
+            client.send(b"%04d" % number)
+            next(requests).reply(bytes(100_000))
+        assert rep._unsent() > 1
+        with pytest.raises(Timeout):
+            rep.flush(timeout=0)
+        reading = gevent.spawn(_received, client, 40)
+        rep.flush(timeout=10)
+        assert rep._unsent() == 0
+        assert len(reading.get(timeout=10)) == 40
+
+
 def test_flush_of_a_closed_socket_returns_and_of_a_handle_says_so() -> None:
     sock = Socket()
     handle = sock.threadsafe()
