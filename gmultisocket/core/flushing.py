@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Final
 
 import gevent
-from gevent import get_hub
+from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
@@ -122,6 +122,10 @@ def close_collected(lost: Flushable, close: Callable[[], object]) -> None:
     try:
         warn_unclosed(lost)
     finally:
+        if thread == owner.current_thread() and getcurrent().parent is None:
+            # In the thread's first greenlet none of the object's own code is in the middle of something. It may be the
+            # last that runs in this thread.
+            lost._push_now()
         if hub.loop is not None and thread in sys._current_frames():
             # It is not registered any more if it was part of a cycle.
             owner.register(lost)
