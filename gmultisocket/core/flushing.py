@@ -191,7 +191,7 @@ def _report(each: Flushable) -> None:
     if unsent:
         text = f"{unsent} messages had not left when the process ended: {each!r} was not closed"
         if _is_logged():
-            logger.warning("%s", text)
+            logger.error("%s", text)
         else:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     else:
@@ -200,7 +200,7 @@ def _report(each: Flushable) -> None:
 
 def _is_logged() -> bool:
     """Return whether the program has a handler for the records of this logger."""
-    at: logging.Logger | None = logger
+    at: logging.Logger | None = logging.getLogger(logger.name)
     while at is not None:
         if any(not isinstance(handler, logging.NullHandler) for handler in at.handlers):
             return True
