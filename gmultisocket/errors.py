@@ -32,6 +32,7 @@ __all__ = [
     "OptionError",
     "UnknownOption",
     "BadOptionValue",
+    "MisplacedOption",
     "BadFile",
     "AddressError",
     "UnknownTransport",
@@ -255,7 +256,10 @@ class MessageTooLong(MultiSocketError, ValueError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"a content of {self.size} bytes is over the limit of {self.limit} bytes"
+        return (
+            f"a content of {self.size} bytes is over the limit of {self.limit} bytes: raise "
+            "socket.max_send_content_length here, and connector.pipe.max_recv_content_length at the peer"
+        )
 
 
 class BadMessage(MultiSocketError):
@@ -347,6 +351,26 @@ class BadOptionValue(OptionError, ValueError):
 
     def __str__(self) -> str:
         return f"option {self.name} cannot be {snippet(self.value)}: expected {self.expected}"
+
+
+class MisplacedOption(OptionError):
+    """An option was set where it has no effect. Nothing changed.
+
+    Attributes:
+        name: the option's name.
+        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"`` or ``"pipe"``.
+        places: where it may be set.
+    """
+
+    def __init__(self, name: str, place: str, places: tuple[str, ...]) -> None:
+        super().__init__(name, place, places)
+        self.name = name
+        self.place = place
+        self.places = places
+
+    def __str__(self) -> str:
+        at = " or ".join("the Socket" if each == "socket" else f"a {each}" for each in self.places)
+        return f"option {self.name} has no effect on a {self.place}: set it on {at}"
 
 
 class BadFile(OptionError):

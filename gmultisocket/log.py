@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
+from typing import Final
 
 from .errors import printable
 
 __all__ = ["ThrottledLog", "get_logger"]
+
+#: Kinds of records that one throttled log distinguishes.
+_MAX_KINDS: Final = 32
 
 
 class _Printable:
@@ -66,6 +70,8 @@ def get_logger(name: str) -> logging.Logger:
 class ThrottledLog:
     """Writes records to a logger: in each interval the first record of a kind at its own level, the others at DEBUG.
 
+    It distinguishes at most 32 kinds. All further ones are one kind, as they may come from peers.
+
     Args:
         logger: the logger.
         interval: seconds.
@@ -83,13 +89,15 @@ class ThrottledLog:
         """Log ``text % args``.
 
         Args:
-            kind: each kind has its own intervals. Must be one of a few constants, never from a peer: kinds are kept.
+            kind: each kind has its own intervals.
             level: as for :meth:`logging.Logger.log`.
             text: the record's message.
             args: its arguments.
             error: an exception whose traceback the record has.
         """
         now = monotonic()
+        if kind not in self._written and len(self._written) >= _MAX_KINDS:
+            kind = ""
         written = self._written.get(kind)
         if written is not None and now - written < self._interval:
             level = logging.DEBUG

@@ -57,6 +57,16 @@ def test_each_kind_has_intervals_of_its_own(clock: list[float], caplog: pytest.L
     assert written(caplog) == [(logging.WARNING, "a1"), (logging.ERROR, "b1")]
 
 
+def test_a_log_keeps_a_bounded_number_of_kinds(caplog: pytest.LogCaptureFixture) -> None:
+    throttled = ThrottledLog(logger, 10.0)
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        for number in range(1000):
+            throttled.log(f"kind {number}", logging.WARNING, "kind %d", number)
+        throttled.log("kind 0", logging.WARNING, "again")
+    assert written(caplog) == [(logging.WARNING, f"kind {number}") for number in range(33)]
+    assert len(throttled._written) == 33
+
+
 def test_two_logs_of_one_logger_do_not_count_for_each_other(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "gmultisocket"):
         ThrottledLog(logger, 10.0).log("a", logging.WARNING, "one")

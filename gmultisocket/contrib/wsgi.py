@@ -30,7 +30,7 @@ from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
 from ..log import get_logger
-from ..options import Options, OptionValues, is_header
+from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
 from ..transport.wshandshake import refusal
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
@@ -56,7 +56,7 @@ class Mount:
         if not path.startswith("/") or "?" in path:
             raise ValueError(f"a path starts with a slash and has no query, like /ws: not {path!r}")
         # A wrong option raises now, and not when the first peer comes.
-        self._options = Options(options).own() | {opts.transport.ws.listener.external_listen.name: True}
+        self._options = opts.ListenerOptions(options).own() | {opts.transport.ws.listener.external_listen.name: True}
         self._make_sock = sock if callable(sock) else None
         self._sock = None if callable(sock) else sock
         self._path = path

@@ -85,14 +85,14 @@ class ProtocolSocket:
 
     # Sending
 
-    def check_content(self, content: Buffer) -> bytes:
+    def check_content(self, content: Buffer, destination: bytes = b"") -> bytes:
         """Return the bytes of a content that may be sent.
 
         Raises:
             TypeError: it is not bytes-like.
             MessageTooLong: it is over ``socket.max_send_content_length``.
         """
-        return self._sender.check_content(content)
+        return self._sender.check_content(content, destination)
 
     @property
     def max_content(self) -> int:

@@ -116,7 +116,7 @@ class ReceivedRequest:
         if self.replied:
             raise NotSupported("a second reply", "a request is answered once")
         if type(content) is not bytes:
-            content = self._answerer._core.check_content(content)
+            content = self._answerer._core.check_content(content, self.source)
         sent = self._answerer._reply(self.source, self._id + content)
         self.replied = True
         return sent
@@ -145,7 +145,7 @@ class Answerer(ProtocolBase):
         self._workers = 0
         #: The requests that are being answered, and the greenlets that answer them.
         self._running: dict[ReceivedRequest, object] = {}
-        self._outbox = Outbox(
+        self._outbox: Outbox = Outbox(
             self._core,
             self._spawn,
             limits=self._outbox_limits,
@@ -337,7 +337,7 @@ class Answerer(ProtocolBase):
         """Send an answer, or post it if it must wait. Never blocks. Return False if it cannot arrive."""
         if self._outbox.queues and self._must_wait(source):
             self._core.check()
-            self._core.check_content(content)
+            self._core.check_content(content, source)
             return self._post(source, content)
         try:
             self.socket.send_to(source, content, timeout=0)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
+from gevent.hub import Hub
 
 from .. import options as opts
 from ..address import Address
@@ -39,6 +40,7 @@ from ..log import get_logger
 from ..loop.waiting import Deadline
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,6 +71,8 @@ class ProtocolBase(Closable):
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed: ClassVar[Mapping[str, Any]] = {}
     instead: ClassVar[Mapping[str, str]] = {}
+    #: What this protocol sends later; None for a protocol that has no outbox.
+    _outbox: Outbox | None = None
 
     def __init__(self, options: OptionValues | None = None) -> None:
         values = {**self.defaults, **self.fixed}
@@ -84,7 +88,7 @@ class ProtocolBase(Closable):
         self.options = self.socket.options
         for name in self.fixed:
             self.socket.options.on_change(name, _ignore_change, refusals[name])
-        self._core = self.socket._for_protocol()
+        self._core = self.socket._for_protocol(self)
         self._greenlets: set[Greenlet[..., Any]] = set()
         self._logged: set[str] = set()
 
@@ -191,6 +195,38 @@ class ProtocolBase(Closable):
             pipe = self.socket.pipes.get(message.pipe_id)
             peer = f" from {snippet(pipe.peer_address)}" if pipe is not None else ""
             logger.log(level, "%s drops a message (%s): %r%s", type(self).__name__, reason, message, peer)
+
+    # Flushing
+
+    def _flush(self, deadline: Deadline) -> bool:
+        while True:
+            if self._outbox is not None:
+                self._outbox.flush(deadline.left())
+            if not self.socket._flush(deadline):
+                return False
+            if not self._outbox_size():
+                return True
+            if deadline.left() == 0:
+                return False
+
+    def _unsent(self) -> int:
+        return self.socket._unsent() + self._outbox_size()
+
+    def _outbox_size(self) -> int:
+        return 0 if self._outbox is None else self._outbox.size()
+
+    def _unclosed(self) -> bool:
+        return not self._closing and self.socket._unclosed()
+
+    def _push_now(self) -> None:
+        self.socket._push_now()
+
+    @property
+    def _home(self) -> tuple[int, Hub]:
+        return self.socket._home
+
+    def _abandon(self) -> None:
+        self.socket._abandon()
 
     # Closing
 

@@ -5,7 +5,7 @@
 * On the wire: a publication is the topic's length (2 bytes, big-endian), the topic (UTF-8) and the payload, sent to
   all, by the pipes that have a subscriber behind them. A Sub sends control messages (flag 0x20) to all: 0x01 and a
   pattern to subscribe, 0x00 and a pattern to unsubscribe. A Pub answers each 0x01, also a repeated one, by 0x02 and the
-  pattern, sent to its source.
+  pattern, sent to its source. 0x03 alone, after a Sub's first 0x01: it repeats its subscriptions while it lives.
 * What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
@@ -19,7 +19,7 @@ its other side, so a Sub filters again what comes. A Pub distinguishes the subsc
 to them, and sends by the pipe until the last one has left. Nobody tells a Pub that a Sub behind a switch has died, nor
 a Sub that a Pub has come behind one. So a Sub repeats its subscriptions there, every
 ``protocol.pubsub.refresh_interval``: it may take that long until a new Pub has them. A Pub forgets a Sub behind a
-switch that has repeated its subscriptions and then been silent for ``protocol.pubsub.expiry``. A Sub that closes
+switch that has said that it repeats them and was then silent for ``protocol.pubsub.expiry``. A Sub that closes
 unsubscribes.
 """
 
@@ -44,7 +44,7 @@ from .base import ProtocolBase
 from .outbox import Outbox
 from .subscribers import Limits, Peer, Subscribers
 from .subscriptions import Subscriptions, check_pattern, check_topic
-from .upstream import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Upstream, control, read_control
+from .upstream import REPEATS, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Upstream, control, read_control
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -79,7 +79,7 @@ class Pub(ProtocolBase):
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
-        self._outbox = Outbox(self._core, self._spawn)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._subscribers = Subscribers(self._spawn, self._forget_acknowledgement)
         self._peers = self._subscribers.peers
         #: By topic: the bytes in front of the payload, and the pipes that it goes to.
@@ -160,6 +160,8 @@ class Pub(ProtocolBase):
             self._subscribe(peer, pattern, message)
         elif kind == UNSUBSCRIBE:
             self._subscribers.unsubscribe(peer, pattern, message.source)
+        elif kind == REPEATS:
+            self._subscribers.promise_repeats(peer, message.source)
         else:
             self._drop(message, "garbage")
         return True
@@ -201,7 +203,7 @@ class Pub(ProtocolBase):
         """Remove a subscriber behind a switch that has been silent for too long."""
         subscriber = peer.subscribers[source]
         subscriber.silent_checks += 1
-        if subscriber.silent_checks > _EXPIRY_CHECKS and (subscriber.repeats > 1 or full):
+        if subscriber.silent_checks > _EXPIRY_CHECKS and (subscriber.repeats or full):
             self._subscribers.remove_subscriber(peer, source)
 
 
@@ -225,7 +227,7 @@ class Sub(ProtocolBase):
         self._topics: dict[bytes, str] = {}
         #: By pipe id.
         self._upstreams: dict[int, Upstream] = {}
-        self._outbox = Outbox(self._core, self._spawn)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._acknowledgements = WaitList(get_hub(), lambda: True)
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
@@ -263,6 +265,8 @@ class Sub(ProtocolBase):
             self._topics.clear()
             for upstream in self._upstreams.values():
                 upstream.subscribe(pattern)
+                if len(self._patterns) == 1 and self._repeats:
+                    upstream.promise_repeats()
             self._start_refresh()
         if timeout is not None:
             self._wait_acknowledged(pattern, timeout)
@@ -354,6 +358,8 @@ class Sub(ProtocolBase):
             upstream.subscribe_all(self._patterns)
             if upstream.subscribe_some(_PORTION):
                 self._spawn(self._subscribe_rest, upstream)
+            if self._patterns and self._repeats:
+                upstream.promise_repeats()
             self._start_refresh()
         elif self._upstreams.pop(pipe.id, None) is not None:
             self._acknowledgements.wake_all()
@@ -390,9 +396,13 @@ class Sub(ProtocolBase):
         """Return the upstreams whose peer may be a switch: publishers may come there at any time."""
         return [upstream for upstream in self._upstreams.values() if not upstream.direct]
 
+    @property
+    def _repeats(self) -> bool:
+        """Whether subscriptions are repeated through a switch."""
+        return self.options.get(opts.protocol.pubsub.refresh_interval) > 0
+
     def _start_refresh(self) -> None:
-        wanted = self._patterns and self._upstreams and not self._closing
-        if wanted and self.options.get(opts.protocol.pubsub.refresh_interval):
+        if self._patterns and self._upstreams and not self._closing and self._repeats:
             self._refresh.start()
 
     def _refresh_pause(self) -> float:

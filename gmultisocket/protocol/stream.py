@@ -87,7 +87,7 @@ class Stream(ProtocolBase):
         #: Opened by peers, and not accepted yet.
         self._backlog: deque[StreamEnd] = deque()
         self._acceptors = WaitList(self._hub, lambda: self._backlog or self._closing)
-        self._outbox = Outbox(self._core, self._spawn)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.stream.probe_interval))
         self._keepalive = Periodic(self._check_interval, self._check_ends, self._spawn)
         #: The greenlet that empties the socket's receive queue, while there is something in it.

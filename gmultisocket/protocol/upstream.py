@@ -17,12 +17,14 @@ from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, TO_DEST, Message
 from .outbox import Outbox
 from .subscriptions import check_pattern
 
-__all__ = ["SUBSCRIBE", "SUBSCRIBED", "UNSUBSCRIBE", "Upstream", "control", "read_control"]
+__all__ = ["REPEATS", "SUBSCRIBE", "SUBSCRIBED", "UNSUBSCRIBE", "Upstream", "control", "read_control"]
 
-#: First bytes of the control messages; a pattern follows.
+#: First bytes of the control messages; a pattern follows, except after REPEATS.
 UNSUBSCRIBE: Final = b"\x00"
 SUBSCRIBE: Final = b"\x01"
 SUBSCRIBED: Final = b"\x02"
+#: The sender repeats its subscriptions while it lives.
+REPEATS: Final = b"\x03"
 
 #: Publishers that are remembered behind one switch.
 _MAX_PUBLISHERS = 1024
@@ -42,6 +44,8 @@ def read_control(message: Message) -> tuple[bytes, str] | None:
     """Return the kind and the pattern of a control message; None if it is not one of this protocol."""
     if message.flags & ~SEND_TYPE_MASK != CONTROL or message.destination:
         return None
+    if message.content == REPEATS:
+        return REPEATS, ""
     try:
         pattern = message.content[1:].decode()
         check_pattern(pattern)
@@ -108,6 +112,15 @@ class Upstream:
             if source not in awaited:
                 self._entries += 1
             awaited[source] = awaited.get(source, 0) + 1
+
+    def promise_repeats(self) -> None:
+        """Send, behind all subscriptions until now, that they are repeated. Needed again after the last one has ended.
+
+        Without it a publisher behind a switch could not distinguish a Sub that died at once from one that never repeats
+        itself.
+        """
+        self._outbox.forget(self.pipe, REPEATS)
+        self._outbox.post(self.pipe, REPEATS, control(REPEATS, b""))
 
     def unsubscribe(self, pattern: str) -> None:
         """Send the end of a subscription."""

@@ -242,9 +242,14 @@ class AcceptedWS(WSConnection):
 
 
 def answer_with_refusal(stream: StreamConnection, error: RequestRefused) -> None:
-    """Refuse a request. Nothing was sent on the stream before, so the kernel takes the answer at once."""
+    """Refuse a request."""
+    answer(stream, refusal(error).serialize())
+
+
+def answer(stream: StreamConnection, data: bytes) -> None:
+    """Send the only answer. Nothing was sent on the stream before, so the kernel takes it at once."""
     try:
-        stream.send(refusal(error).serialize())
+        stream.send(data)
         stream.shutdown_write()
     except OSError:
         # The peer has closed the connection first.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -40,6 +40,8 @@ __all__ = [
     "authorize",
     "check_host",
     "check_origin",
+    "health_check",
+    "healthy",
     "is_loopback",
     "parse_request",
     "read_head",
@@ -122,6 +124,21 @@ def read_head(stream: StreamConnection) -> tuple[bytes, bytes]:
 
 
 # The listening side
+
+
+def health_check(head: bytes, paths: Collection[str]) -> str | None:
+    """Return the method if a request is a health check, GET or HEAD with one of these paths, of any HTTP version."""
+    match = _REQUEST_LINE.fullmatch(head[: head.index(b"\r\n")]) if paths else None
+    if match is None or match[1] not in (b"GET", b"HEAD") or match[2].partition(b"?")[0].decode() not in paths:
+        return None
+    return match[1].decode()
+
+
+def healthy(method: str) -> bytes:
+    """Return the answer to a health check."""
+    body = b"ok\n"
+    headers = Headers([("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return Response(200, "OK", headers, body if method == "GET" else b"").serialize()
 
 
 def parse_request(head: bytes) -> Request:

@@ -205,6 +205,8 @@ class BytesPipe(WritePipe):
             for portion in (data,) if size <= _PORTION or receiver.writable() else self._portions(data):
                 messages = self._decode(portion)
                 if messages:
+                    if not self.messages_received:
+                        self._owner.pipe_heard(self)
                     self.messages_received += len(messages)
                     self._deliver(messages)
                 if self._error is not None:

@@ -56,6 +56,10 @@ class FramedPipe(BytesPipe):
         self._knows_internal = False
 
     @property
+    def _may_be_nobody(self) -> bool:  # type: ignore[override]
+        return not self._connection.needs_handshake
+
+    @property
     def _max_content(self) -> int:
         return self._decoder.max_content
 
@@ -151,6 +155,8 @@ class FramedPipe(BytesPipe):
 
     def _internal(self, kind: bytes, rest: bytes) -> None:
         """Act on an internal message from the peer."""
+        if not self.messages_received:
+            self._owner.pipe_heard(self)
         if kind == _PING and len(rest) <= _MAX_ECHO:
             self._knows_internal = True
             if not self.full:

@@ -151,6 +151,8 @@ class PacketPipe(_Packets, FramedPipe):
 
     __slots__ = ("_close_timer", "_codec")
 
+    _may_be_nobody = False
+
     def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)
         self._codec = connection.codec

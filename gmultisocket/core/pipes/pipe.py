@@ -29,7 +29,7 @@ from ...errors import MultiSocketError, snippet
 from ...log import get_logger
 from ...loop.owner import check_thread
 from ...loop.waiting import WaitList
-from ...options import Option, Options
+from ...options import Option, Options, PipeOptions
 from ...state import StateMachine
 from ...transport import Connection
 from ...wire import TO_ONE, Message, pack_id
@@ -108,6 +108,9 @@ class PipeOwner(Protocol):
 
     def pipe_writable(self, pipe: Pipe) -> None:
         """The pipe's queue is not full any more."""
+
+    def pipe_heard(self, pipe: Pipe) -> None:
+        """The first message of a pipe has arrived, an internal one included. May be reported again."""
 
     def pipe_idle(self, pipe: Pipe) -> None:
         """A turn has ended, and the pipe has nothing queued."""
@@ -197,6 +200,8 @@ class Pipe(StateMachine, ABC):
     _remote = True
     #: Whether to-one messages may go to this pipe.
     _eligible = True
+    #: Whether anything can be connected without being a peer: there is no handshake, and the other side is unknown.
+    _may_be_nobody = False
     #: The options that the pipe keeps a copy of, and the attribute that holds it. Each is in :data:`PUSHED`.
     _copied: ClassVar[Mapping[Option[Any], str]] = {}
 
@@ -260,7 +265,7 @@ class Pipe(StateMachine, ABC):
     def options(self) -> Options:
         """The pipe's options. A value that is not set here comes from its dialer or listener, then from the socket."""
         if self._options is None:
-            self._options = Options(parent=self._endpoint.options)
+            self._options = PipeOptions(parent=self._endpoint.options)
             self._options.watch(self, PUSHED)
         return self._options
 
