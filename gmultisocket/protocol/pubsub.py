@@ -5,7 +5,7 @@
 * On the wire: a publication is the topic's length (2 bytes, big-endian), the topic (UTF-8) and the payload, sent to
   all, by the pipes that have a subscriber behind them. A Sub sends control messages (flag 0x20) to all: 0x01 and a
   pattern to subscribe, 0x00 and a pattern to unsubscribe. A Pub answers each 0x01, also a repeated one, by 0x02 and the
-  pattern, sent to its source. 0x03 alone, after a Sub's first 0x01: it repeats its subscriptions while it lives.
+  pattern, sent to its source. 0x08 alone, after a Sub's first 0x01: it repeats its subscriptions while it lives.
 * What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.

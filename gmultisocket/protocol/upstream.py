@@ -24,7 +24,7 @@ UNSUBSCRIBE: Final = b"\x00"
 SUBSCRIBE: Final = b"\x01"
 SUBSCRIBED: Final = b"\x02"
 #: The sender repeats its subscriptions while it lives.
-REPEATS: Final = b"\x03"
+REPEATS: Final = b"\x08"
 
 #: Publishers that are remembered behind one switch.
 _MAX_PUBLISHERS = 1024

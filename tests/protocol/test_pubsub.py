@@ -147,7 +147,7 @@ def test_a_pub_as_written_by_hand(net: Net) -> None:
         waiting = gevent.spawn(sub.subscribe, "a.>", LONG)
         asked = by_hand.recv_msg(LONG)
         assert (asked.flags, asked.content) == (CONTROL | TO_ALL, b"\x01a.>")
-        assert by_hand.recv_msg(LONG).content == b"\x03"
+        assert by_hand.recv_msg(LONG).content == b"\x08"
         assert not waiting.ready()
         by_hand.send_msg(Message(flags=CONTROL | TO_DEST, destination=asked.source, content=b"\x02a.>"))
         waiting.get(timeout=LONG)

@@ -18,7 +18,7 @@ from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message, pack_id
 from tests.cases import every_case
 
 LONG = 20.0
-UNSUBSCRIBE, SUBSCRIBE, SUBSCRIBED, REPEATS = b"\x00", b"\x01", b"\x02", b"\x03"
+UNSUBSCRIBE, SUBSCRIBE, SUBSCRIBED, REPEATS = b"\x00", b"\x01", b"\x02", b"\x08"
 ONCE: dict[str, Any] = {"protocol.pubsub.refresh_interval": 0}
 
 
