@@ -193,6 +193,8 @@ class Pipe(StateMachine, ABC):
         PipeState.DRAINING: {PipeState.CLOSED},
         PipeState.CLOSED: (),
     }
+    #: The messages and bytes of ``Counters`` that nobody had acknowledged when the pipe closed.
+    _unconfirmed: tuple[int, int]
     #: Whether the peer may be in another process, and so may not be trusted to read.
     _remote = True
     #: Whether to-one messages may go to this pipe.
@@ -273,6 +275,7 @@ class Pipe(StateMachine, ABC):
             self.messages_received,
             self.bytes_received,
             dict(self._drops or {}),
+            *self._unconfirmed,
         )
 
     @property
