@@ -92,7 +92,7 @@ class Connector:
         self.closing_pipes: set[Pipe] = set()
         #: Greenlets in ``wait_pipes``. Made when first needed.
         self._pipe_waiters: WaitList | None = None
-        self._heartbeat = Heartbeat()
+        self._heartbeat = Heartbeat(self.pipes)
         self._log = ThrottledLog(logger, _LOG_INTERVAL)
 
     # Dialers and listeners
@@ -168,6 +168,10 @@ class Connector:
 
     def lose(self, reason: str, count: int) -> None:
         self.sender.counters.drop(reason, count)
+
+    def peer_pings(self, pipe: Pipe) -> None:
+        if isinstance(pipe, BytesPipe):
+            self._heartbeat.show_life(pipe)
 
     def pipe_closing(self, pipe: Pipe) -> None:
         self.pipes.pop(pipe.id, None)

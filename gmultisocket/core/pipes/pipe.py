@@ -121,6 +121,9 @@ class PipeOwner(Protocol):
     def lose(self, reason: str, count: int) -> None:
         """Count messages that are lost, and that no pipe can count."""
 
+    def peer_pings(self, pipe: Pipe) -> None:
+        """The peer wants to see that this side lives."""
+
     def pipe_closing(self, pipe: Pipe) -> None:
         """The pipe is about to close."""
 
