@@ -13,7 +13,7 @@ from gevent import Greenlet
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Pipe, Rep, Req, Socket
-from gmultisocket.core.connecting import heartbeat
+from gmultisocket.core.connecting import vanished
 from gmultisocket.core.pipes import bytespipe
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import INTERNAL, encode
@@ -342,9 +342,9 @@ VANISHES = """
 import json, subprocess, sys
 import gevent
 from gmultisocket import Socket
-from gmultisocket.core.connecting import heartbeat
+from gmultisocket.core.connecting import vanished
 
-heartbeat._VANISHED_STEP = 0.2
+vanished._STEP = 0.2
 options, traffic = json.loads(sys.argv[1])
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 server, client = Socket(options), Socket(options)
@@ -413,7 +413,7 @@ def test_without_heartbeats_data_that_is_on_its_way_delays_nothing() -> None:
 
 
 def test_without_heartbeats_a_peer_that_only_does_not_read_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "_VANISHED_STEP", 0.1)
+    monkeypatch.setattr(vanished, "_STEP", 0.1)
     keepalive = {f"transport.tcp.keep_alive_{name}": 1 for name in ("period", "interval", "probes")}
     with Socket(keepalive) as server, stuck(server.listen("tcp://127.0.0.1:0"), room=4096) as [_]:
         server.wait_pipes(1, timeout=5)

@@ -29,6 +29,7 @@ from .events import PipeEvents
 from .heartbeat import Heartbeat
 from .opening import PipeMaker
 from .places import Places
+from .vanished import VanishedPeers
 
 __all__ = ["Connector"]
 
@@ -59,6 +60,7 @@ class Connector:
         "_heartbeat",
         "_log",
         "_pipe_waiters",
+        "_vanished",
         "close_timeout",
         "closing",
         "closing_pipes",
@@ -92,7 +94,8 @@ class Connector:
         self.closing_pipes: set[Pipe] = set()
         #: Greenlets in ``wait_pipes``. Made when first needed.
         self._pipe_waiters: WaitList | None = None
-        self._heartbeat = Heartbeat(self.pipes)
+        self._heartbeat = Heartbeat()
+        self._vanished = VanishedPeers(hub, self.pipes)
         self._log = ThrottledLog(logger, _LOG_INTERVAL)
 
     # Dialers and listeners
@@ -136,6 +139,7 @@ class Connector:
             self._pipe_waiters.wake_all()
         if isinstance(pipe, BytesPipe):
             self._heartbeat.watch(pipe)
+            self._vanished.watch(pipe)
 
     def wait_pipes(self, count: int, timeout: float | None) -> None:
         """Block until there are that many pipes; see ``Socket.wait_pipes``."""
@@ -248,11 +252,13 @@ class Connector:
             pipe.close(reason)
         self.sender.lose_requeued()
         self._heartbeat.stop()
+        self._vanished.stop()
         return pipes
 
     def join(self) -> None:
         """Block until no greenlet works for the socket any more. The caller may be one of its callbacks."""
         self._heartbeat.join()
+        self._vanished.join()
         for pipe in [*self.closing_pipes]:
             pipe._join()
         self.events.join()

@@ -11,14 +11,10 @@ because the peer reads.
 
 A side that does not read, because its own queue is full, cannot read pings. It shows its peers that it lives by pongs
 that no ping asked for, and does not count their silence. Nor does it count time during which it was too busy to look.
-
-With or without heartbeats, a peer is found that vanishes while data is on its way to it: see ``vanished()`` of its
-connection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 from ... import options as opts
@@ -26,15 +22,13 @@ from ...errors import MultiSocketError, Timeout
 from ...loop.periodic import Periodic
 from ...loop.yielding import yield_to_loop
 from ..pipes.bytespipe import BytesPipe
-from ..pipes.pipe import Pipe, PipeState
+from ..pipes.pipe import PipeState
 from ..pipes.writepipe import _BLOCKED
 
 __all__ = ["Heartbeat"]
 
 #: Seconds between two looks at the pipes, whatever their intervals.
 _LONGEST_STEP: Final = 1.0
-#: Seconds between two looks for vanished peers.
-_VANISHED_STEP: Final = 5.0
 #: After this number of pipes other greenlets run.
 _BATCH: Final = 1000
 #: A socket sends at most this number of pongs in a second that no ping asked for; each costs some 10 us.
@@ -65,16 +59,6 @@ class _Unfinished(Timeout):
 
     def __str__(self) -> str:
         return f"the peer has not ended a message for {self.seconds:.1f} s (connector.pipe.frame_timeout)"
-
-
-class _Vanished(Timeout):
-    """Why the pipe of a peer closes that acknowledges nothing."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__("keepalive", seconds)
-
-    def __str__(self) -> str:
-        return f"the peer has acknowledged nothing for {self.seconds:.1f} s"
 
 
 class _Progress:
@@ -160,53 +144,29 @@ class _Watched:
 
 
 class Heartbeat:
-    """Watches the pipes of one socket. Has a greenlet only while there are pipes to watch.
+    """Watches the pipes of one socket. Has a greenlet only while there are pipes to watch."""
 
-    Args:
-        pipes: the open pipes of the socket.
-    """
+    __slots__ = ("_clock", "_periodic", "_pongs_due", "_step", "_unasked", "_watched")
 
-    __slots__ = (
-        "_clock",
-        "_pause",
-        "_periodic",
-        "_pipes",
-        "_pongs_due",
-        "_remote",
-        "_step",
-        "_unasked",
-        "_vanished_due",
-        "_watched",
-    )
-
-    def __init__(self, pipes: Mapping[int, Pipe]) -> None:
-        self._pipes = pipes
+    def __init__(self) -> None:
         self._watched: dict[BytesPipe, _Watched] = {}
         #: New pipes whose peers will get their first ping at the next look: otherwise one that is busy until it
         #: vanishes would never be asked. A peer that only sends and leaves at once need not be asked.
         self._unasked: list[BytesPipe] = []
-        #: Whether some pipes may be to peers on other machines.
-        self._remote = False
         self._step = _LONGEST_STEP
         #: Seconds, without the time during which this process was too busy to look: bytes may have arrived then.
         self._clock = 0.0
-        #: When to send pongs that no ping asked for, and when to look for vanished peers.
+        #: When to send pongs that no ping asked for.
         self._pongs_due = 0.0
-        self._vanished_due = 0.0
-        #: How long the pause is that the greenlet makes now.
-        self._pause = 0.0
         self._periodic = Periodic(self._interval, self._check)
 
     def watch(self, pipe: BytesPipe) -> None:
-        """Begin to watch a new pipe."""
+        """Begin to watch a new pipe, if its options ask for it."""
         interval, _ = pipe._keepalive_times()
         limits = [value for option in _LIMITS if (value := pipe._endpoint.options.get(option))]
         if interval or limits:
             self._step = min(self._step, *(time / 4 for time in (interval, *limits) if time))
             self._add(pipe, _Progress(self._clock) if limits else None)
-        if pipe._connection.peer_host:
-            self._remote = True
-            self._periodic.start()
         if interval and not pipe._can_pong():
             self._unasked.append(pipe)
 
@@ -217,10 +177,6 @@ class Heartbeat:
 
     def _add(self, pipe: BytesPipe, progress: _Progress | None) -> None:
         self._watched[pipe] = _Watched(self._clock, pipe.bytes_received, progress)
-        if self._pause > self._step:
-            # The greenlet only looks for vanished peers now and then.
-            self._periodic.stop()
-            self._pause = 0.0
         self._periodic.start()
 
     def stop(self) -> None:
@@ -232,17 +188,10 @@ class Heartbeat:
         self._periodic.join()
 
     def _interval(self) -> float:
-        if self._watched:
-            self._pause = self._step
-        else:
-            self._pause = _VANISHED_STEP if self._remote and self._pipes else 0.0
-        return self._pause
+        return self._step if self._watched else 0.0
 
     def _check(self, elapsed: float, late: float) -> None:
         self._clock += elapsed - late
-        if self._remote and self._clock >= self._vanished_due:
-            self._vanished_due = self._clock + _VANISHED_STEP
-            self._look_for_vanished()
         unasked, self._unasked = self._unasked, []
         for pipe in unasked:
             if not pipe._can_pong():
@@ -262,17 +211,6 @@ class Heartbeat:
             self._check_pipe(pipe, self._watched[pipe])
         if pongs:
             self._pongs_due = self._clock + paused / _PONGS_A_SECOND
-
-    def _look_for_vanished(self) -> None:
-        """Close the pipes of peers that have vanished."""
-        self._remote = False
-        for number, pipe in enumerate([*self._pipes.values()], 1):
-            if number % _BATCH == 0:
-                yield_to_loop()
-            if isinstance(pipe, BytesPipe) and pipe.state is not PipeState.CLOSED and pipe._connection.peer_host:
-                self._remote = True
-                if seconds := pipe._connection.vanished():
-                    pipe.close(_Vanished(seconds))
 
     def _check_pipe(self, pipe: BytesPipe, watched: _Watched) -> None:
         """Ping a pipe that is silent, or close it."""
