@@ -207,7 +207,7 @@ class connector:
         )
         heartbeat_interval = define(
             "connector.pipe.heartbeat_interval", float, 0.0, unit="seconds", minimum=0,
-            doc="Send a ping to a peer that was silent for this time. 0: never.",
+            doc="Send a ping to a peer that was silent for this time, and one soon after its pipe opens. 0: never.",
         )
         heartbeat_timeout = define(
             "connector.pipe.heartbeat_timeout", float, 0.0, unit="seconds", minimum=0,
@@ -274,8 +274,8 @@ class transport:
         )
         user_timeout = define(
             "transport.tcp.user_timeout", float, 0.0, unit="seconds", minimum=0, maximum=2147483,
-            doc="The connection ends when sent data is unacknowledged for this time (TCP_USER_TIMEOUT). 0: the "
-            "system's default.",
+            doc="The connection ends when sent data is unacknowledged, or the peer does not read it, for this time "
+            "(TCP_USER_TIMEOUT). 0: the system's default.",
         )
         linger = define(
             "transport.tcp.linger", int, -1, unit="seconds", checker=check_linger,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import struct
+import sys
 import termios
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +38,7 @@ __all__ = [
     "host_of",
     "socket_names",
     "unacknowledged",
+    "vanished",
 ]
 
 _read_numbers: Callable[..., list[Any]] = get_original("socket", "getaddrinfo")
@@ -80,6 +82,38 @@ def unacknowledged(sock: Any) -> int:
     return int(struct.unpack("i", raw)[0])
 
 
+#: Where Linux's ``struct tcp_info`` has how many probes of a closed window were not answered, how many segments are on
+#: their way, and the milliseconds since data and since an acknowledgement arrived (linux/tcp.h, which only grows).
+_TCP_INFO = struct.Struct("3xB20xI24xII")
+
+
+def vanished(sock: Any) -> float:
+    """Return for how many seconds a vanished peer was silent, 0.0 if it has not vanished.
+
+    The kernel's keepalive watches only connections on which nothing is on its way, and after data was sent the kernel
+    tries for 15 minutes. TCP_USER_TIMEOUT is no general remedy: it also ends the connections of peers that do not read
+    for so long, though they answer.
+    """
+    if sys.platform != "linux" or not unacknowledged(sock):
+        return 0.0
+    protocol = gsocket.IPPROTO_TCP
+    try:
+        probes, segments, *silences = _TCP_INFO.unpack(sock.getsockopt(protocol, gsocket.TCP_INFO, _TCP_INFO.size))
+        if not segments and probes < 2:
+            # The peer's window is closed, and it answers probes of that, which are up to two minutes apart.
+            return 0.0
+        if not sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE):
+            return 0.0
+        if sock.getsockopt(protocol, gsocket.TCP_USER_TIMEOUT):
+            return 0.0
+        allowed = sock.getsockopt(protocol, gsocket.TCP_KEEPIDLE)
+        allowed += sock.getsockopt(protocol, gsocket.TCP_KEEPINTVL) * sock.getsockopt(protocol, gsocket.TCP_KEEPCNT)
+    except OSError:
+        return 0.0
+    silent = min(silences) / 1000
+    return silent if silent >= allowed else 0.0
+
+
 class TCPConnection(SocketConnection):
     """A connected TCP socket."""
 
@@ -104,6 +138,9 @@ class TCPConnection(SocketConnection):
 
     def unacknowledged(self) -> int:
         return unacknowledged(self._sock)
+
+    def vanished(self) -> float:
+        return vanished(self._sock)
 
 
 def _seconds(value: float) -> int:

@@ -114,6 +114,9 @@ class WSConnection(PacketConnection):
     def unacknowledged(self) -> int:
         return self._stream.unacknowledged()
 
+    def vanished(self) -> float:
+        return self._stream.vanished()
+
     def hung_up(self, may_half_close: bool = True) -> bool:
         # A WebSocket ends in both directions at once.
         return self._stream.hung_up(may_half_close=False)

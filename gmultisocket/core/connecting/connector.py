@@ -30,6 +30,7 @@ from .events import PipeEvents
 from .heartbeat import Heartbeat
 from .opening import PipeMaker
 from .places import Places
+from .vanished import VanishedPeers
 
 __all__ = ["Connector"]
 
@@ -65,6 +66,7 @@ class Connector:
         "_heartbeat",
         "_log",
         "_pipe_waiters",
+        "_vanished",
         "close_timeout",
         "closing",
         "closing_pipes",
@@ -99,6 +101,7 @@ class Connector:
         #: Greenlets in ``wait_pipes``. Made when first needed.
         self._pipe_waiters: WaitList | None = None
         self._heartbeat = Heartbeat()
+        self._vanished = VanishedPeers(hub, self.pipes)
         self._log = ThrottledLog(logger, _LOG_INTERVAL)
 
     # Dialers and listeners
@@ -144,6 +147,7 @@ class Connector:
             self._pipe_waiters.wake_all()
         if isinstance(pipe, BytesPipe):
             self._heartbeat.watch(pipe)
+            self._vanished.watch(pipe)
             if held:
                 pipe._ping()
 
@@ -181,6 +185,10 @@ class Connector:
 
     def lose(self, reason: str, count: int) -> None:
         self.sender.counters.drop(reason, count)
+
+    def peer_pings(self, pipe: Pipe) -> None:
+        if isinstance(pipe, BytesPipe):
+            self._heartbeat.show_life(pipe)
 
     def pipe_closing(self, pipe: Pipe) -> None:
         self.pipes.pop(pipe.id, None)
@@ -276,11 +284,13 @@ class Connector:
             pipe.close(reason)
         self.sender.lose_requeued()
         self._heartbeat.stop()
+        self._vanished.stop()
         return pipes
 
     def join(self) -> None:
         """Block until no greenlet works for the socket any more. The caller may be one of its callbacks."""
         self._heartbeat.join()
+        self._vanished.join()
         for pipe in [*self.closing_pipes]:
             pipe._join()
         self.events.join()

@@ -37,11 +37,21 @@ class PipeEvent(NamedTuple):
         kind: ``"add"`` or ``"remove"``.
         pipe: the pipe; it is closed when this is its removal.
         reason: why it closed, "" for ``"add"``.
+        messages_unconfirmed, bytes_unconfirmed: what was sent and may be lost with the pipe, see
+            :class:`~gmultisocket.Counters`; 0 for ``"add"``.
     """
 
     kind: Literal["add", "remove"]
     pipe: Pipe
     reason: str = ""
+
+    @property
+    def messages_unconfirmed(self) -> int:
+        return self.pipe.counters.messages_unconfirmed if self.kind == "remove" else 0
+
+    @property
+    def bytes_unconfirmed(self) -> int:
+        return self.pipe.counters.bytes_unconfirmed if self.kind == "remove" else 0
 
 
 PipeCallback = Callable[[PipeEvent], object]

@@ -100,7 +100,7 @@ class FramedPipe(BytesPipe):
 
     def _put_internal(self, content: bytes) -> None:
         """Send an internal message, however full the queue is."""
-        self._push_control(self._wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
+        self._push_control(self._wrap(_internal_frame(content)))
 
     def _unframe(self, entry: bytes) -> Message | None:
         flags, ttl, hops, distance = entry[0], entry[1], entry[2], entry[3]
@@ -120,6 +120,9 @@ class FramedPipe(BytesPipe):
 
     def _can_pong(self) -> bool:
         return self._knows_internal
+
+    def _pong(self) -> bytes:
+        return _internal_frame(_PONG) if self._knows_internal else b""
 
     # Reading
 
@@ -158,7 +161,9 @@ class FramedPipe(BytesPipe):
         if not self.messages_received:
             self._owner.pipe_heard(self)
         if kind == _PING and len(rest) <= _MAX_ECHO:
-            self._knows_internal = True
+            if not self._knows_internal:
+                self._knows_internal = True
+                self._owner.peer_pings(self)
             if not self.full:
                 # If the peer does not read, the answers would pile up here.
                 self._put_internal(_PONG + rest)
@@ -174,6 +179,10 @@ class FramedPipe(BytesPipe):
         if self._decoder.pending:
             return "the peer closed the connection in the middle of a message"
         return "the peer closed the connection"
+
+
+def _internal_frame(content: bytes) -> bytes:
+    return encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)
 
 
 def _begins_tls(data: bytes) -> bool:

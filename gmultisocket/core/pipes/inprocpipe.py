@@ -24,6 +24,7 @@ class InprocPipe(Pipe):
 
     _connection: MessageConnection
     _remote = False
+    _unconfirmed = (0, 0)
     _copied = {opts.connector.pipe.max_recv_content_length: "_max_content"}
 
     def __init__(self, pipe_id: int, connection: MessageConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:

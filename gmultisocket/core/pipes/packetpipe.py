@@ -68,6 +68,7 @@ class _Packets(BytesPipe):
             packets = []
         elif owed := codec.replies():
             self._push_reply(owed)
+            self._owner.peer_pings(self)
         self._error = codec.error
         if self._error is None and codec.end():
             self._error = _EndedByPeer()
@@ -101,6 +102,9 @@ class _Packets(BytesPipe):
 
     def _can_pong(self) -> bool:
         return True
+
+    def _pong(self) -> bytes:
+        return self._codec.pong()
 
     def _unfinished_frame(self) -> int | None:
         # Pings may arrive between the pieces of a message.

@@ -124,6 +124,9 @@ class PipeOwner(Protocol):
     def lose(self, reason: str, count: int) -> None:
         """Count messages that are lost, and that no pipe can count."""
 
+    def peer_pings(self, pipe: Pipe) -> None:
+        """The peer wants to see that this side lives."""
+
     def pipe_closing(self, pipe: Pipe) -> None:
         """The pipe is about to close."""
 
@@ -196,6 +199,8 @@ class Pipe(StateMachine, ABC):
         PipeState.DRAINING: {PipeState.CLOSED},
         PipeState.CLOSED: (),
     }
+    #: The messages and bytes of ``Counters`` that nobody had acknowledged when the pipe closed.
+    _unconfirmed: tuple[int, int]
     #: Whether the peer may be in another process, and so may not be trusted to read.
     _remote = True
     #: Whether to-one messages may go to this pipe.
@@ -278,6 +283,7 @@ class Pipe(StateMachine, ABC):
             self.messages_received,
             self.bytes_received,
             dict(self._drops or {}),
+            *self._unconfirmed,
         )
 
     @property
