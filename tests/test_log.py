@@ -85,15 +85,17 @@ def test_a_text_without_arguments_may_hold_a_percent_sign(caplog: pytest.LogCapt
 def test_the_arguments_of_a_record_are_made_printable(
     text: str, args: tuple[object, ...], shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    safe = get_logger("gmultisocket.test.safe")
-    assert get_logger("gmultisocket.test.safe") is safe and len(safe.filters) == 1
+    safe = get_logger("gmultisocket.test.safe", at_once=True)
+    assert get_logger("gmultisocket.test.safe", at_once=True) is safe
+    assert get_logger("gmultisocket.test.safe") is get_logger("gmultisocket.test.safe") is not safe
+    assert len(logging.getLogger("gmultisocket.test.safe").filters) == 1
     with caplog.at_level(logging.DEBUG, "gmultisocket"):
         safe.debug(text, *args)
     assert caplog.records[-1].getMessage() == shown
 
 
 def test_a_traceback_is_left_alone_unless_it_would_act_on_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
-    safe = get_logger("gmultisocket.test.safe")
+    safe = get_logger("gmultisocket.test.safe", at_once=True)
     with caplog.at_level(logging.DEBUG, "gmultisocket"):
         for words in ("plain", "forged\n2000-01-01\x1b", "\n"):
             try:

@@ -240,9 +240,14 @@ def follow(options: Options, target: T, setters: Mapping[Option[Any], Callable[[
 
 def _undo(hooks: list[_Hook], old: Any, new: Any) -> None:
     """Undo a change in the hooks that had run, the last one first."""
+    ended: BaseException | None = None
     for hook in reversed(hooks):
         try:
             hook.changed(new, old)
         except Exception:
             # The caller gets the error that refused the change. This one must not replace it.
             logger.exception("a hook of option %s failed while a refused change was undone", hook.option.name)
+        except BaseException as error:
+            ended = error
+    if ended is not None:
+        raise ended
