@@ -30,7 +30,7 @@ from gevent.hub import Hub
 
 from .errors import printable
 
-__all__ = ["Logger", "ThrottledLog", "get_logger", "show_by_default"]
+__all__ = ["Logger", "ThrottledLog", "get_logger", "report_failure", "show_by_default"]
 
 #: Records that may wait in one thread. When handling one takes long, further ones are left out.
 _MAX_WAITING: Final = 1000
@@ -125,14 +125,14 @@ class Logger:
             )  # fmt: skip
         except Exception:
             # The program has its own factory for records.
-            _report_failure()
+            report_failure()
             return
         if self._at_once:
             try:
                 self._logger.handle(record)
             except Exception:
                 # Not a gevent.Timeout, which may be the caller's.
-                _report_failure()
+                report_failure()
         else:
             _put(self._logger, record)
 
@@ -215,7 +215,7 @@ class _Waiting:
                 logger.handle(record)
             except (Exception, gevent.Timeout):
                 # No timeout of a caller runs in this greenlet.
-                _report_failure()
+                report_failure()
             if self._left_out and not self._records:
                 count, self._left_out = self._left_out, 0
                 get_logger("gmultisocket", at_once=True).warning(
@@ -242,7 +242,7 @@ def _put(logger: logging.Logger, record: logging.LogRecord) -> None:
 _reported = -_REPORT_INTERVAL
 
 
-def _report_failure() -> None:
+def report_failure() -> None:
     """Print the exception that came out of the program's logging to ``sys.stderr``, as ``logging`` does itself."""
     global _reported
     if not logging.raiseExceptions or sys.stderr is None or monotonic() - _reported < _REPORT_INTERVAL:

@@ -69,6 +69,10 @@ _LOG_INTERVAL: Final = 10.0
 Middleware = Callable[[Message], Message | None]
 
 
+class _MiddlewareFailed(Exception):
+    """The middleware has raised its cause."""
+
+
 class _Guesses:
     """The made-up pipe ids that came by one pipe in one window, by the source of their messages.
 
@@ -314,6 +318,9 @@ class Switch:
                     self.forwarded += 1
                 elif not lost:
                     self._drop("overflow" if target.pipes else "no peer")
+            except _MiddlewareFailed as failure:
+                assert failure.__cause__ is not None
+                self._fail("the middleware failed", failure.__cause__, message)
             except Closed:
                 self._drop("closed")
                 return
@@ -342,8 +349,7 @@ class Switch:
         try:
             passed = self._middleware(message)
         except (Exception, gevent.Timeout) as error:
-            self._fail("the middleware failed", error, message)
-            return None
+            raise _MiddlewareFailed from error
         if passed is None:
             self._drop("middleware")
         return passed

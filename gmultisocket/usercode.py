@@ -27,7 +27,7 @@ from gevent import GreenletExit, get_hub
 from gevent.hub import Hub
 
 from .errors import snippet
-from .log import get_logger
+from .log import get_logger, report_failure
 
 __all__ = ["LibraryTimeout", "report"]
 
@@ -94,7 +94,13 @@ def report(
     for_peer = f", for {snippet(peer)}" if peer else ""
     more = f" ({hidden} more like this were not shown)" if hidden > 0 else ""
     extra: dict[str, object] = {"pipe_id": pipe_id, "peer": snippet(peer)}
-    get_logger(logger_name, at_once=True).log(level, "%s%s%s", what, for_peer, more, exc_info=error, extra=extra)
+    try:
+        get_logger(logger_name, at_once=True).log(level, "%s%s%s", what, for_peer, more, exc_info=error, extra=extra)
+    except LibraryTimeout:
+        raise
+    except gevent.Timeout:
+        # A filter or handler has not caught it: in these greenlets no timeout of a caller runs.
+        report_failure()
 
 
 def _origin(error: BaseException) -> tuple[object, ...]:

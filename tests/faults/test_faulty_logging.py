@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -89,12 +87,9 @@ def spoiled(spoil: Callable[[], object]) -> Iterator[Spoiler]:
 
 
 @pytest.fixture(autouse=True)
-def quiet_stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What the library prints when logging fails."""
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
+def report_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test have its own report that logging has failed."""
     monkeypatch.setattr(log, "_reported", -log._REPORT_INTERVAL)
-    return stream
 
 
 @pytest.fixture(params=SPOILERS, ids=lambda spoil: spoil.__name__)
@@ -211,7 +206,7 @@ def test_requests_are_answered_directly_and_through_a_switch(spoiler: Spoiler) -
 # A handler that never returns
 
 
-def test_what_the_library_does_never_waits_for_logging(quiet_stderr: io.StringIO) -> None:
+def test_what_the_library_does_never_waits_for_logging() -> None:
     go = Event()
     with spoiled(lambda: go.wait()) as spoiler, Socket() as server, Socket(QUICKLY) as client:
         dialer = client.dial(server.listen("tcp://127.0.0.1:0").address)
@@ -246,26 +241,27 @@ def test_records_that_nobody_takes_are_bounded_and_their_number_is_logged(caplog
 # What is said of it
 
 
-def test_a_failure_of_logging_is_printed_and_not_once_for_each_record(quiet_stderr: io.StringIO) -> None:
+def test_a_failure_of_logging_is_printed_and_not_once_for_each_record(capsys: pytest.CaptureFixture[str]) -> None:
     with spoiled(raise_error) as spoiler, Socket() as server:
         for _ in range(3):
             with Socket() as client:
                 client.dial(server.listen("inproc://" + os.urandom(4).hex()).address)
         wait_until(lambda: spoiler.calls >= 6)
-    assert quiet_stderr.getvalue().count("gmultisocket: logging has failed, and records are missing") == 1
-    assert quiet_stderr.getvalue().count("RuntimeError: no request is active") == 1
+    said = capsys.readouterr().err
+    assert said.count("gmultisocket: logging has failed, and records are missing") == 1
+    assert said.count("RuntimeError: no request is active") == 1
 
 
-def test_programs_can_turn_that_off(quiet_stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_can_turn_that_off(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
     with spoiled(raise_error) as spoiler, Socket() as server, Socket() as client:
         client.dial(server.listen("tcp://127.0.0.1:0").address)
         server.close()
         wait_until(lambda: spoiler.calls > 0)
-    assert quiet_stderr.getvalue() == ""
+    assert capsys.readouterr().err == ""
 
 
-def test_a_factory_of_records_that_fails_costs_records_only(quiet_stderr: io.StringIO) -> None:
+def test_a_factory_of_records_that_fails_costs_records_only(capsys: pytest.CaptureFixture[str]) -> None:
     def factory(*args: object, **more: object) -> logging.LogRecord:
         raise MultiSocketError("of the program")
 
@@ -282,7 +278,7 @@ def test_a_factory_of_records_that_fails_costs_records_only(quiet_stderr: io.Str
     finally:
         logging.setLogRecordFactory(original)
         top.setLevel(logging.NOTSET)
-    assert "logging has failed" in quiet_stderr.getvalue()
+    assert "logging has failed" in capsys.readouterr().err
 
 
 # The end of a process, and forks
