@@ -93,7 +93,7 @@ class PipeMaker:
         if self.negotiator is not None:
             try:
                 negotiation = Negotiation(connection, pipe_id, endpoint.dials, entry)
-                _negotiate(self.negotiator, negotiation, endpoint.options, entry)
+                _negotiate(self.negotiator, negotiation, endpoint, entry)
                 entry.admit()
             except MultiSocketError as error:
                 _send_close_frame(connection, error)
@@ -133,7 +133,8 @@ class PipeMaker:
         raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
 
-def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Options, entry: Entry) -> None:
+def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeEndpoint, entry: Entry) -> None:
+    options = endpoint.options
     peer_limit = options.get(opts.connector.pipe.negotiate_timeout)
     own_limit = options.get(opts.connector.pipe.decide_timeout)
     with (
@@ -148,8 +149,11 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Option
             if not isinstance(error, Exception) and not entry.in_own_greenlet:
                 # A server stops, or it has a timeout of its own.
                 raise
-            # A killed negotiator refuses the peer as well. If the library has killed this greenlet, it ends so too.
             if isinstance(error, GreenletExit):
+                if endpoint.closed:
+                    raise
+                # Somebody has killed the negotiator. Or the library has, because others wait, or the caller of dial()
+                # does not wait any more: nobody sees the error then.
                 raise PipeRefused("the negotiator was killed") from error
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
             # catch. What has failed is for the log: the reason may reach the peer.
