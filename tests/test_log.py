@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +120,15 @@ def test_an_error_brings_its_traceback(caplog: pytest.LogCaptureFixture) -> None
     (record,) = caplog.records
     assert record.exc_info and record.exc_info[1] is error
     assert "ValueError: odd" in caplog.text
+
+
+def test_only_code_with_nothing_half_done_logs_at_once() -> None:
+    """Everywhere else the program's filters and handlers would run in the middle of the library's work."""
+    package = Path(log.__file__).parent
+    sources = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+    at_once = {name for name, source in sources.items() if "at_once=True" in source}
+    assert at_once == {"log.py", "usercode.py", "options/scope.py", "contrib/wsgi.py", "contrib/servers.py"}
+    bare = {name for name, source in sources.items() if "logging.getLogger(" in source}
+    assert bare == {"log.py", "testing/_protocol.py"}
+    shown = {name for name, source in sources.items() if "print_exc" in source or "sys.stderr" in source}
+    assert {name for name in shown if not name.startswith("cli/")} == {"log.py"}

@@ -17,6 +17,7 @@ from gmultisocket import Message, Pub, Rep, Req, Socket, Sub, Switch, log
 from gmultisocket.errors import HandlerFailed, MultiSocketError
 from gmultisocket.testing import wait_until
 from tests.faults.process import run_script
+from tests.faults.test_hostile_subscriptions import forms, hostile
 
 LONG = 20.0
 QUICKLY = {"connector.dialer.min_reconnect_time": 0.01, "connector.dialer.max_reconnect_time": 0.05}
@@ -155,6 +156,23 @@ def test_a_publication_reaches_its_subscribers_after_one_of_them_broke_the_rules
             wait_until(lambda number=number: pub.publish("news", b"%d" % number) == 1)
             assert sub.recv(LONG) == ("news", b"%d" % number)
     wait_until(lambda: spoiler.calls > 0)
+
+
+def test_a_publication_is_sent_though_the_pub_logs_in_the_middle_of_it(spoiler: Spoiler) -> None:
+    topic = ".".join("abcdefghijk")
+    with Pub() as pub, Sub() as sub, Socket({"socket.no_recv": True}) as by_hand:
+        address = pub.listen("inproc://crowd").address
+        sub.dial(address)
+        sub.subscribe(topic, LONG)
+        by_hand.dial(address)
+        # A peer that subscribes in so many ways that the Pub warns of it, at the first publication.
+        hostile(by_hand, pub, list(forms(topic)))
+        before = spoiler.calls
+        for number in range(3):
+            assert pub.publish(topic, b"%d" % number) == 2
+            assert sub.recv(LONG) == (topic, b"%d" % number)
+        assert pub._subscribers.relieved == 1
+        wait_until(lambda: spoiler.calls > before)
 
 
 def test_dialers_dial_again_and_listeners_let_peers_in(spoiler: Spoiler) -> None:
