@@ -239,6 +239,47 @@ def test_what_the_library_does_never_waits_for_logging() -> None:
         wait_until(lambda: spoiler.calls >= 6)
 
 
+class SlowHandler(logging.Handler):
+    """A handler that waits for the network, and holds its lock meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.written: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        gevent.sleep(0.002)
+        self.written.append(record.getMessage())
+
+
+def test_a_handler_that_waits_for_the_network_holds_nobody_up() -> None:
+    """The lock of a handler is contended then: errors of handlers are logged by several greenlets, pipes by others."""
+
+    def handler(content: bytes) -> bytes:
+        raise ValueError(content)
+
+    slow = SlowHandler()
+    top = logging.getLogger("gmultisocket")
+    top.addHandler(slow)
+    top.setLevel(logging.DEBUG)
+    try:
+        with Rep(handler, concurrency=5) as rep, Req(QUICKLY) as req:
+            rep.start()
+            req.dial(rep.listen("tcp://127.0.0.1:0").address)
+            for number in range(1, 6):
+                requests = [req.request_async(b"%d" % each, LONG) for each in range(10)]
+                for request in requests:
+                    with pytest.raises(HandlerFailed):
+                        request.get(LONG)
+                rep.socket.close_pipe(next(iter(rep.pipes)))
+                wait_until(lambda number=number: req.socket.reconnects == number)
+                wait_until(lambda: len(rep.pipes) == 1)
+            wait_until(lambda: len([text for text in slow.written if "handler of a Rep failed" in text]) == 50)
+        wait_until(lambda: len([text for text in slow.written if text.startswith("pipe ")]) == 12)
+    finally:
+        top.removeHandler(slow)
+        top.setLevel(logging.NOTSET)
+
+
 def test_records_that_nobody_takes_are_bounded_and_their_number_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     go = Event()
     logger = log.get_logger("gmultisocket.test.slow")
