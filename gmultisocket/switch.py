@@ -42,6 +42,7 @@ from .core.pipes.pipe import Pipe, PipeState
 from .core.socket import Socket
 from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError, snippet
 from .log import ThrottledLog, get_logger
+from .loop.waiting import Deadline
 from .wire import MAX_IDS, SEND_TYPE_MASK, TO_DEST, Message, first_id
 
 __all__ = ["Middleware", "Switch"]
@@ -272,7 +273,13 @@ class Switch:
 
     def join(self, timeout: float | None = None) -> bool:
         """Block until the switch has ended because its sockets were closed. Return False when the time is up."""
-        return len(gevent.joinall(self._greenlets, timeout)) == len(self._greenlets)
+        deadline = Deadline(timeout)
+        while not all(greenlet.ready() for greenlet in self._greenlets):
+            # Not the greenlets of now for ever: another one takes the place of one that is killed.
+            waiting = list(self._greenlets)
+            if len(gevent.joinall(waiting, deadline.left())) < len(waiting):
+                return False
+        return True
 
     def _forward(self, source: Socket, target: Socket) -> None:
         """Forward in one direction until the switch stops or a socket closes (one greenlet for each direction)."""

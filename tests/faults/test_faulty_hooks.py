@@ -163,6 +163,27 @@ def test_a_handlers_greenlet_may_be_killed_when_the_handler_has_returned_long_ag
         assert rep.running == 0
 
 
+def test_who_waits_for_the_end_of_a_switch_waits_though_its_middleware_is_killed() -> None:
+    def middleware(message: Message) -> Message:
+        if message.content == b"bad":
+            raise GreenletExit
+        return message
+
+    with Socket() as back, Socket() as front, Socket() as server, Socket() as client:
+        server.dial(back.listen("inproc://back").address)
+        client.dial(front.listen("inproc://front").address)
+        with Switch(back, front, middleware) as switch:
+            ended = gevent.spawn(switch.join, 20)
+            for _ in range(3):
+                client.send(b"bad")
+            client.send(b"good")
+            assert server.recv(timeout=5) == b"good"
+            assert not switch.join(0) and not ended.ready() and switch.drops == {"error": 3}
+            back.close()
+            front.close()
+            assert ended.get() is True
+
+
 def test_a_timeout_that_a_handler_forgets_to_cancel_ends_nothing_else() -> None:
     def handler(content: bytes) -> bytes:
         gevent.Timeout(0.01, GreenletExit).start()
