@@ -53,6 +53,7 @@ __all__ = [
     "PipeRefused",
     "NoIds",
     "PeerGone",
+    "HandlerFailed",
     "StreamClosed",
     "StreamReset",
     "hide_values",
@@ -549,6 +550,21 @@ class PeerGone(MultiSocketError):
 
     def __str__(self) -> str:
         return f"the peer disconnected before it answered: {printable(self.reason)}"
+
+
+class HandlerFailed(MultiSocketError):
+    """The handler of the Rep that a request went to has failed. The Rep's log has the error.
+
+    Attributes:
+        why: the error, if the Rep sends that: ``protocol.reqrep.send_errors``; or the text of ``fail()``. "" if not.
+    """
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return "the handler of the request failed" + (f": {printable(self.why)}" if self.why else "")
 
 
 class StreamClosed(Closed, BrokenPipeError):

@@ -41,7 +41,7 @@ from ..transport.tls import TLSConnection
 
 __all__ = ["NO_GEVENT", "Environ", "StartResponse", "Upgrade"]
 
-_log = ThrottledLog(get_logger("gmultisocket.contrib.wsgi"), 60.0)
+_log = ThrottledLog(get_logger("gmultisocket.contrib.wsgi", at_once=True), 60.0)
 
 Environ = Mapping[str, Any]
 StartResponse = Callable[..., Any]

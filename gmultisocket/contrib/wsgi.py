@@ -37,7 +37,7 @@ from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
 __all__ = ["Mount", "mount", "mounts"]
 
-logger = get_logger("gmultisocket.contrib.wsgi")
+logger = get_logger("gmultisocket.contrib.wsgi", at_once=True)
 
 #: A WSGI application.
 Application = Callable[[Any, Any], Iterable[bytes]]

@@ -98,6 +98,7 @@ OptionsByName = TypedDict(
         "protocol.answers.max_waiting": int,
         "protocol.answers.max_waiting_bytes": int,
         "protocol.reqrep.probe_interval": float,
+        "protocol.reqrep.send_errors": bool,
         "protocol.pubsub.max_patterns": int,
         "protocol.pubsub.max_pattern_memory": int,
         "protocol.pubsub.max_total_patterns": int,

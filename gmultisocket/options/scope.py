@@ -15,7 +15,7 @@ from .places import Place
 
 __all__ = ["DialerOptions", "ListenerOptions", "OptionValues", "Options", "PipeOptions", "follow"]
 
-logger = get_logger("gmultisocket.options")
+logger = get_logger("gmultisocket.options", at_once=True)
 
 T = TypeVar("T")
 
@@ -270,9 +270,14 @@ def follow(options: Options, target: T, setters: Mapping[Option[Any], Callable[[
 
 def _undo(hooks: list[_Hook], old: Any, new: Any) -> None:
     """Undo a change in the hooks that had run, the last one first."""
+    failures: list[tuple[str, BaseException]] = []
     for hook in reversed(hooks):
         try:
             hook.changed(new, old)
-        except Exception:
-            # The caller gets the error that refused the change. This one must not replace it.
-            logger.exception("a hook of option %s failed while a refused change was undone", hook.option.name)
+        except BaseException as error:
+            failures.append((hook.option.name, error))
+    for name, failure in failures:
+        if not isinstance(failure, Exception):
+            raise failure
+        # The caller gets the error that refused the change. This one must not replace it.
+        logger.error("a hook of option %s failed while a refused change was undone", name, exc_info=failure)

@@ -453,6 +453,11 @@ class protocol:
             doc="A Rep that let a request time out gets no more while there are others, until it answers. It gets one "
             "request as a probe after so long; each further wait is twice as long, up to 60 s. 0: it gets its share.",
         )
+        send_errors = define(
+            "protocol.reqrep.send_errors", bool, False,
+            doc="Whether a Req gets the class and the text of an exception in the Rep's handler. It always gets "
+            "HandlerFailed.",
+        )
 
     class pubsub:
         """``protocol.pubsub.*``"""

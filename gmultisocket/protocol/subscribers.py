@@ -21,13 +21,14 @@ from gevent import Greenlet
 
 from ..core.pipes.pipe import Pipe
 from ..errors import snippet
+from ..log import get_logger
 from ..loop.yielding import yield_to_loop
 from .subscriptions import REST, SEPARATOR, Subscriptions, check_topic
 from .topiccache import TopicCache
 
 __all__ = ["Limits", "Peer", "Subscriber", "Subscribers"]
 
-logger = logging.getLogger("gmultisocket.protocol")
+logger = get_logger("gmultisocket.protocol")
 
 _length = Struct(">H")
 

@@ -21,10 +21,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from gevent import GreenletExit
 from gevent.event import Event
 from websockets.http11 import Request, Response
 
 from .. import options as opts
+from .. import usercode
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
 from ..log import get_logger
@@ -117,8 +119,14 @@ class WSDialer(TransportDialer):
         headers = self._options.get(opts.transport.ws.headers)
         try:
             return dict(headers()) if callable(headers) else headers
-        except Exception as error:
-            why = f"the function in transport.ws.headers failed: {type(error).__name__}: {error}"
+        except usercode.LibraryTimeout:
+            raise
+        except BaseException as error:
+            what = "the function in transport.ws.headers failed"
+            # If the dialer was closed, and so its greenlet killed, the attempt ends in this way as well.
+            if not isinstance(error, GreenletExit):
+                usercode.report(logger.name, what, error, self._options, peer=self._address.bare)
+            why = f"{what}: {type(error).__name__}: {error}"
             raise HandshakeFailed(self._address.bare, why) from error
 
     def abandon(self) -> None:

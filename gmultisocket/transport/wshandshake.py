@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
+from gevent import GreenletExit
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
@@ -27,8 +28,8 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from .. import options as opts
+from .. import usercode
 from ..errors import HandshakeFailed, MultiSocketError, RequestRefused, snippet
-from ..log import get_logger
 from ..options import Options, is_header
 from .base import StreamConnection
 
@@ -48,7 +49,6 @@ __all__ = [
     "refusal",
 ]
 
-logger = get_logger("gmultisocket.ws")
 #: For the websockets package, which would log every header of a handshake: passwords, cookies, and a peer's bytes.
 _SILENT: Final = logging.Logger("gmultisocket.ws.handshake", logging.CRITICAL + 1)
 
@@ -273,7 +273,7 @@ def check_origin(request: UpgradeRequest, options: Options, local_address: str =
         return
     checker = options.get(listener_options.origin_checker)
     if checker is not None:
-        if not _call(checker, request):
+        if not _call("the origin checker", checker, request, options):
             raise RequestRefused(HTTPStatus.FORBIDDEN, "this origin may not connect")
         return
     origins = request.headers.get_all("Origin")
@@ -303,7 +303,7 @@ def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
         RequestRefused: the function refused the request, by an HTTP status, False or an exception.
     """
     function = options.get(opts.transport.ws.listener.authorize)
-    verdict = None if function is None else _call(function, request)
+    verdict = None if function is None else _call("the authorize function", function, request, options)
     if verdict is None or verdict is True:
         return request.identity
     if verdict is False:
@@ -313,16 +313,22 @@ def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
     return {**request.identity, **(verdict if isinstance(verdict, Mapping) else {"user": verdict})}
 
 
-def _call(function: Any, request: UpgradeRequest) -> Any:
-    """Return the result of a program's function. An error in it refuses the request."""
+def _call(what: str, function: Any, request: UpgradeRequest, options: Options) -> Any:
+    """Return the result of a program's function. An error in it is reported, and refuses the request."""
     try:
         return function(request)
     except RequestRefused:
         raise
     except MultiSocketError as error:
         raise RequestRefused(HTTPStatus.FORBIDDEN, str(error)) from error
-    except Exception as error:
-        logger.exception("%r failed for %s", function, snippet(request.peer_address))
+    except usercode.LibraryTimeout:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and request.environ:
+            # The greenlet belongs to a server, which stops, or has a timeout of its own.
+            raise
+        if not isinstance(error, GreenletExit):
+            usercode.report("gmultisocket.ws", f"{what} failed", error, options, peer=request.peer_address)
         raise RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR) from error
 
 

@@ -306,7 +306,7 @@ class Connector:
 
 def _cause(error: MultiSocketError) -> object:
     """Return the text of an error for a log line that has the address already."""
-    return error.why if isinstance(error, ConnectionFailed) else error
+    return error.why or error if isinstance(error, ConnectionFailed) else error
 
 
 def _is_flushed(pipe: Pipe) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import gevent
+from gevent import GreenletExit
 
 from ... import options as opts
-from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
-from ...log import get_logger
+from ... import usercode
+from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused
 from ...options import Options
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
@@ -25,16 +25,13 @@ from .stopwatch import OutOfTime
 
 __all__ = ["PipeMaker", "time_limit"]
 
-logger = get_logger("gmultisocket.connector")
-
-
 @contextmanager
-def time_limit(seconds: float, error: MultiSocketError) -> Iterator[gevent.Timeout]:
+def time_limit(seconds: float, error: MultiSocketError) -> Iterator[usercode.LibraryTimeout]:
     """Raise an error if the body takes longer. A ``gevent.Timeout`` of anybody else passes through."""
-    timeout = gevent.Timeout.start_new(seconds)
+    timeout = usercode.LibraryTimeout.start_new(seconds)
     try:
         yield timeout
-    except gevent.Timeout as expired:
+    except usercode.LibraryTimeout as expired:
         if expired is timeout:
             raise error from None
         raise
@@ -96,7 +93,7 @@ class PipeMaker:
         if self.negotiator is not None:
             try:
                 negotiation = Negotiation(connection, pipe_id, endpoint.dials, entry)
-                _negotiate(self.negotiator, negotiation, endpoint.options, entry)
+                _negotiate(self.negotiator, negotiation, endpoint, entry)
                 entry.admit()
             except MultiSocketError as error:
                 _send_close_frame(connection, error)
@@ -136,7 +133,8 @@ class PipeMaker:
         raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
 
-def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Options, entry: Entry) -> None:
+def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeEndpoint, entry: Entry) -> None:
+    options = endpoint.options
     peer_limit = options.get(opts.connector.pipe.negotiate_timeout)
     own_limit = options.get(opts.connector.pipe.decide_timeout)
     with (
@@ -147,11 +145,22 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Option
             negotiator(negotiation)
         except (MultiSocketError, OutOfTime):
             raise
-        except (Exception, gevent.Timeout) as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not entry.in_own_greenlet:
+                # A server stops, or it has a timeout of its own.
+                raise
+            if isinstance(error, GreenletExit):
+                if endpoint.closed:
+                    raise
+                # Somebody has killed the negotiator. Or the library has, because others wait, or the caller of dial()
+                # does not wait any more: nobody sees the error then.
+                raise PipeRefused("the negotiator was killed") from error
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
-            # catch.
-            logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
-            raise PipeRefused(f"{type(error).__name__}: {error}") from error
+            # catch. What has failed is for the log: the reason may reach the peer.
+            usercode.report(
+                "gmultisocket.connector", "a negotiator failed", error, options, peer=negotiation.peer_address
+            )
+            raise PipeRefused("the negotiator failed") from error
 
 
 def _send_close_frame(connection: Connection, error: MultiSocketError) -> None:

@@ -1,7 +1,8 @@
 """Pipes whose peers send frames back to back: tcp, tls and ipc.
 
 Sockets tell each other a few things by internal messages (flag 0x04), which the Go code drops unread: 0x01 ping and
-0x02 pong, each with at most 125 bytes that come back, and 0x00 close.
+0x02 pong, each with at most 125 bytes that come back, and 0x00 close. Those with send type 2 are for a protocol, and go
+through switches.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ...wire import (
     HEADER_SIZE,
     INTERNAL,
     RAW,
+    SEND_TYPE_MASK,
+    TO_DEST,
     TO_ONE,
     Decoder,
     Fields,
@@ -146,7 +149,9 @@ class FramedPipe(BytesPipe):
         for number, message in enumerate(map(Message._make, messages), 1):
             if number % BATCH == 0:
                 yield_to_loop()
-            if message.flags & INTERNAL:
+            if message.flags & (INTERNAL | SEND_TYPE_MASK) == INTERNAL | TO_DEST:
+                self._internal_along_path(message)
+            elif message.flags & INTERNAL:
                 self._internal(message.content[:1], message.content[1:])
                 if self._ended_by_peer:
                     break
@@ -172,6 +177,14 @@ class FramedPipe(BytesPipe):
         elif kind == _CLOSE:
             # What it sent before is delivered first, as at the end of a stream.
             self._ended_by_peer = True
+        else:
+            self._count_useless("internal")
+
+    def _internal_along_path(self, message: Message) -> None:
+        """Give an internal message that came along a path to the protocol or switch that it is for."""
+        callback = self._owner.receiver.on_internal
+        if callback is not None and callback(message):
+            self.messages_received += 1
         else:
             self._count_useless("internal")
 
