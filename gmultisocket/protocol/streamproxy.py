@@ -28,10 +28,10 @@ from gevent.lock import BoundedSemaphore
 
 from .. import options as opts
 from ..address import Address
-from ..core.connecting.opening import time_limit
 from ..errors import Closed, ConnectionFailed, HandshakeFailed, MultiSocketError, NotSupported, snippet
 from ..log import get_logger
 from ..loop.accepting import AcceptLoop
+from ..loop.timelimit import time_limit
 from ..loop.yielding import yield_to_loop
 from ..options import Options, OptionValues
 from ..transport import Connection, PacketConnection, StreamConnection, TransportListener, find

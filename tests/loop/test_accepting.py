@@ -244,7 +244,7 @@ def test_exceptions_out_of_take_are_logged_with_a_traceback_once_an_interval(
         wait_until(lambda: len(taken) == 3)
         (record,) = caplog.records
         assert record.exc_info and repr(record.exc_info[1]) == "ValueError(1)"
-        later = monotonic() + accepting._LOG_INTERVAL
+        later = monotonic() + accepting.LOG_INTERVAL
         monkeypatch.setattr(log, "monotonic", lambda: later)
         backlog.add(4, 5)
         wait_until(lambda: len(taken) == 5)

@@ -15,6 +15,7 @@ from gevent.hub import Hub
 from ...counters import Counters
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
 from ...log import ThrottledLog, get_logger
+from ...loop.ending import survive
 from ...loop.waiting import Deadline, WaitList
 from ...options import Options
 from ...transport import Connection, StreamConnection
@@ -37,7 +38,7 @@ logger = get_logger("gmultisocket.connector")
 #: Seconds that a closed pipe waits for its peer's close frame.
 _CLOSE_TIMEOUT: Final = 1.0
 #: A fault of the same kind is logged at most this often, in seconds.
-_LOG_INTERVAL: Final = 10.0
+_LOG_INTERVAL: Final = 60.0
 
 
 class Connector:
@@ -115,6 +116,10 @@ class Connector:
     def refused(self, connection: Connection, error: MultiSocketError) -> None:
         """Log that a peer was not let in."""
         self._warn(type(error).__name__, "refused %s: %s", snippet(connection.peer_address), _cause(error))
+
+    def survive(self, kind: str, error: BaseException, text: str, *args: object) -> None:
+        """Report an unexpected error that ends neither a dialer nor a listener; see ``loop/ending.py``."""
+        survive(self._log, f"{kind} {type(error).__name__}", error, text, *args)
 
     # Pipes
 

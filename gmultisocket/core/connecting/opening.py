@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import gevent
-
 from ... import options as opts
 from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
 from ...log import get_logger
+from ...loop.ending import SYSTEM_ERRORS, Ended
+from ...loop.timelimit import LibraryTimeout, time_limit
 from ...options import Options
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
@@ -21,25 +18,10 @@ from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
 from ..pipes.rawpipe import RawPipe
 from .entry import Entry
 from .negotiation import Negotiation, Negotiator
-from .stopwatch import OutOfTime
 
-__all__ = ["PipeMaker", "time_limit"]
+__all__ = ["PipeMaker"]
 
 logger = get_logger("gmultisocket.connector")
-
-
-@contextmanager
-def time_limit(seconds: float, error: MultiSocketError) -> Iterator[gevent.Timeout]:
-    """Raise an error if the body takes longer. A ``gevent.Timeout`` of anybody else passes through."""
-    timeout = gevent.Timeout.start_new(seconds)
-    try:
-        yield timeout
-    except gevent.Timeout as expired:
-        if expired is timeout:
-            raise error from None
-        raise
-    finally:
-        timeout.close()
 
 
 class PipeMaker:
@@ -65,10 +47,13 @@ class PipeMaker:
             ConnectionFailed, PipeRefused: nothing is left open.
         """
         seconds = endpoint.options.get(opts.connector.dialer.dial_timeout)
+        late = ConnectionFailed(endpoint.address, f"no connection within {seconds} s")
         try:
-            with time_limit(seconds, ConnectionFailed(endpoint.address, f"no connection within {seconds} s")):
+            with time_limit(seconds, late):
                 connection = transport.connect()
-        except MultiSocketError:
+        except MultiSocketError as error:
+            if error is late and transport.unfinished:
+                raise ConnectionFailed(endpoint.address, f"{late.why}: {transport.unfinished}") from None
             raise
         except OSError as error:
             # Transports translate the errors that they expect. None expects that a socket cannot be made at all.
@@ -86,12 +71,16 @@ class PipeMaker:
             HandshakeFailed, PipeRefused: the caller closes the connection.
         """
         accepted = connection.needs_handshake and not endpoint.dials
-        if accepted:
-            self._shake_hands(connection, endpoint.options, entry)
-        if self.negotiator is None:
-            entry.admit()
-        if accepted:
-            connection.confirm()
+        try:
+            if accepted:
+                self._shake_hands(connection, endpoint.options, entry)
+            if self.negotiator is None:
+                entry.admit()
+            if accepted:
+                connection.confirm()
+        except OSError as error:
+            # The peer closed or reset the connection.
+            raise HandshakeFailed(connection.peer_address, describe_os_error(error)) from error
         pipe_id = next_pipe_id()
         if self.negotiator is not None:
             try:
@@ -145,11 +134,13 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Option
     ):
         try:
             negotiator(negotiation)
-        except (MultiSocketError, OutOfTime):
+        except (MultiSocketError, LibraryTimeout, Ended):
             raise
-        except (Exception, gevent.Timeout) as error:
+        except BaseException as error:
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
-            # catch.
+            # catch. So is any other GreenletExit.
+            if isinstance(error, SYSTEM_ERRORS):
+                raise
             logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
             raise PipeRefused(f"{type(error).__name__}: {error}") from error
 
