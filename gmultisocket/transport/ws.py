@@ -28,6 +28,8 @@ from .. import options as opts
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
 from ..log import get_logger
+from ..loop.ending import SYSTEM_ERRORS, Ended
+from ..loop.timelimit import LibraryTimeout
 from ..options import Options
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
@@ -117,9 +119,17 @@ class WSDialer(TransportDialer):
         headers = self._options.get(opts.transport.ws.headers)
         try:
             return dict(headers()) if callable(headers) else headers
-        except Exception as error:
+        except (LibraryTimeout, Ended):
+            raise
+        except BaseException as error:
+            if isinstance(error, SYSTEM_ERRORS):
+                raise
             why = f"the function in transport.ws.headers failed: {type(error).__name__}: {error}"
             raise HandshakeFailed(self._address.bare, why) from error
+
+    @property
+    def unfinished(self) -> str:
+        return self._stream_dialer.unfinished
 
     def abandon(self) -> None:
         self._stream_dialer.abandon()
