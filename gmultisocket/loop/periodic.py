@@ -14,7 +14,7 @@ from .ending import LOG_INTERVAL, Ended, survive
 
 __all__ = ["Periodic"]
 
-_log = ThrottledLog(get_logger("gmultisocket.loop"), LOG_INTERVAL)
+_log = ThrottledLog(get_logger("gmultisocket.socket"), LOG_INTERVAL)
 
 
 class Periodic:

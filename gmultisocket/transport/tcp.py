@@ -214,8 +214,8 @@ def resolve(host: str, port: int, address: str, passive: bool = False) -> list[A
         from .lookup import look_up
 
         return look_up(host, port, flags)
-    except (gsocket.gaierror, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
+    except (OSError, UnicodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else "") or error
         raise ConnectionFailed(address, f"the host name cannot be resolved: {why}") from error
 
 
