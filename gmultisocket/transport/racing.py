@@ -27,7 +27,6 @@ __all__ = ["Race", "alternate"]
 
 #: Seconds between the beginnings of two attempts (the Connection Attempt Delay of RFC 8305, section 8).
 _DELAY: Final = 0.25
-_CONNECTING: Final = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY)
 _WRITABLE: Final = 2
 
 
@@ -150,13 +149,11 @@ class Race:
             self._prepare(sock)
             # From here on connect() does not wait.
             sock.setblocking(False)
-            number = sock.connect_ex(name)
-            if number in _CONNECTING:
-                attempt.watcher = self._loop.io(sock.fileno(), _WRITABLE)
-                attempt.watcher.start(self._answered, attempt)
-                return True
-            if number:
-                raise OSError(number, os.strerror(number))
+            sock.connect(name)
+        except BlockingIOError:
+            attempt.watcher = self._loop.io(sock.fileno(), _WRITABLE)
+            attempt.watcher.start(self._answered, attempt)
+            return True
         except OSError as error:
             self._fail(attempt, error)
             return False

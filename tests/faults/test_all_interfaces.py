@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import gevent
@@ -157,7 +158,7 @@ def test_a_name_with_a_taken_address_is_an_error_that_says_which(blocked: int, n
             assert is_free(V6 if ":" in free else V4, free, port)
 
 
-@pytest.mark.parametrize("failures", [1, 15, 16])
+@pytest.mark.parametrize("failures", [1, 5, 16])
 def test_a_port_that_is_taken_at_the_second_address_is_replaced_by_another(
     failures: int, name: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,11 +168,16 @@ def test_a_port_that_is_taken_at_the_second_address_is_replaced_by_another(
 
     def bind(self: TCPListener, family: int, address: Any, **options: bool) -> gsocket.socket:
         if family == V6 and len(others) < failures:
-            others.append(taken(V6, "::1", address[1]))
+            try:
+                others.append(taken(V6, "::1", address[1]))
+            except OSError:
+                # Something else on this machine has it.
+                pass
         return real(self, family, address, **options)
 
     monkeypatch.setattr(TCPListener, "_bind", bind)
-    with Socket() as server:
+    with ExitStack() as stack, Socket() as server:
+        stack.callback(lambda: [other.close() for other in others])
         if failures < 16:
             port = port_of(server.listen("tcp://host.example:0").address)
             assert port not in [other.getsockname()[1] for other in others]
@@ -180,8 +186,6 @@ def test_a_port_that_is_taken_at_the_second_address_is_replaced_by_another(
         else:
             with pytest.raises(AddressInUse):
                 server.listen("tcp://host.example:0")
-    for other in others:
-        other.close()
 
 
 def test_addresses_that_this_machine_does_not_have_are_left_out(name: Callable[..., None]) -> None:
