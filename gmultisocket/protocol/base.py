@@ -37,6 +37,7 @@ from ..core.socket import Socket
 from ..counters import Counters
 from ..errors import BadOptionValue, NotSupported, snippet
 from ..log import get_logger
+from ..loop.ending import Ended
 from ..loop.waiting import Deadline
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
@@ -260,7 +261,7 @@ class ProtocolBase(Closable):
 
     def _end_greenlets(self) -> None:
         """Kill the greenlets that still run, except for the caller, and block until they have ended."""
-        gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not getcurrent()])
+        gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not getcurrent()], Ended)
 
 
 def _ignore_change(old: object, new: object) -> None:

@@ -28,10 +28,11 @@ from gevent.lock import BoundedSemaphore
 
 from .. import options as opts
 from ..address import Address
-from ..core.connecting.opening import time_limit
 from ..errors import Closed, ConnectionFailed, HandshakeFailed, MultiSocketError, NotSupported, snippet
-from ..log import get_logger
+from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
+from ..loop.ending import LOG_INTERVAL, survive
+from ..loop.timelimit import time_limit
 from ..loop.yielding import yield_to_loop
 from ..options import Options, OptionValues
 from ..transport import Connection, PacketConnection, StreamConnection, TransportListener, find
@@ -41,6 +42,7 @@ from .streamsocket import StreamSocket
 __all__ = ["StreamProxy"]
 
 logger = get_logger("gmultisocket.protocol")
+_log = ThrottledLog(logger, LOG_INTERVAL)
 
 #: Bytes that are read at a time.
 _READ = 65536
@@ -203,6 +205,9 @@ class StreamProxy:
         except (MultiSocketError, OSError) as error:
             self.failed += 1
             logger.log(logging.WARNING if self.failed == 1 else logging.DEBUG, "%r: %s", self, snippet(error, 200))
+        except (Exception, gevent.Timeout) as error:
+            self.failed += 1
+            survive(_log, "unexpected", error, "%r failed by an unexpected error, and goes on", self)
         finally:
             for side in (front, back):
                 if side is not None:

@@ -306,6 +306,11 @@ class TransportDialer(ABC):
             ConnectionFailed: nothing is left open.
         """
 
+    @property
+    def unfinished(self) -> str:
+        """What the last :meth:`connect` was waiting for when its time was over, for the error; "" if it is unknown."""
+        return ""
+
     def abandon(self) -> None:  # noqa: B027, not needed if connecting takes no time
         """Close the descriptor of an unfinished connection in a forked child, without switching greenlets."""
 

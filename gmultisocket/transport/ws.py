@@ -30,6 +30,8 @@ from .. import usercode
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
 from ..log import get_logger
+from ..loop.ending import Ended
+from ..loop.timelimit import LibraryTimeout
 from ..options import Options
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
@@ -119,15 +121,19 @@ class WSDialer(TransportDialer):
         headers = self._options.get(opts.transport.ws.headers)
         try:
             return dict(headers()) if callable(headers) else headers
-        except usercode.LibraryTimeout:
+        except (LibraryTimeout, Ended):
             raise
         except BaseException as error:
             what = "the function in transport.ws.headers failed"
-            # If the dialer was closed, and so its greenlet killed, the attempt ends in this way as well.
+            # The library ends this greenlet by Ended: somebody has killed the function.
             if not isinstance(error, GreenletExit):
                 usercode.report(logger.name, what, error, self._options, peer=self._address.bare)
             why = f"{what}: {type(error).__name__}: {error}"
             raise HandshakeFailed(self._address.bare, why) from error
+
+    @property
+    def unfinished(self) -> str:
+        return self._stream_dialer.unfinished
 
     def abandon(self) -> None:
         self._stream_dialer.abandon()

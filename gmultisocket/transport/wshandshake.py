@@ -370,7 +370,8 @@ class DialerHandshake:
 
     def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
         self._address = address
-        uri = WebSocketURI(secure, host, port, path, "")
+        # The zone of an IPv6 address means something on this machine only (RFC 6874, section 4).
+        uri = WebSocketURI(secure, host.partition("%")[0], port, path, "")
         self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=_SILENT)
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):

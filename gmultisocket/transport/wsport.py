@@ -26,6 +26,7 @@ from ..address import Address
 from ..errors import AddressInUse, MultiSocketError, PipeRefused, RequestRefused, snippet
 from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
+from ..loop.ending import LOG_INTERVAL, Ended, end, survive
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
@@ -46,9 +47,6 @@ _MAX_PENDING: Final = 1024
 _CHECK_INTERVAL: Final = 0.05
 #: Seconds that a refused peer has to read the answer before the connection is closed.
 _CLOSE_TIMEOUT: Final = 1.0
-#: Seconds between two warnings about peers that are refused for the same reason.
-_LOG_INTERVAL: Final = 60.0
-
 #: The options that decide how a port is made, by its scheme.
 _PORT_OPTIONS: Final = {"ws": ("transport.tcp.",), "wss": ("transport.tcp.", "transport.tls.")}
 
@@ -115,7 +113,7 @@ class Port:
         self._limits = PeerLimits(options)
         self._accept_pace = AcceptPace()
         self._key: Any = None
-        self._log = ThrottledLog(logger, _LOG_INTERVAL)
+        self._log = ThrottledLog(logger, LOG_INTERVAL)
 
     @property
     def location(self) -> str:
@@ -168,8 +166,7 @@ class Port:
             if request.stream is not None:
                 request.stream.close()
         for request in pending:
-            if request.greenlet is not None and request.greenlet is not getcurrent():
-                request.greenlet.kill(block=False)
+            end(request.greenlet)
 
     def wait_closed(self) -> None:
         """Block until the greenlets of a closed port have ended, except the caller. Return at once if it is open."""
@@ -211,8 +208,7 @@ class Port:
         if stream is not None:
             answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
             stream.close()
-        if request.greenlet is not None:
-            request.greenlet.kill(block=False)
+        end(request.greenlet)
 
     def _take(self, connection: Connection) -> None:
         assert isinstance(connection, StreamConnection)
@@ -252,6 +248,11 @@ class Port:
         except (MultiSocketError, OSError) as error:
             if request.stream is not None:
                 self._log_refused(stream, error)
+        except Ended:
+            raise
+        except BaseException as error:
+            peer = snippet(stream.peer_address)
+            survive(self._log, "failed", error, "refused %s because of an unexpected error", peer)
 
     def _hand_over(self, pending: PendingRequest, stream: StreamConnection) -> None:
         seconds = self._options.get(opts.connector.listener.handshake_timeout)

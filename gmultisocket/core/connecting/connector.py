@@ -16,6 +16,7 @@ from ... import options as opts
 from ...counters import Counters
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
 from ...log import ThrottledLog, get_logger
+from ...loop.ending import survive
 from ...loop.waiting import Deadline, WaitList
 from ...options import Options
 from ...transport import Connection, StreamConnection
@@ -125,6 +126,10 @@ class Connector:
         """Log that a peer was not let in."""
         cause = str(_cause(error))
         self._warn(f"refused: {snippet(cause)}", "refused %s: %s", snippet(connection.peer_address), cause)
+
+    def survive(self, kind: str, error: BaseException, text: str, *args: object) -> None:
+        """Report an unexpected error that ends neither a dialer nor a listener; see ``loop/ending.py``."""
+        survive(self._log, f"{kind} {type(error).__name__}", error, text, *args)
 
     # Pipes
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from gevent import GreenletExit
 
 from ... import options as opts
 from ... import usercode
 from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused
+from ...loop.ending import Ended
+from ...loop.timelimit import LibraryTimeout, time_limit
 from ...options import Options
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
@@ -21,22 +20,9 @@ from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
 from ..pipes.rawpipe import RawPipe
 from .entry import Entry
 from .negotiation import Negotiation, Negotiator
-from .stopwatch import OutOfTime
 
-__all__ = ["PipeMaker", "time_limit"]
+__all__ = ["PipeMaker"]
 
-@contextmanager
-def time_limit(seconds: float, error: MultiSocketError) -> Iterator[usercode.LibraryTimeout]:
-    """Raise an error if the body takes longer. A ``gevent.Timeout`` of anybody else passes through."""
-    timeout = usercode.LibraryTimeout.start_new(seconds)
-    try:
-        yield timeout
-    except usercode.LibraryTimeout as expired:
-        if expired is timeout:
-            raise error from None
-        raise
-    finally:
-        timeout.close()
 
 
 class PipeMaker:
@@ -62,10 +48,13 @@ class PipeMaker:
             ConnectionFailed, PipeRefused: nothing is left open.
         """
         seconds = endpoint.options.get(opts.connector.dialer.dial_timeout)
+        late = ConnectionFailed(endpoint.address, f"no connection within {seconds} s")
         try:
-            with time_limit(seconds, ConnectionFailed(endpoint.address, f"no connection within {seconds} s")):
+            with time_limit(seconds, late):
                 connection = transport.connect()
-        except MultiSocketError:
+        except MultiSocketError as error:
+            if error is late and transport.unfinished:
+                raise ConnectionFailed(endpoint.address, f"{late.why}: {transport.unfinished}") from None
             raise
         except OSError as error:
             # Transports translate the errors that they expect. None expects that a socket cannot be made at all.
@@ -83,12 +72,16 @@ class PipeMaker:
             HandshakeFailed, PipeRefused: the caller closes the connection.
         """
         accepted = connection.needs_handshake and not endpoint.dials
-        if accepted:
-            self._shake_hands(connection, endpoint.options, entry)
-        if self.negotiator is None:
-            entry.admit()
-        if accepted:
-            connection.confirm()
+        try:
+            if accepted:
+                self._shake_hands(connection, endpoint.options, entry)
+            if self.negotiator is None:
+                entry.admit()
+            if accepted:
+                connection.confirm()
+        except OSError as error:
+            # The peer closed or reset the connection.
+            raise HandshakeFailed(connection.peer_address, describe_os_error(error)) from error
         pipe_id = next_pipe_id()
         if self.negotiator is not None:
             try:
@@ -143,17 +136,14 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeE
     ):
         try:
             negotiator(negotiation)
-        except (MultiSocketError, OutOfTime):
+        except (MultiSocketError, LibraryTimeout, Ended):
             raise
         except BaseException as error:
             if not isinstance(error, Exception) and not entry.in_own_greenlet:
                 # A server stops, or it has a timeout of its own.
                 raise
             if isinstance(error, GreenletExit):
-                if endpoint.closed:
-                    raise
-                # Somebody has killed the negotiator. Or the library has, because others wait, or the caller of dial()
-                # does not wait any more: nobody sees the error then.
+                # The library ends this greenlet by Ended: somebody has killed the negotiator.
                 raise PipeRefused("the negotiator was killed") from error
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
             # catch. What has failed is for the log: the reason may reach the peer.

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from ...errors import MultiSocketError
-from ...usercode import LibraryTimeout
+from ...loop.timelimit import LibraryTimeout
 
 __all__ = ["OutOfTime", "Stopwatch"]
 

@@ -173,6 +173,9 @@ class BytesPipe(WritePipe):
             # Nothing here kills a reader: this greenlet belongs to a server (see Listener.serve), which stops.
             reason = Closed("server", "it is stopping")
             raise
+        except BaseException as error:
+            reason = f"receiving failed: {type(error).__name__}: {error}"
+            raise
         finally:
             if self.state is PipeState.DRAINING and not isinstance(reason, MultiSocketError):
                 # An error of ours is the peer's own statement: that it refused a certificate, say.

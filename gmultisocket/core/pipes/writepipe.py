@@ -343,6 +343,10 @@ class WritePipe(Pipe):
         except OSError as error:
             if self.state is PipeState.OPEN:
                 self._broken(error)
+        except BaseException as error:
+            # Nobody expects it. Without its writer the pipe would stay full forever.
+            self._close(f"sending failed: {type(error).__name__}: {error}")
+            raise
         finally:
             self._writer = None
 
