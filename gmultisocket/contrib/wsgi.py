@@ -30,6 +30,7 @@ from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
 from ..log import get_logger
+from ..loop.apart import call_apart
 from ..options import Options, OptionValues, is_header
 from ..transport.ws import WSListener
 from ..transport.wshandshake import refusal
@@ -149,7 +150,7 @@ class Mount:
         with self._making:
             if self._sock is None:
                 assert self._make_sock is not None
-                self._sock = self._make_sock()
+                self._sock = call_apart(self._make_sock)
             if self._stopped:
                 raise _not_now()
             try:
