@@ -114,6 +114,8 @@ class Mount:
 
     def _serve(self, environ: Environ, upgrade: Upgrade) -> None:
         """Make a pipe of the request's connection. Blocks until the pipe has closed."""
+        if upgrade.in_gunicorn:
+            _warn_without_hooks()
 
         def respond(response: Response) -> None:
             if self._stopped:
@@ -206,6 +208,25 @@ def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]
 
 def _not_now() -> RequestRefused:
     return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+
+
+#: Whether gunicorn's worker stops the mounts of this process. Set by the hooks in ``gunicorn.py``.
+worker_stops_mounts = False
+_warned = False
+
+
+def _warn_without_hooks() -> None:
+    """Warn, once per process, if gunicorn's worker does not stop the mounts."""
+    global _warned
+    if worker_stops_mounts or _warned:
+        return
+    _warned = True
+    # gunicorn's own error log: nobody may have configured another one.
+    get_logger("gunicorn.error").warning(
+        "gunicorn runs without the hooks of gmultisocket: when a worker stops, its WebSockets get no close frame, and "
+        "gunicorn kills the worker after graceful_timeout. Add this line to gunicorn's configuration file: "
+        "from gmultisocket.contrib.gunicorn import post_worker_init, worker_int"
+    )
 
 
 #: All mounts that are in use.
