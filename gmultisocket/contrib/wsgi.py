@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 from gevent.lock import Semaphore
 from websockets.datastructures import Headers
@@ -33,12 +34,15 @@ from ..log import get_logger
 from ..loop.apart import call_apart
 from ..options import Options, OptionValues, is_header
 from ..transport.ws import WSListener
-from ..transport.wshandshake import refusal
+from ..transport.wshandshake import refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
 __all__ = ["Mount", "mount", "mounts"]
 
 logger = get_logger("gmultisocket.contrib.wsgi")
+
+#: The characters of a path that are not percent-encoded, beside letters and digits (RFC 3986, section 3.3).
+_PLAIN_IN_PATHS = "/!$&'()*+,;=:@-._~"
 
 #: A WSGI application.
 Application = Callable[[Any, Any], Iterable[bytes]]
@@ -60,7 +64,10 @@ class Mount:
         self._options = Options(options).own() | {opts.transport.ws.listener.external_listen.name: True}
         self._make_sock = sock if callable(sock) else None
         self._sock = None if callable(sock) else sock
-        self._path = path
+        # A WSGI server percent-decodes the path of a request, and gives each byte as a character.
+        raw = unquote_to_bytes(path)
+        self._path = raw.decode("latin-1")
+        self._address = f"ws://wsgi{quote(raw, _PLAIN_IN_PATHS)}"
         self._app = app
         self._listener: Listener | None = None
         #: Held while the Socket is made: the function may block, and a second request may come meanwhile.
@@ -76,7 +83,7 @@ class Mount:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request. For a WebSocket, blocks until its pipe has closed."""
         try:
-            if environ.get("PATH_INFO") == self._path and "websocket" in environ.get("HTTP_UPGRADE", "").lower():
+            if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and _path_of(environ) == self._path:
                 return self._upgrade(environ, start_response)
             if self._app is None:
                 raise RequestRefused(HTTPStatus.NOT_FOUND)
@@ -157,7 +164,7 @@ class Mount:
                 raise _not_now()
             try:
                 if self._listener is None:
-                    self._listener = self._sock.listen(f"ws://wsgi{self._path}", self._options)
+                    self._listener = self._sock.listen(self._address, self._options)
             except Closed as error:
                 raise _not_now() from error
             except WrongThread as error:
@@ -175,8 +182,15 @@ def _check(environ: Environ) -> None:
         raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", {"Allow": "GET"})
     if environ.get("SERVER_PROTOCOL", "HTTP/1.1") != "HTTP/1.1":
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, "only HTTP/1.1 is upgraded")
-    if environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ:
+    # Some programs send a Content-Length of 0.
+    if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "the request has a body")
+
+
+def _path_of(environ: Environ) -> str:
+    """Return the path of a request, as in ``PATH_INFO``. Some servers put a whole URL there, if that was the target."""
+    path: str = environ.get("PATH_INFO", "")
+    return path if path.startswith("/") else split_target(path or "/")[0]
 
 
 def _request(environ: Environ) -> Request:
@@ -192,8 +206,15 @@ def _request(environ: Environ) -> Request:
             if not is_header(name, value):
                 raise RequestRefused(HTTPStatus.BAD_REQUEST, "a header contains a character that is not allowed")
             headers[name] = value
+    # RAW_URI is gunicorn's: its PATH_INFO is always a path.
+    for target in (environ.get("PATH_INFO") or "/", environ.get("RAW_URI") or "/"):
+        replace_host(headers, split_target(target)[1])
+    hosts = headers.get_all("Host")
+    if len(hosts) != 1 or "," in hosts[0]:
+        # A server has joined several headers to one.
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "there must be exactly one Host header")
     query = environ.get("QUERY_STRING", "")
-    path = environ["PATH_INFO"]
+    path = quote(_path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
     return Request(f"{path}?{query}" if query else path, headers)
 
 
@@ -250,7 +271,8 @@ def mount(
 
     Args:
         sock: the Socket that gets the pipes, or a function that makes it and is called at the first request.
-        path: the path, as in ``PATH_INFO``.
+        path: the path, as in a URL: characters outside of ASCII may be percent-encoded or not. A server that mounts
+            the application itself below a path takes that path off.
         app: serves all other requests; without one they are answered with 404.
         options: for the pipes and their listener, such as ``transport.ws.listener.authorize``.
 
