@@ -206,13 +206,12 @@ def _request(environ: Environ) -> Request:
             if not is_header(name, value):
                 raise RequestRefused(HTTPStatus.BAD_REQUEST, "a header contains a character that is not allowed")
             headers[name] = value
+    if "," in headers.get("Host", ","):
+        # There is none, or the server has joined several to one.
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "there must be exactly one Host header")
     # RAW_URI is gunicorn's: its PATH_INFO is always a path.
     for target in (environ.get("PATH_INFO") or "/", environ.get("RAW_URI") or "/"):
         replace_host(headers, split_target(target)[1])
-    hosts = headers.get_all("Host")
-    if len(hosts) != 1 or "," in hosts[0]:
-        # A server has joined several headers to one.
-        raise RequestRefused(HTTPStatus.BAD_REQUEST, "there must be exactly one Host header")
     query = environ.get("QUERY_STRING", "")
     path = quote(_path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
     return Request(f"{path}?{query}" if query else path, headers)

@@ -175,7 +175,8 @@ class _Listener(TransportListener):
                 self._listen_at_path()
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise AddressInUse(self._address, "another listener has the name") from error
+                what = "name" if self._name.startswith("\0") else "path"
+                raise AddressInUse(self._address, f"another listener has the {what}") from error
             raise ConnectionFailed(self._address, describe_os_error(error)) from error
 
     def _listen_at_name(self) -> None:

@@ -172,8 +172,8 @@ def split_target(target: str) -> tuple[str, str | None]:
 
 
 def replace_host(headers: Headers, host: str | None) -> None:
-    """Replace the Host header, if there is one, by what :func:`split_target` returned."""
-    if host is not None and "Host" in headers:
+    """Replace the Host header by what :func:`split_target` returned. A wrong number of such headers stays wrong."""
+    if host is not None and len(headers.get_all("Host")) == 1:
         del headers["Host"]
         headers["Host"] = host
 
