@@ -28,7 +28,6 @@ from .. import options as opts
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
 from ..log import get_logger
-from ..loop.apart import call_apart
 from ..options import Options
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
@@ -117,7 +116,7 @@ class WSDialer(TransportDialer):
     def _headers(self) -> Mapping[str, str]:
         headers = self._options.get(opts.transport.ws.headers)
         try:
-            return dict(call_apart(headers)) if callable(headers) else headers
+            return dict(headers()) if callable(headers) else headers
         except Exception as error:
             why = f"the function in transport.ws.headers failed: {type(error).__name__}: {error}"
             raise HandshakeFailed(self._address.bare, why) from error
