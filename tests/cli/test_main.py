@@ -199,7 +199,7 @@ def test_a_closed_file_is_an_error_in_words(closed: str, tmp_path: Path) -> None
     path = tmp_path / "socket"
     redirection = "<&-" if closed == "stdin" else ">&-"
     command = f'exec "$0" -m gmultisocket cat -l ipc://{path} {redirection}'
-    with started(program=["sh", "-c", command, sys.executable]) as process:
+    with started(program=["sh", "-c", command, sys.executable], stdin=gsubprocess.PIPE) as process:
         address_of(process)
         if closed == "stdout":
             run("send", "-d", f"ipc://{path}", "one")
