@@ -23,7 +23,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import errors, options
+from . import errors, options, system  # noqa: F401  # system raises where nothing could work
 from .address import Address
 from .core.connecting.dialer import Dialer
 from .core.connecting.events import PipeEvent

@@ -3,8 +3,8 @@
 This module parses addresses and the options in them. The meaning of a location belongs to the transport of its scheme;
 :func:`split_host_port` is for all transports that need a host and a port. No I/O, no name lookup.
 
-The location is not percent-decoded, so a path or name is used exactly as it is written. A path with a "?" or "#" cannot
-be written in an address. Values of options are percent-decoded.
+The location is not percent-decoded, so a path or name is used exactly as it is written; it may contain spaces. A path
+with a "?" or "#" cannot be written in an address: pass ``Address("ipc", path)``. Values of options are percent-decoded.
 
 Source: Go ``address/address.go``, which parses with net/url and therefore refuses or changes some ipc paths, and
 silently drops user names and passwords; here they are refused, and never repeated in an error message.
@@ -206,7 +206,8 @@ def _split_scheme(text: object) -> tuple[str, str, str]:
         raise AddressError(_redact(text), "a user name or password does not belong in an address")
     # Paths and names of ipc and inproc may contain "@". With other schemes it is safer to hide the text before one.
     shown = text if _is_name(scheme) else _redact(text)
-    if " " in text or not text.isprintable():
+    has_space = text != text.strip() or " " in (rest.partition("?")[2] if _is_name(scheme) else text)
+    if has_space or not text.isprintable():
         raise AddressError(shown, "it contains white space or a control character")
     return shown, scheme, rest
 

@@ -568,7 +568,7 @@ class HandlerFailed(MultiSocketError):
 
 
 class StreamClosed(Closed, BrokenPipeError):
-    """This side has closed the connection of a stream, or has shut down the direction that the call needs.
+    """This side has closed the connection of a stream or the Stream, or has shut down the direction that a call needs.
 
     Attributes:
         errno: EBADF or EPIPE, as with a socket.

@@ -17,6 +17,7 @@ import _socket
 import errno
 import fcntl
 import re
+import socket as plain_socket
 import struct
 import sys
 import termios
@@ -49,6 +50,14 @@ __all__ = [
     "unacknowledged",
     "vanished",
 ]
+
+#: Options of the kernel that not every system has; None for those that this one lacks. macOS has another name for the
+#: first.
+_KEEPIDLE: int | None = getattr(plain_socket, "TCP_KEEPIDLE", getattr(plain_socket, "TCP_KEEPALIVE", None))
+_KEEPINTVL: int | None = getattr(plain_socket, "TCP_KEEPINTVL", None)
+_KEEPCNT: int | None = getattr(plain_socket, "TCP_KEEPCNT", None)
+_USER_TIMEOUT: int | None = getattr(plain_socket, "TCP_USER_TIMEOUT", None)
+_OUTQ: int | None = getattr(termios, "TIOCOUTQ", None)
 
 logger = get_logger("gmultisocket.listener")
 
@@ -112,8 +121,10 @@ def _zone(number: int) -> str:
 
 def unacknowledged(sock: Any) -> int:
     """Return the number of sent bytes that the peer's kernel has not acknowledged."""
+    if _OUTQ is None:
+        return 0
     try:
-        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        raw = fcntl.ioctl(sock.fileno(), _OUTQ, b"\0\0\0\0")
     except (OSError, ValueError):
         return 0
     return int(struct.unpack("i", raw)[0])
@@ -196,12 +207,16 @@ def configure(sock: gsocket.socket, options: Options) -> None:
     keep_alive = options.get(tcp.keep_alive)
     sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE, keep_alive)
     if keep_alive:
-        sock.setsockopt(protocol, gsocket.TCP_KEEPIDLE, _seconds(options.get(tcp.keep_alive_period)))
-        sock.setsockopt(protocol, gsocket.TCP_KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval)))
-        sock.setsockopt(protocol, gsocket.TCP_KEEPCNT, options.get(tcp.keep_alive_probes))
+        for number, value in (
+            (_KEEPIDLE, _seconds(options.get(tcp.keep_alive_period))),
+            (_KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval))),
+            (_KEEPCNT, options.get(tcp.keep_alive_probes)),
+        ):
+            if number is not None:
+                sock.setsockopt(protocol, number, value)
     user_timeout = options.get(tcp.user_timeout)
-    if user_timeout:
-        sock.setsockopt(protocol, gsocket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
+    if user_timeout and _USER_TIMEOUT is not None:
+        sock.setsockopt(protocol, _USER_TIMEOUT, round(user_timeout * 1000))
     linger = options.get(tcp.linger)
     if linger >= 0:
         sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, linger))

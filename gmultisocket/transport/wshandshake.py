@@ -47,6 +47,8 @@ __all__ = [
     "parse_request",
     "read_head",
     "refusal",
+    "replace_host",
+    "split_target",
 ]
 
 #: For the websockets package, which would log every header of a handshake: passwords, cookies, and a peer's bytes.
@@ -61,6 +63,8 @@ _SUBPROTOCOLS: Final = (Subprotocol("multisocket.binary"), _TEXT)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
+#: A target that is a whole URL, without a user name: its host and port, and the rest.
+_URL: Final = re.compile(r"(?:https?|wss?)://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
 #: The maximum number of characters of a peer's text in an error.
 _MAX_QUOTED: Final = 200
 
@@ -159,10 +163,36 @@ def parse_request(head: bytes) -> Request:
     protocol.receive_data(head)
     for event in protocol.events_received():
         if isinstance(event, Request):
+            event.path, host = split_target(event.path)
+            replace_host(event.headers, host)
             return event
     why = snippet(str(protocol.handshake_exc), _MAX_QUOTED)
     status = re.match(rb"HTTP/1.1 ([45][0-9]{2}) ", b"".join(protocol.data_to_send()))
     raise RequestRefused(int(status[1]) if status else HTTPStatus.BAD_REQUEST, why)
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """Return the path of a request's target, with its query, and the host that a whole URL names instead of the Host.
+
+    Source: RFC 9112, section 3.2.2: a server accepts URLs too, and the host in them replaces the header.
+
+    Raises:
+        RequestRefused: it is neither a path nor a URL of http or WebSocket.
+    """
+    if target.startswith("/"):
+        return target, None
+    match = _URL.fullmatch(target)
+    if match is None:
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "the target of the request is neither a path nor an http URL")
+    host, path = match.groups()
+    return path if path.startswith("/") else f"/{path}", host
+
+
+def replace_host(headers: Headers, host: str | None) -> None:
+    """Replace the Host header by what :func:`split_target` returned. A wrong number of such headers stays wrong."""
+    if host is not None and len(headers.get_all("Host")) == 1:
+        del headers["Host"]
+        headers["Host"] = host
 
 
 def accept(request: Request) -> tuple[Response, bool]:

@@ -131,3 +131,14 @@ def test_errors_of_the_applications_own_code_are_in_the_error_log(tmp_path: Path
         for error in errors:
             assert server.log.count(f"RuntimeError: {error}") == 1, server.log
             assert server.access_log.count(error) == 0
+
+
+@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi"])
+def test_without_the_hooks_the_error_log_says_once_what_is_missing(tmp_path: Path, kind: str) -> None:
+    with running(tmp_path, "-k", kind, "--graceful-timeout", "1") as server, ExitStack() as stack:
+        for peer in connect(server, stack, 3):
+            worker_of(peer, b"hello")
+        (warning,) = [line for line in server.log.splitlines() if "[WARNING]" in line]
+        assert warning.endswith("from gmultisocket.contrib.gunicorn import post_worker_init, worker_int")
+        server.stop()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)

@@ -22,6 +22,7 @@ from ... import options as opts
 from ...address import Address
 from ...errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
 from ...loop.accepting import AcceptLoop
+from ...loop.apart import call_apart
 from ...loop.ending import Ended, end
 from ...loop.owner import check_thread
 from ...options import Options
@@ -221,7 +222,8 @@ class Listener(StateMachine, Endpoint):
     def serve(self, connection: Connection) -> None:
         """Make a pipe of a connection that somebody else has accepted, and read from it in the calling greenlet.
 
-        For servers whose own greenlet must last as long as the connection. Blocks until the pipe has closed.
+        For servers whose own greenlet must last as long as the connection. Blocks until the pipe has closed. The
+        functions of this side's user run in a greenlet of their own, which ends before that.
 
         Raises:
             Closed: the listener is closed. After this and the other errors the connection is closed as well.
@@ -236,7 +238,7 @@ class Listener(StateMachine, Endpoint):
             visitor.admission = self._limits.admit(connection.peer_host)
             connector.places.check_below_limit()
             self.accepted += 1
-            pipe = connector.maker.open(connection, self, visitor)
+            pipe = call_apart(connector.maker.open, connection, self, visitor)
             self._add(pipe, visitor, connector.adopt)
         except BaseException:
             self._fail(connection, visitor)
