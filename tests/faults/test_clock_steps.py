@@ -62,7 +62,7 @@ silent = gsocket.socket()
 silent.bind(("127.0.0.1", 0))
 silent.listen(5)
 here = f"127.0.0.1:{silent.getsockname()[1]}"
-lonely = Socket()
+lonely, crowd, one = Socket(), Socket(), Socket()
 asked, rep, req = [], Rep(lambda request: asked.append(request) or gevent.sleep(1) or b"answer"), Req()
 respondent, surveyor = Respondent(lambda question: b"vote"), Surveyor()
 rep.start()
@@ -80,7 +80,7 @@ wait_until(lambda: dialer.state.value == "paused", 20)
 long = {
     "recv": gevent.spawn(outcome, servers[0].recv, timeout=600),
     "send": gevent.spawn(outcome, lonely.send, b"x", timeout=600),
-    "wait_pipes": gevent.spawn(outcome, lonely.wait_pipes, 5, timeout=600),
+    "wait_pipes": gevent.spawn(outcome, crowd.wait_pipes, 2, timeout=600),
     "dial": gevent.spawn(outcome, Socket().dial, "ws://" + here, {"connector.dialer.dial_timeout": 600.0}),
     "handshake": gevent.spawn(outcome, Socket().dial, "tls+tcp://" + here, {"connector.dialer.dial_timeout": 600.0}),
 }
@@ -94,6 +94,8 @@ short = {
 }
 gevent.sleep(0.2)
 step()
+# It wakes up, looks, and waits on: for the time that is left.
+crowd.dial(one.listen("inproc://one").address)
 gevent.joinall(list(short.values()), timeout=20)
 for what, greenlet in short.items():
     assert greenlet.ready(), f"{what} waits on after the step"

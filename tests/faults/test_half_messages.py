@@ -55,7 +55,7 @@ def test_half_messages_hold_up_nobody_and_are_cut_when_their_time_is_up(
             honest.dial(bound)
             honest.send(b"not held up")
             assert server.recv(timeout=5) == b"not held up"
-            wait_until(lambda: len(server.pipes) == 2, 20)
+            wait_until(lambda: len(server.pipes) == 2, 8)
             assert all(read_until_closed(peer) == b"" for peer in slow)
         # It had nothing to end: a pipe without a message is no half message.
         idle.sendall(frame(b"still here"))
