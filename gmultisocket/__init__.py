@@ -23,7 +23,8 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import errors, options, system  # noqa: F401  # system raises where nothing could work
+from . import system  # noqa: F401  # isort: skip  # first: it raises where nothing could work
+from . import errors, options
 from .address import Address
 from .core.connecting.dialer import Dialer
 from .core.connecting.events import PipeEvent

@@ -15,7 +15,6 @@ nothing more. A child of a fork does not flush its parent's sockets: they are no
 from __future__ import annotations
 
 import atexit
-import logging
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -34,7 +33,8 @@ from ..loop.waiting import Deadline
 
 __all__ = ["Flushable"]
 
-logger = get_logger("gmultisocket.socket")
+#: What is logged at the exit is handled at once: no greenlet runs any more.
+logger = get_logger("gmultisocket.socket", at_once=True)
 
 #: Seconds that the exit of the interpreter waits for all sockets together.
 _EXIT_TIMEOUT: Final = 2.0
@@ -186,26 +186,12 @@ def _finish(each: Flushable, deadline: Deadline) -> None:
 
 
 def _report(each: Flushable) -> None:
-    """Say that an object is still open, and how many of its messages are lost. Shown also if nothing logs."""
+    """Say that an object is still open, and how many of its messages are lost."""
     unsent = each._unsent()
     if unsent:
-        text = f"{unsent} messages had not left when the process ended: {each!r} was not closed"
-        if _is_logged():
-            logger.error("%s", text)
-        else:
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        logger.error("%d messages had not left when the process ended: %r was not closed", unsent, each)
     else:
         warn_unclosed(each)
-
-
-def _is_logged() -> bool:
-    """Return whether the program has a handler for the records of this logger."""
-    at: logging.Logger | None = logging.getLogger(logger.name)
-    while at is not None:
-        if any(not isinstance(handler, logging.NullHandler) for handler in at.handlers):
-            return True
-        at = at.parent if at.propagate else None
-    return False
 
 
 # A program's own atexit functions run before, if they are registered after the import of this library: they may send.

@@ -170,7 +170,7 @@ def test_what_cannot_leave_is_counted_and_the_exit_does_not_hang(logs: bool) -> 
         done = _run(setup + _NOBODY_READS, address)
         assert done.returncode == 0, done.stderr
         assert "messages had not left when the process ended: <Socket open pipes=1>" in done.stderr
-        assert ("ERROR:gmultisocket" in done.stderr) is logs
+        assert done.stderr.count("ERROR:gmultisocket") == 1
 
 
 def test_nothing_waits_if_the_option_says_so() -> None:
