@@ -1,12 +1,8 @@
-"""One peer floods a server: how much later does it answer the others?
-
-``python3 -m benchmarks.floods [gunicorn] [KIND...]``
+"""One peer floods a server: how much later does it answer the others? ``python3 -m benchmarks.floods [KIND...]``
 
 For each kind of flood, one process floods a server at 4 MB/s, and another one sends an honest request every 5 ms. The
 table has the delay until the server's handler has such a request (from the client's time stamp; both clocks are the
 machine's), and how late a 10 ms timer of the server is. Milliseconds; all sockets are on the loopback.
-
-With ``gunicorn`` the server is a gevent worker of gunicorn, and the honest requests are HTTP requests to it.
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +99,6 @@ def flooder(kind: str, port: int) -> None:
     print(f"{sent / 1e6:.1f} MB")
 
 
-def http_client(path: str) -> None:
-    """Send honest HTTP requests over one connection."""
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        sock.sendall(f"GET /{time.monotonic()} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        answer = b""
-        while not answer.endswith(b"\r\n\r\n"):
-            answer += sock.recv(4096)
-        time.sleep(0.005)
-
-
 def client(port: int) -> None:
     """Send honest requests."""
     sock = socket.create_connection(("127.0.0.1", port))
@@ -127,12 +109,16 @@ def client(port: int) -> None:
         time.sleep(0.005)
 
 
-def listen(kind: str) -> tuple[Any, str]:
-    """Return what will be flooded, a socket or a protocol, and its port."""
+def server(kind: str) -> None:
+    """Serve the flooder at one port, the honest client at another one, and print the figures."""
+    import gevent
+
     from gmultisocket import Socket
     from gmultisocket.protocol import Pub
 
-    flooded: Any = Pub() if kind.startswith("pub") else Socket({"socket.recv_queue_size": 100})
+    protocol = Pub() if kind.startswith("pub") else None
+    flooded = protocol.socket if protocol is not None else Socket({"socket.recv_queue_size": 100})
+    honest = Socket()
     options: dict[str, Any] = {}
     scheme = {"tls": "tls+tcp", "ws": "ws"}.get(kind.split()[0], "tcp")
     if scheme == "tls+tcp":
@@ -141,23 +127,17 @@ def listen(kind: str) -> tuple[Any, str]:
         file = Path(tempfile.mkdtemp()) / "certificate.pem"
         write_certificate(file)
         options = {"transport.tls.certfile": str(file), "transport.tls.keyfile": str(file)}
-    address = flooded.listen(f"{scheme}://127.0.0.1:0", options).address
-    return flooded, address.rpartition(":")[2].split("/")[0]
-
-
-def measure(flooded: Any, delays: list[float], worker: Callable[[], None] | None = None) -> None:
-    """Let the flood come for a while, print the figures, and end this process.
-
-    Args:
-        flooded: from :func:`listen`.
-        delays: gets the delays of the honest requests meanwhile, in milliseconds.
-        worker: runs meanwhile.
-    """
-    import gevent
-
-    from gmultisocket import Socket
-
+    ports = []
+    for sock, where, given in ((flooded, f"{scheme}://127.0.0.1:0", options), (honest, "tcp://127.0.0.1:0", {})):
+        ports.append(sock.listen(where, given).address.rpartition(":")[2].split("/")[0])
+    print(*ports, flush=True)
+    delays: list[float] = []
     lateness: list[float] = []
+
+    def receive() -> None:
+        while True:
+            (sent,) = struct.unpack(">d", honest.recv())
+            delays.append((time.monotonic() - sent) * 1000)
 
     def drain() -> None:
         while True:
@@ -169,18 +149,16 @@ def measure(flooded: Any, delays: list[float], worker: Callable[[], None] | None
             gevent.sleep(0.01)
             lateness.append((time.monotonic() - before - 0.01) * 1000)
 
-    workers = [gevent.spawn(tick)]
-    if isinstance(flooded, Socket):
+    workers = [gevent.spawn(receive), gevent.spawn(tick)]
+    if protocol is None:
         workers.append(gevent.spawn(drain))
-    if worker is not None:
-        workers.append(gevent.spawn(worker))
     gevent.sleep(SECONDS)
     gevent.killall(workers)
     delays.sort()
     lateness.sort()
 
     def percentile(values: list[float], share: float) -> float:
-        return values[min(len(values) - 1, int(len(values) * share))] if values else float("nan")
+        return values[min(len(values) - 1, int(len(values) * share))]
 
     print(
         f"{len(delays):6d}", *(f"{percentile(delays, share):8.2f}" for share in (0.5, 0.99, 1.0)),
@@ -190,55 +168,13 @@ def measure(flooded: Any, delays: list[float], worker: Callable[[], None] | None
     os._exit(0)
 
 
-def server(kind: str) -> None:
-    """Serve the flooder at one port and the honest client at another one."""
-    from gmultisocket import Socket
-
-    flooded, port = listen(kind)
-    honest = Socket()
-    delays: list[float] = []
-
-    def receive() -> None:
-        while True:
-            (sent,) = struct.unpack(">d", honest.recv())
-            delays.append((time.monotonic() - sent) * 1000)
-
-    print(port, honest.listen("tcp://127.0.0.1:0").address.rpartition(":")[2], flush=True)
-    measure(flooded, delays, receive)
-
-
-def application() -> Callable[..., list[bytes]]:
-    """Return the WSGI application of a gunicorn worker, which is flooded at a port of its own."""
-    import gevent
-
-    flooded, port = listen(os.environ["FLOOD_KIND"])
-    delays: list[float] = []
-
-    def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> list[bytes]:
-        delays.append((time.monotonic() - float(environ["PATH_INFO"][1:])) * 1000)
-        start_response("200 OK", [("Content-Length", "0")])
-        return []
-
-    print(port, os.environ["FLOOD_HTTP"], flush=True)
-    gevent.spawn(measure, flooded, delays)
-    return answer
-
-
-def run(kind: str, in_gunicorn: bool) -> str:
+def run(kind: str) -> str:
     """Measure one kind, and return its row."""
     me = [sys.executable, "-m", "benchmarks.floods"]
-    command = [*me, "server", kind]
-    environ = dict(os.environ)
-    if in_gunicorn:
-        path = str(Path(tempfile.mkdtemp()) / "http")
-        environ.update(FLOOD_KIND=kind, FLOOD_HTTP=path)
-        command = [sys.executable, "-m", "gunicorn", "-k", "gevent", "-w", "1", "-b", f"unix:{path}"]
-        command += ["--log-level", "critical", "--graceful-timeout", "1", "benchmarks.floods:application()"]
-    serving = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ)
+    serving = subprocess.Popen([*me, "server", kind], stdout=subprocess.PIPE, text=True)
     assert serving.stdout is not None
     flooded, honest = serving.stdout.readline().split()
-    role = "http_client" if in_gunicorn else "client"
-    others = [subprocess.Popen([*me, role, honest], stderr=subprocess.DEVNULL)]
+    others = [subprocess.Popen([*me, "client", honest], stderr=subprocess.DEVNULL)]
     if kind != "none":
         others.append(
             subprocess.Popen(
@@ -249,8 +185,6 @@ def run(kind: str, in_gunicorn: bool) -> str:
     for other in others:
         other.kill()
         other.wait()
-    if in_gunicorn:
-        serving.terminate()
     serving.wait()
     return f"{kind:14}{row}"
 
@@ -263,13 +197,10 @@ def main(arguments: list[str]) -> None:
         flooder(arguments[1], int(arguments[2]))
     elif arguments[:1] == ["client"]:
         client(int(arguments[1]))
-    elif arguments[:1] == ["http_client"]:
-        http_client(arguments[1])
     else:
-        in_gunicorn = arguments[:1] == ["gunicorn"]
         print(f"{'':14}{'':6} {'request':>8} {'p99':>8} {'max':>8} {'timer':>8} {'p99':>8} {'max':>8}")
-        for kind in arguments[in_gunicorn:] or KINDS:
-            print(run(kind, in_gunicorn), flush=True)
+        for kind in arguments or KINDS:
+            print(run(kind), flush=True)
 
 
 if __name__ == "__main__":

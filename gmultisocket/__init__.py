@@ -19,11 +19,11 @@ are imported when they are first used. Errors are in ``gmultisocket.errors``, op
 
 from __future__ import annotations
 
-import logging
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import system  # noqa: F401  # isort: skip  # first: it raises where nothing could work
 from . import errors, options
 from .address import Address
 from .core.connecting.dialer import Dialer
@@ -34,6 +34,7 @@ from .core.pair import pair
 from .core.pipes.pipe import Pipe
 from .core.socket import Socket
 from .counters import Counters
+from .log import show_by_default
 from .switch import Switch
 from .wire import Message
 
@@ -85,8 +86,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Silent unless the program configures logging.
-logging.getLogger("gmultisocket").addHandler(logging.NullHandler())
+show_by_default()
 
 
 if not TYPE_CHECKING:  # a checker would take it for a promise that the module has any name

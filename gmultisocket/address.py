@@ -3,8 +3,8 @@
 This module parses addresses and the options in them. The meaning of a location belongs to the transport of its scheme;
 :func:`split_host_port` is for all transports that need a host and a port. No I/O, no name lookup.
 
-The location is not percent-decoded, so a path or name is used exactly as it is written. A path with a "?" or "#" cannot
-be written in an address. Values of options are percent-decoded.
+The location is not percent-decoded, so a path or name is used exactly as it is written; it may contain spaces. A path
+with a "?" or "#" cannot be written in an address: pass ``Address("ipc", path)``. Values of options are percent-decoded.
 
 Source: Go ``address/address.go``, which parses with net/url and therefore refuses or changes some ipc paths, and
 silently drops user names and passwords; here they are refused, and never repeated in an error message.
@@ -25,6 +25,8 @@ __all__ = ["Address", "Connectable", "split_host_port"]
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 #: Any host and port, also a wrong one. A text that does not match may be a password that contains a "/".
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]+)?")
+#: A zone as URLs have it (RFC 6874), and so the Go code. "%25" and a number can be an interface's number.
+_ZONE_IN_URL = re.compile("%25(.*[^0-9].*)")
 _BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::(.*))?")
 
 DialT = TypeVar("DialT", covariant=True)
@@ -153,7 +155,8 @@ class Address(Frozen):
 def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
     """Return host and port of a location such as ``"127.0.0.1:80"``, ``"[::1]:0"`` or ``"*:80"``.
 
-    An IPv6 address is returned without its brackets. The host "*" means every interface and is returned as it is: only
+    An IPv6 address is returned without its brackets, and with its zone: ``fe80::1%eth0``, also for the
+    ``[fe80::1%25eth0]`` of URLs. The host "*" means every interface and is returned as it is: only
     a listener can use it. No other text means every interface, and an empty host is an error.
 
     Args:
@@ -168,7 +171,7 @@ def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
         match = _BRACKETED.fullmatch(location)
         if match is None:
             raise AddressError(shown, "expected an IPv6 address in brackets and a port, like [::1]:80")
-        host, port = match.group(1), match.group(2)
+        host, port = _ZONE_IN_URL.sub(r"%\1", match.group(1)), match.group(2)
     else:
         host, colon, port = location.rpartition(":")
         if not colon:
@@ -203,7 +206,8 @@ def _split_scheme(text: object) -> tuple[str, str, str]:
         raise AddressError(_redact(text), "a user name or password does not belong in an address")
     # Paths and names of ipc and inproc may contain "@". With other schemes it is safer to hide the text before one.
     shown = text if _is_name(scheme) else _redact(text)
-    if " " in text or not text.isprintable():
+    has_space = text != text.strip() or " " in (rest.partition("?")[2] if _is_name(scheme) else text)
+    if has_space or not text.isprintable():
         raise AddressError(shown, "it contains white space or a control character")
     return shown, scheme, rest
 

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 __all__ = ["Counters"]
 
-_TOTALS = ("messages_sent", "bytes_sent", "messages_received", "bytes_received")
+_TOTALS = (
+    "messages_sent",
+    "bytes_sent",
+    "messages_received",
+    "bytes_received",
+    "messages_unconfirmed",
+    "bytes_unconfirmed",
+)
 
 
 class Counters:
@@ -22,9 +29,14 @@ class Counters:
             pipe that closed), ``"timeout"`` (a ``send_all`` ran out of time), ``"no_recv"``, ``"closed"`` (arrived
             while the socket closed), ``"unread"`` (not received before the peer was gone), ``"internal"``,
             ``"flags"`` (not for a raw pipe), ``"ttl"``.
+        messages_unconfirmed: of the messages sent, those that the peer's kernel had not acknowledged when their pipe
+            closed: they may be lost. An estimate from ``bytes_unconfirmed`` and the mean size of messages, at least 1
+            if any may be lost. Only tcp, tls and WebSocket pipes know it.
+        bytes_unconfirmed: the bytes that were not acknowledged, exactly, as they are on the wire: with pings, and with
+            what TLS adds.
     """
 
-    __slots__ = ("bytes_received", "bytes_sent", "drops", "messages_received", "messages_sent")
+    __slots__ = (*_TOTALS, "drops")
 
     def __init__(
         self,
@@ -33,12 +45,16 @@ class Counters:
         messages_received: int = 0,
         bytes_received: int = 0,
         drops: dict[str, int] | None = None,
+        messages_unconfirmed: int = 0,
+        bytes_unconfirmed: int = 0,
     ) -> None:
         self.messages_sent = messages_sent
         self.bytes_sent = bytes_sent
         self.messages_received = messages_received
         self.bytes_received = bytes_received
         self.drops = {} if drops is None else drops
+        self.messages_unconfirmed = messages_unconfirmed
+        self.bytes_unconfirmed = bytes_unconfirmed
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_TOTALS, "drops"))

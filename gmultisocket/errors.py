@@ -32,6 +32,7 @@ __all__ = [
     "OptionError",
     "UnknownOption",
     "BadOptionValue",
+    "MisplacedOption",
     "BadFile",
     "AddressError",
     "UnknownTransport",
@@ -52,6 +53,7 @@ __all__ = [
     "PipeRefused",
     "NoIds",
     "PeerGone",
+    "HandlerFailed",
     "SubscriptionRefused",
     "StreamClosed",
     "StreamReset",
@@ -256,7 +258,10 @@ class MessageTooLong(MultiSocketError, ValueError):
         self.limit = limit
 
     def __str__(self) -> str:
-        return f"a content of {self.size} bytes is over the limit of {self.limit} bytes"
+        return (
+            f"a content of {self.size} bytes is over the limit of {self.limit} bytes: raise "
+            "socket.max_send_content_length here, and connector.pipe.max_recv_content_length at the peer"
+        )
 
 
 class BadMessage(MultiSocketError):
@@ -348,6 +353,26 @@ class BadOptionValue(OptionError, ValueError):
 
     def __str__(self) -> str:
         return f"option {self.name} cannot be {snippet(self.value)}: expected {self.expected}"
+
+
+class MisplacedOption(OptionError):
+    """An option was set where it has no effect. Nothing changed.
+
+    Attributes:
+        name: the option's name.
+        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"`` or ``"pipe"``.
+        places: where it may be set.
+    """
+
+    def __init__(self, name: str, place: str, places: tuple[str, ...]) -> None:
+        super().__init__(name, place, places)
+        self.name = name
+        self.place = place
+        self.places = places
+
+    def __str__(self) -> str:
+        at = " or ".join("the Socket" if each == "socket" else f"a {each}" for each in self.places)
+        return f"option {self.name} has no effect on a {self.place}: set it on {at}"
 
 
 class BadFile(OptionError):
@@ -545,8 +570,23 @@ class SubscriptionRefused(MultiSocketError):
         return f"a publisher refuses the subscription to {snippet(self.pattern)!r}: {printable(self.reason)}"
 
 
+class HandlerFailed(MultiSocketError):
+    """The handler of the Rep that a request went to has failed. The Rep's log has the error.
+
+    Attributes:
+        why: the error, if the Rep sends that: ``protocol.reqrep.send_errors``; or the text of ``fail()``. "" if not.
+    """
+
+    def __init__(self, why: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+
+    def __str__(self) -> str:
+        return "the handler of the request failed" + (f": {printable(self.why)}" if self.why else "")
+
+
 class StreamClosed(Closed, BrokenPipeError):
-    """This side has closed the connection of a stream, or has shut down the direction that the call needs.
+    """This side has closed the connection of a stream or the Stream, or has shut down the direction that a call needs.
 
     Attributes:
         errno: EBADF or EPIPE, as with a socket.

@@ -5,7 +5,8 @@ there, to all, or further along its path. The switch's sockets add their pipe id
 come back by these ids. Each switch on the way uses up one of a message's ``ttl``.
 
 No message and no peer can end a switch. A message that cannot be forwarded (its path is broken, its ttl is used up, a
-peer has gone) is dropped and counted, and so is a message for which the middleware raises.
+peer has gone) is dropped and counted, and so is a message for which the middleware raises. If the middleware is killed,
+the greenlet of that direction ends, and another one goes on.
 
 A peer that does not read cannot stop a switch for the others, unless ``socket.send_overflow`` is set to do so. Senders
 to all and along paths wait for full peers as long as ``socket.send_to_patience`` lets them wait together. Then a peer
@@ -15,6 +16,9 @@ sent to one goes to another peer, and waits only while all are full.
 A peer that guesses paths is cut off. If it is connected to the switch, its pipe is closed. If it is behind another
 switch, that pipe stays open, because others use it too: the switch drops what the guesser sends along paths.
 
+Internal messages that go along a path, as that of a Rep whose handler has failed, are forwarded as well. They never
+wait, and the middleware does not see them.
+
 Source: switch.go of the Go code, where any such message ends the switch for good.
 """
 
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from types import TracebackType
 from typing import Any, Final
@@ -31,12 +36,14 @@ import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
 
 from . import options as opts
+from . import usercode
 from .core.pipes.ids import was_pipe_id
-from .core.pipes.pipe import Pipe
+from .core.pipes.pipe import Pipe, PipeState
 from .core.socket import Socket
 from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError, snippet
 from .log import ThrottledLog, get_logger
-from .wire import SEND_TYPE_MASK, TO_DEST, Message
+from .loop.waiting import Deadline
+from .wire import MAX_IDS, SEND_TYPE_MASK, TO_DEST, Message, first_id
 
 __all__ = ["Middleware", "Switch"]
 
@@ -61,6 +68,10 @@ _LOG_INTERVAL: Final = 10.0
 
 #: Called with a message; returns it, another message in its place, or None to drop it.
 Middleware = Callable[[Message], Message | None]
+
+
+class _MiddlewareFailed(Exception):
+    """The middleware has raised its cause."""
 
 
 class _Guesses:
@@ -242,6 +253,8 @@ class Switch:
                 gevent.spawn(self._forward, self.back, self.front),
                 gevent.spawn(self._forward, self.front, self.back),
             ]
+            for source, target in ((self.back, self.front), (self.front, self.back)):
+                source._for_protocol().on_internal(partial(self._forward_internal, source, target))
 
     def stop(self) -> None:
         """Stop forwarding. Blocks until the greenlets have ended. May be repeated.
@@ -250,6 +263,8 @@ class Switch:
         it is dropped and counted. A middleware may call this; the message that it then returns is forwarded.
         """
         greenlets, self._greenlets = self._greenlets, []
+        for sock in (self.back, self.front):
+            sock._for_protocol().on_internal(_has_no_use)
         others = [greenlet for greenlet in greenlets if greenlet is not getcurrent()]
         gevent.killall(others)
         for greenlet in greenlets:
@@ -258,10 +273,27 @@ class Switch:
 
     def join(self, timeout: float | None = None) -> bool:
         """Block until the switch has ended because its sockets were closed. Return False when the time is up."""
-        return len(gevent.joinall(self._greenlets, timeout)) == len(self._greenlets)
+        deadline = Deadline(timeout)
+        while not all(greenlet.ready() for greenlet in self._greenlets):
+            # Not the greenlets of now for ever: another one takes the place of one that is killed.
+            waiting = list(self._greenlets)
+            if len(gevent.joinall(waiting, deadline.left())) < len(waiting):
+                return False
+        return True
 
     def _forward(self, source: Socket, target: Socket) -> None:
         """Forward in one direction until the switch stops or a socket closes (one greenlet for each direction)."""
+        try:
+            self._forward_messages(source, target)
+        except BaseException:
+            # stop() takes the greenlets out of the list before it kills them. If the middleware was killed, or a
+            # timeout of its own came late, the switch goes on.
+            me = getcurrent()
+            if me in self._greenlets:
+                self._greenlets[self._greenlets.index(me)] = gevent.spawn(self._forward, source, target)
+            raise
+
+    def _forward_messages(self, source: Socket, target: Socket) -> None:
         me = getcurrent()
         lost = 0
 
@@ -293,6 +325,9 @@ class Switch:
                     self.forwarded += 1
                 elif not lost:
                     self._drop("overflow" if target.pipes else "no peer")
+            except _MiddlewareFailed as failure:
+                assert failure.__cause__ is not None
+                self._fail("the middleware failed", failure.__cause__, message)
             except Closed:
                 self._drop("closed")
                 return
@@ -304,29 +339,63 @@ class Switch:
                     guard.count(source, message)
             except MultiSocketError as error:
                 self._drop(type(error).__name__)
-            except Exception:
+            except Exception as error:
                 # The middleware returned something that cannot be sent.
-                self._fail("a message could not be forwarded")
-            except GreenletExit:
-                self._drop("stopped")
+                self._fail("a message could not be forwarded", error, message)
+            except BaseException as error:
+                if me not in self._greenlets:
+                    self._drop("stopped")
+                elif isinstance(error, GreenletExit):
+                    self._fail("the middleware was killed", error, message)
+                else:
+                    self._drop("error")
                 raise
 
     def _pass(self, message: Message) -> Message | None:
         assert self._middleware is not None
         try:
             passed = self._middleware(message)
-        except (Exception, gevent.Timeout):
-            self._fail("the middleware failed")
-            return None
+        except (Exception, gevent.Timeout) as error:
+            raise _MiddlewareFailed from error
         if passed is None:
             self._drop("middleware")
         return passed
 
-    def _fail(self, what: str) -> None:
-        """Count an error of the user's code. The first one is logged as an error, with its traceback."""
-        logger.log(logging.DEBUG if "error" in self.drops else logging.ERROR, what, exc_info=True)
+    def _fail(self, what: str, error: BaseException, message: Message) -> None:
+        """Count and report an error of the program's own code."""
         self._drop("error")
+        pipe = self.back.pipes.get(message.pipe_id) or self.front.pipes.get(message.pipe_id)
+        peer = pipe.peer_address if pipe is not None else ""
+        usercode.report(logger.name, what, error, self, pipe_id=message.pipe_id, peer=peer)
+
+    def _forward_internal(self, source: Socket, target: Socket, message: Message) -> bool:
+        """Forward an internal message along its path, or drop it. A callback of the core; never blocks."""
+        if not message.destination:
+            return False
+        pipe_id = first_id(message.destination)
+        pipe = target.pipes.get(pipe_id)
+        if self._guard.alert and self._guard.stops(source, message):
+            self._drop("guessing")
+        elif not message.ttl:
+            self._drop("ttl")
+        elif len(message.source) + len(message.destination) >= 4 * (MAX_IDS + 1):
+            self._drop("hops")
+        elif pipe is None or pipe.state is not PipeState.OPEN:
+            self._drop("BrokenPath")
+            if not was_pipe_id(pipe_id):
+                self._guard.count(source, message)
+        elif pipe.full:
+            self._drop("overflow")
+        else:
+            target._for_protocol().pass_on(pipe, message.replace(ttl=min(message.ttl, self._max_ttl)))
+            self.forwarded += 1
+        return True
 
     def _drop(self, reason: str, count: int = 1) -> None:
         if count:
             self.drops[reason] = self.drops.get(reason, 0) + count
+
+
+def _has_no_use(message: Message) -> bool:
+    """Return False: nobody forwards a message."""
+    return False

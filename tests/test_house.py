@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "gmultisocket"
 
 # Row by row as in docs/design.rst: what a module of the row may import of the library, its own row aside.
-FLOOR = {"counters", "errors", "frozen", "log", "state"}
+FLOOR = {"counters", "errors", "frozen", "log", "state", "system", "usercode"}
 BELOW_TRANSPORT = FLOOR | {"options", "wire", "address", "loop"}
 BELOW_CORE = BELOW_TRANSPORT | {"transport"}
 BELOW_SOCKET_USERS = BELOW_CORE | {"core"}
@@ -35,6 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frozen": set(),
     "log": {"errors"},
     "state": set(),
+    "usercode": {"errors", "log"},
+    "system": set(),
     "loop": FLOOR,
     "options": FLOOR,
     "wire": FLOOR,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,16 @@ def test_each_kind_has_intervals_of_its_own(clock: list[float], caplog: pytest.L
     assert written(caplog) == [(logging.WARNING, "a1"), (logging.ERROR, "b1")]
 
 
+def test_a_log_keeps_a_bounded_number_of_kinds(caplog: pytest.LogCaptureFixture) -> None:
+    throttled = ThrottledLog(logger, 10.0)
+    with caplog.at_level(logging.INFO, "gmultisocket"):
+        for number in range(1000):
+            throttled.log(f"kind {number}", logging.WARNING, "kind %d", number)
+        throttled.log("kind 0", logging.WARNING, "again")
+    assert written(caplog) == [(logging.WARNING, f"kind {number}") for number in range(33)]
+    assert len(throttled._written) == 33
+
+
 def test_two_logs_of_one_logger_do_not_count_for_each_other(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "gmultisocket"):
         ThrottledLog(logger, 10.0).log("a", logging.WARNING, "one")
@@ -85,15 +96,17 @@ def test_a_text_without_arguments_may_hold_a_percent_sign(caplog: pytest.LogCapt
 def test_the_arguments_of_a_record_are_made_printable(
     text: str, args: tuple[object, ...], shown: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    safe = get_logger("gmultisocket.test.safe")
-    assert get_logger("gmultisocket.test.safe") is safe and len(safe.filters) == 1
+    safe = get_logger("gmultisocket.test.safe", at_once=True)
+    assert get_logger("gmultisocket.test.safe", at_once=True) is safe
+    assert get_logger("gmultisocket.test.safe") is get_logger("gmultisocket.test.safe") is not safe
+    assert len(logging.getLogger("gmultisocket.test.safe").filters) == 1
     with caplog.at_level(logging.DEBUG, "gmultisocket"):
         safe.debug(text, *args)
     assert caplog.records[-1].getMessage() == shown
 
 
 def test_a_traceback_is_left_alone_unless_it_would_act_on_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
-    safe = get_logger("gmultisocket.test.safe")
+    safe = get_logger("gmultisocket.test.safe", at_once=True)
     with caplog.at_level(logging.DEBUG, "gmultisocket"):
         for words in ("plain", "forged\n2000-01-01\x1b", "\n"):
             try:
@@ -117,3 +130,17 @@ def test_an_error_brings_its_traceback(caplog: pytest.LogCaptureFixture) -> None
     (record,) = caplog.records
     assert record.exc_info and record.exc_info[1] is error
     assert "ValueError: odd" in caplog.text
+
+
+def test_only_code_with_nothing_half_done_logs_at_once() -> None:
+    """Everywhere else the program's filters and handlers would run in the middle of the library's work."""
+    package = Path(log.__file__).parent
+    sources = {str(path.relative_to(package)): path.read_text() for path in package.rglob("*.py")}
+    at_once = {name for name, source in sources.items() if "at_once=True" in source}
+    assert at_once == {
+        "log.py", "usercode.py", "options/scope.py", "contrib/wsgi.py", "contrib/servers.py", "core/flushing.py",
+    }  # fmt: skip
+    bare = {name for name, source in sources.items() if "logging.getLogger(" in source}
+    assert bare == {"log.py", "testing/_protocol.py"}
+    shown = {name for name, source in sources.items() if "print_exc" in source or "sys.stderr" in source}
+    assert {name for name in shown if not name.startswith("cli/")} == {"log.py"}

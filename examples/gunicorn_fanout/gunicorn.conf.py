@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from threading import Event, Thread
 
 from gmultisocket.contrib.gunicorn import post_worker_init, worker_int
 
@@ -25,14 +26,34 @@ if "FANOUT" not in os.environ:
 meeting = os.environ["FANOUT"]
 
 
-def on_starting(server):
+def start_switch(server):
     """Start the switch: it forwards what workers send to /in to all workers that have dialed /out."""
     command = [sys.executable, "-m", "gmultisocket", "switch", f"{meeting}/in", f"{meeting}/out"]
-    server.switch = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # In a session of its own: Ctrl-C is for gunicorn, which ends the switch after the workers.
+    server.switch = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def keep_switch(server):
+    """Start the switch again when it dies (a thread of the master). The workers dial it again by themselves."""
+    while server.switch.wait() is not None and not server.stopping.is_set():
+        server.log.error("The switch between the workers has died: it starts again in a second. Messages were lost.")
+        if server.stopping.wait(1.0):
+            return
+        start_switch(server)
+
+
+def on_starting(server):
+    """Start the switch before the workers."""
+    server.stopping = Event()
+    start_switch(server)
+    server.switch_keeper = Thread(target=keep_switch, args=(server,), daemon=True)
+    server.switch_keeper.start()
 
 
 def on_exit(server):
     """End the switch, after the workers have ended."""
-    server.switch.terminate()
-    server.switch.wait()
+    server.stopping.set()
+    while server.switch_keeper.is_alive():
+        server.switch.terminate()
+        server.switch_keeper.join(1.0)
     shutil.rmtree(meeting.removeprefix("ipc://"))

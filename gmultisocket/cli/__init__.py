@@ -21,7 +21,9 @@ from gevent import Greenlet, GreenletExit
 
 from .. import __version__
 from ..errors import MultiSocketError
+from ..transport.stream import describe_os_error
 from . import cat, demo, options, recv, send, switch
+from .common import report
 
 __all__ = ["main"]
 
@@ -36,20 +38,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments, without the program's name; None for the arguments of the process.
     """
-    arguments = _parser().parse_args(argv)
     try:
-        return _run(arguments)
-    except MultiSocketError as error:
-        print(f"gmultisocket: {error}", file=sys.stderr)
-        return 1
+        try:
+            return _run(_parser().parse_args(argv))
+        except MultiSocketError as error:
+            report(str(error))
+            return 1
+        finally:
+            # Also after --help. The interpreter itself would only print that it has ignored an exception.
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads our output any more. The interpreter must not try to flush the rest when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Nobody reads our output any more.
+        _drop_output()
         return _PIPE_CLOSED
+    except OSError as error:
+        _drop_output()
+        report(f"input or output failed: {describe_os_error(error)}")
+        return 1
+
+
+def _drop_output() -> None:
+    """Drop what standard output could not write: the interpreter would try again when it exits."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Does not ignore that its help cannot be written, as argparse does."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not None:
+            file.write(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="gmultisocket",
         description="Send, receive and forward messages over tcp, ipc, inproc and WebSocket.",
         epilog="'gmultisocket COMMAND --help' explains a command.",
@@ -62,9 +86,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run the command in a greenlet, which a signal kills: the sockets close, and nothing is printed."""
+    """Run the command in a greenlet, which a signal kills: the sockets close, and nothing is printed.
+
+    A signal that the caller ignores stays ignored: nohup and the background jobs of a script do that.
+    """
     worker: Greenlet[..., Any] = gevent.spawn(_catch, arguments)
-    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in (signal.SIGINT, signal.SIGTERM)]
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in handled]
     try:
         outcome = worker.get()
     finally:

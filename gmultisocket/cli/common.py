@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 from gevent.socket import wait_read
@@ -113,7 +114,9 @@ def connect(sock: Socket, arguments: argparse.Namespace) -> None:
 
 def report(text: str) -> None:
     """Print a line on standard error; standard output is for messages."""
-    print(f"gmultisocket: {text}", file=sys.stderr, flush=True)
+    # Standard error may be full or closed: the messages go on.
+    with suppress(OSError):
+        print(f"gmultisocket: {text}", file=sys.stderr, flush=True)
 
 
 # Standard input
@@ -124,6 +127,8 @@ def _read_input(size: int = 1 << 16) -> bytes:
 
     The descriptor stays in its mode (blocking or not): the shell and its other jobs share it.
     """
+    if sys.stdin is None:
+        raise MultiSocketError("standard input is closed")
     descriptor = sys.stdin.fileno()
     wait_read(descriptor)
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from gevent import GreenletExit
 
 from .. import Message, Socket
+from ..errors import MultiSocketError
 from ..wire import RAW, path_ids
 from .common import connect, count, make_socket
 
@@ -90,6 +91,8 @@ class Printer:
         """
         if message.flags & RAW and not message.content:
             return False
+        if sys.stdout is None:
+            raise MultiSocketError("standard output is closed")
         sys.stdout.buffer.write(self._to_bytes(message))
         sys.stdout.buffer.flush()
         self.printed += 1

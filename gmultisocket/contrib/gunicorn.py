@@ -30,6 +30,9 @@ def post_worker_init(worker: Any) -> None:
     """
     import gevent
 
+    from . import wsgi
+
+    wsgi.worker_stops_mounts = True
     # The greenlet belongs to the worker, and ends with it.
     worker.gmultisocket_greenlet = gevent.spawn(_watch, worker)
 

@@ -41,7 +41,7 @@ from ..transport.tls import TLSConnection
 
 __all__ = ["NO_GEVENT", "Environ", "StartResponse", "Upgrade"]
 
-_log = ThrottledLog(get_logger("gmultisocket.contrib.wsgi"), 60.0)
+_log = ThrottledLog(get_logger("gmultisocket.contrib.wsgi", at_once=True), 60.0)
 
 Environ = Mapping[str, Any]
 StartResponse = Callable[..., Any]
@@ -118,6 +118,7 @@ class Upgrade:
         secure: whether the connection uses TLS.
         early: the bytes that the server has read behind the request.
         accepted: whether :meth:`accept` was called: from then on no HTTP response is possible.
+        in_gunicorn: whether the server is a worker of gunicorn, of any kind.
 
     Raises:
         RequestRefused: the server gives no access to the connection, or its socket is not gevent's.
@@ -127,6 +128,8 @@ class Upgrade:
         self._environ = environ
         self._start_response = start_response
         self._is_gunicorn = "gunicorn.socket" in environ
+        # The gevent_pywsgi worker has the other name.
+        self.in_gunicorn = self._is_gunicorn or "gunicorn.sock" in environ
         sock, read_ahead = _from_gunicorn(environ) if self._is_gunicorn else _from_pywsgi(environ)
         if not isinstance(sock, gsocket.socket):
             if isinstance(sock, ssl.SSLSocket) and not self._is_gunicorn:

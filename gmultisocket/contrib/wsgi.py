@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 from gevent.lock import Semaphore
 from websockets.datastructures import Headers
@@ -30,14 +31,18 @@ from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
 from ..log import get_logger
-from ..options import Options, OptionValues, is_header
+from ..loop.apart import call_apart
+from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
-from ..transport.wshandshake import refusal
+from ..transport.wshandshake import refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
 __all__ = ["Mount", "mount", "mounts"]
 
-logger = get_logger("gmultisocket.contrib.wsgi")
+logger = get_logger("gmultisocket.contrib.wsgi", at_once=True)
+
+#: The characters of a path that are not percent-encoded, beside letters and digits (RFC 3986, section 3.3).
+_PLAIN_IN_PATHS = "/!$&'()*+,;=:@-._~"
 
 #: A WSGI application.
 Application = Callable[[Any, Any], Iterable[bytes]]
@@ -56,10 +61,13 @@ class Mount:
         if not path.startswith("/") or "?" in path:
             raise ValueError(f"a path starts with a slash and has no query, like /ws: not {path!r}")
         # A wrong option raises now, and not when the first peer comes.
-        self._options = Options(options).own() | {opts.transport.ws.listener.external_listen.name: True}
+        self._options = opts.ListenerOptions(options).own() | {opts.transport.ws.listener.external_listen.name: True}
         self._make_sock = sock if callable(sock) else None
         self._sock = None if callable(sock) else sock
-        self._path = path
+        # A WSGI server percent-decodes the path of a request, and gives each byte as a character.
+        raw = unquote_to_bytes(path)
+        self._path = raw.decode("latin-1")
+        self._address = f"ws://wsgi{quote(raw, _PLAIN_IN_PATHS)}"
         self._app = app
         self._listener: Listener | None = None
         #: Held while the Socket is made: the function may block, and a second request may come meanwhile.
@@ -75,7 +83,7 @@ class Mount:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request. For a WebSocket, blocks until its pipe has closed."""
         try:
-            if environ.get("PATH_INFO") == self._path and "websocket" in environ.get("HTTP_UPGRADE", "").lower():
+            if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and _path_of(environ) == self._path:
                 return self._upgrade(environ, start_response)
             if self._app is None:
                 raise RequestRefused(HTTPStatus.NOT_FOUND)
@@ -113,6 +121,8 @@ class Mount:
 
     def _serve(self, environ: Environ, upgrade: Upgrade) -> None:
         """Make a pipe of the request's connection. Blocks until the pipe has closed."""
+        if upgrade.in_gunicorn:
+            _warn_without_hooks()
 
         def respond(response: Response) -> None:
             if self._stopped:
@@ -149,12 +159,12 @@ class Mount:
         with self._making:
             if self._sock is None:
                 assert self._make_sock is not None
-                self._sock = self._make_sock()
+                self._sock = call_apart(self._make_sock)
             if self._stopped:
                 raise _not_now()
             try:
                 if self._listener is None:
-                    self._listener = self._sock.listen(f"ws://wsgi{self._path}", self._options)
+                    self._listener = self._sock.listen(self._address, self._options)
             except Closed as error:
                 raise _not_now() from error
             except WrongThread as error:
@@ -172,8 +182,15 @@ def _check(environ: Environ) -> None:
         raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is allowed", {"Allow": "GET"})
     if environ.get("SERVER_PROTOCOL", "HTTP/1.1") != "HTTP/1.1":
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, "only HTTP/1.1 is upgraded")
-    if environ.get("CONTENT_LENGTH") or "HTTP_TRANSFER_ENCODING" in environ:
+    # Some programs send a Content-Length of 0.
+    if environ.get("CONTENT_LENGTH") not in (None, "", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "the request has a body")
+
+
+def _path_of(environ: Environ) -> str:
+    """Return the path of a request, as in ``PATH_INFO``. Some servers put a whole URL there, if that was the target."""
+    path: str = environ.get("PATH_INFO", "")
+    return path if path.startswith("/") else split_target(path or "/")[0]
 
 
 def _request(environ: Environ) -> Request:
@@ -189,8 +206,14 @@ def _request(environ: Environ) -> Request:
             if not is_header(name, value):
                 raise RequestRefused(HTTPStatus.BAD_REQUEST, "a header contains a character that is not allowed")
             headers[name] = value
+    if "," in headers.get("Host", ","):
+        # There is none, or the server has joined several to one.
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "there must be exactly one Host header")
+    # RAW_URI is gunicorn's: its PATH_INFO is always a path.
+    for target in (environ.get("PATH_INFO") or "/", environ.get("RAW_URI") or "/"):
+        replace_host(headers, split_target(target)[1])
     query = environ.get("QUERY_STRING", "")
-    path = environ["PATH_INFO"]
+    path = quote(_path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
     return Request(f"{path}?{query}" if query else path, headers)
 
 
@@ -205,6 +228,25 @@ def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]
 
 def _not_now() -> RequestRefused:
     return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
+
+
+#: Whether gunicorn's worker stops the mounts of this process. Set by the hooks in ``gunicorn.py``.
+worker_stops_mounts = False
+_warned = False
+
+
+def _warn_without_hooks() -> None:
+    """Warn, once per process, if gunicorn's worker does not stop the mounts."""
+    global _warned
+    if worker_stops_mounts or _warned:
+        return
+    _warned = True
+    # gunicorn's own error log: nobody may have configured another one.
+    get_logger("gunicorn.error").warning(
+        "gunicorn runs without the hooks of gmultisocket: when a worker stops, its WebSockets get no close frame, and "
+        "gunicorn kills the worker after graceful_timeout. Add this line to gunicorn's configuration file: "
+        "from gmultisocket.contrib.gunicorn import post_worker_init, worker_int"
+    )
 
 
 #: All mounts that are in use.
@@ -228,7 +270,8 @@ def mount(
 
     Args:
         sock: the Socket that gets the pipes, or a function that makes it and is called at the first request.
-        path: the path, as in ``PATH_INFO``.
+        path: the path, as in a URL: characters outside of ASCII may be percent-encoded or not. A server that mounts
+            the application itself below a path takes that path off.
         app: serves all other requests; without one they are answered with 404.
         options: for the pipes and their listener, such as ``transport.ws.listener.authorize``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import gevent
@@ -12,11 +12,12 @@ from gevent.event import Event
 from .. import options as opts
 from ..loop.waiting import Deadline
 from ..options import Options
+from .flushing import Flushable, close_collected
 
 __all__ = ["Closable"]
 
 
-class Closable(ABC):
+class Closable(Flushable):
     """A socket, or a protocol on one."""
 
     options: Options
@@ -25,6 +26,15 @@ class Closable(ABC):
     _close_done = False
     #: For those who wait until it is done; made by the first of them.
     _close_event: Event | None = None
+
+    def __del__(self) -> None:
+        try:
+            unclosed = self._unclosed()
+        except AttributeError:
+            # Its __init__ has raised.
+            return
+        if unclosed:
+            close_collected(self, self.close_nowait)
 
     @property
     def closed(self) -> bool:
@@ -72,13 +82,13 @@ class Closable(ABC):
                 self._close_event = Event()
             self._close_event.wait()
 
+    @property
+    def _exit_patience(self) -> float:
+        return self.options.get(opts.socket.send_stop_timeout)
+
     @abstractmethod
     def _forked(self) -> bool:
         """Return whether this object stayed with the parent of a fork."""
-
-    @abstractmethod
-    def _check(self) -> None:
-        """Raise unless the caller is in the right thread and process."""
 
     @abstractmethod
     def _is_mine(self, greenlet: object) -> bool:

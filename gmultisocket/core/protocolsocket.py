@@ -83,16 +83,23 @@ class ProtocolSocket:
         """
         self._sender.requeue.hook = callback
 
+    def on_internal(self, callback: Callable[[Message], bool]) -> None:
+        """Call ``callback(message)`` for each internal message with send type 2, which a pipe does not handle itself.
+
+        If it returns False, it has no use for the message, and that is counted as ``internal``.
+        """
+        self._receiver.on_internal = callback
+
     # Sending
 
-    def check_content(self, content: Buffer) -> bytes:
+    def check_content(self, content: Buffer, destination: bytes = b"") -> bytes:
         """Return the bytes of a content that may be sent.
 
         Raises:
             TypeError: it is not bytes-like.
             MessageTooLong: it is over ``socket.max_send_content_length``.
         """
-        return self._sender.check_content(content)
+        return self._sender.check_content(content, destination)
 
     @property
     def max_content(self) -> int:
@@ -129,6 +136,10 @@ class ProtocolSocket:
             pipe._put_one(self._sender.ttl, content)
         else:
             pipe._put(flags, self._sender.ttl, source, destination, content)
+
+    def pass_on(self, pipe: Pipe, message: Message) -> None:
+        """Send a message further along its path by one pipe, with its own ttl. Never blocks; see :meth:`put`."""
+        pipe._put(message.flags, message.ttl, message.source, message.destination, message.content)
 
     def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0) -> int:
         """Send to some pipes, as ``Socket.send_all`` sends to all. It is as fast where they are all that there are.

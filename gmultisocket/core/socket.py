@@ -6,12 +6,14 @@ the receiver or the connector. What the methods promise is said here.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import get_hub
+from gevent.hub import Hub
 
 from .. import options as opts
 from ..address import Address
@@ -19,7 +21,7 @@ from ..counters import Counters
 from ..errors import AddressError, Closed
 from ..loop import owner
 from ..loop.waiting import Deadline
-from ..options import Option, Options, OptionValues
+from ..options import DialerOptions, ListenerOptions, Option, Options, OptionValues
 from ..transport import find
 from ..wire import Message
 from .closing import Closable
@@ -28,6 +30,7 @@ from .connecting.dialer import Dialer
 from .connecting.events import CallbackGreenlet, PipeCallback
 from .connecting.listener import Listener
 from .connecting.negotiation import Negotiator
+from .flushing import Flushable
 from .pipes.pipe import Pipe
 from .protocolsocket import ProtocolSocket
 from .threadsafe import ThreadsafeSender
@@ -60,6 +63,9 @@ class Socket(Closable):
 
     Source: socket.go of the Go code (``New``, ``NewDefault``, ``NewNoRecv``, ``NewNoSend``).
     """
+
+    #: The protocol on this socket, None for a bare socket.
+    _protocol: weakref.ref[Flushable] | None = None
 
     def __init__(self, options: OptionValues | None = None) -> None:
         hub = get_hub()
@@ -110,7 +116,7 @@ class Socket(Closable):
         """
         self._check()
         parsed = _parse(address, "dial")
-        values = Options(parsed.merged(options), parent=self.options)
+        values = DialerOptions(parsed.merged(options), parent=self.options)
         self._connector.check_open("dialing")
         dialer = Dialer(self._connector, parsed, values, find(parsed.scheme, parsed).dialer(parsed, values))
         self._connector.endpoints[dialer] = None
@@ -137,7 +143,7 @@ class Socket(Closable):
         """
         self._check()
         parsed = _parse(address, "listen")
-        values = Options(parsed.merged(options), parent=self.options)
+        values = ListenerOptions(parsed.merged(options), parent=self.options)
         self._connector.check_open("listening")
         listener = Listener(self._connector, parsed, values, find(parsed.scheme, parsed).listener(parsed, values))
         self._connector.endpoints[listener] = None
@@ -353,9 +359,38 @@ class Socket(Closable):
         """How many messages have arrived and were not received yet."""
         return len(self._receiver.queue)
 
+    # Flushing
+
+    def _flush(self, deadline: Deadline) -> bool:
+        return self._connector.flush(deadline, requeued=True)
+
+    def _unsent(self) -> int:
+        return self._connector.unsent()
+
+    def _unclosed(self) -> bool:
+        return not self._closing and self._connector.in_use
+
+    def _push_now(self) -> None:
+        self._connector.scheduler.end_turn()
+
+    @property
+    def _home(self) -> tuple[int, Hub]:
+        return self._thread, self._connector.hub
+
+    @property
+    def _whole(self) -> Flushable:
+        return self if self._protocol is None else self._protocol() or self
+
+    def __del__(self) -> None:
+        # A protocol is collected with its socket, and closes it.
+        if self._protocol is None:
+            super().__del__()
+
     # Closing
 
     def _close(self, deadline: Deadline) -> int:
+        # Once more, because a socket that is being collected is not registered any more.
+        owner.register(self)
         connector = self._connector
         lost_before = connector.lost()
         try:
@@ -387,8 +422,10 @@ class Socket(Closable):
 
     # Protocols
 
-    def _for_protocol(self) -> ProtocolSocket:
+    def _for_protocol(self, protocol: Flushable | None = None) -> ProtocolSocket:
         """Return what a protocol on this socket may do beyond users."""
+        if protocol is not None:
+            self._protocol = weakref.ref(protocol)
         return ProtocolSocket(self._connector, self._check, self._forked)
 
 

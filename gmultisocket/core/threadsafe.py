@@ -14,12 +14,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, getcurrent
+from gevent.hub import Hub
 
-from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError
+from ..errors import Closed, ForkedSocketError, MessageDropped, MultiSocketError, Timeout
 from ..log import get_logger
 from ..loop import owner
+from ..loop.waiting import Deadline
 from ..wire import Message
+from .flushing import Flushable, run_flush
 from .sending.content import as_content
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ class _SendingSocket(Protocol):
 
     @property
     def closed(self) -> bool: ...
+    @property
+    def _home(self) -> tuple[int, Hub]: ...
+    def _flush(self, deadline: Deadline) -> bool: ...
     def _check(self) -> None: ...
     def send(self, content: Buffer) -> None: ...
     def send_all(self, content: Buffer) -> int: ...
@@ -47,7 +53,7 @@ class _SendingSocket(Protocol):
     def send_msg(self, message: Message) -> int: ...
 
 
-class ThreadsafeSender:
+class ThreadsafeSender(Flushable):
     """Sends through a socket from any thread. The methods return at once; the socket sends later.
 
     Attributes:
@@ -98,10 +104,7 @@ class ThreadsafeSender:
         return len(self._calls)
 
     def _post(self, method: Callable[..., object], *args: Any) -> None:
-        if self._socket._thread == owner.FORKED:
-            raise ForkedSocketError
-        if self._closed or self._socket.closed:
-            raise Closed("handle" if self._closed else "socket")
+        self._check_open()
         if len(self._calls) >= _MAX_PENDING:
             raise MessageDropped("overflow")
         # All steps are safe from any thread: those of a deque, and waking a loop.
@@ -115,6 +118,12 @@ class ThreadsafeSender:
                 return
             raise Closed("handle")
         self._watcher.send()
+
+    def _check_open(self) -> None:
+        if self._socket._thread == owner.FORKED:
+            raise ForkedSocketError
+        if self._closed or self._socket.closed:
+            raise Closed("handle" if self._closed else "socket")
 
     def _wake(self) -> None:
         if self._greenlet is None and self._calls:
@@ -142,6 +151,47 @@ class ThreadsafeSender:
         mistake = not isinstance(error, MultiSocketError)
         logger.log(level, "a message from another thread was not sent: %s", error, exc_info=mistake)
         self.failed += 1
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Block until everything that was sent here, and by the socket, has left; see ``Socket.flush``.
+
+        In the socket's own thread it blocks only the calling greenlet, in any other thread the whole thread.
+
+        Raises:
+            Timeout: something had not left in time. It stays queued.
+            Closed: the handle or the socket is closed.
+        """
+        self._check_open()
+        if owner.current_thread() == self._socket._thread:
+            super().flush(timeout)
+        elif not run_flush(self, timeout):
+            raise Timeout("flush", timeout)
+
+    def _check(self) -> None:
+        self._socket._check()
+
+    def _flush(self, deadline: Deadline) -> bool:
+        while self._calls or self._greenlet is not None:
+            self._wake()
+            if self._greenlet is None or self._greenlet is getcurrent():
+                break
+            self._greenlet.join(deadline.left())
+            if self._greenlet is not None and deadline.left() == 0:
+                return False
+        return self._socket._flush(deadline)
+
+    def _unsent(self) -> int:
+        return len(self._calls)
+
+    def _unclosed(self) -> bool:
+        return not self._closed
+
+    def _push_now(self) -> None:
+        """Do nothing: a message can only be sent where the event loop runs."""
+
+    @property
+    def _home(self) -> tuple[int, Hub]:
+        return self._socket._home
 
     def close(self, timeout: float | None = 5.0) -> int:
         """Send what waits, and close the handle, in the socket's own thread. Blocks at most ``timeout`` seconds.

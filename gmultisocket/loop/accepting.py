@@ -2,7 +2,8 @@
 
 All listeners use the same rule for errors. Some errors belong to one connection, for example because its peer has reset
 it: the next connection is then accepted at once. After any other error of ``accept`` the loop pauses, each time longer:
-descriptors or memory have run out, or the transport is broken. Only :class:`~gmultisocket.errors.Closed` ends the loop.
+descriptors or memory have run out, or the transport is broken. Only :class:`~gmultisocket.errors.Closed`, raised by
+``accept``, and :meth:`AcceptLoop.stop` end the loop.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, GreenletExit, getcurrent
 
 from ..errors import Closed
 from ..log import ThrottledLog, get_logger
+from .ending import LOG_INTERVAL, Ended, end, survive
 from .yielding import yield_to_loop
 
 __all__ = ["AcceptLoop"]
@@ -35,8 +37,6 @@ _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 1.0
 #: After this number of connections in a row other greenlets run.
 _BATCH: Final = 16
-#: Seconds between two records of the same kind of error.
-_LOG_INTERVAL: Final = 60.0
 
 
 class AcceptLoop(Generic[T]):
@@ -51,7 +51,7 @@ class AcceptLoop(Generic[T]):
         wait: called before each ``accept``; blocks while no connection may be accepted. Raises as ``accept`` does.
     """
 
-    __slots__ = ("_accept", "_address", "_greenlet", "_log", "_stopped", "_take", "_wait")
+    __slots__ = ("_accept", "_accepted", "_address", "_greenlet", "_log", "_pause", "_stopped", "_take", "_wait")
 
     def __init__(
         self,
@@ -64,7 +64,10 @@ class AcceptLoop(Generic[T]):
         self._take = take
         self._address = address
         self._wait = wait
-        self._log = ThrottledLog(logger, _LOG_INTERVAL)
+        self._log = ThrottledLog(logger, LOG_INTERVAL)
+        #: Seconds of the next pause after an error, and the number of connections so far.
+        self._pause = _FIRST_PAUSE
+        self._accepted = 0
         self._stopped = False
         self._greenlet: Greenlet[..., Any] | None = None
 
@@ -73,10 +76,9 @@ class AcceptLoop(Generic[T]):
         self._greenlet = gevent.spawn(self._run)
 
     def stop(self) -> None:
-        """End the loop, and kill a running call of ``take``, unless that is the caller. Never blocks."""
+        """End the loop, and a running call of ``take``, unless that is the caller. Never blocks."""
         self._stopped = True
-        if self._greenlet is not None and self._greenlet is not getcurrent():
-            self._greenlet.kill(block=False)
+        end(self._greenlet)
 
     def join(self, timeout: float | None = None) -> bool:
         """Block until the loop has ended. Return False if the time is up, True at once if the caller is the loop."""
@@ -87,38 +89,56 @@ class AcceptLoop(Generic[T]):
         return greenlet.ready()
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE
-        accepted = 0
+        """Accept until the loop is stopped (its greenlet)."""
         while not self._stopped:
             try:
-                if self._wait is not None:
-                    self._wait()
-                connection = self._accept()
+                self._accept_one()
             except Closed:
                 return
-            except Exception as error:
-                if self._stopped:
+            except GreenletExit as error:
+                if self._stopped or isinstance(error, Ended):
                     return
-                if self._log_error(error):
-                    yield_to_loop()
-                else:
-                    gevent.sleep(pause)
-                    pause = min(pause * 2, _LONGEST_PAUSE)
-                continue
-            pause = _FIRST_PAUSE
-            accepted += 1
-            try:
-                self._take(connection)
-            except Exception as error:
-                # No pause: a peer may have caused the error, and a pause would delay other peers.
-                self._log_error(error)
-                yield_to_loop()
-            # Otherwise the loop would keep it alive until the next connection.
-            del connection
-            if accepted % _BATCH == 0:
-                yield_to_loop()
+                survive(self._log, "killed", error, "%s goes on accepting, though something killed it", self._address())
+                # The killer may wait until this greenlet has ended, so another one takes over.
+                self.start()
+                return
 
-    def _log_error(self, error: Exception) -> bool:
+    def _accept_one(self) -> None:
+        """Accept one connection and take it. An error of either is logged.
+
+        Raises:
+            Closed: there are no more connections.
+            GreenletExit: something killed this greenlet.
+        """
+        try:
+            if self._wait is not None:
+                self._wait()
+            connection = self._accept()
+        except (Closed, GreenletExit):
+            raise
+        except BaseException as error:
+            if self._stopped:
+                return
+            if self._log_error(error):
+                yield_to_loop()
+            else:
+                gevent.sleep(self._pause)
+                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            return
+        self._pause = _FIRST_PAUSE
+        self._accepted += 1
+        try:
+            self._take(connection)
+        except GreenletExit:
+            raise
+        except BaseException as error:
+            # No pause: a peer may have caused the error, and a pause would delay other peers.
+            self._log_error(error)
+            yield_to_loop()
+        if self._accepted % _BATCH == 0:
+            yield_to_loop()
+
+    def _log_error(self, error: BaseException) -> bool:
         """Log an error. Return whether it belongs to one connection."""
         passing = isinstance(error, Closed) or (isinstance(error, OSError) and error.errno in _PASSING)
         if passing:
@@ -126,7 +146,5 @@ class AcceptLoop(Generic[T]):
         elif isinstance(error, OSError):
             self._log.log("accept", logging.ERROR, "%s cannot accept a connection: %s", self._address(), error)
         else:
-            self._log.log(
-                "exception", logging.ERROR, "%s failed to accept a connection", self._address(), error=error
-            )
+            survive(self._log, "exception", error, "%s failed to accept a connection", self._address())
         return passing

@@ -7,13 +7,18 @@ from time import monotonic
 from typing import Any
 
 import gevent
-from gevent import Greenlet
+from gevent import Greenlet, GreenletExit
+
+from ..log import ThrottledLog, get_logger
+from .ending import LOG_INTERVAL, Ended, survive
 
 __all__ = ["Periodic"]
 
+_log = ThrottledLog(get_logger("gmultisocket.socket"), LOG_INTERVAL)
+
 
 class Periodic:
-    """Calls a function at intervals, in a greenlet that exists only while there is work.
+    """Calls a function at intervals, in a greenlet that exists only while there is work. An error does not end it.
 
     Args:
         interval: called before each pause; returns the seconds of the pause, or 0 to end the greenlet.
@@ -48,7 +53,7 @@ class Periodic:
         """End it. Never blocks."""
         if self._greenlet is not None:
             self._stopped = True
-            self._greenlet.kill(block=False)
+            self._greenlet.kill(Ended, block=False)
 
     def join(self) -> None:
         """Block until the greenlet has ended. Return at once if the caller is that greenlet."""
@@ -56,13 +61,31 @@ class Periodic:
             self._greenlet.join()
 
     def _run(self) -> None:
+        killed = False
         try:
             while pause := self._interval():
                 before = monotonic()
                 gevent.sleep(pause)
                 elapsed = monotonic() - before
-                self._check(elapsed, max(0.0, elapsed - pause))
+                try:
+                    self._check(elapsed, max(0.0, elapsed - pause))
+                except GreenletExit:
+                    raise
+                except BaseException as error:
+                    self._survive(error)
+        except Ended:
+            pass
+        except GreenletExit as error:
+            self._survive(error)
+            killed = True
         finally:
             # After a stop and a start this may be another greenlet already.
             if self._greenlet is gevent.getcurrent():
                 self._greenlet = None
+                if killed:
+                    # The killer may wait until this greenlet has ended, so another one takes over.
+                    self.start()
+
+    def _survive(self, error: BaseException) -> None:
+        name = getattr(self._check, "__qualname__", "a periodic check")
+        survive(_log, name, error, "%s failed, and will be called again", name)

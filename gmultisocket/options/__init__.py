@@ -16,14 +16,17 @@ refused change leaves everything as it was.
 
 from .checks import is_header
 from .option import Kind, Option, define, describe, lookup
-from .scope import Options, OptionValues, follow
+from .scope import DialerOptions, ListenerOptions, Options, OptionValues, PipeOptions, follow
 from .standard import connector, protocol, socket, transport
 
 __all__ = [
+    "DialerOptions",
     "Kind",
+    "ListenerOptions",
     "Option",
     "OptionValues",
     "Options",
+    "PipeOptions",
     "connector",
     "define",
     "describe",

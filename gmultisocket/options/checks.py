@@ -111,6 +111,12 @@ def check_hosts(value: object) -> tuple[str, ...] | None:
     raise ValueError('a collection of host names like example.com or example.com:8080, "*" for any, or None')
 
 
+def check_path(value: str) -> str:
+    if value and not re.fullmatch("/[!-~]*", value) or "?" in value:
+        raise ValueError("a path that begins with a slash, without a query, like /healthz, or an empty text")
+    return value
+
+
 def check_headers(value: object) -> Mapping[str, str] | Callable[[], Mapping[str, str]]:
     if callable(value):
         return cast("Callable[[], Mapping[str, str]]", value)

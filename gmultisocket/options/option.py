@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
-from ..errors import BadOptionValue, OptionError, UnknownOption
+from ..errors import BadOptionValue, MisplacedOption, OptionError, UnknownOption
 from ..frozen import Frozen
+from .places import Place, usual_places
 
 __all__ = ["Kind", "Option", "define", "describe", "lookup", "parse_bool"]
 
@@ -50,10 +51,11 @@ class Option(Frozen, Generic[T]):
             whose text says which values are right.
         parser: parses the text of a value in an address, if the kind's own parser does not fit. Raises as ``checker``.
         secret: whether errors and ``repr`` show ``"***"`` in place of a value.
+        places: where it may be set, see ``places.py``: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"``.
     """
 
     __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser",
-                 "secret", "unit")  # fmt: skip
+                 "places", "secret", "unit")  # fmt: skip
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class Option(Frozen, Generic[T]):
         checker: Callable[[Any], T] | None = None,
         parser: Callable[[str], Any] | None = None,
         secret: bool = False,
+        places: tuple[Place, ...] = (),
     ) -> None:
         self.name = name
         self.kind = kind
@@ -80,6 +83,7 @@ class Option(Frozen, Generic[T]):
         self.checker = checker
         self.parser = parser
         self.secret = secret
+        self.places = places or usual_places(name)
         self.default = self.validate(default)
 
     def __str__(self) -> str:
@@ -120,6 +124,15 @@ class Option(Frozen, Generic[T]):
         if self.minimum is not None:
             return f" of at least {self.minimum}"
         return f" of at most {self.maximum}" if self.maximum is not None else ""
+
+    def check_place(self, place: Place) -> None:
+        """Check that the option has an effect where it is set.
+
+        Raises:
+            MisplacedOption: it has none; the error says where it has.
+        """
+        if place not in self.places:
+            raise MisplacedOption(self.name, place, self.places)
 
     def validate(self, value: object) -> T:
         """Check a Python value and return the value to store.
@@ -244,6 +257,7 @@ def define(
     checker: Callable[[Any], T] | None = None,
     parser: Callable[[str], Any] | None = None,
     secret: bool = False,
+    places: tuple[Place, ...] = (),
 ) -> Option[T]:
     """Declare an option, register it for :func:`lookup` and addresses, and return it.
 
@@ -276,6 +290,7 @@ def define(
         checker=checker,
         parser=parser,
         secret=secret,
+        places=places,
     )
     if _by_go_name.setdefault(_fold(name), option) is not option:
         raise OptionError(f"option {name} is already defined")

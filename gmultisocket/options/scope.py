@@ -6,15 +6,16 @@ When a value is set, all checks run before it, and all hooks after it. A refused
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from ..log import get_logger
 from .option import Option, lookup
+from .places import Place
 
-__all__ = ["OptionValues", "Options", "follow"]
+__all__ = ["DialerOptions", "ListenerOptions", "OptionValues", "Options", "PipeOptions", "follow"]
 
-logger = get_logger("gmultisocket.options")
+logger = get_logger("gmultisocket.options", at_once=True)
 
 T = TypeVar("T")
 
@@ -68,6 +69,9 @@ class Options:
     # A scope without values and hooks costs its slots only: a server has one for each pipe.
     __slots__ = ("__weakref__", "_children", "_hooks", "_parent", "_values")
 
+    #: Whose options they are.
+    _place: ClassVar[Place] = "socket"
+
     def __init__(self, values: OptionValues | None = None, parent: Options | None = None) -> None:
         """Make a scope.
 
@@ -77,6 +81,7 @@ class Options:
 
         Raises:
             UnknownOption: ``values`` contains a name that is not defined.
+            MisplacedOption: ``values`` contains an option that has no effect here.
             BadOptionValue: ``values`` contains a wrong value.
         """
         self._parent = parent
@@ -84,7 +89,9 @@ class Options:
         self._hooks: list[_Hook | _Watch] | None = None
         self._children: WeakKeyDictionary[Options, None] | None = None
         if values:
-            options = ((lookup(name), value) for name, value in values.items())
+            options = [(lookup(name), value) for name, value in values.items()]
+            for option, _ in options:
+                option.check_place(self._place)
             self._values = {option: option.validate(value) for option, value in options}
 
     def __repr__(self) -> str:
@@ -130,9 +137,11 @@ class Options:
 
         Raises:
             UnknownOption: no option has this name.
+            MisplacedOption: it has no effect here.
             BadOptionValue: the value is wrong.
         """
         option = lookup(option)
+        option.check_place(self._place)
         value = option.validate(value)
         hooks = list(self._hooks_of(option))
         for hook in hooks:
@@ -223,6 +232,27 @@ class Options:
                 yield from scope._inheriting(option)
 
 
+class DialerOptions(Options):
+    """The options of a dialer, for its pipes too."""
+
+    __slots__ = ()
+    _place = "dialer"
+
+
+class ListenerOptions(Options):
+    """The options of a listener, for its pipes too."""
+
+    __slots__ = ()
+    _place = "listener"
+
+
+class PipeOptions(Options):
+    """The options of one pipe."""
+
+    __slots__ = ()
+    _place = "pipe"
+
+
 def follow(options: Options, target: T, setters: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:
     """Call ``setters[option](target, value)`` for each option, now and after each change of its value in force.
 
@@ -240,9 +270,14 @@ def follow(options: Options, target: T, setters: Mapping[Option[Any], Callable[[
 
 def _undo(hooks: list[_Hook], old: Any, new: Any) -> None:
     """Undo a change in the hooks that had run, the last one first."""
+    failures: list[tuple[str, BaseException]] = []
     for hook in reversed(hooks):
         try:
             hook.changed(new, old)
-        except Exception:
-            # The caller gets the error that refused the change. This one must not replace it.
-            logger.exception("a hook of option %s failed while a refused change was undone", hook.option.name)
+        except BaseException as error:
+            failures.append((hook.option.name, error))
+    for name, failure in failures:
+        if not isinstance(failure, Exception):
+            raise failure
+        # The caller gets the error that refused the change. This one must not replace it.
+        logger.error("a hook of option %s failed while a refused change was undone", name, exc_info=failure)

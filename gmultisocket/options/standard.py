@@ -21,6 +21,7 @@ from .checks import (
     check_linger,
     check_mode,
     check_origins,
+    check_path,
     check_pipe_limit,
     check_ssl_context,
     check_uids,
@@ -30,6 +31,7 @@ from .checks import (
     parse_verify,
 )
 from .option import Option, define
+from .places import Place
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -39,6 +41,10 @@ __all__ = ["connector", "protocol", "socket", "transport"]
 _INT32: Final = 2**31 - 1
 #: The minimum of timeouts, in seconds. 0 would be ambiguous: some would read it as "at once", others as "never".
 _MIN_TIMEOUT: Final = 0.001
+#: For what matters only while a pipe is made.
+_MADE: Final[tuple[Place, ...]] = ("socket", "dialer", "listener")
+#: For what only the side that dials needs.
+_DIALED: Final[tuple[Place, ...]] = ("socket", "dialer")
 
 
 class socket:
@@ -86,7 +92,8 @@ class socket:
     max_send_content_length = define(
         "socket.max_send_content_length", int, -1, unit="bytes", minimum=-1, maximum=UINT32,
         doc="A send refuses a longer content, because a peer may disconnect when it receives one. "
-        "-1: the same as this socket's connector.pipe.max_recv_content_length. 0: no limit.",
+        "-1: the same as this socket's connector.pipe.max_recv_content_length; for a reply, and whatever goes along a "
+        "path, that of the pipe if it is higher. 0: no limit.",
     )
     fail_no_peers = define(
         "socket.fail_no_peers", bool, False, doc="While no peer is connected, a send fails at once instead of waiting."
@@ -105,7 +112,7 @@ class connector:
     """``connector.*``: dialers, listeners and pipes."""
 
     pipe_limit = define(
-        "connector.pipe_limit", int, -1, minimum=-1, checker=check_pipe_limit,
+        "connector.pipe_limit", int, -1, minimum=-1, checker=check_pipe_limit, places=("socket",),
         doc="Maximum number of open pipes. At the limit dialers and listeners pause. -1: no limit.",
     )
 
@@ -179,7 +186,10 @@ class connector:
     class pipe:
         """``connector.pipe.*``"""
 
-        raw = define("connector.pipe.raw", bool, False, doc="The peer sends and receives plain bytes, not messages.")
+        raw = define(
+            "connector.pipe.raw", bool, False, places=_MADE,
+            doc="The peer sends and receives plain bytes, not messages.",
+        )
         raw_recv_buf_size = define(
             "connector.pipe.raw_recv_buf_size", int, 4096, unit="bytes", minimum=1, maximum=_INT32,
             doc="Maximum number of bytes that one read of a raw pipe returns as one message.",
@@ -197,11 +207,17 @@ class connector:
         )
         heartbeat_interval = define(
             "connector.pipe.heartbeat_interval", float, 0.0, unit="seconds", minimum=0,
-            doc="Send a ping to a peer that was silent for this time. 0: never.",
+            doc="Send a ping to a peer that was silent for this time, and one soon after its pipe opens. 0: never.",
         )
         heartbeat_timeout = define(
             "connector.pipe.heartbeat_timeout", float, 0.0, unit="seconds", minimum=0,
             doc="Close the pipe of a peer that was silent for this time. 0: twice the interval.",
+        )
+        hold_until_heard = define(
+            "connector.pipe.hold_until_heard", bool, False, places=_MADE,
+            doc="Over plain tcp and ipc: send no message to one peer before it has sent a message or answered a "
+            "ping, which it gets at once. So a health check that only connects gets none, and neither does a Go "
+            "program that never sends.",
         )
         idle_timeout = define(
             "connector.pipe.idle_timeout", float, 0.0, unit="seconds", minimum=0,
@@ -212,7 +228,7 @@ class connector:
             doc="Close the pipe of a peer that has begun a message and not ended it for so long. 0: never.",
         )
         decide_timeout = define(
-            "connector.pipe.decide_timeout", float, 60.0, unit="seconds", minimum=0,
+            "connector.pipe.decide_timeout", float, 60.0, unit="seconds", minimum=0, places=_MADE,
             doc="How long an authorize function, origin checker or negotiator may take for one connection, without the "
             "time in which it waits for its peer. 0: no limit.",
         )
@@ -229,7 +245,7 @@ class connector:
             doc="What happens to a peer that sends more than that: it is read from more slowly, or its pipe closes.",
         )
         negotiate_timeout = define(
-            "connector.pipe.negotiate_timeout", float, 10.0, unit="seconds", minimum=_MIN_TIMEOUT,
+            "connector.pipe.negotiate_timeout", float, 10.0, unit="seconds", minimum=_MIN_TIMEOUT, places=_MADE,
             doc="How long a negotiator may wait for its peer. The time that it needs itself does not count.",
         )
 
@@ -258,8 +274,8 @@ class transport:
         )
         user_timeout = define(
             "transport.tcp.user_timeout", float, 0.0, unit="seconds", minimum=0, maximum=2147483,
-            doc="The connection ends when sent data is unacknowledged for this time (TCP_USER_TIMEOUT). 0: the "
-            "system's default.",
+            doc="The connection ends when sent data is unacknowledged, or the peer does not read it, for this time "
+            "(TCP_USER_TIMEOUT). 0: the system's default.",
         )
         linger = define(
             "transport.tcp.linger", int, -1, unit="seconds", checker=check_linger,
@@ -275,7 +291,8 @@ class transport:
             doc="The size of the kernel's send buffer (SO_SNDBUF). 0: the system's default.",
         )
         reuse_port = define(
-            "transport.tcp.reuse_port", bool, False, doc="Several processes may listen at one port (SO_REUSEPORT)."
+            "transport.tcp.reuse_port", bool, False, places=("socket", "listener"),
+            doc="Several processes may listen at one port (SO_REUSEPORT).",
         )
 
     class tls:
@@ -307,11 +324,11 @@ class transport:
             "transport.tls.insecure instead.",
         )
         server_hostname = define(
-            "transport.tls.server_hostname", str, "",
+            "transport.tls.server_hostname", str, "", places=_DIALED,
             doc="The name that the listener's certificate must contain. Empty: the host in the dialed address.",
         )
         insecure = define(
-            "transport.tls.insecure", bool, False,
+            "transport.tls.insecure", bool, False, places=_DIALED,
             doc="Dial without checking the listener's certificate: anybody on the way can read and change all data.",
         )
 
@@ -336,7 +353,7 @@ class transport:
             doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
-            "transport.ws.headers", object, {}, checker=check_headers, secret=True,
+            "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=_DIALED,
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
         )
 
@@ -373,6 +390,10 @@ class transport:
             external_listen = define(
                 "transport.ws.listener.external_listen", bool, False,
                 doc="Bind nothing: another HTTP server passes its connections to the listener.",
+            )
+            health_path = define(
+                "transport.ws.listener.health_path", str, "", checker=check_path,
+                doc="A path at which GET and HEAD requests get the answer 200, for health checks. Empty: none.",
             )
             pending_size = define(
                 "transport.ws.listener.pending_size", int, 16, minimum=0, maximum=65535,
@@ -431,6 +452,11 @@ class protocol:
             "protocol.reqrep.probe_interval", float, 1.0, unit="seconds", minimum=0,
             doc="A Rep that let a request time out gets no more while there are others, until it answers. It gets one "
             "request as a probe after so long; each further wait is twice as long, up to 60 s. 0: it gets its share.",
+        )
+        send_errors = define(
+            "protocol.reqrep.send_errors", bool, False,
+            doc="Whether a Req gets the class and the text of an exception in the Rep's handler. It always gets "
+            "HandlerFailed.",
         )
 
     class pubsub:

@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final, Literal
 
 import gevent
-from gevent import getcurrent
+from gevent import GreenletExit, getcurrent
 from gevent.event import Event
 
 from .. import options as opts
-from ..core.pipes.pipe import Pipe
-from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout
+from .. import usercode
+from ..core.pipes.pipe import Pipe, PipeState
+from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout, snippet
 from ..log import get_logger
 from ..loop.waiting import Deadline
 from ..options import OptionValues
@@ -34,12 +35,18 @@ from .outbox import Outbox
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Answerer", "Handler", "ReceivedRequest"]
+__all__ = ["FAILED", "MAX_WHY", "Answerer", "Handler", "ReceivedRequest"]
 
 logger = get_logger("gmultisocket.protocol")
 
 #: Takes a request's payload; returns the answer's, or None to leave the request unanswered.
 Handler = Callable[[bytes], "Buffer | None"]
+
+#: The first byte of the internal message that says that a request has failed. The request's id follows, then maybe a
+#: text that says why.
+FAILED: Final = b"\x10"
+#: Characters of that text.
+MAX_WHY: Final = 200
 
 _CLOSE_REASON: Final = "the peer asks and does not read the answers"
 #: What a request takes in memory besides its content and its source: the objects around them, in bytes.
@@ -116,8 +123,27 @@ class ReceivedRequest:
         if self.replied:
             raise NotSupported("a second reply", "a request is answered once")
         if type(content) is not bytes:
-            content = self._answerer._core.check_content(content)
+            content = self._answerer._core.check_content(content, self.source)
         sent = self._answerer._reply(self.source, self._id + content)
+        self.replied = True
+        return sent
+
+    def fail(self, why: str = "") -> bool:
+        """Tell the Req that the request has failed: it gets HandlerFailed at once. Never blocks.
+
+        Args:
+            why: a text for the Req, of at most 200 characters of ASCII; what is over is cut.
+
+        Returns:
+            False if the peer that asked has gone.
+
+        Raises:
+            NotSupported: it was answered already, or it is a survey.
+            Closed: the socket is closed.
+        """
+        if self.replied:
+            raise NotSupported("fail", "a request is answered once")
+        sent = self._answerer._fail(self.source, self._id + snippet(why, MAX_WHY).encode())
         self.replied = True
         return sent
 
@@ -127,12 +153,14 @@ class Answerer(ProtocolBase):
 
     Args:
         handler: called with each request's payload; returns the answer, bytes-like. It may block. If it returns None,
-            or raises an exception, which is logged, the request stays unanswered.
+            the request stays unanswered. Whatever it raises is logged, and the next request is served.
         options: of the socket underneath.
         concurrency: how many handlers may run at once.
     """
 
     fixed = {"socket.no_recv": False, "socket.no_send": False}
+    #: Whether those who ask are told that a handler has failed.
+    _tells_failures = False
 
     def __init__(
         self, handler: Handler | None = None, options: OptionValues | None = None, *, concurrency: int = 1
@@ -145,7 +173,7 @@ class Answerer(ProtocolBase):
         self._workers = 0
         #: The requests that are being answered, and the greenlets that answer them.
         self._running: dict[ReceivedRequest, object] = {}
-        self._outbox = Outbox(
+        self._outbox: Outbox = Outbox(
             self._core,
             self._spawn,
             limits=self._outbox_limits,
@@ -192,6 +220,7 @@ class Answerer(ProtocolBase):
 
     def _work(self) -> None:
         """Answer one request after the other until the socket closes (the worker greenlets)."""
+        ended = False
         try:
             while True:
                 request = ReceivedRequest(self, self._next_request(None))
@@ -203,11 +232,15 @@ class Answerer(ProtocolBase):
                 finally:
                     self._done(request)
         except (Closed, ForkedSocketError):
-            pass
+            ended = True
         finally:
             self._workers -= 1
+            # A worker that was killed, in its handler or later, must end. close() does that as well.
+            if not ended and not self._closing:
+                self._add_worker()
 
     def _handle(self, request: ReceivedRequest) -> None:
+        """Answer one request. A kill of this greenlet, and what gevent raises in the main greenlet, passes through."""
         assert self._handler is not None
         try:
             content = self._handler(request.content)
@@ -219,7 +252,23 @@ class Answerer(ProtocolBase):
                 # The handler took longer than the linger time of close().
                 self._core.count_drop("closed")
             else:
-                logger.exception("a handler of %r failed", self)
+                self._handler_failed(request, error)
+        except BaseException as error:
+            if not self._closing:
+                self._handler_failed(request, error)
+            raise
+
+    def _handler_failed(self, request: ReceivedRequest, error: BaseException) -> None:
+        """Tell the peer that its request has failed, and report the error."""
+        if self._tells_failures and not request.replied and not self.closed:
+            shown = self.options.get(opts.protocol.reqrep.send_errors)
+            request.fail(f"{type(error).__name__}: {error}" if shown else "")
+        if isinstance(error, (Exception, gevent.Timeout, GreenletExit)):
+            pipe_id = first_id(request.source)
+            pipe = self.pipes.get(pipe_id)
+            peer = pipe.peer_address if pipe is not None else ""
+            what = f"a handler of a {type(self).__name__} failed"
+            usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer)
 
     def _done(self, request: ReceivedRequest) -> None:
         del self._running[request]
@@ -337,7 +386,7 @@ class Answerer(ProtocolBase):
         """Send an answer, or post it if it must wait. Never blocks. Return False if it cannot arrive."""
         if self._outbox.queues and self._must_wait(source):
             self._core.check()
-            self._core.check_content(content)
+            self._core.check_content(content, source)
             return self._post(source, content)
         try:
             self.socket.send_to(source, content, timeout=0)
@@ -363,6 +412,27 @@ class Answerer(ProtocolBase):
             return False
         # With its own key each, no answer replaces another one.
         return self._outbox.post(pipe, object(), Message(TO_DEST, destination=source, content=content))
+
+    def _fail(self, source: bytes, content: bytes) -> bool:
+        """Say that a request has failed: at once, or when its pipe is writable. Never blocks.
+
+        Returns:
+            False if the peer that asked has gone.
+        """
+        if not self._tells_failures:
+            raise NotSupported("fail", "the Surveyor does not wait for each single answer")
+        self._core.check()
+        if self.closed:
+            raise Closed(type(self).__name__)
+        pipe = self.pipes.get(first_id(source))
+        if pipe is None or pipe.state is not PipeState.OPEN:
+            self._core.count_drop("peer gone")
+            return False
+        message = Message(INTERNAL | TO_DEST, destination=source, content=FAILED + content)
+        if pipe.full or self._outbox.waiting(pipe):
+            return self._outbox.post(pipe, object(), message)
+        self._core.put(pipe, message)
+        return True
 
     # Closing
 

@@ -19,7 +19,7 @@ from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..loop.yielding import yield_to_loop
-from .pubsubwire import SUBSCRIBE
+from .pubsubwire import REPEATS, SUBSCRIBE
 from .upstream import Upstream, control
 
 __all__ = ["Askers"]
@@ -42,14 +42,20 @@ class Askers:
         core: of its socket.
         spawn: its ``_spawn``.
         patterns: what it has subscribed to. It may change at any time.
+        repeats: whether it repeats its subscriptions through switches.
     """
 
-    __slots__ = ("_answered", "_core", "_patterns", "_spawn", "_waiting")
+    __slots__ = ("_answered", "_core", "_patterns", "_repeats", "_spawn", "_waiting")
 
     def __init__(
-        self, core: ProtocolSocket, spawn: Callable[..., Greenlet[..., Any]], patterns: Collection[str]
+        self,
+        core: ProtocolSocket,
+        spawn: Callable[..., Greenlet[..., Any]],
+        patterns: Collection[str],
+        repeats: Callable[[], bool],
     ) -> None:
         self._core = core
+        self._repeats = repeats
         self._spawn = spawn
         self._patterns = patterns
         #: By pipe: the askers that wait for their answer.
@@ -87,6 +93,8 @@ class Askers:
                 if pattern in self._patterns and source not in upstream.refusals.get(pattern, ()):
                     self._core.put(pipe, control(SUBSCRIBE + pattern.encode(), source))
                     upstream.expect(pattern, source)
+            if self._patterns and self._repeats() and self._core.wait_writable(pipe):
+                self._core.put(pipe, control(REPEATS, source))
         except (Closed, ForkedSocketError):
             pass
         finally:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
+from gevent.hub import Hub
 
 from .. import options as opts
 from ..address import Address
@@ -36,9 +37,11 @@ from ..core.socket import Socket
 from ..counters import Counters
 from ..errors import BadOptionValue, NotSupported, snippet
 from ..log import get_logger
+from ..loop.ending import Ended
 from ..loop.waiting import Deadline
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
+from .outbox import Outbox
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,6 +72,8 @@ class ProtocolBase(Closable):
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed: ClassVar[Mapping[str, Any]] = {}
     instead: ClassVar[Mapping[str, str]] = {}
+    #: What this protocol sends later; None for a protocol that has no outbox.
+    _outbox: Outbox | None = None
 
     def __init__(self, options: OptionValues | None = None) -> None:
         values = {**self.defaults, **self.fixed}
@@ -84,7 +89,7 @@ class ProtocolBase(Closable):
         self.options = self.socket.options
         for name in self.fixed:
             self.socket.options.on_change(name, _ignore_change, refusals[name])
-        self._core = self.socket._for_protocol()
+        self._core = self.socket._for_protocol(self)
         self._greenlets: set[Greenlet[..., Any]] = set()
         self._logged: set[str] = set()
 
@@ -192,6 +197,38 @@ class ProtocolBase(Closable):
             peer = f" from {snippet(pipe.peer_address)}" if pipe is not None else ""
             logger.log(level, "%s drops a message (%s): %r%s", type(self).__name__, reason, message, peer)
 
+    # Flushing
+
+    def _flush(self, deadline: Deadline) -> bool:
+        while True:
+            if self._outbox is not None:
+                self._outbox.flush(deadline.left())
+            if not self.socket._flush(deadline):
+                return False
+            if not self._outbox_size():
+                return True
+            if deadline.left() == 0:
+                return False
+
+    def _unsent(self) -> int:
+        return self.socket._unsent() + self._outbox_size()
+
+    def _outbox_size(self) -> int:
+        return 0 if self._outbox is None else self._outbox.size()
+
+    def _unclosed(self) -> bool:
+        return not self._closing and self.socket._unclosed()
+
+    def _push_now(self) -> None:
+        self.socket._push_now()
+
+    @property
+    def _home(self) -> tuple[int, Hub]:
+        return self.socket._home
+
+    def _abandon(self) -> None:
+        self.socket._abandon()
+
     # Closing
 
     def _forked(self) -> bool:
@@ -224,7 +261,7 @@ class ProtocolBase(Closable):
 
     def _end_greenlets(self) -> None:
         """Kill the greenlets that still run, except for the caller, and block until they have ended."""
-        gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not getcurrent()])
+        gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not getcurrent()], Ended)
 
 
 def _ignore_change(old: object, new: object) -> None:

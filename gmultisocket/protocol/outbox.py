@@ -156,6 +156,10 @@ class Outbox:
         queue = self.queues.get(pipe)
         return queue.size if queue is not None else 0
 
+    def size(self) -> int:
+        """Return the number of all unsent messages."""
+        return sum(len(queue.messages) for queue in [*self.queues.values()])
+
     def flush(self, timeout: float | None) -> None:
         """Block until all messages have been sent, or the time is up."""
         gevent.joinall([queue.greenlet for queue in self.queues.values() if queue.greenlet is not None], timeout)

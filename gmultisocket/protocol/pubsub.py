@@ -5,7 +5,8 @@
 * On the wire: a publication is the topic's length (2 bytes, big-endian), the topic (UTF-8) and the payload, sent to
   all, by the pipes that have a subscriber behind them. A Sub sends control messages (flag 0x20) to all: 0x01 and a
   pattern to subscribe, 0x00 and a pattern to unsubscribe. A Pub answers each 0x01, also a repeated one, by 0x02 and the
-  pattern, sent to its source, or by 0x03, which says why it refuses. By each new pipe it asks who is there (0x04).
+  pattern, sent to its source, or by 0x03, which says why it refuses. By each new pipe it asks who is there (0x04). 0x08
+  alone, after a Sub's first 0x01: it repeats its subscriptions while it lives.
 * What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
@@ -19,8 +20,8 @@ its other side, so a Sub filters again what comes. A Pub distinguishes the subsc
 to them, and sends by the pipe until the last one has left. Nobody tells a Pub that a Sub behind a switch has died, nor
 a Sub that a Pub has come behind one. So a new Pub asks for subscriptions, and a Sub sends them to it within 2 s, mostly
 within 0.2 s. In case that was lost, and for Pubs that do not ask, a Sub repeats its subscriptions through a switch,
-every ``protocol.pubsub.refresh_interval``. A Pub forgets a Sub behind a switch that has repeated its subscriptions and
-then been silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
+every ``protocol.pubsub.refresh_interval``. A Pub forgets a Sub behind a switch that has said that it repeats them and
+was then silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from .gatekeeper import Gatekeeper
 from .outbox import Outbox
 from .pubsubwire import (
     REFUSED,
+    REPEATS,
     SUBSCRIBE,
     SUBSCRIBED,
     UNSUBSCRIBE,
@@ -114,7 +116,7 @@ class Pub(ProtocolBase):
         self._gate = gate
         self._own_copies = gate.own_copies
         self._silenced = gate.silenced
-        self._outbox = gate.outbox
+        self._outbox: Outbox = gate.outbox
         self._subscribers = gate.subscribers
         self._peers = self._subscribers.peers
         #: By topic: the bytes in front of the payload, and the pipes that it goes to.
@@ -275,9 +277,9 @@ class Pub(ProtocolBase):
         content = message.content
         kind = content[:1]
         try:
-            if kind not in (SUBSCRIBE, UNSUBSCRIBE) or not is_control(message):
+            if not is_control(message) or (kind not in (SUBSCRIBE, UNSUBSCRIBE) and content != REPEATS):
                 raise Malformed("nothing that a Pub understands")
-            pattern = read_pattern(content)
+            pattern = "" if content == REPEATS else read_pattern(content)
         except Malformed:
             self._drop(message, "garbage")
             return True
@@ -289,6 +291,8 @@ class Pub(ProtocolBase):
             self._core.count_drop("silenced", message.pipe_id)
         elif kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
+        elif kind == REPEATS:
+            self._subscribers.promise_repeats(peer, message.source)
         else:
             self._gate.unsubscribe(peer, pattern, message.source)
         return True
@@ -321,7 +325,7 @@ class Pub(ProtocolBase):
         """Remove a subscriber behind a switch that has been silent for too long."""
         subscriber = peer.subscribers[source]
         subscriber.silent_checks += 1
-        if subscriber.silent_checks > _EXPIRY_CHECKS and (subscriber.repeats > 1 or full):
+        if subscriber.silent_checks > _EXPIRY_CHECKS and (subscriber.repeats or full):
             self._subscribers.remove_subscriber(peer, source)
 
 
@@ -345,8 +349,8 @@ class Sub(ProtocolBase):
         self._topics: dict[bytes, str] = {}
         #: By pipe id.
         self._upstreams: dict[int, Upstream] = {}
-        self._outbox = Outbox(self._core, self._spawn)
-        self._askers = Askers(self._core, self._spawn, self._patterns)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
+        self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats)
         self._acknowledgements = WaitList(get_hub(), lambda: True)
         #: By pattern: the number of greenlets that wait until it is acknowledged.
         self._waiters: Counter[str] = Counter()
@@ -388,6 +392,8 @@ class Sub(ProtocolBase):
             self._topics.clear()
             for upstream in self._upstreams.values():
                 upstream.subscribe(pattern)
+                if len(self._patterns) == 1 and self._repeats:
+                    upstream.promise_repeats()
             self._start_refresh()
         else:
             for upstream in self._upstreams.values():
@@ -505,6 +511,8 @@ class Sub(ProtocolBase):
             upstream.subscribe_all(self._patterns)
             if upstream.subscribe_some(_PORTION):
                 self._spawn(self._subscribe_rest, upstream)
+            if self._patterns and self._repeats:
+                upstream.promise_repeats()
             self._start_refresh()
         elif self._upstreams.pop(pipe.id, None) is not None:
             self._acknowledgements.wake_all()
@@ -565,9 +573,13 @@ class Sub(ProtocolBase):
         """Return the upstreams whose peer may be a switch: publishers may come there at any time."""
         return [upstream for upstream in self._upstreams.values() if not upstream.direct]
 
+    @property
+    def _repeats(self) -> bool:
+        """Whether subscriptions are repeated through a switch."""
+        return self.options.get(opts.protocol.pubsub.refresh_interval) > 0
+
     def _start_refresh(self) -> None:
-        wanted = self._patterns and self._upstreams and not self._closing
-        if wanted and self.options.get(opts.protocol.pubsub.refresh_interval):
+        if self._patterns and self._upstreams and not self._closing and self._repeats:
             self._refresh.start()
 
     def _refresh_pause(self) -> float:

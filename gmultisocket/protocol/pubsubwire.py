@@ -16,6 +16,8 @@ kind after the first byte                                  from, to             
 0x06 u32 id, position, u8 flags                            Pub, to the source       a replay begins, or ends
 0x07 u32 id, position, u64 previous, publication           Pub, to all by a pipe,   a publication with its position
                                                            or to the source
+0x08                                                       Sub, to all              I repeat my subscriptions while I
+                                                                                    live
 ==== ===================================================== ======================== ================================
 
 A position is a u64 epoch, which names a history, and a u64 offset, which names a message in it. Both are below 2^53.
@@ -41,6 +43,7 @@ __all__ = [
     "MAX_POSITIONS",
     "POSITIONED",
     "REFUSED",
+    "REPEATS",
     "REPLAY",
     "SUBSCRIBE",
     "SUBSCRIBED",
@@ -69,6 +72,7 @@ WHO: Final = b"\x04"
 ASK: Final = b"\x05"
 REPLAY: Final = b"\x06"
 POSITIONED: Final = b"\x07"
+REPEATS: Final = b"\x08"
 
 #: Epochs and offsets are below this: a number of JavaScript holds them exactly.
 LIMIT: Final = 1 << 53

@@ -4,6 +4,8 @@
   Rep, fairly among those that can take it; the reply comes back the way that the request went.
 * On the wire: a request is a 4-byte id (chosen by the Req at random) and the payload, sent to one; its reply is the
   same 4 bytes and the payload, sent to the request's source.
+  If the handler of the Rep fails, the Rep sends an internal message to the request's source instead: the byte 0x10, the
+  4 bytes, and maybe a text. Go programs drop it unread, and their requests time out.
 * What is lost, and when: nothing silently. A request that has not left when its pipe closes goes to another Rep, as if
   it had never been sent to the first. A request that has left may have been executed. If the pipe closes then, the
   request fails at once with PeerGone; or, if it was made with ``retry``, it is sent to another Rep, and so may be
@@ -31,11 +33,11 @@ from gevent import get_hub
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import Closed, PeerGone, Timeout
+from ..errors import Closed, HandlerFailed, PeerGone, Timeout, printable
 from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, TO_ONE, Message
-from .answering import Answerer, Handler, ReceivedRequest
+from .answering import FAILED, MAX_WHY, Answerer, Handler, ReceivedRequest
 from .base import ProtocolBase
 from .ids import ID_SIZE, Quarantine, new_id, request_ids
 from .suspects import Suspects
@@ -53,10 +55,11 @@ DEFAULT_TIMEOUT = 16.0
 
 
 class _State(Enum):
-    """The states of a request: ASKED, and four ways in which it ends."""
+    """The states of a request: ASKED, and five ways in which it ends."""
 
     ASKED = "asked"
     REPLIED = "replied"
+    FAILED = "failed"
     GONE = "gone"
     CANCELLED = "cancelled"
     CLOSED = "closed"
@@ -123,6 +126,7 @@ class Request:
 
         Raises:
             Timeout: no reply yet.
+            HandlerFailed: the handler of the Rep failed.
             PeerGone: the Rep that the request went to has gone, and so have those that ``retry`` asked.
             Closed: the Req was closed, or the request cancelled.
         """
@@ -143,6 +147,8 @@ class Request:
             raise Timeout("request", timeout)
         if state is _State.GONE:
             raise PeerGone(self._reason)
+        if state is _State.FAILED:
+            raise HandlerFailed(self._reason)
         raise Closed("request" if state is _State.CANCELLED else "Req", self._reason)
 
     def cancel(self) -> bool:
@@ -181,6 +187,7 @@ class Req(ProtocolBase):
         self._by_pipe: dict[int, dict[bytes, Request]] = {}
         self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.reqrep.probe_interval))
         self._core.on_message(self._on_message)
+        self._core.on_internal(self._on_internal)
         self._core.on_pipe(self._on_pipe)
         self._core.on_requeue(self._on_requeue)
 
@@ -202,6 +209,8 @@ class Req(ProtocolBase):
 
         Raises:
             Timeout: no reply in time, or no Rep. The request is cancelled.
+            HandlerFailed: the handler of the Rep failed. It may have done a part of its work, so ``retry`` asks no
+                other Rep.
             PeerGone: the Rep that the request went to has gone.
             NoPeers: nobody is connected, and ``socket.fail_no_peers`` is set.
             MessageTooLong: with its 4 bytes of id it is over ``socket.max_send_content_length``.
@@ -299,6 +308,24 @@ class Req(ProtocolBase):
         request._end(_State.REPLIED, content[ID_SIZE:])
         return True
 
+    def _on_internal(self, message: Message) -> bool:
+        content = message.content
+        if message.destination or content[:1] != FAILED or len(content) < 1 + ID_SIZE:
+            return False
+        if self._suspects.pipes:
+            self._suspects.answered(message.pipe_id)
+        request_id = content[1 : 1 + ID_SIZE]
+        request = self._by_pipe.get(message.pipe_id, {}).pop(request_id, None)
+        if request is None:
+            # As with a reply: it failed too late, or a peer makes it up.
+            self._drop(message, "garbage" if request_id in self._asked else "late")
+            self._cancelled.discard(request_id)
+            return True
+        del self._asked[request_id]
+        why = content[1 + ID_SIZE :]
+        request._end(_State.FAILED, reason=printable(why.decode("ascii", "replace"))[:MAX_WHY])
+        return True
+
     def _on_requeue(self, message: Message, pipe: Pipe | None) -> bool:
         request = self._asked.get(message.content[:ID_SIZE])
         if request is None:
@@ -341,8 +368,8 @@ class Rep(Answerer):
             request.reply(request.content.upper())
 
     A handler gets the request's payload and returns the reply's. If it raises an exception, that is logged, the
-    request gets no reply and times out, and the next request is served. If it returns None, the request gets no reply
-    either.
+    request fails at once with HandlerFailed, and the next request is served. With ``protocol.reqrep.send_errors`` the
+    Req also gets the text of the exception. If a handler returns None, the request gets no reply and times out.
 
     Replies never delay other requests. Those to a peer that reads slowly wait in an outbox, for each pipe up to
     ``protocol.answers.max_waiting`` (1024) and ``protocol.answers.max_waiting_bytes`` (16 MiB). From half of it on, the
@@ -360,3 +387,4 @@ class Rep(Answerer):
     """
 
     instead = {"send": "request.reply()"}
+    _tells_failures = True

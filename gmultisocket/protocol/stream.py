@@ -12,7 +12,8 @@
   not notice a gap.)
 
 A Go program may be at the other end. It never says that its data has ended, nor that it has gone. It takes and sends
-data without a limit, so its data may block a whole pipe if nobody reads it.
+data without a limit, so its data may block a whole pipe if nobody reads it. It takes everything that comes for a sign
+of life, also a reset: so it gets one reset and then silence, and ends the connection itself.
 
 Source: protocol/stream/stream.go of the Go code. Beyond it: end of data, credit, resets.
 """
@@ -33,7 +34,16 @@ from ..address import Address
 from ..core.connecting.dialer import Dialer
 from ..core.connecting.listener import Listener
 from ..core.pipes.pipe import Pipe
-from ..errors import Closed, ConnectionRefused, ForkedSocketError, NotSupported, PeerGone, StreamReset, Timeout
+from ..errors import (
+    Closed,
+    ConnectionRefused,
+    ForkedSocketError,
+    NotSupported,
+    PeerGone,
+    StreamClosed,
+    StreamReset,
+    Timeout,
+)
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
@@ -42,14 +52,13 @@ from ..wire import CONTROL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message
 from .base import ProtocolBase
 from .ids import IdPool
 from .outbox import Outbox
+from .resets import Resets
 from .streamend import CREDIT, END, KEEP_ALIVE, RESET, StreamContext, StreamEnd
 from .streamsocket import StreamSocket
 from .suspects import Suspects
 
 __all__ = ["Stream", "StreamSocket"]
 
-#: Resets that may wait for one pipe. Further ones are not sent: a peer without one finds out when it asks.
-_MAX_RESETS = 1024
 #: While this number of control messages wait for a pipe, its peer cannot open connections.
 _MAX_UNREAD = 16384
 #: After this number of connections that are ended or checked others run.
@@ -87,7 +96,8 @@ class Stream(ProtocolBase):
         #: Opened by peers, and not accepted yet.
         self._backlog: deque[StreamEnd] = deque()
         self._acceptors = WaitList(self._hub, lambda: self._backlog or self._closing)
-        self._outbox = Outbox(self._core, self._spawn)
+        self._outbox: Outbox = Outbox(self._core, self._spawn)
+        self._resets = Resets(self._outbox)
         self._suspects = Suspects(self._core, lambda: self.options.get(opts.protocol.stream.probe_interval))
         self._keepalive = Periodic(self._check_interval, self._check_ends, self._spawn)
         #: The greenlet that empties the socket's receive queue, while there is something in it.
@@ -231,6 +241,7 @@ class Stream(ProtocolBase):
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         self._suspects.on_pipe(kind, pipe)
         if kind == "remove":
+            self._resets.forget(pipe)
             ends = list(self._by_pipe.get(pipe, {}).values())
             for end in ends[:_PORTION]:
                 self._pipe_lost(end, pipe)
@@ -311,7 +322,7 @@ class Stream(ProtocolBase):
         refusal = self._refusal(pipe)
         if refusal:
             self._core.count_drop(refusal, message.pipe_id)
-            self._reset(pipe, message.source, b"")
+            self._resets.send(pipe, message.source, b"")
             return
         end = self._make_end()
         end.by_peer = True
@@ -352,12 +363,7 @@ class Stream(ProtocolBase):
         pipe = self.pipes.get(message.pipe_id)
         needs_no_reset = message.flags & CONTROL and content[:1] in (END, RESET, CREDIT)
         if pipe is not None and not needs_no_reset:
-            self._reset(pipe, message.source, message.destination)
-
-    def _reset(self, pipe: Pipe, path: bytes, ident: bytes) -> None:
-        if self._outbox.waiting(pipe) < _MAX_RESETS:
-            message = Message(CONTROL | TO_DEST, source=ident, destination=path, content=RESET)
-            self._outbox.post(pipe, (RESET, path), message)
+            self._resets.answer(pipe, message)
 
     # The socket's receive queue: data of peers that know no credit, while nobody reads it
 
@@ -448,5 +454,5 @@ class Stream(ProtocolBase):
                 yield_to_loop()
             if not end.connecting:
                 end.shut_write()
-            end.fail(Closed("Stream"))
+            end.fail(StreamClosed(errno.EBADF, "its Stream was closed"))
         self._outbox.flush(deadline.left())

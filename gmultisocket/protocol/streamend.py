@@ -9,7 +9,8 @@ last one of their source. Control messages (flag 0x20) go the same way:
   stream, so the first credit includes what was sent before it came. An end that has got no credit sends at most
   ``FIRST_CREDIT`` bytes and then a keepalive. If the answer comes and no credit came before it, or no answer comes in
   time, it takes its peer for one that knows no credit: a Go program, to which any number of bytes may be sent.
-* 0x04: reset: there is no such stream, or not any more. (Go programs drop this and the two above unread.)
+* 0x04: reset: there is no such stream, or not any more. Sent once for each end that asks. (Go programs drop this and
+  the two above unread, and take each for a sign of life.)
 
 So a reader that does not read stops its own stream, and no other. The data of a peer that knows no credit cannot be
 stopped that way: what exceeds the window stays in the socket's receive queue, which blocks the whole pipe when it is
@@ -157,11 +158,12 @@ class SendingHalf(StateMachine):
     Attributes:
         state: a :class:`SendingState`.
         sent: bytes sent from the start.
+        knows_credit: whether credit has come: then the peer is no Go program, and also knows the end of data.
         allowed: bytes that may be sent, from the start; None for any number.
         writers: greenlets that wait for credit.
     """
 
-    __slots__ = ("allowed", "sent", "state", "writers")
+    __slots__ = ("allowed", "knows_credit", "sent", "state", "writers")
 
     _moves = {
         SendingState.UNKNOWN: {
@@ -182,6 +184,7 @@ class SendingHalf(StateMachine):
     def __init__(self, hub: Hub) -> None:
         self.state = SendingState.UNKNOWN
         self.sent = 0
+        self.knows_credit = False
         self.allowed: int | None = FIRST_CREDIT
         self.writers = WaitList(hub, self._may_write)
 
@@ -199,6 +202,7 @@ class SendingHalf(StateMachine):
 
     def grant(self, size: int) -> None:
         """Add credit that has come."""
+        self.knows_credit = True
         if self.state is _GRANTED:
             self.allowed = (self.allowed or 0) + size
         elif self._move(SendingState.GRANTED):

@@ -8,7 +8,8 @@ dial, at the back. A tunnel is two proxies, with any number of switches between 
     StreamProxy(stream, "tcp://127.0.0.1:80")       # there, beside the service
 
 Each plain connection has a stream to itself, so a reader that does not read blocks its own stream, and no other. The
-end of data goes through, in each direction by itself. When one side breaks, the other one is closed.
+end of data goes through, in each direction by itself. When one side breaks, the other one is closed. A Go program at
+the other end of a stream knows no end of data, and would keep the connection for ever: see ``end_timeout``.
 
 Source: protocol/stream/proxy.go and rawtostream.go of the Go code, which have all plain connections in one Socket.
 """
@@ -28,10 +29,11 @@ from gevent.lock import BoundedSemaphore
 
 from .. import options as opts
 from ..address import Address
-from ..core.connecting.opening import time_limit
 from ..errors import Closed, ConnectionFailed, HandshakeFailed, MultiSocketError, NotSupported, snippet
-from ..log import get_logger
+from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
+from ..loop.ending import LOG_INTERVAL, survive
+from ..loop.timelimit import time_limit
 from ..loop.yielding import yield_to_loop
 from ..options import Options, OptionValues
 from ..transport import Connection, PacketConnection, StreamConnection, TransportListener, find
@@ -41,6 +43,7 @@ from .streamsocket import StreamSocket
 __all__ = ["StreamProxy"]
 
 logger = get_logger("gmultisocket.protocol")
+_log = ThrottledLog(logger, LOG_INTERVAL)
 
 #: Bytes that are read at a time.
 _READ = 65536
@@ -52,6 +55,8 @@ class _Plain:
     """A plain connection with the methods of a StreamSocket that a proxy uses."""
 
     __slots__ = ("_connection",)
+
+    knows_end = True
 
     def __init__(self, connection: Connection) -> None:
         if not isinstance(connection, StreamConnection) or isinstance(connection, PacketConnection):
@@ -89,6 +94,8 @@ class StreamProxy:
         options: of the plain connections; they override those in the address.
         limit: maximum number of connections at once; further ones wait until one has ended. None for any number.
         timeout: seconds that a connection at the back may take.
+        end_timeout: when the data has ended in one direction, and the stream that should be told leads to a Go program,
+            the connection ends after this number of seconds without data in the other direction.
 
     Attributes:
         joined: the number of connections that were joined so far.
@@ -103,11 +110,13 @@ class StreamProxy:
         *,
         limit: int | None = None,
         timeout: float = 10.0,
+        end_timeout: float = 60.0,
     ) -> None:
         self._front = front if isinstance(front, Stream) else Address.parse(front)
         self._back = back if isinstance(back, Stream) else Address.parse(back)
         self._options = options
         self._timeout = timeout
+        self._end_timeout = end_timeout
         self._limit = limit
         self._listener: TransportListener | None = None
         self._loop: AcceptLoop[_Accepted] | None = None
@@ -199,10 +208,13 @@ class StreamProxy:
             front = accepted if isinstance(accepted, StreamSocket) else self._shake_hands(accepted)
             back = self._connect_back()
             self.joined += 1
-            whole = _copy_both_ways(front, back)
+            whole = _copy_both_ways(front, back, self._end_timeout)
         except (MultiSocketError, OSError) as error:
             self.failed += 1
             logger.log(logging.WARNING if self.failed == 1 else logging.DEBUG, "%r: %s", self, snippet(error, 200))
+        except (Exception, gevent.Timeout) as error:
+            self.failed += 1
+            survive(_log, "unexpected", error, "%r failed by an unexpected error, and goes on", self)
         finally:
             for side in (front, back):
                 if side is not None:
@@ -242,27 +254,63 @@ def _wait_place(places: BoundedSemaphore) -> None:
         places.wait()
 
 
-def _copy_both_ways(front: _Side, back: _Side) -> bool:
-    """Copy both ways until both have ended. Return False if one broke; the other one is left as it was."""
-    copies = [gevent.spawn(_copy, front, back), gevent.spawn(_copy, back, front)]
+class _Copy:
+    """Copies one way until the source has no more (a greenlet).
+
+    Attributes:
+        target: where to.
+        copied: the number of bytes so far.
+        greenlet: its value is False if the source or the target broke.
+    """
+
+    __slots__ = ("_source", "copied", "greenlet", "target")
+
+    def __init__(self, source: _Side, target: _Side) -> None:
+        self._source = source
+        self.target = target
+        self.copied = 0
+        self.greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> bool:
+        try:
+            unyielded = 0
+            while data := self._source.recv(_READ):
+                self.target.sendall(data)
+                self.copied += len(data)
+                unyielded += len(data)
+                if unyielded >= _YIELD_BYTES:
+                    # Two ends that are always ready would keep the loop from all others.
+                    unyielded = 0
+                    yield_to_loop()
+            self.target.shutdown(SHUT_WR)
+        except (OSError, MultiSocketError):
+            return False
+        return True
+
+
+def _copy_both_ways(front: _Side, back: _Side, end_timeout: float) -> bool:
+    """Copy both ways until both have ended. Return False if one did not end well; the other one is left as it was."""
+    copies = _Copy(front, back), _Copy(back, front)
+    greenlets = [copy.greenlet for copy in copies]
     try:
-        return all(copy.value for copy in gevent.iwait(copies))
+        gevent.wait(greenlets, count=1)
+        ended, other = copies if copies[0].greenlet.ready() else reversed(copies)
+        return bool(ended.greenlet.value) and _wait_other(ended.target, other, end_timeout)
     finally:
-        gevent.killall(copies)
+        gevent.killall(greenlets)
 
 
-def _copy(source: _Side, target: _Side) -> bool:
-    """Copy one way until the source has no more. Return False if one of the two broke."""
-    try:
-        copied = 0
-        while data := source.recv(_READ):
-            target.sendall(data)
-            copied += len(data)
-            if copied >= _YIELD_BYTES:
-                # Two ends that are always ready would keep the loop from all others.
-                copied = 0
-                yield_to_loop()
-        target.shutdown(SHUT_WR)
-    except (OSError, MultiSocketError):
-        return False
-    return True
+def _wait_other(told: _Side, copy: _Copy, end_timeout: float) -> bool:
+    """Wait for the second direction. Return False if it does not end well, or has no end.
+
+    Args:
+        told: the side that the second direction comes from. It was told that no more data comes.
+        copy: the second direction.
+        end_timeout: seconds without data after which a side that does not know the end of data has gone or is done.
+    """
+    while not copy.greenlet.ready():
+        before = copy.copied
+        copy.greenlet.join(None if told.knows_end else end_timeout)
+        if not copy.greenlet.ready() and copy.copied == before and not told.knows_end:
+            return False
+    return bool(copy.greenlet.value)

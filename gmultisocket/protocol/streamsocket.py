@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.pipes.pipe import Pipe, PipeState
 from ..core.protocolsocket import ProtocolSocket
-from ..errors import StreamClosed, StreamReset, Timeout
+from ..errors import Closed, StreamClosed, StreamReset, Timeout
 from ..loop.waiting import Deadline
 from ..loop.yielding import yield_to_loop
 from .streamend import MAX_PIECE, EndState, ReceivingState, SendingState, StreamEnd
@@ -85,6 +85,11 @@ class StreamSocket:
         """Whether it was closed on this side."""
         return self._end.state is EndState.CLOSED
 
+    @property
+    def knows_end(self) -> bool:
+        """Whether the other end has shown that it understands the end of data. A Go program does not."""
+        return self._end.sending.knows_credit
+
     # Timeouts
 
     def settimeout(self, timeout: float | None) -> None:
@@ -110,7 +115,7 @@ class StreamSocket:
             Timeout: none came in time.
             StreamReset: the other end has closed or died without an end of data. All that it had sent was received
                 before.
-            StreamClosed: this end was closed.
+            StreamClosed: this end or its Stream was closed.
         """
         _no_flags(flags)
         if size < 0:
@@ -178,7 +183,7 @@ class StreamSocket:
         Raises:
             Timeout: none in time.
             StreamReset: the other end has gone, or takes no more.
-            StreamClosed: this end was closed, or shut down for writing.
+            StreamClosed: this end or its Stream was closed, or this end was shut down for writing.
         """
         _no_flags(flags)
         with memoryview(data) as view, view.cast("B") as whole:
@@ -213,7 +218,7 @@ class StreamSocket:
                 self._wait_credit(deadline)
                 continue
             pipe = self.pipe
-            if not self._core.wait_writable(pipe, deadline.left()):
+            if not self._wait_writable(pipe, deadline):
                 if pipe.state is PipeState.OPEN:
                     raise Timeout("send", self._timeout)
                 end.fail(StreamReset(errno.ECONNRESET, "its pipe takes no more"))
@@ -228,6 +233,12 @@ class StreamSocket:
         # Immutable data that goes in one piece is not copied.
         end.send(whole if type(whole) is bytes and len(whole) == size else bytes(data[:size]))
         return size
+
+    def _wait_writable(self, pipe: Pipe, deadline: Deadline) -> bool:
+        try:
+            return self._core.wait_writable(pipe, deadline.left())
+        except Closed as error:
+            raise StreamClosed(errno.EBADF, "its Stream was closed") from error
 
     def _check_writable(self) -> None:
         end = self._end

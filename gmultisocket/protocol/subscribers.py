@@ -24,6 +24,7 @@ from gevent import Greenlet
 
 from ..core.pipes.pipe import Pipe
 from ..errors import snippet
+from ..log import get_logger
 from ..loop.yielding import yield_to_loop
 from .rights import RemoteSub
 from .subscriptions import REST, SEPARATOR, Subscriptions, check_topic
@@ -31,7 +32,7 @@ from .topiccache import TopicCache
 
 __all__ = ["Limits", "Peer", "Subscriber", "Subscribers"]
 
-logger = logging.getLogger("gmultisocket.protocol")
+logger = get_logger("gmultisocket.protocol")
 
 _length = Struct(">H")
 
@@ -66,18 +67,26 @@ class Subscriber:
         source: the path.
         patterns: what it has subscribed to.
         memory: what it and its patterns take, in bytes, about.
-        repeats: how often it has repeated a subscription. One that repeats goes on to do so while it lives.
+        repeats: whether it repeats its subscriptions while it lives: it has said so, or has repeated one twice.
         silent_checks: checks since a subscription came.
     """
 
-    __slots__ = ("memory", "patterns", "repeats", "silent_checks", "source")
+    __slots__ = ("_repetitions", "memory", "patterns", "silent_checks", "source")
 
     def __init__(self, source: bytes) -> None:
         self.source = source
         self.patterns: set[str] = set()
         self.memory = _SUBSCRIBER_COST + len(source)
-        self.repeats = 0
+        self._repetitions = 0
         self.silent_checks = 0
+
+    @property
+    def repeats(self) -> bool:
+        return self._repetitions > 1
+
+    def repeat(self, count: int = 1) -> None:
+        """Count that it has repeated a subscription."""
+        self._repetitions += count
 
 
 class _Leaving:
@@ -251,7 +260,7 @@ class Subscribers:
         if subscriber is not None:
             subscriber.silent_checks = 0
             if pattern in subscriber.patterns:
-                subscriber.repeats += 1
+                subscriber.repeat()
                 return subscriber
         if reason := self.refusal(peer, pattern, source, size):
             return reason
@@ -267,6 +276,13 @@ class Subscribers:
             self._index.add(pattern, key := self._key(peer.pipe, source))
             self.topics.changed(pattern, key, True)
         return new
+
+    def promise_repeats(self, peer: Peer, source: bytes) -> None:
+        """Record that a subscriber, if there is one, repeats its subscriptions while it lives."""
+        subscriber = peer.subscribers.get(source)
+        if subscriber is not None:
+            subscriber.silent_checks = 0
+            subscriber.repeat(2)
 
     def has(self, peer: Peer, pattern: str, source: bytes) -> bool:
         """Return whether there is a subscription."""

@@ -13,7 +13,7 @@ from itertools import islice
 from ..core.pipes.pipe import Pipe
 from ..wire import CONTROL, TO_ALL, TO_DEST, Message
 from .outbox import Outbox
-from .pubsubwire import SUBSCRIBE, UNSUBSCRIBE
+from .pubsubwire import REPEATS, SUBSCRIBE, UNSUBSCRIBE
 
 __all__ = ["Upstream", "control"]
 
@@ -129,6 +129,15 @@ class Upstream:
             awaited[source] = 1
         elif not again:
             awaited[source] += 1
+
+    def promise_repeats(self) -> None:
+        """Send, behind all subscriptions until now, that they are repeated. Needed again after the last one has ended.
+
+        Without it a publisher behind a switch could not distinguish a Sub that died at once from one that never repeats
+        itself.
+        """
+        self._outbox.forget(self.pipe, REPEATS)
+        self._outbox.post(self.pipe, REPEATS, control(REPEATS))
 
     def unsubscribe(self, pattern: str) -> None:
         """Send the end of a subscription."""

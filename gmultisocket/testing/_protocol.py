@@ -227,6 +227,7 @@ class ProtocolChecks:
             # A protocol may drop garbage when it arrives or when it is received: after an exchange both have happened.
             self.check_exchange(protocol, peer)
             assert protocol.counters.drops.get("garbage") == 3 * len(self.garbage)
+            wait_until(lambda: bool(log.warnings), self.limit)
             assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
 
     # Options

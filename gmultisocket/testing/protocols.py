@@ -182,6 +182,7 @@ class PairChecks(ProtocolChecks):
                 stranger.send(b"%d" % number, self.limit)
             assert [protocol.recv(self.limit) for _ in range(3)] == [b"0", b"1", b"2"]
             assert protocol.counters.drops == {"garbage": 3}
+            wait_until(lambda: bool(log.warnings), self.limit)
             assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
 
 

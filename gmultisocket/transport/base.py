@@ -154,6 +154,17 @@ class StreamConnection(Connection):
         """Return the number of written bytes that the peer has not acknowledged, if the kernel knows it; else 0."""
         return 0
 
+    def vanished(self) -> float:
+        """Return for how many seconds a peer was silent that must have gone without a word.
+
+        That is a peer that acknowledges nothing of what is on its way to it, for as long as the kernel's keepalive
+        allows if nothing is on its way. A peer that only does not read acknowledges what the kernel asks it.
+
+        Returns:
+            0.0 if there is no such sign, or the kernel looks for it.
+        """
+        return 0.0
+
     def read_exactly(self, size: int) -> bytes:
         """Block until ``size`` bytes are read, and return them. For negotiators.
 
@@ -225,6 +236,9 @@ class PacketCodec(Protocol):
     def ping(self) -> bytes:
         """Return a packet that the peer must answer, b"" if the packet protocol has none."""
 
+    def pong(self) -> bytes:
+        """Return a packet that shows the peer that this side lives, b"" if the packet protocol has none."""
+
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
         """Return the packet that closes the packet protocol, or answers the peer's close; b"" after the first call.
 
@@ -291,6 +305,11 @@ class TransportDialer(ABC):
         Raises:
             ConnectionFailed: nothing is left open.
         """
+
+    @property
+    def unfinished(self) -> str:
+        """What the last :meth:`connect` was waiting for when its time was over, for the error; "" if it is unknown."""
+        return ""
 
     def abandon(self) -> None:  # noqa: B027, not needed if connecting takes no time
         """Close the descriptor of an unfinished connection in a forked child, without switching greenlets."""

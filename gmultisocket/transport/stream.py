@@ -24,6 +24,8 @@ __all__ = ["SocketConnection", "abandon_socket", "describe_os_error", "has_hung_
 _close_now = get_original("os", "close")
 #: The system's: gevent's is for waiting.
 _poll = get_original("select", "poll")
+#: Linux only. Other systems report the end of one direction as something to read, which this must not look at.
+_POLLRDHUP: int = getattr(select, "POLLRDHUP", 0)
 
 
 def describe_os_error(error: OSError) -> str:
@@ -59,7 +61,7 @@ def has_hung_up(sock: Any, may_half_close: bool) -> bool:
         return True
     poll = _poll()
     # Errors and the end of both directions are always reported.
-    poll.register(sock.fileno(), 0 if may_half_close else select.POLLRDHUP)
+    poll.register(sock.fileno(), 0 if may_half_close else _POLLRDHUP)
     return bool(poll.poll(0))
 
 

@@ -2,30 +2,40 @@
 
 Addresses are ``tcp://host:port``. The host is a name, an IPv4 address, or an IPv6 address in brackets. A listener uses
 ``*`` for all interfaces; no other text means that, and an empty host is an error. With port 0 the kernel chooses a
-port. Names are looked up at every attempt, and all addresses of a name are tried.
+port. The zone of a link-local IPv6 address is a part of it: ``tcp://[fe80::1%eth0]:80``.
 
-Source: transport/tcp of the Go code, where the read buffer option sets the write buffer, and names are looked up once.
+Names are looked up at every attempt, in ``lookup.py``. A dialer tries all addresses of a name, see ``racing.py``, and a
+listener listens at all of them, see ``listening.py``.
+
+Source: transport/tcp of the Go code, where the read buffer option sets the write buffer, names are looked up once, and
+a listener takes one address of a name.
 """
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
+import re
+import socket as plain_socket
 import struct
+import sys
 import termios
-from collections.abc import Callable
-from functools import partial
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any, ClassVar, Final
 
 from gevent import socket as gsocket
-from gevent.monkey import get_original
 
 from .. import options as opts
 from ..address import Address, split_host_port
 from ..errors import AddressError, AddressInUse, Closed, ConnectionFailed, ConnectionRefused
+from ..log import get_logger
 from ..options import Options
 from .base import Connection, Transport, TransportDialer, TransportListener
-from .stream import SocketConnection, abandon_socket, describe_os_error
+from .listening import ListeningSockets
+from .racing import Race, alternate
+from .stream import SocketConnection, describe_os_error
 
 __all__ = [
     "TRANSPORT",
@@ -35,11 +45,30 @@ __all__ = [
     "configure",
     "format_address",
     "host_of",
+    "resolve",
     "socket_names",
     "unacknowledged",
+    "vanished",
 ]
 
-_read_numbers: Callable[..., list[Any]] = get_original("socket", "getaddrinfo")
+#: Options of the kernel that not every system has; None for those that this one lacks. macOS has another name for the
+#: first.
+_KEEPIDLE: int | None = getattr(plain_socket, "TCP_KEEPIDLE", getattr(plain_socket, "TCP_KEEPALIVE", None))
+_KEEPINTVL: int | None = getattr(plain_socket, "TCP_KEEPINTVL", None)
+_KEEPCNT: int | None = getattr(plain_socket, "TCP_KEEPCNT", None)
+_USER_TIMEOUT: int | None = getattr(plain_socket, "TCP_USER_TIMEOUT", None)
+_OUTQ: int | None = getattr(termios, "TIOCOUTQ", None)
+
+logger = get_logger("gmultisocket.listener")
+
+#: A host that is an IP address, in any form that ``getaddrinfo`` knows: no top-level domain begins with a digit.
+_NUMERIC: Final = re.compile(r".*:.*|(.*\.)?(0[xX][0-9A-Fa-f]*|[0-9]+)")
+#: How many addresses of a host an error names.
+_MAX_NAMED: Final = 8
+#: How often a port that is free at all addresses of a host is looked for.
+_PORT_ATTEMPTS: Final = 16
+#: Errors of bind for an address that this machine does not have.
+_ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 def format_address(scheme: str, name: Any) -> str:
@@ -59,25 +88,78 @@ def host_of(name: Any) -> str:
 def socket_names(sock: Any) -> tuple[Any, Any]:
     """Return the names of both ends of a connected socket, None for a name that is no longer known.
 
-    A connection stores them: a closed socket has no names, and the log needs them.
+    A connection stores them: a closed socket has no names, and the log needs them. They are names that can be dialed:
+    an IPv4 peer of an IPv6 socket has its IPv4 address, and a link-local IPv6 address has its zone.
     """
     return _name(sock.getsockname), _name(sock.getpeername)
 
 
-def _name(getter: Any) -> Any:
+def _name(getter: Callable[[], Any]) -> Any:
     try:
-        return getter()
+        return _dialable(getter())
     except OSError:
         return None
 
 
+def _dialable(name: Any) -> Any:
+    if not isinstance(name, tuple) or ":" not in name[0]:
+        return name
+    host, port, *rest = name
+    if host.startswith("::ffff:") and "." in host:
+        return host.removeprefix("::ffff:"), port
+    zone = rest[-1] if len(rest) > 1 else 0
+    return (f"{host}%{_zone(zone)}", port, *rest) if zone and "%" not in host else name
+
+
+def _zone(number: int) -> str:
+    """Return the name of a network interface, or its number: that can be dialed too."""
+    try:
+        return gsocket.if_indextoname(number)
+    except OSError:
+        return str(number)
+
+
 def unacknowledged(sock: Any) -> int:
     """Return the number of sent bytes that the peer's kernel has not acknowledged."""
+    if _OUTQ is None:
+        return 0
     try:
-        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        raw = fcntl.ioctl(sock.fileno(), _OUTQ, b"\0\0\0\0")
     except (OSError, ValueError):
         return 0
     return int(struct.unpack("i", raw)[0])
+
+
+#: Where Linux's ``struct tcp_info`` has how many probes of a closed window were not answered, how many segments are on
+#: their way, and the milliseconds since data and since an acknowledgement arrived (linux/tcp.h, which only grows).
+_TCP_INFO = struct.Struct("3xB20xI24xII")
+
+
+def vanished(sock: Any) -> float:
+    """Return for how many seconds a vanished peer was silent, 0.0 if it has not vanished.
+
+    The kernel's keepalive watches only connections on which nothing is on its way, and after data was sent the kernel
+    tries for 15 minutes. TCP_USER_TIMEOUT is no general remedy: it also ends the connections of peers that do not read
+    for so long, though they answer.
+    """
+    if sys.platform != "linux" or not unacknowledged(sock):
+        return 0.0
+    protocol = gsocket.IPPROTO_TCP
+    try:
+        probes, segments, *silences = _TCP_INFO.unpack(sock.getsockopt(protocol, gsocket.TCP_INFO, _TCP_INFO.size))
+        if not segments and probes < 2:
+            # The peer's window is closed, and it answers probes of that, which are up to two minutes apart.
+            return 0.0
+        if not sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE):
+            return 0.0
+        if sock.getsockopt(protocol, gsocket.TCP_USER_TIMEOUT):
+            return 0.0
+        allowed = sock.getsockopt(protocol, gsocket.TCP_KEEPIDLE)
+        allowed += sock.getsockopt(protocol, gsocket.TCP_KEEPINTVL) * sock.getsockopt(protocol, gsocket.TCP_KEEPCNT)
+    except OSError:
+        return 0.0
+    silent = min(silences) / 1000
+    return silent if silent >= allowed else 0.0
 
 
 class TCPConnection(SocketConnection):
@@ -105,6 +187,9 @@ class TCPConnection(SocketConnection):
     def unacknowledged(self) -> int:
         return unacknowledged(self._sock)
 
+    def vanished(self) -> float:
+        return vanished(self._sock)
+
 
 def _seconds(value: float) -> int:
     return round(value)
@@ -122,12 +207,16 @@ def configure(sock: gsocket.socket, options: Options) -> None:
     keep_alive = options.get(tcp.keep_alive)
     sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE, keep_alive)
     if keep_alive:
-        sock.setsockopt(protocol, gsocket.TCP_KEEPIDLE, _seconds(options.get(tcp.keep_alive_period)))
-        sock.setsockopt(protocol, gsocket.TCP_KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval)))
-        sock.setsockopt(protocol, gsocket.TCP_KEEPCNT, options.get(tcp.keep_alive_probes))
+        for number, value in (
+            (_KEEPIDLE, _seconds(options.get(tcp.keep_alive_period))),
+            (_KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval))),
+            (_KEEPCNT, options.get(tcp.keep_alive_probes)),
+        ):
+            if number is not None:
+                sock.setsockopt(protocol, number, value)
     user_timeout = options.get(tcp.user_timeout)
-    if user_timeout:
-        sock.setsockopt(protocol, gsocket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
+    if user_timeout and _USER_TIMEOUT is not None:
+        sock.setsockopt(protocol, _USER_TIMEOUT, round(user_timeout * 1000))
     linger = options.get(tcp.linger)
     if linger >= 0:
         sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, linger))
@@ -156,6 +245,12 @@ def _set_buffers(sock: gsocket.socket, options: Options) -> None:
             sock.setsockopt(gsocket.SOL_SOCKET, name, size)
 
 
+def _load_lookup(host: str) -> None:
+    """Import what a lookup of this host needs. Later there may be no descriptor left for it."""
+    if not _NUMERIC.fullmatch(host):
+        import_module(".lookup", __package__)
+
+
 def resolve(host: str, port: int, address: str, passive: bool = False) -> list[Any]:
     """Return the result of ``getaddrinfo`` for a host. Blocks while a name is looked up; the caller limits the time.
 
@@ -164,25 +259,29 @@ def resolve(host: str, port: int, address: str, passive: bool = False) -> list[A
     """
     flags = gsocket.AI_PASSIVE if passive else 0
     try:
-        # An IP address needs no lookup. It must not wait in the resolver's queue behind names that get no answer.
-        return _read_numbers(host, port, 0, gsocket.SOCK_STREAM, 0, flags | gsocket.AI_NUMERICHOST)
-    except (gsocket.gaierror, UnicodeError):
-        pass
-    try:
-        return gsocket.getaddrinfo(host, port, 0, gsocket.SOCK_STREAM, 0, flags)
-    except (gsocket.gaierror, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
+        if _NUMERIC.fullmatch(host):
+            # In bytes, or Python would import its codec for international names.
+            numeric = flags | gsocket.AI_NUMERICHOST
+            return _socket.getaddrinfo(host.encode("ascii"), port, 0, gsocket.SOCK_STREAM, 0, numeric)
+        from .lookup import look_up
+
+        return look_up(host, port, flags)
+    except (OSError, UnicodeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else "") or error
         raise ConnectionFailed(address, f"the host name cannot be resolved: {why}") from error
 
 
 class TCPDialer(TransportDialer):
     """Connects to one host and port."""
 
-    __slots__ = ("_abandon", "_address", "_host", "_options", "_port")
+    __slots__ = ("_abandon", "_address", "_host", "_looks_up", "_options", "_port", "_race")
 
     def __init__(self, address: Address, options: Options) -> None:
-        #: Abandons the unfinished connection, while there is one.
+        #: Abandons the connection whose handshake is not done, while there is one.
         self._abandon: Callable[[], None] | None = None
+        #: What an attempt waits for; stays after one that was ended.
+        self._looks_up = False
+        self._race: Race | None = None
         self._address = address.bare
         self._host, self._port = split_host_port(address.location, address)
         if self._host == "*":
@@ -190,87 +289,180 @@ class TCPDialer(TransportDialer):
         if not self._port:
             raise AddressError(address.text, "port 0 can only be listened on: dial the listener's real port")
         self._options = options
+        _load_lookup(self._host)
 
     def connect(self) -> Connection:
         return TCPConnection(self.connect_socket())
 
     def connect_socket(self) -> gsocket.socket:
-        """Return a connected and configured socket."""
-        failure: OSError | None = None
-        for family, kind, protocol, _, name in resolve(self._host, self._port, self._address):
-            sock = gsocket.socket(family, kind, protocol)
-            self._abandon = partial(abandon_socket, sock)
-            try:
-                _set_buffers(sock, self._options)
-                sock.connect(name)
-                _check_other_end(sock)
-                configure(sock, self._options)
-                return sock
-            except OSError as error:
-                sock.close()
-                failure = error
-            except BaseException:
-                # The time is up, or the dialer was closed.
-                sock.close()
-                raise
-            finally:
-                self._abandon = None
-        raise self._failed(failure) from failure
+        """Return a connected and configured socket. Blocks; the caller limits the time.
+
+        All addresses of the host take part. For TLS and WebSocket only this step is a race, and the first connection
+        does the handshake: further handshakes would be work and log records for the peers that lose, and a wrong
+        certificate must be an error, and not a reason to use another address.
+
+        Raises:
+            ConnectionFailed: none of the addresses answers. Nothing is left open.
+        """
+        self._race = None
+        self._looks_up = True
+        found = resolve(self._host, self._port, self._address)
+        self._looks_up = False
+        race = self._race = Race(found, self._prepare, self._finish)
+        sock = race.run()
+        self._race = None
+        if sock is None:
+            raise _failed(self._address, race.failures) from (race.failures[-1][1] if race.failures else None)
+        return sock
+
+    def _prepare(self, sock: gsocket.socket) -> None:
+        _set_buffers(sock, self._options)
+
+    def _finish(self, sock: gsocket.socket) -> None:
+        _check_other_end(sock)
+        configure(sock, self._options)
+
+    @property
+    def unfinished(self) -> str:
+        if self._looks_up:
+            return "the host name was not resolved"
+        race = self._race
+        if race is None:
+            return ""
+        hosts = [host_of(_dialable(name)) for name in race.unanswered]
+        return "; ".join([*_named(race.failures), *(f"{host} does not answer" for host in hosts[:_MAX_NAMED])])
 
     def abandon(self) -> None:
+        if self._race is not None:
+            self._race.abandon()
         if self._abandon is not None:
             self._abandon()
 
-    def _failed(self, error: OSError | None) -> ConnectionFailed:
-        if isinstance(error, ConnectionRefusedError):
-            return ConnectionRefused(self._address, "nobody listens there")
-        return ConnectionFailed(self._address, describe_os_error(error) if error else "the host has no address")
+
+def _failed(address: str, failures: Sequence[tuple[Any, OSError]]) -> ConnectionFailed:
+    """Return the error for a host none of whose addresses answers."""
+    if not failures:
+        return ConnectionFailed(address, "the host has no address")
+    refused = all(isinstance(error, ConnectionRefusedError) for _, error in failures)
+    if len(failures) == 1:
+        why = "nobody listens there" if refused else describe_os_error(failures[0][1])
+    elif refused:
+        why = f"nobody listens there, at {' and '.join(host_of(_dialable(name)) for name, _ in failures[:_MAX_NAMED])}"
+    else:
+        why = f"no address of the host answers: {'; '.join(_named(failures))}"
+    return (ConnectionRefused if refused else ConnectionFailed)(address, why)
+
+
+def _named(failures: Sequence[tuple[Any, OSError]]) -> list[str]:
+    """Return a text for each address that has failed."""
+    return [f"{host_of(_dialable(name))}: {describe_os_error(error)}" for name, error in failures[:_MAX_NAMED]]
 
 
 class TCPListener(TransportListener):
-    """Listens at one host and port."""
+    """Listens at one host and port: at all addresses of the host, or of the machine."""
 
-    __slots__ = ("_address", "_host", "_options", "_port", "_scheme", "_sock")
+    __slots__ = ("_address", "_host", "_options", "_port", "_scheme", "_socks")
 
     def __init__(self, address: Address, options: Options) -> None:
         self._address = address.bare
         self._scheme = address.scheme
         self._host, self._port = split_host_port(address.location, address)
         self._options = options
-        self._sock: Any = None
+        self._socks: ListeningSockets | None = None
+        if self._host != "*":
+            _load_lookup(self._host)
 
     @property
     def address(self) -> str:
         return self._address
 
     def listen(self) -> None:
-        host = "" if self._host == "*" else self._host
-        failure: OSError | None = None
-        # For all interfaces the IPv6 socket accepts IPv4 as well, if the system has IPv6.
-        found = _every_interface(self._port) if not host else resolve(host, self._port, self._address, passive=True)
-        for family, kind, protocol, _, name in found:
-            try:
-                self._sock = self._bind(family, kind, protocol, name)
-            except OSError as error:
-                failure = error
-                continue
-            port = self._sock.getsockname()[1]
-            shown = f"[{self._host}]" if ":" in self._host else self._host
-            self._address = f"{self._scheme}://{shown}:{port}"
-            return
-        if failure is not None and failure.errno == errno.EADDRINUSE:
-            raise AddressInUse(self._address, "another listener has the port") from failure
-        why = describe_os_error(failure) if failure else "the host has no address"
-        raise ConnectionFailed(self._address, why) from failure
+        if self._host == "*":
+            bound = [self._bind_every_interface()]
+        else:
+            bound = self._bind_host(alternate(resolve(self._host, self._port, self._address, passive=True)))
+        self._socks = ListeningSockets(bound)
+        shown = f"[{self._host}]" if ":" in self._host else self._host
+        self._address = f"{self._scheme}://{shown}:{bound[0].getsockname()[1]}"
 
-    def _bind(self, family: int, kind: int, protocol: int, name: Any) -> gsocket.socket:
-        sock = gsocket.socket(family, kind, protocol)
+    def _bind_every_interface(self) -> gsocket.socket:
+        """Return a socket for IPv6 and IPv4, or for IPv4 if the system has no IPv6."""
+        try:
+            return self._bind(gsocket.AF_INET6, ("::", self._port), both=True)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise AddressInUse(self._address, self._taken_half()) from error
+        try:
+            return self._bind(gsocket.AF_INET, ("0.0.0.0", self._port))
+        except OSError as error:
+            raise self._not_bound(error) from error
+
+    def _taken_half(self) -> str:
+        """Say for which of IPv6 and IPv4 another listener has the port."""
+        taken = []
+        for text, family, host in ("IPv6", gsocket.AF_INET6, "::"), ("IPv4", gsocket.AF_INET, "0.0.0.0"):
+            try:
+                self._bind(family, (host, self._port)).close()
+            except OSError:
+                taken.append(text)
+        if len(taken) != 1:
+            return "another listener has the port"
+        return f"another listener has the port for {taken[0]}, and * needs it for IPv6 and IPv4"
+
+    def _bind_host(self, found: Sequence[Any]) -> list[gsocket.socket]:
+        """Return sockets for all addresses of a host, with the same port."""
+        attempts = _PORT_ATTEMPTS if self._port == 0 and len(found) > 1 else 1
+        while True:
+            attempts -= 1
+            try:
+                return self._bind_all(found)
+            except AddressInUse:
+                # The port that the system chose for the first address may be taken at another one.
+                if not attempts:
+                    raise
+
+    def _bind_all(self, found: Sequence[Any]) -> list[gsocket.socket]:
+        bound: list[gsocket.socket] = []
+        absent: OSError | None = None
+        port = self._port
+        try:
+            for family, _, _, (host, own_port, *rest) in found:
+                try:
+                    sock = self._bind(family, (host, own_port or port, *rest))
+                except OSError as error:
+                    if error.errno not in _ABSENT:
+                        raise self._not_bound(error, host if len(found) > 1 else "") from error
+                    # Another machine has this address of the host, or the system has no IPv6.
+                    logger.info("%s does not listen at %s: %s", self._address, host, describe_os_error(error))
+                    absent = error
+                    continue
+                bound.append(sock)
+                port = sock.getsockname()[1]
+            if not bound:
+                raise self._not_bound(absent) from absent
+        except BaseException:
+            for sock in bound:
+                sock.close()
+            raise
+        return bound
+
+    def _not_bound(self, error: OSError | None, host: str = "") -> ConnectionFailed:
+        """Return the error for an address that could not be bound; ``host`` if the name has several."""
+        where = f" at {host}" if host else ""
+        if error is None:
+            return ConnectionFailed(self._address, "the host has no address")
+        if error.errno == errno.EADDRINUSE:
+            return AddressInUse(self._address, f"another listener has the port{where}")
+        return ConnectionFailed(self._address, f"{describe_os_error(error)}{where}")
+
+    def _bind(self, family: int, name: Any, *, both: bool = False) -> gsocket.socket:
+        sock = gsocket.socket(family, gsocket.SOCK_STREAM)
         try:
             sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_REUSEADDR, 1)
             if self._options.get(opts.transport.tcp.reuse_port):
                 sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_REUSEPORT, 1)
             if family == gsocket.AF_INET6:
-                sock.setsockopt(gsocket.IPPROTO_IPV6, gsocket.IPV6_V6ONLY, self._host != "*")
+                sock.setsockopt(gsocket.IPPROTO_IPV6, gsocket.IPV6_V6ONLY, not both)
             _set_buffers(sock, self._options)
             sock.bind(name)
             sock.listen(self._options.get(opts.connector.listener.backlog))
@@ -284,10 +476,9 @@ class TCPListener(TransportListener):
 
     def accept_socket(self) -> gsocket.socket:
         """Block until a peer connects, and return its configured socket."""
-        sock = self._sock
-        if sock is None or sock.closed:
+        if self._socks is None:
             raise Closed("listener")
-        client: gsocket.socket = sock.accept()[0]
+        client = self._socks.accept()
         try:
             configure(client, self._options)
         except OSError as error:
@@ -297,22 +488,12 @@ class TCPListener(TransportListener):
         return client
 
     def close(self) -> None:
-        if self._sock is not None and not self._sock.closed:
-            # While a greenlet waits for a socket, the event loop closes it later. The port must be free now.
-            self._sock.shutdown(gsocket.SHUT_RDWR)
-            self._sock.close()
+        if self._socks is not None:
+            self._socks.close()
 
     def abandon(self) -> None:
-        if self._sock is not None:
-            abandon_socket(self._sock)
-
-
-def _every_interface(port: int) -> list[Any]:
-    stream = gsocket.SOCK_STREAM
-    return [
-        (gsocket.AF_INET6, stream, 0, "", ("::", port)),
-        (gsocket.AF_INET, stream, 0, "", ("0.0.0.0", port)),
-    ]
+        if self._socks is not None:
+            self._socks.abandon()
 
 
 class TCPTransport(Transport):

@@ -23,7 +23,7 @@ from ..address import Address
 from ..options import Options
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import abandon_socket, has_hung_up
-from .tcp import TCPDialer, TCPListener, format_address, host_of, socket_names, unacknowledged
+from .tcp import TCPDialer, TCPListener, format_address, host_of, socket_names, unacknowledged, vanished
 from .tlscontext import ClientSide, ServerSide, explain
 
 __all__ = ["TRANSPORT", "TLSConnection", "TLSDialer", "TLSListener"]
@@ -263,6 +263,9 @@ class TLSConnection(StreamConnection):
 
     def unacknowledged(self) -> int:
         return unacknowledged(self._sock) + (len(self._unfinished) if self._unfinished is not None else 0)
+
+    def vanished(self) -> float:
+        return vanished(self._sock)
 
     # Receiving
 

@@ -309,6 +309,8 @@ _VERIFY_ERRORS: dict[int, tuple[type[BadCertificate], str]] = {
 }
 #: No issuer found, self-signed, or an untrusted root.
 _UNTRUSTED = {2, 18, 19, 20, 21, 27}
+#: Extensions that are missing or wrong in the certificate or its authority. Checked only with VERIFY_X509_STRICT.
+_NOT_STRICT = range(79, 94)
 
 #: Alerts of a peer that refuses this side's certificate -> what they mean.
 _REFUSALS = {
@@ -385,4 +387,10 @@ def _explain_verification(error: ssl.SSLCertVerificationError, address: str) -> 
     kind, why = _VERIFY_ERRORS.get(error.verify_code, (BadCertificate, "the peer's certificate was not accepted"))
     if error.verify_code in _UNTRUSTED:
         kind, why = UntrustedCertificate, "no authority that is trusted here has issued the peer's certificate"
+    if error.verify_code in _NOT_STRICT:
+        why = (
+            "the peer's certificate, or that of its authority, breaks a rule of RFC 5280, which Python 3.13 and later "
+            "check: make both again with all extensions, see 'A private authority' in the documentation of TLS; or set "
+            "transport.tls.context to a context without ssl.VERIFY_X509_STRICT"
+        )
     return kind(address, f"{why} ({error.verify_message.rstrip('.')})")

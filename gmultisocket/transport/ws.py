@@ -21,13 +21,17 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from gevent import GreenletExit
 from gevent.event import Event
 from websockets.http11 import Request, Response
 
 from .. import options as opts
+from .. import usercode
 from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
 from ..log import get_logger
+from ..loop.ending import Ended
+from ..loop.timelimit import LibraryTimeout
 from ..options import Options
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
@@ -117,9 +121,19 @@ class WSDialer(TransportDialer):
         headers = self._options.get(opts.transport.ws.headers)
         try:
             return dict(headers()) if callable(headers) else headers
-        except Exception as error:
-            why = f"the function in transport.ws.headers failed: {type(error).__name__}: {error}"
+        except (LibraryTimeout, Ended):
+            raise
+        except BaseException as error:
+            what = "the function in transport.ws.headers failed"
+            # The library ends this greenlet by Ended: somebody has killed the function.
+            if not isinstance(error, GreenletExit):
+                usercode.report(logger.name, what, error, self._options, peer=self._address.bare)
+            why = f"{what}: {type(error).__name__}: {error}"
             raise HandshakeFailed(self._address.bare, why) from error
+
+    @property
+    def unfinished(self) -> str:
+        return self._stream_dialer.unfinished
 
     def abandon(self) -> None:
         self._stream_dialer.abandon()

@@ -114,6 +114,9 @@ class WSConnection(PacketConnection):
     def unacknowledged(self) -> int:
         return self._stream.unacknowledged()
 
+    def vanished(self) -> float:
+        return self._stream.vanished()
+
     def hung_up(self, may_half_close: bool = True) -> bool:
         # A WebSocket ends in both directions at once.
         return self._stream.hung_up(may_half_close=False)
@@ -242,9 +245,14 @@ class AcceptedWS(WSConnection):
 
 
 def answer_with_refusal(stream: StreamConnection, error: RequestRefused) -> None:
-    """Refuse a request. Nothing was sent on the stream before, so the kernel takes the answer at once."""
+    """Refuse a request."""
+    answer(stream, refusal(error).serialize())
+
+
+def answer(stream: StreamConnection, data: bytes) -> None:
+    """Send the only answer. Nothing was sent on the stream before, so the kernel takes it at once."""
     try:
-        stream.send(refusal(error).serialize())
+        stream.send(data)
         stream.shutdown_write()
     except OSError:
         # The peer has closed the connection first.

@@ -201,6 +201,10 @@ class FrameCodec:
         """Return a ping. It needs no payload: any byte from the peer counts as the answer."""
         return self._encode(PING, b"")
 
+    def pong(self) -> bytes:
+        """Return a pong that no ping asked for (RFC 6455, 5.5.3)."""
+        return self._encode(PONG, b"")
+
     def replies(self) -> bytes:
         """Return the pongs for the received pings."""
         if self._pings is None:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
+from gevent import GreenletExit
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
@@ -27,8 +28,8 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from .. import options as opts
+from .. import usercode
 from ..errors import HandshakeFailed, MultiSocketError, RequestRefused, snippet
-from ..log import get_logger
 from ..options import Options, is_header
 from .base import StreamConnection
 
@@ -40,13 +41,16 @@ __all__ = [
     "authorize",
     "check_host",
     "check_origin",
+    "health_check",
+    "healthy",
     "is_loopback",
     "parse_request",
     "read_head",
     "refusal",
+    "replace_host",
+    "split_target",
 ]
 
-logger = get_logger("gmultisocket.ws")
 #: For the websockets package, which would log every header of a handshake: passwords, cookies, and a peer's bytes.
 _SILENT: Final = logging.Logger("gmultisocket.ws.handshake", logging.CRITICAL + 1)
 
@@ -59,6 +63,8 @@ _SUBPROTOCOLS: Final = (Subprotocol("multisocket.binary"), _TEXT)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
+#: A target that is a whole URL, without a user name: its host and port, and the rest.
+_URL: Final = re.compile(r"(?:https?|wss?)://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
 #: The maximum number of characters of a peer's text in an error.
 _MAX_QUOTED: Final = 200
 
@@ -124,6 +130,21 @@ def read_head(stream: StreamConnection) -> tuple[bytes, bytes]:
 # The listening side
 
 
+def health_check(head: bytes, paths: Collection[str]) -> str | None:
+    """Return the method if a request is a health check, GET or HEAD with one of these paths, of any HTTP version."""
+    match = _REQUEST_LINE.fullmatch(head[: head.index(b"\r\n")]) if paths else None
+    if match is None or match[1] not in (b"GET", b"HEAD") or match[2].partition(b"?")[0].decode() not in paths:
+        return None
+    return match[1].decode()
+
+
+def healthy(method: str) -> bytes:
+    """Return the answer to a health check."""
+    body = b"ok\n"
+    headers = Headers([("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return Response(200, "OK", headers, body if method == "GET" else b"").serialize()
+
+
 def parse_request(head: bytes) -> Request:
     """Parse the head of a request.
 
@@ -142,10 +163,36 @@ def parse_request(head: bytes) -> Request:
     protocol.receive_data(head)
     for event in protocol.events_received():
         if isinstance(event, Request):
+            event.path, host = split_target(event.path)
+            replace_host(event.headers, host)
             return event
     why = snippet(str(protocol.handshake_exc), _MAX_QUOTED)
     status = re.match(rb"HTTP/1.1 ([45][0-9]{2}) ", b"".join(protocol.data_to_send()))
     raise RequestRefused(int(status[1]) if status else HTTPStatus.BAD_REQUEST, why)
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """Return the path of a request's target, with its query, and the host that a whole URL names instead of the Host.
+
+    Source: RFC 9112, section 3.2.2: a server accepts URLs too, and the host in them replaces the header.
+
+    Raises:
+        RequestRefused: it is neither a path nor a URL of http or WebSocket.
+    """
+    if target.startswith("/"):
+        return target, None
+    match = _URL.fullmatch(target)
+    if match is None:
+        raise RequestRefused(HTTPStatus.BAD_REQUEST, "the target of the request is neither a path nor an http URL")
+    host, path = match.groups()
+    return path if path.startswith("/") else f"/{path}", host
+
+
+def replace_host(headers: Headers, host: str | None) -> None:
+    """Replace the Host header by what :func:`split_target` returned. A wrong number of such headers stays wrong."""
+    if host is not None and len(headers.get_all("Host")) == 1:
+        del headers["Host"]
+        headers["Host"] = host
 
 
 def accept(request: Request) -> tuple[Response, bool]:
@@ -256,7 +303,7 @@ def check_origin(request: UpgradeRequest, options: Options, local_address: str =
         return
     checker = options.get(listener_options.origin_checker)
     if checker is not None:
-        if not _call(checker, request):
+        if not _call("the origin checker", checker, request, options):
             raise RequestRefused(HTTPStatus.FORBIDDEN, "this origin may not connect")
         return
     origins = request.headers.get_all("Origin")
@@ -286,7 +333,7 @@ def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
         RequestRefused: the function refused the request, by an HTTP status, False or an exception.
     """
     function = options.get(opts.transport.ws.listener.authorize)
-    verdict = None if function is None else _call(function, request)
+    verdict = None if function is None else _call("the authorize function", function, request, options)
     if verdict is None or verdict is True:
         return request.identity
     if verdict is False:
@@ -296,16 +343,22 @@ def authorize(request: UpgradeRequest, options: Options) -> Mapping[str, Any]:
     return {**request.identity, **(verdict if isinstance(verdict, Mapping) else {"user": verdict})}
 
 
-def _call(function: Any, request: UpgradeRequest) -> Any:
-    """Return the result of a program's function. An error in it refuses the request."""
+def _call(what: str, function: Any, request: UpgradeRequest, options: Options) -> Any:
+    """Return the result of a program's function. An error in it is reported, and refuses the request."""
     try:
         return function(request)
     except RequestRefused:
         raise
     except MultiSocketError as error:
         raise RequestRefused(HTTPStatus.FORBIDDEN, str(error)) from error
-    except Exception as error:
-        logger.exception("%r failed for %s", function, snippet(request.peer_address))
+    except usercode.LibraryTimeout:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and request.environ:
+            # The greenlet belongs to a server, which stops, or has a timeout of its own.
+            raise
+        if not isinstance(error, GreenletExit):
+            usercode.report("gmultisocket.ws", f"{what} failed", error, options, peer=request.peer_address)
         raise RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR) from error
 
 
@@ -347,7 +400,8 @@ class DialerHandshake:
 
     def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
         self._address = address
-        uri = WebSocketURI(secure, host, port, path, "")
+        # The zone of an IPv6 address means something on this machine only (RFC 6874, section 4).
+        uri = WebSocketURI(secure, host.partition("%")[0], port, path, "")
         self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=_SILENT)
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):

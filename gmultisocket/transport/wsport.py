@@ -26,11 +26,12 @@ from ..address import Address
 from ..errors import AddressInUse, MultiSocketError, PipeRefused, RequestRefused, snippet
 from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
+from ..loop.ending import LOG_INTERVAL, Ended, end, survive
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
-from .wsconnection import answer_with_refusal
-from .wshandshake import parse_request, read_head
+from .wsconnection import answer, answer_with_refusal
+from .wshandshake import health_check, healthy, parse_request, read_head
 
 __all__ = ["Port", "Route", "join_port"]
 
@@ -46,9 +47,6 @@ _MAX_PENDING: Final = 1024
 _CHECK_INTERVAL: Final = 0.05
 #: Seconds that a refused peer has to read the answer before the connection is closed.
 _CLOSE_TIMEOUT: Final = 1.0
-#: Seconds between two warnings about refused peers.
-_LOG_INTERVAL: Final = 10.0
-
 #: The options that decide how a port is made, by its scheme.
 _PORT_OPTIONS: Final = {"ws": ("transport.tcp.",), "wss": ("transport.tcp.", "transport.tls.")}
 
@@ -106,6 +104,8 @@ class Port:
         self._options = options
         self._max_handshaking: int = options.get(opts.connector.listener.max_handshaking)
         self.routes: dict[str, Route] = {}
+        #: Where health checks are answered, by the path of the listener that asks for it.
+        self._health_paths: dict[str, str] = {}
         #: Requests that have not arrived in full, the oldest first; and requests that wait for their listener.
         self._reading: dict[PendingRequest, None] = {}
         self._waiting: dict[PendingRequest, None] = {}
@@ -113,7 +113,7 @@ class Port:
         self._limits = PeerLimits(options)
         self._accept_pace = AcceptPace()
         self._key: Any = None
-        self._log = ThrottledLog(logger, _LOG_INTERVAL)
+        self._log = ThrottledLog(logger, LOG_INTERVAL)
 
     @property
     def location(self) -> str:
@@ -134,11 +134,14 @@ class Port:
             if option.name.startswith(_PORT_OPTIONS[self._scheme]) and options.get(option) != self._options.get(option):
                 raise AddressInUse(address, f"another listener has the port, with another {option.name}")
         self.routes[route.path] = route
+        if health_path := options.get(opts.transport.ws.listener.health_path):
+            self._health_paths[route.path] = health_path
 
     def leave(self, route: Route) -> None:
         """Remove a listener; the last one closes the port. Never blocks."""
         if self.routes.get(route.path) is route:
             del self.routes[route.path]
+            self._health_paths.pop(route.path, None)
             if not self.routes:
                 self._close()
 
@@ -163,8 +166,7 @@ class Port:
             if request.stream is not None:
                 request.stream.close()
         for request in pending:
-            if request.greenlet is not None and request.greenlet is not getcurrent():
-                request.greenlet.kill(block=False)
+            end(request.greenlet)
 
     def wait_closed(self) -> None:
         """Block until the greenlets of a closed port have ended, except the caller. Return at once if it is open."""
@@ -206,8 +208,7 @@ class Port:
         if stream is not None:
             answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
             stream.close()
-        if request.greenlet is not None:
-            request.greenlet.kill(block=False)
+        end(request.greenlet)
 
     def _take(self, connection: Connection) -> None:
         assert isinstance(connection, StreamConnection)
@@ -247,6 +248,11 @@ class Port:
         except (MultiSocketError, OSError) as error:
             if request.stream is not None:
                 self._log_refused(stream, error)
+        except Ended:
+            raise
+        except BaseException as error:
+            peer = snippet(stream.peer_address)
+            survive(self._log, "failed", error, "refused %s because of an unexpected error", peer)
 
     def _hand_over(self, pending: PendingRequest, stream: StreamConnection) -> None:
         seconds = self._options.get(opts.connector.listener.handshake_timeout)
@@ -255,6 +261,10 @@ class Port:
                 stream.wait_for_hello()
                 stream.handshake()
             head, early = read_head(stream)
+        if (method := health_check(head, self._health_paths.values())) is not None:
+            answer(stream, healthy(method))
+            _drain(stream)
+            return
         request = parse_request(head)
         route = self.routes.get(request.path.partition("?")[0])
         if route is None:
@@ -271,7 +281,9 @@ class Port:
     def _log_refused(self, stream: StreamConnection, error: Exception) -> None:
         if self.routes:
             peer, why = snippet(stream.peer_address), snippet(str(error), 200)
-            self._log.log("refused", logging.WARNING, "refused %s: %s", peer, why)
+            # Not with the peer's address.
+            kind = snippet(str(getattr(error, "why", error)))
+            self._log.log(kind, logging.WARNING, "refused %s: %s", peer, why)
 
 
 def _drain(stream: StreamConnection) -> None:

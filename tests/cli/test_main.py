@@ -4,13 +4,17 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gevent import subprocess as gsubprocess
 
 import gmultisocket
 from gmultisocket.cli import main
+from gmultisocket.testing import wait_until
 from tests.cli.command import PATIENCE, address_of, environment, interrupt, run, start
 
 COMMANDS = ("demo", "send", "recv", "cat", "switch", "options")
@@ -133,3 +137,88 @@ def test_the_installed_script_is_the_same_command() -> None:
         [sys.executable, str(script), "--version"], capture_output=True, text=True, timeout=PATIENCE, env=environment()
     )
     assert shown.stdout == f"gmultisocket {gmultisocket.__version__}\n"
+
+
+FULL = Path("/dev/full")
+
+
+@contextmanager
+def started(*arguments: str, program: list[str] | None = None, **files: Any) -> Iterator[Any]:
+    """Start the command, or a program that does it, with other files than pipes."""
+    process = gsubprocess.Popen(
+        program or [sys.executable, "-m", "gmultisocket", *arguments], env=environment(), cwd="/",
+        **{"stdin": gsubprocess.DEVNULL, "stdout": gsubprocess.DEVNULL, "stderr": gsubprocess.PIPE} | files,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("options",), ("demo",), ("recv", "--help")])
+def test_a_full_output_is_one_line_and_a_failure(arguments: tuple[str, ...]) -> None:
+    with open(FULL, "w") as full, started(*arguments, stdout=full) as process:
+        _, err = process.communicate(timeout=PATIENCE)
+    assert err == b"gmultisocket: input or output failed: no space left on device\n"
+    assert process.returncode == 1
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["recv", "cat"])
+def test_a_full_output_ends_what_prints_messages(command: str, tmp_path: Path) -> None:
+    with (
+        open(FULL, "w") as full,
+        started(command, "-l", f"ipc://{tmp_path}/socket", stdout=full, stdin=gsubprocess.PIPE) as process,
+    ):
+        address_of(process)
+        run("send", "-d", f"ipc://{tmp_path}/socket", "one")
+        err = process.stderr.read()
+        process.wait(PATIENCE)
+    assert err == b"gmultisocket: input or output failed: no space left on device\n"
+    assert process.returncode == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
+def test_a_full_error_output_stops_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with open(FULL, "w") as full, started("recv", "-l", f"ipc://{path}", "-n", "1", stderr=full) as process:
+        wait_until(path.exists, PATIENCE)
+        run("send", "-d", f"ipc://{path}", "one")
+        assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout"])
+def test_a_closed_file_is_an_error_in_words(closed: str, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    redirection = "<&-" if closed == "stdin" else ">&-"
+    command = f'exec "$0" -m gmultisocket cat -l ipc://{path} {redirection}'
+    with started(program=["sh", "-c", command, sys.executable], stdin=gsubprocess.PIPE) as process:
+        address_of(process)
+        if closed == "stdout":
+            run("send", "-d", f"ipc://{path}", "one")
+        _, err = process.communicate(timeout=PATIENCE)
+    name = {"stdin": "input", "stdout": "output"}[closed]
+    assert (err.decode(), process.returncode) == (f"gmultisocket: standard {name} is closed\n", 1)
+
+
+@pytest.mark.parametrize("ignored", [("INT",), ("TERM",), ("INT", "TERM")])
+@pytest.mark.parametrize("command", ["recv", "switch"])
+def test_a_signal_that_the_caller_ignores_stays_ignored(command: str, ignored: tuple[str, ...]) -> None:
+    address = "tcp://127.0.0.1:0"
+    arguments = {"switch": f"{address} {address}", "recv": f"-l {address}"}[command]
+    shell = f"trap '' {' '.join(ignored)}; exec \"$0\" -m gmultisocket {command} {arguments}"
+    with started(program=["sh", "-c", shell, sys.executable], stdin=gsubprocess.PIPE) as process:
+        address_of(process)
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        status = {key: value for key, _, value in (line.partition(":") for line in lines)}
+        for name in ("INT", "TERM"):
+            bit = 1 << (signal.Signals[f"SIG{name}"] - 1)
+            assert bool(int(status["SigIgn"], 16) & bit) == (name in ignored)
+            assert bool(int(status["SigCgt"], 16) & bit) == (name not in ignored)

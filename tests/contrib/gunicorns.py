@@ -85,9 +85,9 @@ class Gunicorn:
         process: its master.
     """
 
-    def __init__(self, process: Any, folder: Path, secure: bool) -> None:
+    def __init__(self, process: Any, folder: Path, secure: bool, log: Path | None) -> None:
         self.process = process
-        self._log = folder / "gunicorn.log"
+        self._log = folder / "gunicorn.log" if log is None else log
         self._output = folder / "gunicorn.out"
         wait_until(lambda: "Listening at" in self.log or process.poll() is not None, PATIENCE)
         found = re.search(r"Listening at: https?://127\.0\.0\.1:([0-9]+)", self.log)
@@ -97,7 +97,7 @@ class Gunicorn:
     @property
     def log(self) -> str:
         """What it has logged."""
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     @property
     def access_log(self) -> str:
@@ -124,8 +124,9 @@ class Gunicorn:
 
 @contextmanager
 def running(
-    folder: Path, *arguments: str, app: str = "tests.contrib.served:application", secure: bool = False
-) -> Iterator[Gunicorn]:
+    folder: Path, *arguments: str, app: str = "tests.contrib.served:application", secure: bool = False,
+    log_file: Path | None = None,
+) -> Iterator[Gunicorn]:  # fmt: skip
     """Run a gunicorn on a port of its own choice; nothing of it is left when the body has ended.
 
     Args:
@@ -133,6 +134,7 @@ def running(
         arguments: of the command line.
         app: what it serves; "" where the configuration says so.
         secure: whether the arguments turn TLS on.
+        log_file: the error log, if the arguments have one.
     """
     command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--access-logfile", "-", *_QUIET, *arguments]
     with open(folder / "gunicorn.log", "w") as log, open(folder / "gunicorn.out", "w") as output:
@@ -142,7 +144,7 @@ def running(
             env=os.environ | {"PYTHONPATH": str(ROOT), "GUNICORN_CMD_ARGS": ""},
         )  # fmt: skip
     try:
-        yield Gunicorn(process, folder, secure)
+        yield Gunicorn(process, folder, secure, log_file)
     finally:
         if process.poll() is None:
             # Its workers are in its session, and in no other's.

@@ -110,3 +110,35 @@ def test_a_reload_tells_the_clients_of_the_old_worker_only(tmp_path: Path) -> No
         server.stop(signal.SIGINT)
         assert new.answer_goodbye() == 1001
         server.wait_ended()
+
+
+@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi"])
+@pytest.mark.parametrize("where", ["stderr", "file"])
+def test_errors_of_the_applications_own_code_are_in_the_error_log(tmp_path: Path, kind: str, where: str) -> None:
+    """Each once, with its traceback, wherever that log is, and with nothing configured."""
+    file = tmp_path / "error.log"
+    arguments = ["-k", kind, *HOOKS, *(["--error-logfile", str(file)] if where == "file" else [])]
+    app, log_file = "tests.contrib.failing:application", file if where == "file" else None
+    with running(tmp_path, *arguments, app=app, log_file=log_file) as server:
+        with Peer(server.address) as peer:
+            peer.send(request("/ws?fail"))
+            assert peer.status() == 500
+            assert peer.read_line() == b"500 Internal Server Error"
+        errors = ("failed in the handler", "failed in the callback", "failed in authorize")
+        wait_until(lambda: all(f"RuntimeError: {error}" in server.log for error in errors), PATIENCE)
+        server.stop()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)
+        for error in errors:
+            assert server.log.count(f"RuntimeError: {error}") == 1, server.log
+            assert server.access_log.count(error) == 0
+
+
+@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi"])
+def test_without_the_hooks_the_error_log_says_once_what_is_missing(tmp_path: Path, kind: str) -> None:
+    with running(tmp_path, "-k", kind, "--graceful-timeout", "1") as server, ExitStack() as stack:
+        for peer in connect(server, stack, 3):
+            worker_of(peer, b"hello")
+        (warning,) = [line for line in server.log.splitlines() if "[WARNING]" in line]
+        assert warning.endswith("from gmultisocket.contrib.gunicorn import post_worker_init, worker_int")
+        server.stop()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from contextlib import ExitStack
+import signal
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import gevent
@@ -71,3 +73,45 @@ def test_what_one_worker_is_told_the_browsers_of_all_workers_hear(tmp_path: Path
         server.stop()
         assert [peer.answer_goodbye() for peer in everybody] == [1001] * 3
         server.wait_ended()
+
+
+def switch_of(server: Gunicorn) -> int:
+    """Return the process of the switch that a master has started, 0 if there is none."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if parent == server.process.pid and b"switch" in words:
+                    return int(folder.name)
+    return 0
+
+
+def test_a_switch_that_dies_is_reported_and_started_again(tmp_path: Path) -> None:
+    with running(tmp_path, "-c", str(CONFIGURATION), app="") as server, ExitStack() as stack:
+        first, here = join(server, stack)
+        with standing_still(int(here.split()[1])):
+            second, there = join(server, stack)
+        assert here != there
+        dead = switch_of(server)
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: "The switch between the workers has died" in server.log, PATIENCE)
+        wait_until(lambda: switch_of(server) not in (0, dead), PATIENCE)
+
+        def read_on() -> None:
+            while not second.hear().endswith(b": again"):
+                pass
+
+        reading = gevent.spawn(read_on)
+        while not reading.ready():
+            first.say(b"again")
+            # Not for the time: what is said before the workers are connected again is lost.
+            gevent.sleep(0.1)
+        reading.get()
+        server.stop()
+        for peer in (first, second):
+            peer.sock.close()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)
+        assert server.process.returncode == 0
+        assert server.log.count("has died") == 1
+        assert switch_of(server) == 0

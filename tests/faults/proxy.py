@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
+from urllib.parse import urlsplit
 
 import gevent
 from gevent import Greenlet, socket
@@ -61,7 +62,8 @@ class Proxy:
     """A proxy in front of one tcp listener.
 
     Args:
-        target: the listener, or its port.
+        target: the listener, which may be of any transport over tcp, or its port.
+        room: how much the kernel takes from the server before the proxy has read it (SO_RCVBUF); 0 for its default.
 
     Attributes:
         to_server: what happens to the bytes that dialers send.
@@ -70,8 +72,9 @@ class Proxy:
         passed: bytes that have gone to the server, and to clients.
     """
 
-    def __init__(self, target: Listener | int) -> None:
-        self._target = target if isinstance(target, int) else int(target.address.rpartition(":")[2])
+    def __init__(self, target: Listener | int, room: int = 0) -> None:
+        self._room = room
+        self._target = target if isinstance(target, int) else _port(target.address)
         self.to_server = Faults()
         self.to_client = Faults()
         self.accepted = 0
@@ -91,6 +94,10 @@ class Proxy:
     def address(self) -> str:
         """Where to dial, also while the proxy is down."""
         return f"tcp://127.0.0.1:{self._port}"
+
+    def address_of(self, listener: Listener) -> str:
+        """Return where to dial a listener of any transport over tcp through this proxy, which stands before it."""
+        return listener.address.replace(f":{_port(listener.address)}", f":{self._port}")
 
     @property
     def connections(self) -> int:
@@ -131,10 +138,14 @@ class Proxy:
     def _accept(self, client: socket.socket, _: object) -> None:
         """Join a client to the server (a greenlet of the StreamServer's for each)."""
         self.accepted += 1
+        server = socket.socket()
         try:
-            server = socket.create_connection(("127.0.0.1", self._target))
+            if self._room:
+                server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._room)
+            server.connect(("127.0.0.1", self._target))
         except OSError:
             _reset(client)
+            server.close()
             return
         if self._server is None:
             # It went down meanwhile.
@@ -257,6 +268,10 @@ class _Direction:
             self._target.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it has gone already
+
+
+def _port(address: str) -> int:
+    return urlsplit(address).port or 0
 
 
 def _reset(sock: socket.socket) -> None:

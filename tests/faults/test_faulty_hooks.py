@@ -8,9 +8,10 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 
-from gmultisocket import Message, Negotiation, PipeEvent, Socket, Switch
-from gmultisocket.errors import PipeRefused
+from gmultisocket import Message, Negotiation, PipeEvent, Rep, Req, Respondent, Socket, Surveyor, Switch
+from gmultisocket.errors import HandlerFailed, HandshakeFailed, MultiSocketError, PipeRefused, RequestRefused
 from gmultisocket.testing import wait_until
 
 QUICKLY = {"connector.dialer.min_reconnect_time": 0.01, "connector.dialer.max_reconnect_time": 0.05}
@@ -29,7 +30,29 @@ def divide_by_zero() -> Any:
     return 1 // 0
 
 
-MISTAKES = [raise_error, leak_a_timeout, divide_by_zero]
+def exit_greenlet() -> Any:
+    raise GreenletExit
+
+
+def kill_greenlet() -> Any:
+    gevent.getcurrent().kill()
+
+
+def get_killed() -> Any:
+    # The greenlet that kills waits until the other one has really ended.
+    gevent.spawn(gevent.getcurrent().kill)
+    gevent.sleep(10)
+
+
+ERRORS = [raise_error, leak_a_timeout, divide_by_zero]
+#: Ways to end the greenlet that the code runs in.
+KILLS = [exit_greenlet, kill_greenlet, get_killed]
+MISTAKES = ERRORS + KILLS
+
+
+def failures(caplog: pytest.LogCaptureFixture, name: str) -> list[logging.LogRecord]:
+    """Return the records of a logger that tell of errors of the user's."""
+    return [each for each in caplog.records if each.name == name and each.levelno >= logging.WARNING and each.exc_info]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -54,8 +77,8 @@ def test_a_middleware_that_raises_costs_its_message_and_is_logged_once(
             assert client.recv(timeout=5) == b"reply"
             assert switch.running
             assert switch.drops == {"error": 3}
-    levels = [record.levelno for record in caplog.records if record.name == "gmultisocket.switch"]
-    assert levels.count(logging.ERROR) == 1
+    (failure,) = failures(caplog, "gmultisocket.switch")
+    assert failure.pipe_id and failure.peer.startswith("inproc://")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("answer", [None, "text", 7, object(), Message(flags=3), Message(source=b"odd")])
@@ -88,7 +111,197 @@ def test_a_pipe_callback_that_raises_concerns_no_other(
         assert server.recv(timeout=5) == b"still here"
         client.close()
         wait_until(lambda: heard == ["add", "remove"])
+    assert len(failures(caplog, "gmultisocket.socket")) == 2
     assert "a pipe callback failed" in caplog.text
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("kind", [Rep, Respondent])
+def test_a_handler_that_raises_or_is_killed_leaves_the_others_served(
+    kind: Any, mistake: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(content: bytes) -> bytes:
+        if content == b"bad":
+            mistake()
+        return content
+
+    with kind(handler) as answerer, Req() if kind is Rep else Surveyor() as asker:
+        asker.dial(answerer.listen("tcp://127.0.0.1:0").address)
+        answerer.wait_pipes(1, 5)
+        answerer.start()
+        for _ in range(3):
+            if isinstance(asker, Req):
+                with pytest.raises(HandlerFailed):
+                    asker.request(b"bad", 5)
+                assert asker.request(b"good", 5) == b"good"
+            else:
+                bad = asker.survey(b"bad", 5)
+                assert next(asker.survey(b"good", 5)) == b"good"
+                bad.close()
+                assert list(bad) == []
+        wait_until(lambda: answerer.running == 0)
+    # Those after the first, of the same kind, are for the level DEBUG.
+    (failure,) = failures(caplog, "gmultisocket.protocol")
+    assert failure.pipe_id and failure.peer.startswith("tcp://")  # type: ignore[attr-defined]
+
+
+def test_a_handlers_greenlet_may_be_killed_when_the_handler_has_returned_long_ago() -> None:
+    """A watchdog that comes late ends the greenlet, and another one takes its place."""
+    greenlets: list[gevent.Greenlet[..., Any]] = []
+
+    def handler(content: bytes) -> bytes:
+        greenlets.append(gevent.getcurrent())  # type: ignore[arg-type]
+        return content
+
+    with Rep(handler, concurrency=3) as rep, Req() as req:
+        req.dial(rep.listen("tcp://127.0.0.1:0").address)
+        rep.start()
+        for _ in range(5):
+            assert req.request(b"x", 5) == b"x"
+            greenlets[-1].kill(timeout=5)
+            assert greenlets[-1].dead
+        assert rep.running == 0
+
+
+def test_who_waits_for_the_end_of_a_switch_waits_though_its_middleware_is_killed() -> None:
+    def middleware(message: Message) -> Message:
+        if message.content == b"bad":
+            raise GreenletExit
+        return message
+
+    with Socket() as back, Socket() as front, Socket() as server, Socket() as client:
+        server.dial(back.listen("inproc://back").address)
+        client.dial(front.listen("inproc://front").address)
+        with Switch(back, front, middleware) as switch:
+            ended = gevent.spawn(switch.join, 20)
+            for _ in range(3):
+                client.send(b"bad")
+            client.send(b"good")
+            assert server.recv(timeout=5) == b"good"
+            assert not switch.join(0) and not ended.ready() and switch.drops == {"error": 3}
+            back.close()
+            front.close()
+            assert ended.get() is True
+
+
+def test_a_timeout_that_a_handler_forgets_to_cancel_ends_nothing_else() -> None:
+    def handler(content: bytes) -> bytes:
+        gevent.Timeout(0.01, GreenletExit).start()
+        return content
+
+    with Rep(handler) as rep, Req() as req:
+        req.dial(rep.listen("tcp://127.0.0.1:0").address)
+        rep.start()
+        for _ in range(3):
+            worker = next(iter(rep._greenlets))
+            assert req.request(b"x", 5) == b"x"
+            worker.join(5)
+            assert worker.dead
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["handler", "callback", "middleware", "negotiator", "headers", "authorize"])
+def test_what_ends_a_program_is_raised_in_its_main_greenlet_and_if_that_goes_on_so_does_the_library(
+    where: str, error: type[BaseException]
+) -> None:
+    raised = False
+
+    def code(argument: Any = None) -> Any:
+        nonlocal raised
+        if not raised:
+            raised = True
+            raise error("of the user's")
+        return argument
+
+    def works() -> bool:
+        try:
+            return req.request(b"x", 5) == b"x"
+        except MultiSocketError:
+            return False
+
+    authorize = {"transport.ws.listener.authorize": lambda request: bool(code(True))} if where == "authorize" else {}
+    headers = {"transport.ws.headers": lambda: code({})} if where == "headers" else {}
+    with Socket() as back, Socket() as front, Rep(code if where == "handler" else bytes) as rep, Req(QUICKLY) as req:
+        rep.dial(back.listen("inproc://back").address)
+        rep.start()
+        if where == "callback":
+            front.on_pipe(code)
+        if where == "negotiator":
+            front.set_negotiator(code)
+        with Switch(back, front, code if where == "middleware" else None) as switch:
+            address = front.listen("ws://127.0.0.1:0", authorize).address
+            with pytest.raises(error):
+                req.dial(address, {"connector.dialer.dial_async": True, **headers})
+                req.request_async(b"x", 5)
+                gevent.sleep(20)
+            wait_until(works)
+            assert switch.running
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_function_for_headers_that_raises_is_a_failed_attempt(
+    mistake: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = 0
+
+    def headers() -> dict[str, str]:
+        nonlocal calls
+        calls += 1
+        if calls <= 3:
+            mistake()
+        return {"X-Call": str(calls)}
+
+    with Socket() as server, Socket({**QUICKLY, "transport.ws.headers": headers}) as client:
+        address = server.listen("ws://127.0.0.1:0").address
+        with pytest.raises(HandshakeFailed):
+            client.dial(address)
+        dialer = client.dial(address, {"connector.dialer.dial_async": True})
+        wait_until(lambda: dialer.pipe is not None)
+        assert calls == 4 and dialer.attempts == 3
+        client.send(b"in the end", timeout=5)
+        assert server.recv(timeout=5) == b"in the end"
+    assert len(failures(caplog, "gmultisocket.ws")) == (2 if mistake in ERRORS else 0)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("option", ["authorize", "origin_checker"])
+def test_a_function_that_decides_about_a_request_and_raises_refuses_it_with_an_answer(
+    option: str, mistake: Callable[[], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = 0
+
+    def function(request: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:
+            mistake()
+        return True
+
+    with Socket() as server, Socket(QUICKLY) as client:
+        address = server.listen("ws://127.0.0.1:0", {f"transport.ws.listener.{option}": function}).address
+        for _ in range(2):
+            with pytest.raises(RequestRefused) as caught:
+                client.dial(address)
+            assert caught.value.status == 500 and caught.value.why == "500 Internal Server Error"
+        client.dial(address)
+        client.send(b"in the end", timeout=5)
+        assert server.recv(timeout=5) == b"in the end"
+    shown = failures(caplog, "gmultisocket.ws")
+    assert len(shown) == (1 if mistake in ERRORS else 0)
+    assert all(failure.peer.startswith("ws://") for failure in shown)  # type: ignore[attr-defined]
+    assert "refused ws://" in caplog.text
+
+
+def test_what_a_negotiator_raises_is_for_the_log_and_not_for_the_peer(caplog: pytest.LogCaptureFixture) -> None:
+    with Socket() as server, Socket() as client:
+        server.set_negotiator(lambda negotiation: raise_error())
+        pipes: list[Any] = []
+        client.on_pipe(lambda event: pipes.append(event.pipe))
+        client.dial(server.listen("ws://127.0.0.1:0").address, {"connector.dialer.reconnect": False})
+        wait_until(lambda: pipes and pipes[0].closed)
+        assert "mistake" not in pipes[0].reason
+    (failure,) = failures(caplog, "gmultisocket.connector")
+    assert "a mistake of the user's" in str(failure.exc_info)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -9,7 +9,7 @@ import pytest
 
 from gmultisocket import Message, Socket
 from gmultisocket.errors import ConnectionRefused, StreamReset
-from gmultisocket.protocol import Stream, StreamSocket
+from gmultisocket.protocol import Stream, StreamSocket, resets
 from gmultisocket.protocol import stream as stream_module
 from gmultisocket.protocol.streamend import ANSWER, CREDIT, RESET
 from gmultisocket.testing import wait_until
@@ -72,7 +72,7 @@ def test_a_peer_that_opens_and_closes_and_does_not_read_costs_a_bounded_amount(
     transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "_MAX_UNREAD", 50)
-    monkeypatch.setattr(stream_module, "_MAX_RESETS", 10)
+    monkeypatch.setattr(resets, "_MAX_WAITING", 10)
     options = {"socket.recv_queue_size": 1}
     with Stream({"socket.send_queue_size": 1}) as server, Socket(options) as stuck:  # type: ignore[arg-type]
         stuck.dial(server.listen(addresses.TRANSPORTS[transport](tmp_path)).address)

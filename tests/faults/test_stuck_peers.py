@@ -111,7 +111,7 @@ def test_a_to_all_sender_that_waits_for_a_stuck_peer_has_served_the_others_first
         with stuck(listener), Socket() as first, Socket() as second:
             server.wait_pipes(1, timeout=5)
             for client in (first, second):
-                client.dial(listener.address, {"socket.recv_queue_size": 1000})
+                client.dial(listener.address)
             server.wait_pipes(3, timeout=5)
             number = 0
             with pytest.raises(Timeout) as caught:

@@ -244,7 +244,7 @@ def test_exceptions_out_of_take_are_logged_with_a_traceback_once_an_interval(
         wait_until(lambda: len(taken) == 3)
         (record,) = caplog.records
         assert record.exc_info and repr(record.exc_info[1]) == "ValueError(1)"
-        later = monotonic() + accepting._LOG_INTERVAL
+        later = monotonic() + accepting.LOG_INTERVAL
         monkeypatch.setattr(log, "monotonic", lambda: later)
         backlog.add(4, 5)
         wait_until(lambda: len(taken) == 5)
@@ -341,3 +341,35 @@ def test_a_connection_is_not_kept_alive_until_the_next_one(run: Run) -> None:
     wait_until(lambda: backlog.waits)
     gc.collect()
     assert connection() is None
+
+
+@pytest.mark.parametrize("error", [gevent.Timeout, gevent.GreenletExit, BaseException])
+@pytest.mark.parametrize("where", ["accept", "wait", "take"])
+def test_no_exception_of_any_kind_ends_the_loop(
+    error: type[BaseException], where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = 3
+    taken: list[object] = []
+
+    def may_fail(place: str) -> None:
+        nonlocal left
+        if place == where and left:
+            left -= 1
+            raise error
+
+    def take(connection: object) -> None:
+        may_fail("take")
+        taken.append(connection)
+
+    def accept() -> object:
+        may_fail("accept")
+        return backlog.accept()
+
+    backlog = Backlog(*range(5))
+    loop = AcceptLoop(accept, take, lambda: "tcp://here:1", lambda: may_fail("wait"))
+    loop.start()
+    wait_until(lambda: 4 in taken)
+    assert taken == ([3, 4] if where == "take" else [0, 1, 2, 3, 4])
+    assert len(caplog.records) == 1
+    loop.stop()
+    assert loop.join(5)

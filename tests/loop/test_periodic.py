@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import gevent
 import pytest
 from gevent import Greenlet
+from gevent.event import Event
 
+from gmultisocket.log import ThrottledLog, get_logger
 from gmultisocket.loop import periodic
+from gmultisocket.loop.ending import LOG_INTERVAL
 from gmultisocket.loop.periodic import Periodic
 from gmultisocket.testing import wait_until
 
@@ -141,3 +145,50 @@ def test_stopped_before_its_greenlet_has_run_it_can_be_started(work: Work) -> No
     work.periodic.join()
     work.periodic.start()
     wait_until(lambda: work.done)
+
+
+@pytest.mark.parametrize("error", [ValueError, gevent.Timeout, gevent.GreenletExit, BaseException])
+def test_an_error_of_the_check_is_logged_once_and_does_not_end_it(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(periodic, "_log", ThrottledLog(get_logger("gmultisocket.socket"), LOG_INTERVAL))
+    calls = 0
+
+    def check(*times: float) -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    failing = Periodic(lambda: 0.001 if calls < 5 else 0.0, check)
+    failing.start()
+    wait_until(lambda: calls == 5)
+    failing.join()
+    [record] = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info and record.exc_info[0] is error
+
+
+def test_something_that_kills_the_greenlet_does_not_end_the_work(work: Work) -> None:
+    work.periodic.start()
+    wait_until(lambda: bool(work.done))
+    greenlet = work.periodic._greenlet
+    assert greenlet is not None
+    greenlet.kill(timeout=5)
+    assert greenlet.dead
+    done = len(work.done)
+    wait_until(lambda: len(work.done) > done)
+
+
+def test_a_stop_ends_a_check_that_is_at_work() -> None:
+    inside = Event()
+
+    def check(*times: float) -> None:
+        inside.set()
+        gevent.sleep(60)
+
+    working = Periodic(lambda: 0.001, check)
+    working.start()
+    inside.wait(5)
+    working.stop()
+    working.join()
+    assert working._greenlet is None

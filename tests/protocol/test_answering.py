@@ -13,7 +13,7 @@ import pytest
 from gevent.event import Event
 
 from gmultisocket import Message, Socket
-from gmultisocket.errors import Closed, MessageTooLong, NotSupported, PeerGone, Timeout
+from gmultisocket.errors import Closed, HandlerFailed, MessageTooLong, NotSupported, PeerGone, Timeout
 from gmultisocket.protocol import Rep, Req, Respondent, Surveyor
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_ONE
@@ -49,7 +49,7 @@ def asked(kind: Any, handler: Any = None, **more: Any) -> Iterator[tuple[Any, Ca
 # Handlers
 
 
-def test_a_handler_that_fails_answers_nothing_is_logged_and_the_next_is_served(
+def test_a_handler_that_fails_fails_its_request_is_logged_and_the_next_is_served(
     direct: Net, caplog: pytest.LogCaptureFixture
 ) -> None:
     def handler(content: bytes) -> bytes | None:
@@ -68,9 +68,13 @@ def test_a_handler_that_fails_answers_nothing_is_logged_and_the_next_is_served(
     with Rep(handler) as rep, Req() as req:
         direct.connect(rep, req)
         rep.start()
-        bad = [req.request_async(content) for content in (b"raise", b"timeout", b"closed", b"text", b"long", b"none")]
+        bad = [req.request_async(content) for content in (b"raise", b"timeout", b"closed", b"text", b"long")]
+        silent = req.request_async(b"none")
         assert req.request(b"good", LONG) == b"good"
-        assert not any(request.done for request in bad)
+        assert not silent.done
+        for request in bad:
+            with pytest.raises(HandlerFailed):
+                request.get(LONG)
     failures = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(failures) == 5
     assert failures[0].exc_info is not None and "of mine" in str(failures[0].exc_info[1])
@@ -133,7 +137,7 @@ def test_a_handler_answers_until_its_socket_closes(kind: Any) -> None:
 
 
 @BOTH
-def test_a_handler_that_fails_or_returns_nothing_leaves_its_asker_without_an_answer(
+def test_a_handler_that_returns_nothing_leaves_its_asker_without_an_answer_and_so_does_one_that_fails_a_survey(
     kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def handler(content: bytes) -> bytes | None:
@@ -143,7 +147,13 @@ def test_a_handler_that_fails_or_returns_nothing_leaves_its_asker_without_an_ans
 
     with asked(kind, handler) as (answerer, ask):
         answerer.start()
-        silent = [gevent.spawn(ask(content)) for content in (b"raise", b"none")]
+        failing = ask(b"raise")
+        silent = [gevent.spawn(ask(b"none"))]
+        if kind is Rep:
+            with pytest.raises(HandlerFailed):
+                failing()
+        else:
+            silent.append(gevent.spawn(failing))
         assert ask(b"good")() == b"good"
         assert not any(greenlet.ready() for greenlet in silent)
         gevent.killall(silent)

@@ -155,6 +155,7 @@ def test_a_pub_as_written_by_hand(net: Net) -> None:
         waiting = gevent.spawn(sub.subscribe, "a.>", LONG)
         asked = by_hand.recv_msg(LONG)
         assert (asked.flags, asked.content) == (CONTROL | TO_ALL, b"\x01a.>")
+        assert by_hand.recv_msg(LONG).content == b"\x08"
         assert not waiting.ready()
         by_hand.send_msg(Message(flags=CONTROL | TO_DEST, destination=asked.source, content=b"\x02a.>"))
         waiting.get(timeout=LONG)
@@ -453,7 +454,7 @@ def test_a_pub_survives_anything_that_is_a_message(messages: list[tuple[int, byt
 
 
 def test_a_pub_that_never_answers_costs_a_bounded_amount_of_memory() -> None:
-    with Socket() as by_hand, Sub() as sub:
+    with Socket() as by_hand, Sub({"protocol.pubsub.refresh_interval": 0}) as sub:
         sub.dial(by_hand.listen("inproc://mute").address)
         for number in range(3000):
             sub.subscribe(f"a.{number}")
@@ -676,6 +677,21 @@ def test_a_sub_that_died_behind_a_switch_is_forgotten_after_a_while_and_a_living
         wait_until(lambda: pub.reach("dead") == 0)
         assert pub.publish("alive", b"and well") == 1
         assert sub.recv(LONG) == ("alive", b"and well")
+
+
+@pytest.mark.parametrize("patterns", [("dead",), ("left", "dead")])
+def test_a_sub_that_died_behind_a_switch_before_it_repeated_itself_is_forgotten(patterns: tuple[str, ...]) -> None:
+    with switched() as (pubs, subs), Pub({"protocol.pubsub.expiry": 0.05}) as pub:
+        pub.dial(pubs)
+        with Sub() as dying:
+            dying.dial(subs)
+            for pattern in patterns:
+                dying.subscribe(pattern, LONG)
+                if pattern != "dead":
+                    dying.unsubscribe(pattern)
+            # It dies: it does not unsubscribe.
+            dying.socket.close()
+        wait_until(lambda: pub.reach("dead") == 0)
 
 
 def subscribe_by_hand(by_hand: Socket, address: str, pattern: bytes) -> None:

@@ -433,11 +433,12 @@ def test_a_restarted_peer_does_not_know_old_connections() -> None:
         by_hand.dial(server.listen("tcp://127.0.0.1:0").address)
         by_hand.wait_pipes(1, LONG)
         to = next(iter(by_hand.pipes.values())).path + b"\x12\x34\x56\x78"
-        for content, flags in ((b"data", 0), (b"\x00", CONTROL), (b"\x01", CONTROL)):
-            by_hand.send_msg(Message(flags=flags | TO_DEST, source=b"\0\0\0\x07", destination=to, content=content))
+        for number, (content, flags) in enumerate(((b"data", 0), (b"\x00", CONTROL), (b"\x01", CONTROL)), 5):
+            here = struct.pack(">I", number)
+            by_hand.send_msg(Message(flags=flags | TO_DEST, source=here, destination=to, content=content))
             answer = by_hand.recv_msg(LONG)
             assert (answer.flags, answer.content) == (CONTROL | TO_DEST, b"\x04")
-            assert answer.source[-4:] == b"\x12\x34\x56\x78" and answer.destination == b"\0\0\0\x07"
+            assert answer.source[-4:] == b"\x12\x34\x56\x78" and answer.destination == here
         for content in (b"\x02", b"\x03\0\0\0\1", b"\x04"):
             by_hand.send_msg(Message(flags=CONTROL | TO_DEST, source=b"\0\0\0\x07", destination=to, content=content))
         wait_until(lambda: server.counters.drops == {"no such stream": 6})

@@ -346,3 +346,18 @@ def test_a_transport_without_plain_bytes_is_refused() -> None:
                 connection.recv(1)
             connection.close()
             wait_until(lambda: proxy.failed == 1)
+
+
+def test_an_unexpected_error_ends_its_connection_and_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def connect(self: StreamProxy) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(StreamProxy, "_connect_back", connect)
+    with StreamProxy("tcp://127.0.0.1:0", "tcp://127.0.0.1:1") as proxy:
+        for _ in range(3):
+            with plain_connection(proxy.address) as client:
+                assert client.recv(1) == b""
+        assert proxy.failed == 3
+    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import gevent
 import pytest
@@ -19,7 +20,8 @@ from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message, pack_id
 from tests.cases import every_case
 
 LONG = 20.0
-UNSUBSCRIBE, SUBSCRIBE, SUBSCRIBED = b"\x00", b"\x01", b"\x02"
+UNSUBSCRIBE, SUBSCRIBE, SUBSCRIBED, REPEATS = b"\x00", b"\x01", b"\x02", b"\x08"
+ONCE: dict[str, Any] = {"protocol.pubsub.refresh_interval": 0}
 
 
 def publication(topic: str, content: bytes) -> bytes:
@@ -28,8 +30,9 @@ def publication(topic: str, content: bytes) -> bytes:
 
 @contextmanager
 def by_hand_pub(name: str, received: int = 100) -> Iterator[tuple[Socket, Sub]]:
-    """A Sub, and a plain Socket that it takes for its publisher."""
-    with Socket({"socket.recv_queue_size": received}) as by_hand, Sub({"socket.send_queue_size": 1}) as sub:
+    """A Sub that repeats nothing, and a plain Socket that it takes for its publisher."""
+    options = {"socket.send_queue_size": 1, **ONCE}
+    with Socket({"socket.recv_queue_size": received}) as by_hand, Sub(options) as sub:
         sub.dial(by_hand.listen(f"inproc://{name}").address)
         yield by_hand, sub
         sub.close(0)
@@ -57,6 +60,43 @@ def test_a_pattern_is_told_when_it_is_wanted_and_when_it_is_not() -> None:
         sub.unsubscribe("never wanted")
         gevent.idle()
         assert by_hand.queued == 0
+
+
+def test_a_sub_that_repeats_itself_says_so_after_its_first_subscription_and_after_it_had_none() -> None:
+    with Socket() as by_hand, Socket() as second, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://repeats").address)
+        told = []
+        for change, pattern in (
+            (sub.subscribe, "a"), (sub.subscribe, "b"), (sub.unsubscribe, "a"), (sub.unsubscribe, "b"),
+            (sub.subscribe, "c"),
+        ):  # fmt: skip
+            change(pattern)
+            told.append(by_hand.recv_msg(LONG))
+            if pattern in ("a", "c") and told[-1].content[:1] == SUBSCRIBE:
+                told.append(by_hand.recv_msg(LONG))
+        assert [message.content for message in told] == [
+            SUBSCRIBE + b"a", REPEATS, SUBSCRIBE + b"b", UNSUBSCRIBE + b"a", UNSUBSCRIBE + b"b",
+            SUBSCRIBE + b"c", REPEATS,
+        ]  # fmt: skip
+        assert {message.flags for message in told} == {CONTROL | TO_ALL}
+        sub.dial(second.listen("inproc://repeats-too").address)
+        assert [second.recv(LONG) for _ in range(2)] == [SUBSCRIBE + b"c", REPEATS]
+
+
+def test_a_promise_to_repeat_stays_behind_the_subscription_that_it_is_for() -> None:
+    options = {"socket.send_queue_size": 1}
+    with Socket({"socket.recv_queue_size": 1}) as by_hand, Sub(options) as sub:
+        sub.dial(by_hand.listen("inproc://promise").address)
+        for number in range(3):
+            sub.subscribe(f"fill.{number}")
+            gevent.idle()
+        for number in range(3):
+            sub.unsubscribe(f"fill.{number}")
+        sub.subscribe("late")
+        told = []
+        while not told or told[-1] != REPEATS or SUBSCRIBE + b"late" not in told:
+            told.append(by_hand.recv(LONG))
+        assert told[-2:] == [SUBSCRIBE + b"late", REPEATS]
 
 
 def test_a_publisher_that_comes_is_told_every_pattern() -> None:
@@ -114,6 +154,17 @@ def test_one_that_asks_behind_a_switch_is_answered_alone(monkeypatch: pytest.Mon
                 (CONTROL | TO_DEST, way.source, pack_id(number))
             }
         assert sub.counters.drops == {} and not sub._askers._waiting
+
+
+def test_one_that_asks_is_told_that_subscriptions_are_repeated() -> None:
+    with Socket({"socket.recv_queue_size": 100}) as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://asks-and-hears").address)
+        sub.subscribe("a")
+        assert [by_hand.recv(LONG) for _ in range(2)] == [SUBSCRIBE + b"a", b"\x08"]
+        ask(by_hand, pack_id(7))
+        answers = [by_hand.recv_msg(LONG) for _ in range(2)]
+        assert [answer.content for answer in answers] == [SUBSCRIBE + b"a", b"\x08"]
+        assert {answer.destination for answer in answers} == {pack_id(7)}
 
 
 def test_one_that_asks_often_is_answered_once_at_a_time() -> None:
@@ -284,7 +335,7 @@ def test_a_subscription_that_nobody_acknowledged_in_time_stays() -> None:
 
 
 def test_the_acknowledgement_of_an_earlier_subscription_is_not_taken_for_that_of_a_new_one() -> None:
-    with Socket() as by_hand, Sub() as sub:
+    with Socket() as by_hand, Sub(ONCE) as sub:
         sub.dial(by_hand.listen("inproc://order").address)
         sub.subscribe("a")
         first = by_hand.recv_msg(LONG)

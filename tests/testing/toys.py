@@ -86,6 +86,9 @@ class NetstringCodec:
     def ping(self) -> bytes:
         return b""
 
+    def pong(self) -> bytes:
+        return b""
+
     def goodbye(self, reason: Exception | None) -> bytes:
         return b"0:,"
 

@@ -58,7 +58,7 @@ def test_a_registered_transport_is_found_under_each_of_its_schemes(smoke: Smoke)
 def test_a_socket_uses_a_registered_transport(smoke: Smoke) -> None:
     register(smoke)
     with Socket() as sock:
-        sock.dial("smoke://signals?socket.no_send=true")
+        sock.dial("smoke://signals?connector.dialer.reconnect=false")
         assert sock.recv(timeout=5) == b"puff"
 
 

@@ -109,12 +109,12 @@ def test_a_star_listens_on_every_interface_of_both_families(host: str) -> None:
         assert server.recv(timeout=5) == b"hello"
 
 
-def test_an_ipv4_peer_of_a_dual_stack_listener_is_shown_as_the_kernel_names_it() -> None:
+def test_an_ipv4_peer_of_a_dual_stack_listener_has_its_own_address() -> None:
     with listening("tcp://*:0") as listener:
         dialed = make_dialer(listener.address.replace("*", "127.0.0.1")).connect()
         accepted = listener.accept()
         try:
-            assert accepted.peer_address == dialed.local_address.replace("127.0.0.1", "[::ffff:127.0.0.1]")
+            assert accepted.peer_address == dialed.local_address
         finally:
             dialed.close()
             accepted.close()

@@ -335,6 +335,7 @@ def test_a_listener_off_loopback_warns_once(monkeypatch: pytest.MonkeyPatch, cap
         assert not caplog.records
         sock.listen("ws://*:0")
         sock.listen("ws://*:0")
+        wait_until(lambda: bool(caplog.records))
         assert [record.getMessage() for record in caplog.records if "not encrypted" in record.getMessage()] != []
         assert len(caplog.records) == 1
 

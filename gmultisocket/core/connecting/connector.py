@@ -12,9 +12,11 @@ from typing import Final
 import gevent
 from gevent.hub import Hub
 
+from ... import options as opts
 from ...counters import Counters
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
 from ...log import ThrottledLog, get_logger
+from ...loop.ending import survive
 from ...loop.waiting import Deadline, WaitList
 from ...options import Options
 from ...transport import Connection, StreamConnection
@@ -29,6 +31,7 @@ from .events import PipeEvents
 from .heartbeat import Heartbeat
 from .opening import PipeMaker
 from .places import Places
+from .vanished import VanishedPeers
 
 __all__ = ["Connector"]
 
@@ -36,8 +39,13 @@ logger = get_logger("gmultisocket.connector")
 
 #: Seconds that a closed pipe waits for its peer's close frame.
 _CLOSE_TIMEOUT: Final = 1.0
+#: What a content that is too long is about.
+_SIZE_OPTIONS: Final = (
+    "to allow it raise connector.pipe.max_recv_content_length here; the peer's own limit is its "
+    "socket.max_send_content_length"
+)
 #: A fault of the same kind is logged at most this often, in seconds.
-_LOG_INTERVAL: Final = 10.0
+_LOG_INTERVAL: Final = 60.0
 
 
 class Connector:
@@ -59,6 +67,7 @@ class Connector:
         "_heartbeat",
         "_log",
         "_pipe_waiters",
+        "_vanished",
         "close_timeout",
         "closing",
         "closing_pipes",
@@ -93,6 +102,7 @@ class Connector:
         #: Greenlets in ``wait_pipes``. Made when first needed.
         self._pipe_waiters: WaitList | None = None
         self._heartbeat = Heartbeat()
+        self._vanished = VanishedPeers(hub, self.pipes)
         self._log = ThrottledLog(logger, _LOG_INTERVAL)
 
     # Dialers and listeners
@@ -114,7 +124,12 @@ class Connector:
 
     def refused(self, connection: Connection, error: MultiSocketError) -> None:
         """Log that a peer was not let in."""
-        self._warn(type(error).__name__, "refused %s: %s", snippet(connection.peer_address), _cause(error))
+        cause = str(_cause(error))
+        self._warn(f"refused: {snippet(cause)}", "refused %s: %s", snippet(connection.peer_address), cause)
+
+    def survive(self, kind: str, error: BaseException, text: str, *args: object) -> None:
+        """Report an unexpected error that ends neither a dialer nor a listener; see ``loop/ending.py``."""
+        survive(self._log, f"{kind} {type(error).__name__}", error, text, *args)
 
     # Pipes
 
@@ -130,12 +145,16 @@ class Connector:
             pipe._discard("the socket is closing")
             return
         self.pipes[pipe.id] = pipe
-        self.sender.add(pipe)
+        held = pipe._may_be_nobody and pipe.endpoint.options.get(opts.connector.pipe.hold_until_heard)
+        self.sender.add(pipe, held)
         self.events.emit("add", pipe)
         if self._pipe_waiters is not None:
             self._pipe_waiters.wake_all()
         if isinstance(pipe, BytesPipe):
             self._heartbeat.watch(pipe)
+            self._vanished.watch(pipe)
+            if held:
+                pipe._ping()
 
     def wait_pipes(self, count: int, timeout: float | None) -> None:
         """Block until there are that many pipes; see ``Socket.wait_pipes``."""
@@ -157,6 +176,9 @@ class Connector:
     def pipe_writable(self, pipe: Pipe) -> None:
         self.sender.pipe_writable(pipe)
 
+    def pipe_heard(self, pipe: Pipe) -> None:
+        self.sender.pipe_heard(pipe)
+
     def pipe_idle(self, pipe: Pipe) -> None:
         self.sender.pipe_idle(pipe)
 
@@ -169,6 +191,10 @@ class Connector:
     def lose(self, reason: str, count: int) -> None:
         self.sender.counters.drop(reason, count)
 
+    def peer_pings(self, pipe: Pipe) -> None:
+        if isinstance(pipe, BytesPipe):
+            self._heartbeat.show_life(pipe)
+
     def pipe_closing(self, pipe: Pipe) -> None:
         self.pipes.pop(pipe.id, None)
 
@@ -180,7 +206,7 @@ class Connector:
 
     def peer_error(self, pipe: Pipe, error: MultiSocketError) -> None:
         too_long = isinstance(error, ContentTooLong)
-        hint = " (raise connector.pipe.max_recv_content_length to allow it)" if too_long else ""
+        hint = f" ({_SIZE_OPTIONS})" if too_long else ""
         self._warn(
             type(error).__name__, "pipe %d to %s: %s%s", pipe.id, snippet(pipe.peer_address), _cause(error), hint
         )
@@ -220,8 +246,25 @@ class Connector:
             self._pipe_waiters.wake_all()
         return stopped
 
-    def flush(self, deadline: Deadline) -> None:
-        """Block until everything that is queued has left for the peers, or the time is up."""
+    @property
+    def in_use(self) -> bool:
+        """Whether there is anything that must be closed."""
+        return bool(self.endpoints or self.pipes or self.sender.requeue.pending)
+
+    def unsent(self) -> int:
+        """Return how many messages wait to leave."""
+        return sum(pipe.queued for pipe in [*self.pipes.values()]) + len(self.sender.requeue.pending)
+
+    def flush(self, deadline: Deadline, requeued: bool = False) -> bool:
+        """Block until everything that is queued has left for the peers, or the time is up.
+
+        Args:
+            deadline: when the time is up.
+            requeued: whether to wait for messages that no pipe takes at present.
+
+        Returns:
+            Whether everything has left.
+        """
         pause = 0.0
         self.scheduler.end_turn()
         waiting: list[Pipe] = []
@@ -229,9 +272,11 @@ class Connector:
             waiting = [pipe for pipe in waiting if not _is_flushed(pipe)]
             # At the end all pipes once more: what one pipe could not send was requeued to others.
             waiting = waiting or [pipe for pipe in self.pipes.values() if not _is_flushed(pipe)]
+            if not waiting and not (requeued and self.sender.requeue.pending):
+                return True
             left = deadline.left()
-            if not waiting or (left is not None and left <= 0):
-                return
+            if left is not None and left <= 0:
+                return False
             gevent.sleep(pause if left is None else min(pause, left))
             pause = min(0.02, pause + 0.001)
 
@@ -244,11 +289,13 @@ class Connector:
             pipe.close(reason)
         self.sender.lose_requeued()
         self._heartbeat.stop()
+        self._vanished.stop()
         return pipes
 
     def join(self) -> None:
         """Block until no greenlet works for the socket any more. The caller may be one of its callbacks."""
         self._heartbeat.join()
+        self._vanished.join()
         for pipe in [*self.closing_pipes]:
             pipe._join()
         self.events.join()
@@ -264,7 +311,7 @@ class Connector:
 
 def _cause(error: MultiSocketError) -> object:
     """Return the text of an error for a log line that has the address already."""
-    return error.why if isinstance(error, ConnectionFailed) else error
+    return error.why or error if isinstance(error, ConnectionFailed) else error
 
 
 def _is_flushed(pipe: Pipe) -> bool:

@@ -25,8 +25,9 @@ from gevent import Greenlet, GreenletExit, getcurrent
 
 from ... import options as opts
 from ...address import Address
-from ...errors import Closed, MultiSocketError, PipeRefused
+from ...errors import Closed, ConnectionFailed, MultiSocketError, PipeRefused
 from ...log import get_logger
+from ...loop.ending import Ended, end
 from ...loop.owner import check_thread
 from ...options import Options
 from ...state import StateMachine
@@ -137,7 +138,7 @@ class Dialer(StateMachine, Endpoint):
             error = worker.get()
         except BaseException:
             # The caller's time is over, or the caller was killed.
-            worker.kill()
+            worker.kill(Ended)
             if self._pipe is not None:
                 self._pipe.close("dial() was given up")
             raise
@@ -155,14 +156,21 @@ class Dialer(StateMachine, Endpoint):
     def _work(self, task: Callable[..., Exception | None], *arguments: float) -> Exception | None:
         """Run a task in the dialer's greenlet."""
         me = getcurrent()
+        killed = False
         try:
             return task(*arguments)
+        except GreenletExit as error:
+            killed = not isinstance(error, Ended)
+            raise
         finally:
             if self._greenlet is me:
                 self._greenlet = None
             # If the pipe closed before this line, _redial() found this greenlet, and did nothing.
             if self.state is DialerState.IDLE and self._connected_before:
                 self._redial()
+            elif killed:
+                # Something else may wait until this greenlet has ended, so another one takes over.
+                self._spawn(self._next_pause())
 
     def _dial_once(self) -> Exception | None:
         """Connect. Return the error, None after a success."""
@@ -171,6 +179,10 @@ class Dialer(StateMachine, Endpoint):
             return PipeRefused("the socket has its connector.pipe_limit of pipes")
         try:
             self._attempt()
+        except Ended:
+            raise
+        except GreenletExit:
+            return self.last_error
         except Exception as error:
             return error
         finally:
@@ -178,7 +190,7 @@ class Dialer(StateMachine, Endpoint):
         return None
 
     def _dial_until_connected(self, pause: float) -> None:
-        """Connect, with pauses, until there is a pipe or the dialer closes."""
+        """Connect, with pauses, until there is a pipe or the dialer closes. No error of an attempt ends this."""
         while not self.closed:
             if pause and self._move(DialerState.PAUSED):
                 gevent.sleep(pause)
@@ -191,8 +203,6 @@ class Dialer(StateMachine, Endpoint):
             try:
                 self._attempt()
                 return
-            except Closed:
-                return
             except MultiSocketError as error:
                 logger.debug("dialing %s failed: %s", self.address, error)
             finally:
@@ -200,36 +210,57 @@ class Dialer(StateMachine, Endpoint):
             pause = self._next_pause()
 
     def _attempt(self) -> None:
-        """Make one connection and its pipe."""
+        """Make one connection and its pipe.
+
+        Raises:
+            MultiSocketError: it failed. The error is :attr:`last_error`.
+            GreenletExit: close() or the caller of dial() has ended it (Ended), or something else has killed it.
+        """
         if not self._move(DialerState.DIALING):
             raise Closed("dialer", f"it is {self.state.value}")
         self.attempts += 1
         entry = Entry(self._connector.places)
         try:
             self._connect(entry)
-        finally:
-            entry.end()
-
-    def _connect(self, entry: Entry) -> None:
-        """Make the connection and the pipe of an attempt."""
-        try:
-            pipe = self._connector.maker.connect(self._transport, self, entry)
-            # The state is right before the pipe can close, so that a peer that resets at once is noticed.
-            if not self._move(DialerState.CONNECTED):
-                pipe._discard("the dialer was closed")
-                raise Closed("dialer")
+        except Ended:
+            raise
         except MultiSocketError as error:
             self.last_error = error
             raise
+        except BaseException as error:
+            # Nothing raises this on purpose: it is a mistake in a transport or in a function of the program.
+            self.last_error = ConnectionFailed(self.address, f"unexpected {type(error).__name__}: {error}")
+            self._connector.survive("dial", error, "dialing %s failed by an unexpected error", self.address)
+            if isinstance(error, GreenletExit):
+                raise
+            raise self.last_error from error
         finally:
+            entry.end()
             if self.state is DialerState.DIALING:
                 self._move(DialerState.IDLE)
+
+    def _connect(self, entry: Entry) -> None:
+        """Make the connection and the pipe of an attempt."""
+        pipe = self._connector.maker.connect(self._transport, self, entry)
+        # The state is right before the pipe can close, so that a peer that resets at once is noticed.
+        if not self._move(DialerState.CONNECTED):
+            pipe._discard("the dialer was closed")
+            raise Closed("dialer")
         self.last_error = None
         self.reconnects += self._connected_before
         self._connected_before = True
         self._connected_at = monotonic()
         self._pipe = pipe
-        self._connector.add(pipe)
+        try:
+            self._connector.add(pipe)
+        except BaseException:
+            try:
+                pipe.close("it could not be added")
+            finally:
+                if self._pipe is pipe:
+                    self._pipe = None
+                    self._move(DialerState.IDLE)
+            raise
 
     # Dialing again
 
@@ -269,8 +300,7 @@ class Dialer(StateMachine, Endpoint):
         """
         check_thread(self._connector.hub)
         if self._move(DialerState.CLOSED):
-            if self._greenlet is not None and self._greenlet is not getcurrent():
-                self._greenlet.kill(block=False)
+            end(self._greenlet)
             self._connector.remove_endpoint(self)
 
     def _join(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...address import Address
 from ...options import Option, Options
+from ..pipes.ids import prepare
 from ..pipes.pipe import PUSHED, Pipe
 
 __all__ = ["Endpoint"]
@@ -34,6 +35,7 @@ class Endpoint(ABC):
         self._pipes = pipes
         self.options = options
         options.watch(self, PUSHED)
+        prepare()
 
     @property
     def given_address(self) -> str:

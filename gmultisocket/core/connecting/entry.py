@@ -23,6 +23,11 @@ class Entry:
 
     __slots__ = ("_places", "own_time", "peer_time", "reserved")
 
+    @property
+    def in_own_greenlet(self) -> bool:
+        """Whether the greenlet that works for the connection is the library's, and no server's."""
+        return True
+
     def __init__(self, places: Places) -> None:
         self._places = places
         self.peer_time = Stopwatch()

@@ -1,7 +1,8 @@
 """Pipe events: callbacks get them in the order in which they happened, one after the other, in one greenlet.
 
 The greenlet exists only while there are events. No lock is held meanwhile and nothing in the socket waits for it, so a
-callback may block, send, close pipes, or close the socket.
+callback may block, send, close pipes, or close the socket. Whatever it raises is reported, and the other callbacks are
+called all the same. If it is killed, its greenlet ends, and another one goes on.
 
 Events wait while a callback blocks. When ``_MAX_WAITING`` of them wait and a pipe closes whose "add" is among them,
 nobody is told of this pipe at all: both events are left out. So callbacks never get a "remove" without its "add", the
@@ -17,8 +18,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from gevent import Greenlet, Timeout, getcurrent
+from gevent import Greenlet, GreenletExit, Timeout, getcurrent
 
+from ... import usercode
 from ...log import get_logger
 from ..pipes.pipe import Pipe
 
@@ -37,11 +39,21 @@ class PipeEvent(NamedTuple):
         kind: ``"add"`` or ``"remove"``.
         pipe: the pipe; it is closed when this is its removal.
         reason: why it closed, "" for ``"add"``.
+        messages_unconfirmed, bytes_unconfirmed: what was sent and may be lost with the pipe, see
+            :class:`~gmultisocket.Counters`; 0 for ``"add"``.
     """
 
     kind: Literal["add", "remove"]
     pipe: Pipe
     reason: str = ""
+
+    @property
+    def messages_unconfirmed(self) -> int:
+        return self.pipe.counters.messages_unconfirmed if self.kind == "remove" else 0
+
+    @property
+    def bytes_unconfirmed(self) -> int:
+        return self.pipe.counters.bytes_unconfirmed if self.kind == "remove" else 0
 
 
 PipeCallback = Callable[[PipeEvent], object]
@@ -63,7 +75,7 @@ class PipeEvents:
         hook: a protocol's, see ``ProtocolSocket.on_pipe``; None without one.
     """
 
-    __slots__ = ("_callbacks", "_greenlet", "_queue", "hook", "left_out")
+    __slots__ = ("__weakref__", "_callbacks", "_greenlet", "_queue", "_uncalled", "hook", "left_out")
 
     def __init__(self) -> None:
         self._callbacks: list[PipeCallback] = []
@@ -71,6 +83,8 @@ class PipeEvents:
         #: the more keys were removed from its front, the longer it takes to find its first key.)
         self._queue: OrderedDict[tuple[str, Pipe], PipeEvent] = OrderedDict()
         self._greenlet: CallbackGreenlet | None = None
+        #: The event that callbacks are called with now, and those that were not called with it yet.
+        self._uncalled: tuple[PipeEvent, list[PipeCallback]] | None = None
         self.left_out = 0
         self.hook: Callable[[Literal["add", "remove"], Pipe], object] | None = None
 
@@ -108,18 +122,36 @@ class PipeEvents:
 
     def _run(self) -> None:
         try:
-            while self._queue:
-                _, event = self._queue.popitem(last=False)
-                for callback in list(self._callbacks):
-                    try:
-                        if callback in self._callbacks:
-                            callback(event)
-                    except (Exception, Timeout):
-                        logger.exception("a pipe callback failed on %r", event.kind)
+            while self._uncalled is not None or self._queue:
+                if self._uncalled is None:
+                    _, event = self._queue.popitem(last=False)
+                    self._uncalled = event, list(self._callbacks)
+                self._call(*self._uncalled)
+                self._uncalled = None
         finally:
-            self._greenlet = None
+            # If a callback was killed, another greenlet calls the rest.
+            self._greenlet = CallbackGreenlet.spawn(self._run) if self._uncalled or self._queue else None
+
+    def _call(self, event: PipeEvent, uncalled: list[PipeCallback]) -> None:
+        """Call each of the callbacks with an event. Remove it from the list first."""
+        while uncalled:
+            callback = uncalled.pop(0)
+            if callback not in self._callbacks:
+                continue
+            try:
+                callback(event)
+            except (Exception, Timeout) as error:
+                self._report(event, error)
+            except GreenletExit as error:
+                self._report(event, error)
+                raise
+
+    def _report(self, event: PipeEvent, error: BaseException) -> None:
+        pipe = event.pipe
+        what = f"a pipe callback failed on {event.kind!r}"
+        usercode.report(logger.name, what, error, self, pipe_id=pipe.id, peer=pipe.peer_address)
 
     def join(self) -> None:
         """Block until all callbacks have returned, unless the caller is one of them."""
-        if self._greenlet is not None and not isinstance(getcurrent(), CallbackGreenlet):
+        while self._greenlet is not None and not isinstance(getcurrent(), CallbackGreenlet):
             self._greenlet.join()

@@ -1,9 +1,16 @@
 """Heartbeats and idle peers: find peers that have gone without a word, or that hold a pipe and do not use it.
 
-Every byte that a peer sends is a sign of life; only a silent peer is pinged, by an internal message that the Go code
-drops unread. So without a ``connector.pipe.heartbeat_timeout`` a peer is cut off for its silence only after it has once
-answered: then it is known to understand pings. Time during which this process was too busy to look, or did not read,
-does not count as silence of the peer.
+Every byte that a peer sends is a sign of life. A silent peer is pinged, by an internal message that the Go code drops
+unread, and every peer once, soon after its pipe has opened. Without a ``connector.pipe.heartbeat_timeout`` a peer is
+cut off for its silence only after it has once answered: then it is known to understand pings.
+
+Slow is not silent. A ping waits behind what was sent before it, so the peer's time to answer does not run while its
+kernel acknowledges more and more of that. When the ping has arrived, acknowledgements prove nothing: the kernel of a
+stopped process makes them too, until its buffers are full. Only if bytes wait on this side, more of them are taken
+because the peer reads.
+
+A side that does not read, because its own queue is full, cannot read pings. It shows its peers that it lives by pongs
+that no ping asked for, and does not count their silence. Nor does it count time during which it was too busy to look.
 """
 
 from __future__ import annotations
@@ -16,6 +23,7 @@ from ...loop.periodic import Periodic
 from ...loop.yielding import yield_to_loop
 from ..pipes.bytespipe import BytesPipe
 from ..pipes.pipe import PipeState
+from ..pipes.writepipe import _BLOCKED
 
 __all__ = ["Heartbeat"]
 
@@ -23,6 +31,8 @@ __all__ = ["Heartbeat"]
 _LONGEST_STEP: Final = 1.0
 #: After this number of pipes other greenlets run.
 _BATCH: Final = 1000
+#: A socket sends at most this number of pongs in a second that no ping asked for; each costs some 10 us.
+_PONGS_A_SECOND: Final = 1000
 
 _LIMITS: Final = (
     opts.connector.pipe.heartbeat_timeout,
@@ -62,6 +72,11 @@ class _Progress:
         self._frame: int | None = None
         self._frame_since = clock
 
+    @staticmethod
+    def silence_limit(pipe: BytesPipe) -> float:
+        """Return the seconds after which a silent peer is cut, also one that has never answered a ping; 0 for never."""
+        return (pipe._options or pipe._endpoint.options).get(opts.connector.pipe.heartbeat_timeout)
+
     def check(self, pipe: BytesPipe, clock: float, silent: float) -> str | MultiSocketError | None:
         """Return why the pipe must close, None if it need not.
 
@@ -91,28 +106,77 @@ class _Progress:
         return None
 
 
+class _Watched:
+    """What is known of a watched pipe.
+
+    Attributes:
+        since: the time of the peer's last sign of life.
+        received: how many bytes it had sent then.
+        mark: where in what is sent to it a ping ends that it has not answered; None without one. A pipe with only a
+            ``heartbeat_timeout`` has a mark without a ping.
+        acknowledged: how many bytes it had acknowledged at the last look. Valid while there is a mark.
+        progress: for the pipe's other limits; None without them.
+    """
+
+    __slots__ = ("acknowledged", "mark", "progress", "received", "since")
+
+    def __init__(self, clock: float, received: int, progress: _Progress | None) -> None:
+        self.since = clock
+        self.received = received
+        self.mark: int | None = None
+        self.acknowledged = 0
+        self.progress = progress
+
+    def heard(self, pipe: BytesPipe, clock: float) -> None:
+        """Store that the peer has sent something, or could not."""
+        self.since = clock
+        self.received = pipe.bytes_received
+        if self.mark is not None and (pipe.bytes_sent >= self.mark or not pipe.queued):
+            # Otherwise the ping waits in the queue, and another one would join it.
+            self.mark = None
+
+    def takes_more(self, pipe: BytesPipe) -> bool:
+        """Return whether the peer shows by what it acknowledges that it lives."""
+        if self.mark is None:
+            return False
+        before, self.acknowledged = self.acknowledged, pipe._acknowledged()
+        return self.acknowledged > before and (self.acknowledged < self.mark or pipe._busy == _BLOCKED)
+
+
 class Heartbeat:
     """Watches the pipes of one socket. Has a greenlet only while there are pipes to watch."""
 
-    __slots__ = ("_clock", "_periodic", "_step", "_watched")
+    __slots__ = ("_clock", "_periodic", "_pongs_due", "_step", "_unasked", "_watched")
 
     def __init__(self) -> None:
-        #: The pipes, and the progress of those with limits.
-        self._watched: dict[BytesPipe, _Progress | None] = {}
+        self._watched: dict[BytesPipe, _Watched] = {}
+        #: New pipes whose peers will get their first ping at the next look: otherwise one that is busy until it
+        #: vanishes would never be asked. A peer that only sends and leaves at once need not be asked.
+        self._unasked: list[BytesPipe] = []
         self._step = _LONGEST_STEP
         #: Seconds, without the time during which this process was too busy to look: bytes may have arrived then.
         self._clock = 0.0
+        #: When to send pongs that no ping asked for.
+        self._pongs_due = 0.0
         self._periodic = Periodic(self._interval, self._check)
 
     def watch(self, pipe: BytesPipe) -> None:
-        """Begin to watch a pipe, if its options ask for it."""
+        """Begin to watch a new pipe, if its options ask for it."""
         interval, _ = pipe._keepalive_times()
         limits = [value for option in _LIMITS if (value := pipe._endpoint.options.get(option))]
-        if not interval and not limits:
-            return
-        self._step = min(self._step, *(time / 4 for time in (interval, *limits) if time))
-        pipe._last_activity = (pipe._activity(), self._clock)
-        self._watched[pipe] = _Progress(self._clock) if limits else None
+        if interval or limits:
+            self._step = min(self._step, *(time / 4 for time in (interval, *limits) if time))
+            self._add(pipe, _Progress(self._clock) if limits else None)
+        if interval and not pipe._can_pong():
+            self._unasked.append(pipe)
+
+    def show_life(self, pipe: BytesPipe) -> None:
+        """From now on send pongs to a peer while its pings are not read. May be repeated."""
+        if pipe not in self._watched and pipe.state is PipeState.OPEN:
+            self._add(pipe, None)
+
+    def _add(self, pipe: BytesPipe, progress: _Progress | None) -> None:
+        self._watched[pipe] = _Watched(self._clock, pipe.bytes_received, progress)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -128,36 +192,49 @@ class Heartbeat:
 
     def _check(self, elapsed: float, late: float) -> None:
         self._clock += elapsed - late
+        unasked, self._unasked = self._unasked, []
+        for pipe in unasked:
+            if not pipe._can_pong():
+                pipe._ping()
+        pongs = self._clock >= self._pongs_due
+        paused = 0
         for number, pipe in enumerate([*self._watched], 1):
             if number % _BATCH == 0:
                 yield_to_loop()
-            self._check_pipe(pipe)
+            if pipe.state is not PipeState.OPEN:
+                del self._watched[pipe]
+                continue
+            if pipe._reading_paused:
+                paused += 1
+                if pongs:
+                    pipe._show_life()
+            self._check_pipe(pipe, self._watched[pipe])
+        if pongs:
+            self._pongs_due = self._clock + paused / _PONGS_A_SECOND
 
-    def _check_pipe(self, pipe: BytesPipe) -> None:
+    def _check_pipe(self, pipe: BytesPipe, watched: _Watched) -> None:
         """Ping a pipe that is silent, or close it."""
-        if pipe.state is not PipeState.OPEN:
-            del self._watched[pipe]
-            return
-        seen, since = pipe._last_activity
-        activity = pipe._activity()
-        if activity != seen or pipe._reading_paused:
-            since = self._clock
-            pipe._last_activity = (activity, since)
-            pipe._pinged = False
-        silent = self._clock - since
-        progress = self._watched[pipe]
+        if pipe.bytes_received != watched.received or pipe._reading_paused:
+            watched.heard(pipe, self._clock)
+        elif watched.takes_more(pipe):
+            watched.since = self._clock
+        silent = self._clock - watched.since
+        progress = watched.progress
         reason = None if progress is None else progress.check(pipe, self._clock, silent)
         if reason is not None:
             pipe.close(reason)
         elif silent:
-            self._keep_alive(pipe, silent)
+            self._keep_alive(pipe, watched, silent)
 
-    def _keep_alive(self, pipe: BytesPipe, silent: float) -> None:
+    def _keep_alive(self, pipe: BytesPipe, watched: _Watched, silent: float) -> None:
         interval, allowed = pipe._keepalive_times()
-        if not interval or silent < interval:
-            return
-        if not pipe._pinged:
-            pipe._pinged = True
-            pipe._ping()
-        elif allowed and silent >= max(allowed, interval) and pipe._can_pong():
+        if watched.mark is None:
+            limit = 0.0 if watched.progress is None else watched.progress.silence_limit(pipe)
+            wait = min(interval or limit, limit / 2 or interval)
+            if wait and silent >= wait:
+                watched.acknowledged = pipe._acknowledged()
+                if interval:
+                    pipe._ping()
+                watched.mark = pipe._end_of_queue()
+        elif interval and allowed and silent >= max(allowed, interval) and pipe._can_pong():
             pipe.close(_Silence(silent))

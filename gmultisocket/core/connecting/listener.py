@@ -20,8 +20,10 @@ from gevent import Greenlet, getcurrent
 
 from ... import options as opts
 from ...address import Address
-from ...errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused
+from ...errors import Closed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
 from ...loop.accepting import AcceptLoop
+from ...loop.apart import call_apart
+from ...loop.ending import Ended, end
 from ...loop.owner import check_thread
 from ...options import Options
 from ...state import StateMachine
@@ -164,7 +166,11 @@ class Listener(StateMachine, Endpoint):
         """Add the pipe of a connection to the socket, and give back what the connection held until now."""
         if visitor.admission is not None and visitor.admission.counted:
             self._admissions[pipe] = visitor.admission
-        add(pipe)
+        try:
+            add(pipe)
+        except BaseException:
+            pipe.close("it could not be added")
+            raise
         if pipe.closed:
             # The socket is closing, and has never had it.
             self._pipe_closed(pipe)
@@ -191,16 +197,21 @@ class Listener(StateMachine, Endpoint):
         """Do one connection's handshake and negotiation (a greenlet for each connection that needs it)."""
         try:
             pipe = self._connector.maker.open(connection, self, visitor)
+            self._add(pipe, visitor, self._connector.add)
+            return pipe
+        except Ended:
+            raise
         except MultiSocketError as error:
             self._connector.refused(connection, error)
-            return None
-        self._add(pipe, visitor, self._connector.add)
-        return pipe
+        except BaseException as error:
+            peer = snippet(connection.peer_address)
+            self._connector.survive("handshake", error, "refused %s because of an unexpected error", peer)
+        return None
 
     def _evict(self, greenlet: Greenlet[..., Any], connection: Connection) -> None:
         """Close a connection whose peer is slow."""
         self._connector.refused(connection, HandshakeFailed(connection.peer_address, "too slow, and others wait"))
-        greenlet.kill(block=False)
+        end(greenlet)
 
     def _handshake_ended(self, greenlet: Greenlet[..., Any], connection: Connection, visitor: Visitor) -> None:
         if not isinstance(greenlet.value, Pipe):
@@ -211,7 +222,8 @@ class Listener(StateMachine, Endpoint):
     def serve(self, connection: Connection) -> None:
         """Make a pipe of a connection that somebody else has accepted, and read from it in the calling greenlet.
 
-        For servers whose own greenlet must last as long as the connection. Blocks until the pipe has closed.
+        For servers whose own greenlet must last as long as the connection. Blocks until the pipe has closed. The
+        functions of this side's user run in a greenlet of their own, which ends before that.
 
         Raises:
             Closed: the listener is closed. After this and the other errors the connection is closed as well.
@@ -226,7 +238,7 @@ class Listener(StateMachine, Endpoint):
             visitor.admission = self._limits.admit(connection.peer_host)
             connector.places.check_below_limit()
             self.accepted += 1
-            pipe = connector.maker.open(connection, self, visitor)
+            pipe = call_apart(connector.maker.open, connection, self, visitor)
             self._add(pipe, visitor, connector.adopt)
         except BaseException:
             self._fail(connection, visitor)
@@ -258,8 +270,7 @@ class Listener(StateMachine, Endpoint):
         self._transport.close()
         self._loop.stop()
         for greenlet in [*self._handshakes]:
-            if greenlet is not getcurrent():
-                greenlet.kill(block=False)
+            end(greenlet)
         self._room.stop()
         self._connector.remove_endpoint(self)
 

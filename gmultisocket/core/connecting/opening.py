@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import gevent
+from gevent import GreenletExit
 
 from ... import options as opts
-from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused, snippet
-from ...log import get_logger
+from ... import usercode
+from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused
+from ...loop.ending import Ended
+from ...loop.timelimit import LibraryTimeout, time_limit
 from ...options import Options
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
@@ -21,25 +20,9 @@ from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
 from ..pipes.rawpipe import RawPipe
 from .entry import Entry
 from .negotiation import Negotiation, Negotiator
-from .stopwatch import OutOfTime
 
-__all__ = ["PipeMaker", "time_limit"]
+__all__ = ["PipeMaker"]
 
-logger = get_logger("gmultisocket.connector")
-
-
-@contextmanager
-def time_limit(seconds: float, error: MultiSocketError) -> Iterator[gevent.Timeout]:
-    """Raise an error if the body takes longer. A ``gevent.Timeout`` of anybody else passes through."""
-    timeout = gevent.Timeout.start_new(seconds)
-    try:
-        yield timeout
-    except gevent.Timeout as expired:
-        if expired is timeout:
-            raise error from None
-        raise
-    finally:
-        timeout.close()
 
 
 class PipeMaker:
@@ -65,10 +48,13 @@ class PipeMaker:
             ConnectionFailed, PipeRefused: nothing is left open.
         """
         seconds = endpoint.options.get(opts.connector.dialer.dial_timeout)
+        late = ConnectionFailed(endpoint.address, f"no connection within {seconds} s")
         try:
-            with time_limit(seconds, ConnectionFailed(endpoint.address, f"no connection within {seconds} s")):
+            with time_limit(seconds, late):
                 connection = transport.connect()
-        except MultiSocketError:
+        except MultiSocketError as error:
+            if error is late and transport.unfinished:
+                raise ConnectionFailed(endpoint.address, f"{late.why}: {transport.unfinished}") from None
             raise
         except OSError as error:
             # Transports translate the errors that they expect. None expects that a socket cannot be made at all.
@@ -86,17 +72,21 @@ class PipeMaker:
             HandshakeFailed, PipeRefused: the caller closes the connection.
         """
         accepted = connection.needs_handshake and not endpoint.dials
-        if accepted:
-            self._shake_hands(connection, endpoint.options, entry)
-        if self.negotiator is None:
-            entry.admit()
-        if accepted:
-            connection.confirm()
+        try:
+            if accepted:
+                self._shake_hands(connection, endpoint.options, entry)
+            if self.negotiator is None:
+                entry.admit()
+            if accepted:
+                connection.confirm()
+        except OSError as error:
+            # The peer closed or reset the connection.
+            raise HandshakeFailed(connection.peer_address, describe_os_error(error)) from error
         pipe_id = next_pipe_id()
         if self.negotiator is not None:
             try:
                 negotiation = Negotiation(connection, pipe_id, endpoint.dials, entry)
-                _negotiate(self.negotiator, negotiation, endpoint.options, entry)
+                _negotiate(self.negotiator, negotiation, endpoint, entry)
                 entry.admit()
             except MultiSocketError as error:
                 _send_close_frame(connection, error)
@@ -136,7 +126,8 @@ class PipeMaker:
         raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
 
-def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Options, entry: Entry) -> None:
+def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeEndpoint, entry: Entry) -> None:
+    options = endpoint.options
     peer_limit = options.get(opts.connector.pipe.negotiate_timeout)
     own_limit = options.get(opts.connector.pipe.decide_timeout)
     with (
@@ -145,13 +136,21 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, options: Option
     ):
         try:
             negotiator(negotiation)
-        except (MultiSocketError, OutOfTime):
+        except (MultiSocketError, LibraryTimeout, Ended):
             raise
-        except (Exception, gevent.Timeout) as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not entry.in_own_greenlet:
+                # A server stops, or it has a timeout of its own.
+                raise
+            if isinstance(error, GreenletExit):
+                # The library ends this greenlet by Ended: somebody has killed the negotiator.
+                raise PipeRefused("the negotiator was killed") from error
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
-            # catch.
-            logger.debug("a negotiator refused %s", snippet(negotiation.peer_address), exc_info=True)
-            raise PipeRefused(f"{type(error).__name__}: {error}") from error
+            # catch. What has failed is for the log: the reason may reach the peer.
+            usercode.report(
+                "gmultisocket.connector", "a negotiator failed", error, options, peer=negotiation.peer_address
+            )
+            raise PipeRefused("the negotiator failed") from error
 
 
 def _send_close_frame(connection: Connection, error: MultiSocketError) -> None:

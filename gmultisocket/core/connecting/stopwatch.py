@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
 
-import gevent
-
 from ...errors import MultiSocketError
+from ...loop.timelimit import LibraryTimeout
 
 __all__ = ["OutOfTime", "Stopwatch"]
 
 
-class OutOfTime(gevent.Timeout):
+class OutOfTime(LibraryTimeout):
     """The time of a stopwatch is over.
 
     Attributes:

@@ -148,6 +148,10 @@ class Visitor(Entry):
         self.admission: Admission | None = None
         self.has_place = False
 
+    @property
+    def in_own_greenlet(self) -> bool:
+        return self.room is not None
+
     def begin(self) -> None:
         if self.room is not None and not self.has_place:
             self._check(self.room.begin(self))

@@ -61,8 +61,6 @@ class BytesPipe(WritePipe):
         "_drain_timer",
         "_ended_by_peer",
         "_error",
-        "_last_activity",
-        "_pinged",
         "_rates",
         "_reader",
         "_reading_paused",
@@ -82,9 +80,6 @@ class BytesPipe(WritePipe):
         self._error: MultiSocketError | None = None
         #: Whether the peer has said that it sends nothing more.
         self._ended_by_peer = False
-        #: For the heartbeat: the value of ``_activity()`` at its last look, and when that value last changed.
-        self._last_activity = (0, 0.0)
-        self._pinged = False
         #: How fast the peer may send; None for any rate.
         self._rates = read_rates(endpoint.options, 0)
 
@@ -112,11 +107,6 @@ class BytesPipe(WritePipe):
 
     # Keepalive; see the heartbeat
 
-    def _activity(self) -> int:
-        """Return a number that changes whenever the peer shows that it is alive."""
-        # A peer that takes what waits for it has no reason to send anything.
-        return self.bytes_received + self.bytes_sent if self._busy == _BLOCKED else self.bytes_received
-
     def _keepalive_times(self) -> tuple[float, float]:
         """Return the seconds of silence before a ping, and before the pipe is closed; 0 for never."""
         options = self._options or self._endpoint.options
@@ -138,6 +128,18 @@ class BytesPipe(WritePipe):
     def _can_pong(self) -> bool:
         """Return whether the peer is known to answer pings."""
         return False
+
+    def _show_life(self) -> None:
+        """Send something to a peer whose pings are not read now, unless other bytes wait to leave."""
+        if self._busy == _BLOCKED or not (pong := self._pong()):
+            return
+        # A peer that has left would answer by a reset, and what it sent before would be read against time.
+        if not self._connection.hung_up(may_half_close=False):
+            self._push_control(pong)
+
+    def _pong(self) -> bytes:
+        """Return what shows the peer that this side lives, b"" if the peer has no use for it."""
+        return b""
 
     # Reading
 
@@ -170,6 +172,9 @@ class BytesPipe(WritePipe):
         except GreenletExit:
             # Nothing here kills a reader: this greenlet belongs to a server (see Listener.serve), which stops.
             reason = Closed("server", "it is stopping")
+            raise
+        except BaseException as error:
+            reason = f"receiving failed: {type(error).__name__}: {error}"
             raise
         finally:
             if self.state is PipeState.DRAINING and not isinstance(reason, MultiSocketError):
@@ -205,6 +210,8 @@ class BytesPipe(WritePipe):
             for portion in (data,) if size <= _PORTION or receiver.writable() else self._portions(data):
                 messages = self._decode(portion)
                 if messages:
+                    if not self.messages_received:
+                        self._owner.pipe_heard(self)
                     self.messages_received += len(messages)
                     self._deliver(messages)
                 if self._error is not None:

@@ -1,7 +1,8 @@
 """Pipes whose peers send frames back to back: tcp, tls and ipc.
 
 Sockets tell each other a few things by internal messages (flag 0x04), which the Go code drops unread: 0x01 ping and
-0x02 pong, each with at most 125 bytes that come back, and 0x00 close.
+0x02 pong, each with at most 125 bytes that come back, and 0x00 close. Those with send type 2 are for a protocol, and go
+through switches.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ...wire import (
     HEADER_SIZE,
     INTERNAL,
     RAW,
+    SEND_TYPE_MASK,
+    TO_DEST,
     TO_ONE,
     Decoder,
     Fields,
@@ -54,6 +57,10 @@ class FramedPipe(BytesPipe):
         self._decoder = Decoder(pipe_id, endpoint.options.get(opts.connector.pipe.max_recv_content_length))
         #: Whether the peer has shown that it understands internal messages, so that it can be expected to answer.
         self._knows_internal = False
+
+    @property
+    def _may_be_nobody(self) -> bool:  # type: ignore[override]
+        return not self._connection.needs_handshake
 
     @property
     def _max_content(self) -> int:
@@ -96,7 +103,7 @@ class FramedPipe(BytesPipe):
 
     def _put_internal(self, content: bytes) -> None:
         """Send an internal message, however full the queue is."""
-        self._push_control(self._wrap(encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)))
+        self._push_control(self._wrap(_internal_frame(content)))
 
     def _unframe(self, entry: bytes) -> Message | None:
         flags, ttl, hops, distance = entry[0], entry[1], entry[2], entry[3]
@@ -116,6 +123,9 @@ class FramedPipe(BytesPipe):
 
     def _can_pong(self) -> bool:
         return self._knows_internal
+
+    def _pong(self) -> bytes:
+        return _internal_frame(_PONG) if self._knows_internal else b""
 
     # Reading
 
@@ -139,7 +149,9 @@ class FramedPipe(BytesPipe):
         for number, message in enumerate(map(Message._make, messages), 1):
             if number % BATCH == 0:
                 yield_to_loop()
-            if message.flags & INTERNAL:
+            if message.flags & (INTERNAL | SEND_TYPE_MASK) == INTERNAL | TO_DEST:
+                self._internal_along_path(message)
+            elif message.flags & INTERNAL:
                 self._internal(message.content[:1], message.content[1:])
                 if self._ended_by_peer:
                     break
@@ -151,8 +163,12 @@ class FramedPipe(BytesPipe):
 
     def _internal(self, kind: bytes, rest: bytes) -> None:
         """Act on an internal message from the peer."""
+        if not self.messages_received:
+            self._owner.pipe_heard(self)
         if kind == _PING and len(rest) <= _MAX_ECHO:
-            self._knows_internal = True
+            if not self._knows_internal:
+                self._knows_internal = True
+                self._owner.peer_pings(self)
             if not self.full:
                 # If the peer does not read, the answers would pile up here.
                 self._put_internal(_PONG + rest)
@@ -164,10 +180,22 @@ class FramedPipe(BytesPipe):
         else:
             self._count_useless("internal")
 
+    def _internal_along_path(self, message: Message) -> None:
+        """Give an internal message that came along a path to the protocol or switch that it is for."""
+        callback = self._owner.receiver.on_internal
+        if callback is not None and callback(message):
+            self.messages_received += 1
+        else:
+            self._count_useless("internal")
+
     def _end_of_stream(self) -> str | None:
         if self._decoder.pending:
             return "the peer closed the connection in the middle of a message"
         return "the peer closed the connection"
+
+
+def _internal_frame(content: bytes) -> bytes:
+    return encode_frame(INTERNAL | TO_ONE, 1, b"", b"", content)
 
 
 def _begins_tls(data: bytes) -> bool:

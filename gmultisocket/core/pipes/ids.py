@@ -12,10 +12,11 @@ refuses new pipes.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 from ...errors import NoIds
 
-__all__ = ["next_pipe_id", "was_pipe_id"]
+__all__ = ["next_pipe_id", "prepare", "was_pipe_id"]
 
 _BITS = 31
 _HIGH, _LOW = 16, 15
@@ -24,7 +25,6 @@ _ROUNDS = 4
 
 def _mix(value: int, step: int, key: bytes) -> int:
     """Return bits that depend on one half of a number and the key, to mix into the other half."""
-    # Imported late: it takes a tenth of the time of this whole library, and there may never be a pipe.
     from hashlib import blake2b
 
     width = (_HIGH, _LOW)[step % 2]
@@ -68,6 +68,15 @@ class _Ids:
 
 
 _ids = _Ids()
+
+
+def prepare() -> None:
+    """Import what ids need, for the first dialer or listener.
+
+    Not at once: it takes a tenth of the time of this whole library, and there may never be a pipe. And not with the
+    first pipe: there may be no descriptor left for it.
+    """
+    import_module("hashlib")
 
 
 def next_pipe_id() -> int:

@@ -11,7 +11,7 @@ from collections import deque
 from ... import options as opts
 from ...errors import BadMessage, ContentTooLong, MultiSocketError
 from ...transport import MessageConnection
-from ...wire import INTERNAL, MAX_CONTENT, RAW, SEND_TYPE_MASK, TO_ONE, Fields, Message, receive
+from ...wire import INTERNAL, MAX_CONTENT, RAW, SEND_TYPE_MASK, TO_DEST, TO_ONE, Fields, Message, receive
 from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
 
 __all__ = ["InprocPipe"]
@@ -24,6 +24,7 @@ class InprocPipe(Pipe):
 
     _connection: MessageConnection
     _remote = False
+    _unconfirmed = (0, 0)
     _copied = {opts.connector.pipe.max_recv_content_length: "_max_content"}
 
     def __init__(self, pipe_id: int, connection: MessageConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
@@ -83,7 +84,7 @@ class InprocPipe(Pipe):
 
     def _put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & (INTERNAL | RAW):
-            self._drop("flags")
+            self._put_internal(flags, ttl, source, destination, content)
             return
         message: Fields = (flags, ttl, source, destination, content, 0)
         peer = self._peer
@@ -104,6 +105,24 @@ class InprocPipe(Pipe):
                 self._scheduler.spend(64, 0)
         if not self._scheduler.queue_limit:
             self._update_full()
+
+    def _put_internal(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
+        """Give the peer an internal message that goes along a path, at once. Drop what is raw or for the pipe."""
+        peer = self._peer
+        if flags & RAW or flags & SEND_TYPE_MASK != TO_DEST or peer is None:
+            self._drop("flags")
+            return
+        try:
+            message = Message._make(receive((flags, ttl, source, destination, content, 0), peer.id, peer.path))
+        except BadMessage as error:
+            self._refused(error)
+            return
+        callback = peer._receiver.on_internal
+        if callback is not None and callback(message):
+            self.messages_sent += 1
+            self.bytes_sent += len(content)
+        else:
+            peer._count_useless("internal")
 
     def _refused(self, error: MultiSocketError) -> None:
         """Close the pipe: the peer does not accept a message."""

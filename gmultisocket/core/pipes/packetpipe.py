@@ -68,6 +68,7 @@ class _Packets(BytesPipe):
             packets = []
         elif owed := codec.replies():
             self._push_reply(owed)
+            self._owner.peer_pings(self)
         self._error = codec.error
         if self._error is None and codec.end():
             self._error = _EndedByPeer()
@@ -101,6 +102,9 @@ class _Packets(BytesPipe):
 
     def _can_pong(self) -> bool:
         return True
+
+    def _pong(self) -> bytes:
+        return self._codec.pong()
 
     def _unfinished_frame(self) -> int | None:
         # Pings may arrive between the pieces of a message.
@@ -150,6 +154,8 @@ class PacketPipe(_Packets, FramedPipe):
     """A pipe on which every message is one packet of the transport's own: ws."""
 
     __slots__ = ("_close_timer", "_codec")
+
+    _may_be_nobody = False
 
     def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)

@@ -29,7 +29,7 @@ from ...errors import MultiSocketError, snippet
 from ...log import get_logger
 from ...loop.owner import check_thread
 from ...loop.waiting import WaitList
-from ...options import Option, Options
+from ...options import Option, Options, PipeOptions
 from ...state import StateMachine
 from ...transport import Connection
 from ...wire import TO_ONE, Message, pack_id
@@ -109,6 +109,9 @@ class PipeOwner(Protocol):
     def pipe_writable(self, pipe: Pipe) -> None:
         """The pipe's queue is not full any more."""
 
+    def pipe_heard(self, pipe: Pipe) -> None:
+        """The first message of a pipe has arrived, an internal one included. May be reported again."""
+
     def pipe_idle(self, pipe: Pipe) -> None:
         """A turn has ended, and the pipe has nothing queued."""
 
@@ -120,6 +123,9 @@ class PipeOwner(Protocol):
 
     def lose(self, reason: str, count: int) -> None:
         """Count messages that are lost, and that no pipe can count."""
+
+    def peer_pings(self, pipe: Pipe) -> None:
+        """The peer wants to see that this side lives."""
 
     def pipe_closing(self, pipe: Pipe) -> None:
         """The pipe is about to close."""
@@ -193,10 +199,14 @@ class Pipe(StateMachine, ABC):
         PipeState.DRAINING: {PipeState.CLOSED},
         PipeState.CLOSED: (),
     }
+    #: The messages and bytes of ``Counters`` that nobody had acknowledged when the pipe closed.
+    _unconfirmed: tuple[int, int]
     #: Whether the peer may be in another process, and so may not be trusted to read.
     _remote = True
     #: Whether to-one messages may go to this pipe.
     _eligible = True
+    #: Whether anything can be connected without being a peer: there is no handshake, and the other side is unknown.
+    _may_be_nobody = False
     #: The options that the pipe keeps a copy of, and the attribute that holds it. Each is in :data:`PUSHED`.
     _copied: ClassVar[Mapping[Option[Any], str]] = {}
 
@@ -260,7 +270,7 @@ class Pipe(StateMachine, ABC):
     def options(self) -> Options:
         """The pipe's options. A value that is not set here comes from its dialer or listener, then from the socket."""
         if self._options is None:
-            self._options = Options(parent=self._endpoint.options)
+            self._options = PipeOptions(parent=self._endpoint.options)
             self._options.watch(self, PUSHED)
         return self._options
 
@@ -273,6 +283,7 @@ class Pipe(StateMachine, ABC):
             self.messages_received,
             self.bytes_received,
             dict(self._drops or {}),
+            *self._unconfirmed,
         )
 
     @property

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, cast
 import gevent
 from gevent import Greenlet, getcurrent
 
+from ...errors import MultiSocketError
 from ...transport import StreamConnection
 from ...wire import INTERNAL, SEND_TYPE_MASK, TO_ONE, Message
 from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
@@ -84,12 +85,14 @@ class WritePipe(Pipe):
 
     __slots__ = (
         "_busy",
+        "_confirmed",
         "_fan_out",
         "_partial",
         "_queue",
         "_queued_bytes",
         "_scheduler",
         "_send",
+        "_unconfirmed",
         "_writer",
     )
 
@@ -107,6 +110,9 @@ class WritePipe(Pipe):
         self._writer: Greenlet[..., Any] | None = None
         #: The fan-out that this pipe is in step with. All that the pipe was given has left, or waits in the fan-out.
         self._fan_out: SharedQueue | None = None
+        #: Messages that are known to be acknowledged; there may be more.
+        self._confirmed = 0
+        self._unconfirmed = (0, 0)
 
     @property
     def queued(self) -> int:
@@ -337,6 +343,10 @@ class WritePipe(Pipe):
         except OSError as error:
             if self.state is PipeState.OPEN:
                 self._broken(error)
+        except BaseException as error:
+            # Nobody expects it. Without its writer the pipe would stay full forever.
+            self._close(f"sending failed: {type(error).__name__}: {error}")
+            raise
         finally:
             self._writer = None
 
@@ -381,6 +391,37 @@ class WritePipe(Pipe):
     def _unframe(self, entry: bytes) -> Message | None:
         """Return the message of a queued frame, None if it cannot be sent by another pipe."""
         return None
+
+    # What the peer acknowledges
+
+    def _acknowledged(self) -> int:
+        """Return how many sent bytes the peer's kernel has acknowledged.
+
+        With TLS it is less by what TLS has added to the others; it only grows if the peer acknowledges more, or
+        ``bytes_sent`` does.
+        """
+        missing = self._connection.unacknowledged()
+        if not missing and not self._queue:
+            self._confirmed = self.messages_sent
+        return self.bytes_sent - missing
+
+    def _end_of_queue(self) -> int:
+        """Return the value that ``bytes_sent`` has when all that is queued has left."""
+        return self.bytes_sent + self._queued_bytes + (len(self._partial) if self._partial is not None else 0)
+
+    def _count_unconfirmed(self) -> None:
+        """Count what was sent and not acknowledged, while the kernel still knows it."""
+        missing = self._connection.unacknowledged()
+        if missing:
+            messages = max(0, self.messages_sent - self._confirmed)
+            if messages:
+                messages = min(messages, max(1, round(missing * self.messages_sent / self.bytes_sent)))
+            self._unconfirmed = (messages, missing)
+
+    def _close(self, reason: str | MultiSocketError) -> None:
+        if self.state is not PipeState.CLOSED:
+            self._count_unconfirmed()
+        super()._close(reason)
 
     def _join(self) -> None:
         if self._writer is not None and self._writer is not getcurrent():

@@ -42,6 +42,7 @@ class Receiver:
         plain_limit: while the queue is shorter than this, a message may be appended without any other check.
         closed: whether the socket has begun to close: messages that arrive now are dropped.
         filter: a protocol's callback, see ``ProtocolSocket.on_message``; None without one.
+        on_internal: the same, see ``ProtocolSocket.on_internal``.
         counters: losses that belong to no pipe.
     """
 
@@ -61,6 +62,7 @@ class Receiver:
         "get_waiters",
         "not_empty",
         "not_full",
+        "on_internal",
         "plain_limit",
         "put_waiters",
         "queue",
@@ -74,6 +76,7 @@ class Receiver:
         self.put_waiters = self.not_full.waiters
         self.closed = False
         self.filter: Callable[[Message], bool] | None = None
+        self.on_internal: Callable[[Message], bool] | None = None
         self.counters = Counters()
         self.plain_limit = 0
         self._reason = ""

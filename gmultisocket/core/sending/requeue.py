@@ -19,7 +19,7 @@ class Requeue:
         writable: the pipes that can take a to-one message.
 
     Attributes:
-        pending: messages that wait for a writable pipe, oldest first.
+        pending: messages that wait for a writable pipe, in the order in which they are sent.
         hook: a protocol's callback, see ``ProtocolSocket.on_requeue``; None without one.
     """
 
@@ -32,15 +32,16 @@ class Requeue:
         self.hook: Callable[[Message, Pipe | None], bool] | None = None
 
     def add(self, messages: list[Message]) -> None:
-        """Add the messages of a pipe that has closed, oldest first, and send what can be sent."""
+        """Add the messages of a pipe that has closed, oldest first, and send what can be sent.
+
+        The messages of one pipe stay in order among themselves, however many of their next pipes close.
+        """
         hook = self.hook
         if hook is not None:
             messages = [message for message in messages if hook(message, None)]
-        if self._sending:
-            # Their next pipe has broken as well: they stay in front of those that were behind them.
-            self.pending.extendleft(reversed(messages))
-        elif messages:
-            self.pending.extend(messages)
+        # In front, because some of them may have been requeued before: they were in front of those that still wait.
+        self.pending.extendleft(reversed(messages))
+        if messages:
             self.send()
 
     def send(self) -> None:

@@ -34,7 +34,7 @@ from ...wire import (
     Message,
     check_path,
 )
-from ..pipes.pipe import Pipe
+from ..pipes.pipe import Pipe, PipeState
 from ..pipes.scheduler import WriteScheduler
 from .content import as_content
 from .fanout import Sent, ToAllSender
@@ -186,7 +186,7 @@ class Sender:
     def send_to(self, destination: bytes, content: Buffer, timeout: float | None) -> None:
         """Send along a path; see ``Socket.send_to``."""
         destination = check_path(destination)
-        content = self.check_content(content)
+        content = self.check_content(content, destination)
         self._send_to_destination((TO_DEST, self.ttl, b"", destination, content), timeout)
 
     def send_all(self, content: Buffer, timeout: float | None, flags: int = 0) -> int:
@@ -206,8 +206,8 @@ class Sender:
     def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
         """Send or forward a message by its own fields; see ``Socket.send_msg`` and ``ProtocolSocket.forward``."""
         flags, ttl, source, destination = message.flags, message.ttl, message.source, message.destination
-        content = self.check_content(message.content)
         kind = flags & SEND_TYPE_MASK
+        content = self.check_content(message.content, destination if kind == TO_DEST else b"")
         if flags & INTERNAL:
             raise NotSupported("sending an internal message", "flag 0x04 is for what sockets tell each other")
         if not 0 <= flags <= 255 or kind not in (TO_ONE, TO_ALL, TO_DEST):
@@ -239,8 +239,8 @@ class Sender:
         pipe._put(*fields)
         return 1
 
-    def check_content(self, content: Buffer) -> bytes:
-        """Return the bytes of a content that may be sent.
+    def check_content(self, content: Buffer, destination: bytes = b"") -> bytes:
+        """Return the bytes of a content that may be sent, along a path if there is one.
 
         Raises:
             TypeError: it is not bytes-like.
@@ -248,7 +248,9 @@ class Sender:
         """
         content = as_content(content)
         if len(content) > self.max_content:
-            raise MessageTooLong(len(content), self.max_content)
+            limit = max(self.max_content, self._to_destination.own_limit(destination))
+            if len(content) > limit:
+                raise MessageTooLong(len(content), limit)
         return content
 
     def _check_open(self) -> None:
@@ -349,10 +351,16 @@ class Sender:
 
     # Pipes
 
-    def add(self, pipe: Pipe) -> None:
-        """Add a new pipe."""
+    def add(self, pipe: Pipe, held: bool = False) -> None:
+        """Add a new pipe; one that is held gets no to-one message until :meth:`pipe_heard`."""
         self._to_all.add(pipe)
-        if pipe._eligible:
+        if pipe._eligible and not held:
+            self._use(pipe)
+
+    def pipe_heard(self, pipe: Pipe) -> None:
+        """Use a pipe that was held."""
+        used = pipe in self._eligible or pipe in self._avoided
+        if pipe._eligible and not used and pipe.state is PipeState.OPEN:
             self._use(pipe)
 
     def _use(self, pipe: Pipe) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ... import options as opts
 from ...errors import BrokenPath, MessageDropped, Timeout
 from ...loop.waiting import Deadline
-from ...wire import first_id
+from ...wire import MAX_CONTENT, first_id
 from ..pipes.pipe import Pipe, PipeState
 from ..pipes.scheduler import WriteScheduler
 from .fanout import Sent
@@ -48,6 +49,19 @@ class ToDestinationSender:
         self._overflow = overflow
         self._check_open = check_open
         self._patience = patience
+
+    def own_limit(self, destination: bytes) -> int:
+        """Return the longest content for a path's first pipe, if that depends on its dialer's or listener's options.
+
+        What a pipe may receive it may send too, unless ``socket.max_send_content_length`` is set. 0 without a pipe.
+        """
+        pipe = self._pipes.get(first_id(destination))
+        if pipe is None:
+            return 0
+        options = pipe._options or pipe._endpoint.options
+        if options.get(opts.socket.max_send_content_length) >= 0:
+            return 0
+        return options.get(opts.connector.pipe.max_recv_content_length) or MAX_CONTENT
 
     def send(self, fields: Sent, timeout: float | None) -> None:
         """Send along a path; see ``Socket.send_to``."""

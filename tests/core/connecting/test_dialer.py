@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import gevent
 import pytest
@@ -50,6 +51,22 @@ def resetting(count: int) -> Iterator[FakeStream]:
 
 
 # Again and again
+
+
+def test_the_pauses_are_short_again_after_a_pipe_that_lasted_though_it_brought_nothing() -> None:
+    options = {"connector.dialer.min_reconnect_time": 0.01, "connector.dialer.max_reconnect_time": 60.0}
+    listener, address = plain_listener()
+    with closing(listener), Socket(options) as client:
+        dialer = client.dial(address)
+        for lasted in (False, False, False, False, True):
+            peer, _ = listener.accept()
+            wait_until(lambda: dialer.pipe)
+            if lasted:
+                assert dialer._pause > 0.011
+                dialer._connected_at -= 3600
+            peer.close()
+            wait_until(lambda: not dialer.pipe)
+        assert dialer._pause == 0.01
 
 
 def test_a_dialer_dials_again_when_its_pipe_is_lost(address: str) -> None:

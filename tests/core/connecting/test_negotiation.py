@@ -8,12 +8,17 @@ from contextlib import suppress
 import gevent
 import pytest
 from gevent.event import Event
+from websockets.frames import Opcode
 
 from gmultisocket import Message, Negotiation, Socket
+from gmultisocket.core.connecting.opening import time_limit
 from gmultisocket.errors import NotSupported, PipeRefused
 from gmultisocket.testing import wait_until
+from gmultisocket.transport.peerlimits import PeerLimits
 from gmultisocket.wire import encode
 from tests.addresses import STREAMS, plain_connection, plain_listener
+from tests.faults.peers import reset
+from tests.transport.wspeers import frame, upgraded
 
 QUICK = {"connector.dialer.min_reconnect_time": 0.005, "connector.dialer.max_reconnect_time": 0.01}
 ONCE = {"connector.dialer.reconnect": False}
@@ -291,3 +296,83 @@ def test_a_negotiation_that_ends_after_its_socket_was_closed_makes_no_pipe() -> 
         assert finish.is_set()
         assert not server.pipes
         assert peer.recv(1) == b""
+
+
+# Peers that leave in the middle
+
+
+@pytest.mark.parametrize("end", ["hang up", "reset", "close frame"])
+def test_a_ws_peer_that_leaves_in_the_negotiation_is_refused(end: str) -> None:
+    left: list[PipeRefused] = []
+
+    def negotiator(negotiation: Negotiation) -> None:
+        try:
+            negotiation.recv(10)
+        except PipeRefused as error:
+            left.append(error)
+            raise
+
+    with Socket() as server:
+        server.set_negotiator(negotiator)
+        listener = server.listen("ws://127.0.0.1:0")
+        with upgraded(listener.address) as peer:
+            peer.send(frame(Opcode.BINARY, b"half"))
+            if end == "close frame":
+                peer.send(frame(Opcode.CLOSE, b"\x03\xe8"))
+            elif end == "reset":
+                reset(peer.sock)
+            else:
+                peer.close()
+            wait_until(lambda: left)
+        wait_until(lambda: listener.refused == 1)
+        assert not server.pipes
+    assert ("1000" if end == "close frame" else "in the negotiation") in left[0].reason
+
+
+def test_a_negotiator_that_sends_to_a_peer_that_has_left_hears_of_it(stream_address: str) -> None:
+    left: list[PipeRefused] = []
+
+    def negotiator(negotiation: Negotiation) -> None:
+        try:
+            while True:
+                negotiation.send(bytes(1 << 16))
+        except PipeRefused as error:
+            left.append(error)
+            raise
+
+    with Socket() as server:
+        server.set_negotiator(negotiator)
+        listener = server.listen(stream_address)
+        plain_connection(listener.address).close()
+        wait_until(lambda: listener.refused == 1)
+        assert "closed" in left[0].reason
+        assert not server.pipes
+
+
+def test_a_timeout_of_somebody_else_passes_through_a_time_limit() -> None:
+    for own, expected in ((60.0, gevent.Timeout), (0.001, PipeRefused)):
+        with pytest.raises(expected), gevent.Timeout(0.05), time_limit(own, PipeRefused("took too long")):
+            gevent.sleep(5)
+
+
+def test_an_error_in_letting_a_peer_in_is_shown_and_the_next_peer_is_let_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = PeerLimits.admit
+    mistakes = [ZeroDivisionError("in the limits")]
+
+    def admit(self: PeerLimits, host: str) -> object:
+        if mistakes:
+            raise mistakes.pop()
+        return real(self, host)
+
+    monkeypatch.setattr(PeerLimits, "admit", admit)
+    with Socket() as server:
+        listener = server.listen("tcp://127.0.0.1:0")
+        for _ in range(2):
+            with plain_connection(listener.address) as peer:
+                peer.sendall(encode(Message(content=b"x")))
+                wait_until(lambda: listener.accepted == listener.refused + server.queued)
+        assert server.recv(timeout=5) == b"x"
+        assert listener.refused == 1
+    assert "in the limits" in caplog.text

@@ -122,3 +122,17 @@ def test_a_reader_error_is_the_reason() -> None:
         assert client.recv(timeout=5) == b"x"
         wait_until(lambda: pipe.closed)
         assert pipe.reason == "receiving failed: connection timed out"
+
+
+def test_a_peer_that_always_has_more_to_send_leaves_turns_to_others() -> None:
+    count = 400
+    stream = FakeStream([frame(bytes(60_000))] * count)
+    with FakeTransport([stream]) as fake, Socket({"socket.no_recv": True}) as client:
+        client.dial(fake.address)
+        pipe = only_pipe(client)
+        turns = 0
+        while pipe.messages_received < count:
+            gevent.sleep(0)
+            turns += 1
+        assert turns > 20
+        client.close(linger=0)

@@ -133,3 +133,14 @@ def test_to_all_messages_are_counted_where_they_are_sent_and_where_they_arrive()
         wait_until(lambda: one.queued == other.queued == 10)
         assert (server.counters.messages_sent, server.counters.bytes_sent) == (20, 100)
         assert (one.counters.messages_received, one.counters.bytes_received) == (10, 50)
+
+
+@pytest.mark.parametrize("count", [5, 30], ids=["one waits", "many wait"])
+def test_messages_that_had_to_wait_are_counted_by_their_bytes_when_they_are_delivered(count: int) -> None:
+    with Socket({"socket.recv_queue_size": 4}) as server, Socket({"socket.send_queue_size": 64}) as client:
+        client.dial(server.listen("inproc://waiting").address)
+        for number in range(count):
+            client.send(bytes(number + 1))
+        # Part of the queue at a time, and then the rest of it.
+        assert [len(server.recv(timeout=5)) for _ in range(count)] == [number + 1 for number in range(count)]
+        assert (client.counters.messages_sent, client.counters.bytes_sent) == (count, sum(range(count + 1)))

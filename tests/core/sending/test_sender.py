@@ -897,3 +897,17 @@ def test_a_closed_socket_refuses_every_way_to_send(two: tuple[Socket, Socket]) -
     ):
         with pytest.raises(Closed):
             call()
+
+
+# Mistakes of the caller
+
+
+@pytest.mark.parametrize("flags", [-8, 256, 1 << 20, 3])
+def test_flags_that_no_byte_holds_or_that_name_no_send_type_are_refused_with_words(flags: int) -> None:
+    with Socket() as sock, pytest.raises(BadMessage, match="name no send type"):
+        sock.send_msg(Message(flags, content=b"x"), timeout=0)
+
+
+def test_text_is_refused_with_what_to_do_about_it() -> None:
+    with Socket() as sock, pytest.raises(TypeError, match="encode it"):
+        sock.send("text", timeout=0)  # type: ignore[arg-type]
