@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .bus import Bus
     from .pair import Pair
     from .pipeline import Pull, Push
-    from .pubsub import Pub, Sub
+    from .pubsub import Presence, Pub, Sub
     from .reqrep import Rep, Req, Request
     from .rights import RemoteSub
     from .stream import Stream
@@ -29,6 +29,7 @@ __all__ = [
     "Bus",
     "Handler",
     "Pair",
+    "Presence",
     "ProtocolBase",
     "Pub",
     "Pull",
@@ -52,6 +53,7 @@ _MODULES = {
     "Bus": "bus",
     "Handler": "answering",
     "Pair": "pair",
+    "Presence": "pubsub",
     "ProtocolBase": "base",
     "Pub": "pubsub",
     "Pull": "pipeline",

@@ -29,8 +29,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from heapq import nlargest
 from struct import Struct
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from gevent import get_hub
 
@@ -68,7 +69,7 @@ from .upstream import Upstream, control
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Pub", "Sub"]
+__all__ = ["Presence", "Pub", "Sub"]
 
 _length = Struct(">H")
 
@@ -85,6 +86,18 @@ def _set_limit(attribute: str, limits: Limits, value: int) -> None:
     setattr(limits, attribute, value)
 
 
+class Presence(NamedTuple):
+    """The subscribers of a topic or a pattern.
+
+    Attributes:
+        subscribers: their number.
+        names: their names, sorted, each once; None without ``presence_names``.
+    """
+
+    subscribers: int
+    names: tuple[str, ...] | None
+
+
 class Pub(ProtocolBase):
     """Publishes. What a peer sends that is not a subscription is dropped and counted (``garbage``).
 
@@ -98,6 +111,8 @@ class Pub(ProtocolBase):
         authorize_through_switches: with ``authorize``, subscribers behind a switch are refused, because a switch passes
             a publication on to all of its peers. True: they may ask. Then every subscriber gets its own copy of each
             publication, along its path.
+        presence_names: called as ``presence_names(subscriber)``; returns a name for :meth:`presence`. Identities are
+            personal data: without it, presence has only numbers.
     """
 
     defaults = {"socket.send_overflow": "drop_newest"}
@@ -110,10 +125,12 @@ class Pub(ProtocolBase):
         *,
         authorize: Authorize | None = None,
         authorize_through_switches: bool = False,
+        presence_names: Callable[[RemoteSub], str] | None = None,
     ) -> None:
         super().__init__(options)
         gate = Gatekeeper(self._core, self.options, self._spawn, authorize, authorize_through_switches)
         self._gate = gate
+        self._presence_names = presence_names
         self._own_copies = gate.own_copies
         self._silenced = gate.silenced
         self._outbox: Outbox = gate.outbox
@@ -193,6 +210,74 @@ class Pub(ProtocolBase):
     def subscriptions(self) -> int:
         """The number of subscriptions: patterns, counted for each subscriber."""
         return self._subscribers.count
+
+    # Who is there
+
+    def on_interest(self, callback: Callable[[str, bool], object]) -> Callable[[], None]:
+        """Call ``callback(pattern, wanted)`` when a pattern gets its first subscriber, and when it loses its last one.
+
+        It is also called for the patterns that have subscribers already. Patterns are compared as text: ``a.*`` and
+        ``a.b`` are two. The callback runs in a greenlet of this Pub, may block, and gets only the last change of a
+        pattern that changes meanwhile.
+
+        Returns:
+            A callable that ends it.
+        """
+        self._check_open()
+        subscribers = [each for peer in self._peers.values() for each in peer.subscribers.values()]
+        return self._subscribers.interest.watch(
+            callback, (pattern for subscriber in subscribers for pattern in subscriber.patterns)
+        )
+
+    def wait_subscribers(self, topic: str, count: int = 1, timeout: float | None = None) -> None:
+        """Block until a topic has at least ``count`` subscribers, also such as are behind switches.
+
+        Raises:
+            BadTopic: it is not a topic.
+            Timeout: there are not so many in time.
+            Closed: it is closed.
+        """
+        self._check_open()
+        check_topic(topic)
+        self._subscribers.arrivals.wait(
+            topic, count, timeout, lambda: self._subscribers.wanting(topic), self._subscribers.wants, self._check_open
+        )
+
+    def presence(self, pattern: str) -> Presence:
+        """Return who has subscribed to anything that a pattern, or a topic, matches.
+
+        It looks at all subscriptions, and lets others run meanwhile.
+
+        Returns:
+            The number of the ``subscribers``, and their ``names``, sorted, each once; None without ``presence_names``.
+
+        Raises:
+            BadTopic: it is not a pattern.
+        """
+        self._core.check()
+        check_pattern(pattern)
+        found = [*self._subscribers.wanting(pattern)]
+        name = self._presence_names
+        return Presence(len(found), None if name is None else tuple(sorted({name(each) for each in found})))
+
+    def slowest(self, count: int) -> list[Pipe]:
+        """Return the pipes that are most behind, the worst one first, and none that has nothing to send.
+
+        They are compared by ``pipe.queued``, then by ``pipe.unacknowledged``: a peer that does not read shows in the
+        kernel's buffers long before the queue grows. Takes some microseconds for each pipe.
+        """
+        self._core.check()
+        behind = [(pipe.queued, pipe.unacknowledged, pipe.id) for pipe in self.pipes.values()]
+        worst = nlargest(count, (each for each in behind if each[0] or each[1]))
+        return [self.pipes[pipe_id] for _, _, pipe_id in worst]
+
+    def _check_open(self) -> None:
+        self._core.check()
+        if self._closing:
+            raise Closed("Pub")
+
+    def _ended(self) -> None:
+        self._subscribers.arrivals.end()
 
     # Rights
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from typing import Any, Final
 
@@ -26,8 +26,9 @@ from ..core.pipes.pipe import Pipe
 from ..errors import snippet
 from ..log import get_logger
 from ..loop.yielding import yield_to_loop
+from .interest import Arrivals, Interest
 from .rights import RemoteSub
-from .subscriptions import REST, SEPARATOR, Subscriptions, check_topic
+from .subscriptions import REST, SEPARATOR, Subscriptions, check_topic, matches, overlap
 from .topiccache import TopicCache
 
 __all__ = ["Limits", "Peer", "Subscriber", "Subscribers"]
@@ -38,6 +39,8 @@ _length = Struct(">H")
 
 #: Patterns that are removed from the index before others run.
 _PORTION: Final = 64
+#: Patterns that are looked at, to find subscribers, before others run.
+_CHECKED: Final = 1024
 #: Nodes of the index that a search may visit. For more, the peer to which most of them are due gets everything.
 _MAX_VISITS: Final = 1024
 #: What a token, a byte of a pattern, and a subscriber take in memory, in bytes, about. A byte is kept three times: in
@@ -159,6 +162,8 @@ class Subscribers:
         topics: the topics that were published, and who wants them. Has no closed pipes.
         count: the number of subscriptions.
         memory: what all patterns take that are remembered or not removed yet, in bytes, about.
+        interest: is told of each subscription that begins or ends.
+        arrivals: is told of each subscription that begins.
         relieved: how often a peer was given everything.
     """
 
@@ -177,6 +182,8 @@ class Subscribers:
         self.peers: dict[int, Peer] = {}
         self.limits = Limits()
         self.topics: TopicCache[Any] = TopicCache()
+        self.interest = Interest(spawn)
+        self.arrivals = Arrivals()
         self.count = 0
         self.memory = 0
         self.relieved = 0
@@ -184,6 +191,27 @@ class Subscribers:
         self._remover: Greenlet[..., Any] | None = None
 
     # Searching
+
+    def wanting(self, pattern: str) -> Iterator[RemoteSub]:
+        """Find the subscribers that want a topic which a pattern matches. May block a little.
+
+        Those that come meanwhile may be missing.
+        """
+        seen = 0
+        for peer in [*self.peers.values()]:
+            for subscriber in [*peer.subscribers.values()]:
+                seen += len(subscriber.patterns)
+                if any(overlap(pattern, each) for each in subscriber.patterns):
+                    yield RemoteSub(peer.pipe, subscriber.source)
+                if seen >= _CHECKED:
+                    seen = 0
+                    yield_to_loop()
+
+    def wants(self, pipe: Pipe, source: bytes, topic: str) -> bool:
+        """Return whether a subscriber is there, and wants a topic."""
+        peer = self.peers.get(pipe.id)
+        subscriber = None if peer is None else peer.subscribers.get(source)
+        return subscriber is not None and any(matches(pattern, topic) for pattern in subscriber.patterns)
 
     def _key(self, pipe: Pipe, source: bytes) -> Pipe | RemoteSub:
         """Return what stands for a subscriber in the index."""
@@ -275,6 +303,9 @@ class Subscribers:
         if not peer.takes_all:
             self._index.add(pattern, key := self._key(peer.pipe, source))
             self.topics.changed(pattern, key, True)
+        self.interest.add(pattern)
+        if self.arrivals.waiting:
+            self.arrivals.add(peer.pipe, source, pattern)
         return new
 
     def promise_repeats(self, peer: Peer, source: bytes) -> None:
@@ -332,6 +363,7 @@ class Subscribers:
         subscriber.memory -= cost
         self._charge(peer, -1, -cost)
         self._forget_acknowledgement(peer.pipe, source, pattern)
+        self.interest.remove(pattern)
         if not peer.takes_all:
             self._index.remove(pattern, key := self._key(peer.pipe, source))
             self.topics.changed(pattern, key, False)
@@ -372,6 +404,8 @@ class Subscribers:
         if peer.takes_all:
             self._index.remove(REST, pipe)
             self.memory -= peer.memory
+            for subscriber in peer.subscribers.values():
+                self._lose_interest(subscriber)
         else:
             self._leave(
                 [
@@ -391,12 +425,19 @@ class Subscribers:
             self.memory -= subscriber.memory
             for pattern in subscriber.patterns:
                 self._forget_acknowledgement(peer.pipe, source, pattern)
+            self._lose_interest(subscriber)
             self._take_all_no_more(peer)
         else:
             key = self._key(peer.pipe, source)
             if self._own_copies:
                 self.topics.forget_key(key)
             self._leave([_Leaving(peer.pipe, key, subscriber, subscriber.memory)])
+
+    def _lose_interest(self, subscriber: Subscriber) -> None:
+        """Record the end of all subscriptions of one subscriber."""
+        if self.interest:
+            for pattern in subscriber.patterns:
+                self.interest.remove(pattern)
 
     def _leave(self, leaving: list[_Leaving]) -> None:
         """Remove patterns from the index, all at once or, if there are many, in portions."""
@@ -424,6 +465,8 @@ class Subscribers:
             pipe, source = leaving.pipe, leaving.source
             pattern = leaving.patterns.pop()
             self._index.remove(pattern, leaving.key)
+            if leaving.memory:
+                self.interest.remove(pattern)
             peer = self.peers.get(pipe.id)
             if peer is not None:
                 self.topics.changed(pattern, leaving.key, False)
