@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from .bus import Bus
     from .pair import Pair
     from .pipeline import Pull, Push
-    from .pubsub import Presence, Pub, Sub
+    from .pubsub import Presence, Pub
     from .reqrep import Rep, Req, Request
     from .rights import RemoteSub
     from .stream import Stream
     from .streamproxy import StreamProxy
     from .streamsocket import StreamSocket
+    from .sub import Sub
     from .survey import Respondent, Survey, Surveyor
 
 __all__ = [
@@ -67,7 +68,7 @@ _MODULES = {
     "Stream": "stream",
     "StreamProxy": "streamproxy",
     "StreamSocket": "streamsocket",
-    "Sub": "pubsub",
+    "Sub": "sub",
     "Survey": "survey",
     "Surveyor": "survey",
 }
