@@ -25,6 +25,7 @@ from ..options import Options
 from ..wire import Message
 from .outbox import Outbox
 from .pubsubwire import SUBSCRIBED, Refused
+from .retained import Retained
 from .rights import Authorize, Refusers, RemoteSub, Rights
 from .subscribers import Peer, Subscriber, Subscribers
 from .upstream import control
@@ -56,6 +57,7 @@ class Gatekeeper:
         outbox: what was not sent to them. Keys are the source and the pattern.
         own_copies: whether each subscriber gets its own copy of a publication.
         restricted: whether there is ``authorize``.
+        retained: the values that a new subscription gets.
         silenced: not empty if messages of some subscribers are dropped.
     """
 
@@ -82,6 +84,7 @@ class Gatekeeper:
             self._subscribes_too_much if self.restricted else None,
             self.own_copies,
         )  # fmt: skip
+        self.retained = Retained(core, spawn, self.subscribers)
         self._warned: set[str] = set()
 
     # What comes from subscribers
@@ -129,9 +132,12 @@ class Gatekeeper:
 
     def _accept(self, peer: Peer, pattern: str, source: bytes, size: int) -> str:
         """Add or repeat a subscription, and acknowledge it. Return why it is refused, "" if it is not."""
+        is_new = not self.subscribers.has(peer, pattern, source)
         subscriber = self.subscribers.subscribe(peer, pattern, source, size)
         if not isinstance(subscriber, Subscriber):
             return subscriber
+        if is_new:
+            self.retained.subscribed(peer.pipe, source, pattern)
         if self.restricted:
             self._refusers.accepted(peer.pipe.id, source)
         # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
@@ -165,6 +171,7 @@ class Gatekeeper:
 
     def _forget_answer(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         self.outbox.forget(pipe, (source, pattern))
+        self.retained.unsubscribed(pipe, source, pattern)
 
     def _subscribes_too_much(self, remote: RemoteSub) -> None:
         self._exclude(remote, "subscribes to one topic in too many ways")

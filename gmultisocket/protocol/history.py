@@ -96,6 +96,10 @@ class History(ABC):
         """
 
     @abstractmethod
+    def retained_topics(self) -> list[str]:
+        """Return the topics that have a retained value, the one that was set first first."""
+
+    @abstractmethod
     def retained(self, pattern: str) -> list[Entry]:
         """Return the retained values of the topics that match a pattern, oldest first."""
 
@@ -243,6 +247,9 @@ class MemoryHistory(History):
         if is_literal(pattern):
             return self._lost.get(pattern, 0) <= offset
         return not any(lost > offset and matches(pattern, topic) for topic, lost in self._lost.items())
+
+    def retained_topics(self) -> list[str]:
+        return [*self._retained]
 
     def retained(self, pattern: str) -> list[Entry]:
         if is_literal(pattern):

@@ -10,7 +10,7 @@
 * What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
-  It does get what is published after ``subscribe(pattern, timeout)`` has returned.
+  It does get what is published after ``subscribe(pattern, timeout)`` has returned, and the retained values of topics.
 
 The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
 a Sub match comes once. What a Pub remembers, and within which limits, is in :mod:`~gmultisocket.protocol.subscribers`.
@@ -136,7 +136,7 @@ class Pub(ProtocolBase):
         )
     }
 
-    def publish(self, topic: str, content: Buffer, timeout: float | None = None) -> int:
+    def publish(self, topic: str, content: Buffer, timeout: float | None = None, *, retain: bool = False) -> int:
         """Send to every pipe that has a subscriber to the topic behind it.
 
         Does not wait for any of them, unless ``socket.send_overflow`` is ``block``.
@@ -145,6 +145,9 @@ class Pub(ProtocolBase):
             topic: e.g. ``"orders.eu.created"``.
             content: bytes-like.
             timeout: seconds, for ``block``.
+            retain: keep it, instead of the one that was retained before, as the topic's present value: each new
+                subscription that matches gets it. At most 65,536 values and 64 MiB are kept; the one that was set
+                longest ago goes first, and is counted (``retained``).
 
         Returns:
             The number of pipes that it went to, without those whose queue is full.
@@ -156,6 +159,9 @@ class Pub(ProtocolBase):
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
             content = self._core.check_content(content)
+        if retain:
+            self._check_open()
+            self._gate.retained.keep(topic, self._core.check_content(head + content))
         if self._own_copies:
             return self._send_copies(pipes, head + content, timeout)
         return self._core.send_group(pipes, head + content, timeout)
@@ -173,6 +179,16 @@ class Pub(ProtocolBase):
             if not full:
                 reached.add(pipe.id)
         return len(reached)
+
+    def unretain(self, topic: str) -> bool:
+        """Forget the retained value of a topic. Nobody is told. Return whether there was one.
+
+        Raises:
+            BadTopic: it is not a topic.
+        """
+        self._core.check()
+        check_topic(topic)
+        return self._gate.retained.history.unretain(topic)
 
     def reach(self, topic: str) -> int:
         """Return the number of pipes that a publication under the topic would go to now. At 0, you need not make one.
