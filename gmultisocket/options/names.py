@@ -100,6 +100,7 @@ OptionsByName = TypedDict(
         "protocol.reqrep.probe_interval": float,
         "protocol.reqrep.send_errors": bool,
         "protocol.pubsub.max_patterns": int,
+        "protocol.pubsub.max_switch_patterns": int,
         "protocol.pubsub.max_pattern_memory": int,
         "protocol.pubsub.max_total_patterns": int,
         "protocol.pubsub.max_total_pattern_memory": int,

@@ -464,12 +464,17 @@ class protocol:
 
         max_patterns = define(
             "protocol.pubsub.max_patterns", int, 16384, minimum=1,
-            doc="Maximum number of patterns that the subscribers behind one pipe of a Pub may have. More are refused.",
+            doc="Maximum number of patterns that one subscriber of a Pub may have. More are refused.",
+        )
+        max_switch_patterns = define(
+            "protocol.pubsub.max_switch_patterns", int, 131072, minimum=1,
+            doc="Maximum number of patterns that all subscribers behind one pipe may have together, if that leads to a "
+            "switch. More are refused.",
         )
         max_pattern_memory = define(
             "protocol.pubsub.max_pattern_memory", int, 33554432, unit="bytes", minimum=1,
-            doc="Maximum memory that these patterns may take: 256 bytes for each token, 3 for each byte, and 512 for "
-            "each subscriber, about. More are refused.",
+            doc="Maximum memory that the patterns of one pipe may take: 256 bytes for each token, 3 for each byte, and "
+            "512 for each subscriber, about. More are refused.",
         )
         max_total_patterns = define(
             "protocol.pubsub.max_total_patterns", int, 0, minimum=0,

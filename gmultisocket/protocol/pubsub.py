@@ -130,6 +130,7 @@ class Pub(ProtocolBase):
         for option, attribute in (
             (opts.protocol.pubsub.max_pattern_length, "max_length"),
             (opts.protocol.pubsub.max_patterns, "max_patterns"),
+            (opts.protocol.pubsub.max_switch_patterns, "max_switch_patterns"),
             (opts.protocol.pubsub.max_pattern_memory, "max_memory"),
             (opts.protocol.pubsub.max_total_patterns, "max_total_patterns"),
             (opts.protocol.pubsub.max_total_pattern_memory, "max_total_memory"),
@@ -392,7 +393,7 @@ class Pub(ProtocolBase):
     def _expire(self, elapsed: float, late: float) -> None:
         for peer in list(self._peers.values()):
             # A subscriber that never repeated a subscription may live: it is removed only if others need its place.
-            full = peer.refused or peer.count >= self._subscribers.limits.max_patterns
+            full = peer.refused or peer.count >= self._subscribers.limits.max_switch_patterns
             peer.refused = False
             for number, source in enumerate(peer.behind_switch(), 1):
                 if number % _PORTION == 0:

@@ -53,11 +53,13 @@ _SUBSCRIBER_COST: Final = 512
 class Limits:
     """The options that bound what a Pub remembers; see ``protocol.pubsub.*``. 0 is no limit for the totals."""
 
-    __slots__ = ("max_length", "max_memory", "max_patterns", "max_total_memory", "max_total_patterns")
+    __slots__ = ("max_length", "max_memory", "max_patterns", "max_switch_patterns", "max_total_memory",
+                 "max_total_patterns")  # fmt: skip
 
     def __init__(self) -> None:
         self.max_length = 0
         self.max_patterns = 0
+        self.max_switch_patterns = 0
         self.max_memory = 0
         self.max_total_patterns = 0
         self.max_total_memory = 0
@@ -333,18 +335,23 @@ class Subscribers:
         limits = self.limits
         if size > limits.max_length:
             return f"a pattern has at most {limits.max_length} bytes, and this one has {size}"
+        direct = source == peer.pipe.path
+        subscriber = peer.subscribers.get(source)
+        own = 0 if subscriber is None else len(subscriber.patterns)
+        if own + undecided * direct >= limits.max_patterns:
+            return f"a subscriber has at most {limits.max_patterns} patterns"
         cost = _cost(pattern)
-        if source not in peer.subscribers:
+        if subscriber is None:
             cost += _SUBSCRIBER_COST + len(source)
-        reason = self._is_full(peer, cost, undecided)
+        reason = self._is_full(peer, cost, limits.max_patterns if direct else limits.max_switch_patterns, undecided)
         if reason:
             peer.refused = True
         return reason
 
-    def _is_full(self, peer: Peer, cost: int, undecided: int) -> str:
+    def _is_full(self, peer: Peer, cost: int, most: int, undecided: int) -> str:
         limits = self.limits
-        if peer.count + undecided >= limits.max_patterns:
-            return f"a pipe has at most {limits.max_patterns} patterns"
+        if peer.count + undecided >= most:
+            return f"a pipe has at most {most} patterns"
         if peer.memory + cost > limits.max_memory:
             return "the patterns of this pipe take too much memory"
         if 0 < limits.max_total_patterns <= self.count:

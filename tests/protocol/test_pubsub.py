@@ -395,7 +395,7 @@ def test_subscriptions_over_the_limit_are_refused_and_counted() -> None:
         sub.unsubscribe("a" * 11)
         for pattern in ("a" * 10, "b", "c"):
             sub.subscribe(pattern, LONG)
-        with pytest.raises(SubscriptionRefused, match="a pipe has at most 3 patterns"):
+        with pytest.raises(SubscriptionRefused, match="a subscriber has at most 3 patterns"):
             sub.subscribe("d", LONG)
         assert pub.counters.drops == {"refused subscription": 2}
         assert pub.subscriptions == 3
@@ -497,7 +497,7 @@ def test_a_refusal_is_raised_where_it_is_waited_for_and_told_otherwise() -> None
         sub.subscribe("kept", LONG)
         with pytest.raises(SubscriptionRefused) as caught:
             sub.subscribe("raised", LONG)
-        assert (caught.value.pattern, caught.value.reason) == ("raised", "a pipe has at most 1 patterns")
+        assert (caught.value.pattern, caught.value.reason) == ("raised", "a subscriber has at most 1 patterns")
         sub.subscribe("told")
         wait_until(lambda: [refusal.pattern for refusal in told] == ["told"])
         end()
@@ -578,6 +578,26 @@ def test_a_switch_behind_which_nobody_subscribed_gets_nothing() -> None:
             assert pub.publish("a", b"") == 1
             assert pub.publish("b", b"") == 0
         wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [1, 12])
+
+
+def test_behind_a_switch_each_subscriber_has_its_own_limit_and_all_together_have_one() -> None:
+    options = {"protocol.pubsub.max_patterns": 2, "protocol.pubsub.max_switch_patterns": 5}
+    with switched() as (pubs, subs), Pub(options) as pub, ExitStack() as stack:
+        pub.dial(pubs)
+        many = [stack.enter_context(Sub({"protocol.pubsub.refresh_interval": 0.0})) for _ in range(3)]
+        for sub in many:
+            sub.dial(subs)
+        for number, sub in enumerate(many[:2]):
+            for pattern in range(2):
+                sub.subscribe(f"a.{number}.{pattern}", LONG)
+            with pytest.raises(SubscriptionRefused, match="a subscriber has at most 2 patterns"):
+                sub.subscribe("too.many", LONG)
+        many[2].subscribe("a", LONG)
+        with pytest.raises(SubscriptionRefused, match="a pipe has at most 5 patterns"):
+            many[2].subscribe("b", LONG)
+        many[0].close()
+        wait_until(lambda: pub.subscriptions == 3)
+        many[2].subscribe("b", LONG)
 
 
 def test_a_sub_that_leaves_a_switch_in_order_says_so() -> None:
@@ -709,7 +729,7 @@ def is_accepted(sub: Sub, pattern: str) -> bool:
 
 
 def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_room() -> None:
-    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_patterns": 2}
+    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_switch_patterns": 2}
     with switched() as (pubs, subs), Pub(options) as pub, Socket() as once, Socket() as second, Sub(REFRESHING) as sub:
         pub.dial(pubs)
         subscribe_by_hand(once, subs, b"once")
