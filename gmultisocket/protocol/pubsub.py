@@ -219,10 +219,7 @@ class Pub(ProtocolBase):
             A callable that ends it.
         """
         self._check_open()
-        subscribers = [each for peer in self._peers.values() for each in peer.subscribers.values()]
-        return self._subscribers.interest.watch(
-            callback, (pattern for subscriber in subscribers for pattern in subscriber.patterns)
-        )
+        return self._subscribers.interest.watch(callback, self._subscribers.patterns())
 
     def wait_subscribers(self, topic: str, count: int = 1, timeout: float | None = None) -> None:
         """Block until a topic has at least ``count`` subscribers, also such as are behind switches.
@@ -277,9 +274,10 @@ class Pub(ProtocolBase):
     # Rights
 
     def revoke(self, subscriber: RemoteSub, pattern: str, reason: str = "revoked") -> bool:
-        """End a subscription, and tell the subscriber why. It does not ask again until it connects again.
+        """End a subscription, and tell the subscriber why. A Sub does not ask again until it connects again.
 
-        What is in the queue of its pipe already still reaches it. Does not block.
+        But others may, and a repetition may be on its way: then ``authorize`` decides again. What is in the queue of its
+        pipe already still reaches it. Does not block.
 
         Args:
             subscriber: as ``authorize`` got it.

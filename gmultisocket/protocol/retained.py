@@ -49,8 +49,9 @@ class Retained:
         self._spawn = spawn
         self._subscribers = subscribers
         self.history = MemoryHistory()
-        #: By pipe: the sources and patterns of new subscriptions. Has no pipe without any.
-        self._queues: dict[Pipe, OrderedDict[tuple[bytes, str], None]] = {}
+        #: By pipe: the sources and patterns of new subscriptions, each with an object of its own: one that ended and
+        #: began again is another one. Has no pipe without any.
+        self._queues: dict[Pipe, OrderedDict[tuple[bytes, str], object]] = {}
 
     def keep(self, topic: str, publication: bytes) -> None:
         """Retain a publication, with its topic in front, instead of the one before."""
@@ -68,7 +69,7 @@ class Retained:
             queue = self._queues[pipe] = OrderedDict()
             self._spawn(self._send, pipe, queue)
         # At most one for each subscription, so the limits of subscriptions bound them.
-        queue[source, pattern] = None
+        queue[source, pattern] = object()
 
     def unsubscribed(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
@@ -76,22 +77,24 @@ class Retained:
         if queue is not None:
             queue.pop((source, pattern), None)
 
-    def _send(self, pipe: Pipe, queue: OrderedDict[tuple[bytes, str], None]) -> None:
+    def _send(self, pipe: Pipe, queue: OrderedDict[tuple[bytes, str], object]) -> None:
         """Send the values for the new subscriptions by one pipe (a greenlet for each pipe, while there are any)."""
         try:
             while queue:
-                source, pattern = next(iter(queue))
+                key, present = next(iter(queue.items()))
+                source, pattern = key
                 for number, topic in enumerate(self._topics(pattern), 1):
                     if number % _PORTION == 0:
                         yield_to_loop()
                     if not self._core.wait_writable(pipe):
                         return
                     # Checked only now: during the wait, it may have changed or ended.
-                    if (source, pattern) not in queue:
+                    if queue.get(key) is not present:
                         break
                     for entry in self.history.retained(topic):
                         self._core.put(pipe, Message(TO_DEST, destination=source, content=entry.content))
-                queue.pop((source, pattern), None)
+                if queue.get(key) is present:
+                    del queue[key]
         except (Closed, ForkedSocketError):
             pass
         finally:

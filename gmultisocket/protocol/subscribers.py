@@ -209,6 +209,15 @@ class Subscribers:
                     seen = 0
                     yield_to_loop()
 
+    def patterns(self) -> Iterator[str]:
+        """Return the pattern of each subscription whose end ``interest`` will be told."""
+        for peer in self.peers.values():
+            for subscriber in peer.subscribers.values():
+                yield from subscriber.patterns
+        for leaving in self._leaving:
+            if leaving.memory:
+                yield from leaving.patterns
+
     def wants(self, pipe: Pipe, source: bytes, topic: str) -> bool:
         """Return whether a subscriber is there, and wants a topic."""
         peer = self.peers.get(pipe.id)

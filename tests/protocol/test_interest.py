@@ -11,6 +11,7 @@ import pytest
 from gmultisocket import Socket
 from gmultisocket.errors import BadTopic, Closed, Timeout
 from gmultisocket.protocol import Presence, Pub, RemoteSub, Sub
+from gmultisocket.protocol import subscribers as subscribers_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message, encode
 from tests.addresses import plain_connection
@@ -110,6 +111,28 @@ def test_interest_is_what_the_subscribers_have_whatever_happens(seed: int) -> No
         for peer in peers:
             peer.close()
         wait_until(lambda: not wanted and not pub._subscribers.interest._counts, LONG)
+
+
+def test_interest_that_begins_while_a_peer_leaves_counts_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subscribers_module, "_PORTION", 3)
+    told: list[tuple[str, bool]] = []
+    with Pub() as pub, Sub() as staying, Socket({"socket.no_recv": True}) as going:
+        address = pub.listen("inproc://leaving-meanwhile").address
+        going.dial(address)
+        for number in range(100):
+            going.send_msg(Message(CONTROL | TO_ALL, content=b"\x01a.%d" % number), LONG)
+        wait_until(lambda: pub.subscriptions == 100)
+        staying.dial(address)
+        for number in range(0, 100, 10):
+            staying.subscribe(f"a.{number}", LONG)
+        next(pipe for pipe in pub.pipes.values() if len(pub._peers[pipe.id].subscribers) and
+             pub._peers[pipe.id].count == 100).close()  # fmt: skip
+        assert pub._subscribers._leaving
+        pub.on_interest(lambda pattern, wanted: told.append((pattern, wanted)))
+        wait_until(lambda: not pub._subscribers._leaving and len(pub._subscribers.interest._counts) == 10)
+        gevent.idle()
+        now = dict(told)
+        assert sorted(pattern for pattern, wanted in now.items() if wanted) == [f"a.{n}" for n in range(0, 100, 10)]
 
 
 # Waiting

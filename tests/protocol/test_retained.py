@@ -145,6 +145,23 @@ def test_a_peer_that_does_not_read_gets_nothing_more_and_holds_up_nobody() -> No
         assert {message.flags for message in contents if not message.flags & CONTROL} <= {TO_DEST}
 
 
+def test_one_that_unsubscribes_and_subscribes_again_gets_all_values_again() -> None:
+    with Pub({"socket.send_queue_size": 1}) as pub, Socket({"socket.recv_queue_size": 1}) as by_hand:
+        for number in range(100):
+            pub.publish(f"a.{number}", b"%d" % number, retain=True)
+        by_hand.dial(pub.listen("inproc://again").address)
+        for kind in (b"\x01", b"\x00", b"\x01"):
+            by_hand.send_msg(Message(CONTROL | TO_ALL, content=kind + b"a.*"))
+            gevent.idle()
+        contents = []
+        while len(contents) < 100 or pub._gate.retained._queues:
+            message = by_hand.recv_msg(LONG)
+            if not message.flags & CONTROL:
+                contents.append(message.content)
+        values = [b"%d%d" % (number, number) for number in range(100)]
+        assert [content.partition(b"a.")[2] for content in contents[-100:]] == values
+
+
 def test_values_for_many_come_and_go(direct: Net) -> None:
     with Pub() as pub, ExitStack() as stack:
         subs = [stack.enter_context(Sub()) for _ in range(20)]
