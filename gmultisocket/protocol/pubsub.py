@@ -276,8 +276,8 @@ class Pub(ProtocolBase):
     def revoke(self, subscriber: RemoteSub, pattern: str, reason: str = "revoked") -> bool:
         """End a subscription, and tell the subscriber why. A Sub does not ask again until it connects again.
 
-        But others may, and a repetition may be on its way: then ``authorize`` decides again. What is in the queue of its
-        pipe already still reaches it. Does not block.
+        But others may, and a repetition may be on its way: then ``authorize`` decides again. What is in the queue of
+        its pipe already still reaches it. Does not block.
 
         Args:
             subscriber: as ``authorize`` got it.
