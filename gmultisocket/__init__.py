@@ -28,18 +28,17 @@ from . import errors, options
 from .address import Address
 from .core.connecting.dialer import Dialer
 from .core.connecting.events import PipeEvent
-from .core.connecting.listener import Listener
 from .core.connecting.negotiation import Negotiation
-from .core.pair import pair
 from .core.pipes.pipe import Pipe
 from .core.socket import Socket
 from .counters import Counters
 from .log import show_by_default
-from .switch import Switch
 from .wire import Message
 
 if TYPE_CHECKING:
     from . import protocol
+    from .core.connecting.listener import Listener
+    from .core.pair import pair
     from .protocol import (
         Bus,
         Pair,
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
         Sub,
         Surveyor,
     )
+    from .switch import Switch
 
 __all__ = [
     "Address",
@@ -88,13 +88,18 @@ __version__ = "0.1.0"
 
 show_by_default()
 
+_IMPORTED_LATER = {"Listener": ".core.connecting.listener", "Switch": ".switch", "pair": ".core.pair"}
+
 
 if not TYPE_CHECKING:  # a checker would take it for a promise that the module has any name
 
     def __getattr__(name: str) -> Any:
-        """Import the protocols when they are first used."""
+        """Import the protocols, and what not every program needs, when they are first used."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+        if name in _IMPORTED_LATER:
+            value = globals()[name] = getattr(import_module(_IMPORTED_LATER[name], __name__), name)
+            return value
         # Not "from . import protocol": that would ask for the attribute first, and call this function without end.
         protocol = import_module(".protocol", __name__)
         if name == "protocol":

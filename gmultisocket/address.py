@@ -22,12 +22,12 @@ from .options import OptionValues, lookup
 
 __all__ = ["Address", "Connectable", "split_host_port"]
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 #: Any host and port, also a wrong one. A text that does not match may be a password that contains a "/".
-_AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]+)?")
+_AUTHORITY = r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]+)?"
 #: A zone as URLs have it (RFC 6874), and so the Go code. "%25" and a number can be an interface's number.
-_ZONE_IN_URL = re.compile("%25(.*[^0-9].*)")
-_BRACKETED = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::(.*))?")
+_ZONE_IN_URL = "%25(.*[^0-9].*)"
+_BRACKETED = r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\](?::(.*))?"
 
 DialT = TypeVar("DialT", covariant=True)
 ListenT = TypeVar("ListenT", covariant=True)
@@ -168,10 +168,10 @@ def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
     """
     shown = _redact(str(address))
     if location.startswith("["):
-        match = _BRACKETED.fullmatch(location)
+        match = re.fullmatch(_BRACKETED, location)
         if match is None:
             raise AddressError(shown, "expected an IPv6 address in brackets and a port, like [::1]:80")
-        host, port = _ZONE_IN_URL.sub(r"%\1", match.group(1)), match.group(2)
+        host, port = re.sub(_ZONE_IN_URL, r"%\1", match.group(1)), match.group(2)
     else:
         host, colon, port = location.rpartition(":")
         if not colon:
@@ -197,7 +197,7 @@ def _split_scheme(text: object) -> tuple[str, str, str]:
     """
     if not isinstance(text, str):
         raise AddressError(type(text).__name__, "an address is a str, like tcp://127.0.0.1:5555")
-    match = _SCHEME.match(text)
+    match = re.match(_SCHEME, text)
     if match is None:
         why = "the scheme before :// is missing or wrong" if "://" in text else 'there is no "://" in it'
         raise AddressError(_redact(text), f"{why}: expected an address like tcp://127.0.0.1:5555")
@@ -226,12 +226,12 @@ def _has_credentials(scheme: str, rest: str) -> bool:
     if at:
         return user != ""
     # A password may contain a plain "/", "?" or "#". Then the text before that character is not a host and port.
-    return "@" in rest and not _AUTHORITY.fullmatch(authority)
+    return "@" in rest and not re.fullmatch(_AUTHORITY, authority)
 
 
 def _redact(text: str) -> str:
     """Return an address with the text before the last "@" replaced, as that may be a password."""
-    match = _SCHEME.match(text)
+    match = re.match(_SCHEME, text)
     scheme = match.group() if match else ""
     before, at, after = text[len(scheme) :].rpartition("@")
     return f"{scheme}***@{after}" if before else f"{scheme}{at}{after}"

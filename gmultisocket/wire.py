@@ -33,12 +33,22 @@ from copy import copy
 from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
-from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .errors import BadMessage, BadPath, ContentTooLong, MessageTooLong, MultiSocketError, snippet
 
 if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
     from typing_extensions import Buffer
+
+    class _Fields(TypedDict, total=False):
+        flags: int
+        ttl: int
+        source: bytes
+        destination: bytes
+        content: bytes
+        pipe_id: int
 
 __all__ = [
     "CONTROL",
@@ -115,15 +125,6 @@ _unpack_header = Struct(">II").unpack_from
 _iter_ids = Struct(">I").iter_unpack
 
 _new = tuple.__new__
-
-
-class _Fields(TypedDict, total=False):
-    flags: int
-    ttl: int
-    source: bytes
-    destination: bytes
-    content: bytes
-    pipe_id: int
 
 
 class Message(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gevent
 from gevent import get_hub
@@ -28,7 +28,6 @@ from .closing import Closable
 from .connecting.connector import Connector
 from .connecting.dialer import Dialer
 from .connecting.events import CallbackGreenlet, PipeCallback
-from .connecting.listener import Listener
 from .connecting.negotiation import Negotiator
 from .flushing import Flushable
 from .pipes.pipe import Pipe
@@ -37,6 +36,8 @@ from .threadsafe import ThreadsafeSender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from .connecting.listener import Listener
 
 __all__ = ["Socket", "live_sockets"]
 
@@ -141,6 +142,9 @@ class Socket(Closable):
             AddressError, OptionError: the address or an option is wrong.
             AddressInUse, ConnectionFailed: the address could not be bound.
         """
+        # Programs that only dial do without.
+        from .connecting.listener import Listener
+
         self._check()
         parsed = _parse(address, "listen")
         values = ListenerOptions(parsed.merged(options), parent=self.options)
@@ -191,12 +195,12 @@ class Socket(Closable):
     @property
     def dialers(self) -> tuple[Dialer, ...]:
         """The dialers that are not closed."""
-        return tuple(endpoint for endpoint in self._connector.endpoints if isinstance(endpoint, Dialer))
+        return tuple(cast(Dialer, each) for each in self._connector.endpoints if each.dials)
 
     @property
     def listeners(self) -> tuple[Listener, ...]:
         """The listeners that are not closed."""
-        return tuple(endpoint for endpoint in self._connector.endpoints if isinstance(endpoint, Listener))
+        return tuple(cast("Listener", each) for each in self._connector.endpoints if not each.dials)
 
     def close_pipe(self, pipe_id: int, reason: str = "closed by the user") -> bool:
         """Close one pipe at once. Its dialer dials again. Return False if no open pipe has the id."""

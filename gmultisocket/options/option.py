@@ -22,14 +22,13 @@ T = TypeVar("T")
 Kind = Literal["bool", "int", "float", "str", "choice", "object"]
 
 _KIND_OF_TYPE: dict[type, Kind] = {bool: "bool", int: "int", float: "float", str: "str", object: "object"}
-_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 #: The empty text counts as true, as in Go: ``?socket.no_recv``.
 _BOOLS = dict.fromkeys(("", "true", "t", "yes", "1"), True) | dict.fromkeys(("false", "f", "no", "0"), False)
 #: 20 digits are enough for every 64-bit value. Without a limit a hostile address could make Python convert millions.
-_INT = re.compile(r"[+-]?[0-9]{1,20}")
+_INT = r"[+-]?[0-9]{1,20}"
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _DURATION_PART = rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h)"
-_DURATION = re.compile(rf"([+-]?)(?:({_NUMBER})|((?:{_DURATION_PART})+))")
+_DURATION = rf"([+-]?)(?:({_NUMBER})|((?:{_DURATION_PART})+))"
 #: Unit -> (multiply by, divide by): whole numbers, so that "100ms" is exactly 0.1.
 _UNITS = {"us": (1, 10**6), "µs": (1, 10**6), "μs": (1, 10**6), "ns": (1, 10**9), "ms": (1, 1000)}
 _UNITS |= {"s": (1, 1), "m": (60, 1), "h": (3600, 1)}
@@ -209,7 +208,7 @@ def parse_bool(text: str) -> bool:
 
 
 def _parse_int(text: str) -> int:
-    if not _INT.fullmatch(text):
+    if not re.fullmatch(_INT, text):
         raise ValueError
     return int(text)
 
@@ -222,7 +221,7 @@ def _parse_float(text: str) -> float:
 
 def _parse_duration(text: str) -> float:
     """Return the seconds of ``"1.5"``, or of a duration as in Go's time.ParseDuration: ``"100ms"``, ``"1m30s"``."""
-    match = _DURATION.fullmatch(text)
+    match = re.fullmatch(_DURATION, text)
     if match is None:
         raise ValueError
     sign, number, parts = match.group(1, 2, 3)
@@ -242,6 +241,14 @@ _by_go_name: dict[str, Option[Any]] = {}
 def _fold(name: str) -> str:
     """Return a name without underscores, in lower case: the same for ``socket.send_ttl`` and ``Socket.SendTTL``."""
     return name.replace("_", "").lower()
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a text is snake_case with at least one dot."""
+    parts = name.split(".")
+    return len(parts) > 1 and all(
+        part.isascii() and part.isidentifier() and part == part.lower() and part[0] != "_" for part in parts
+    )
 
 
 def define(
@@ -276,7 +283,7 @@ def define(
     if kind not in (*_KIND_OF_TYPE.values(), "choice"):
         kinds = "bool, int, float, str, choice or object"
         raise OptionError(f"option {name}: no kind is called {kind!r}: expected {kinds}")
-    if not _NAME.fullmatch(name):
+    if not _is_name(name):
         raise OptionError(f"an option's name is snake_case with a dot, like transport.tcp.no_delay, not {name!r}")
     option = Option(
         name,

@@ -31,7 +31,6 @@ from ..address import Address
 from ..core.closing import Closable
 from ..core.connecting.dialer import Dialer
 from ..core.connecting.events import PipeCallback
-from ..core.connecting.listener import Listener
 from ..core.pipes.pipe import Pipe
 from ..core.socket import Socket
 from ..counters import Counters
@@ -45,6 +44,8 @@ from .outbox import Outbox
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from ..core.connecting.listener import Listener
 
 __all__ = ["ProtocolBase"]
 

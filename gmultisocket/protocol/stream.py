@@ -24,7 +24,7 @@ import errno
 from collections import deque
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import gevent
 from gevent import Greenlet, get_hub
@@ -32,7 +32,6 @@ from gevent import Greenlet, get_hub
 from .. import options as opts
 from ..address import Address
 from ..core.connecting.dialer import Dialer
-from ..core.connecting.listener import Listener
 from ..core.pipes.pipe import Pipe
 from ..errors import (
     Closed,
@@ -56,6 +55,9 @@ from .resets import Resets
 from .streamend import CREDIT, END, KEEP_ALIVE, RESET, StreamContext, StreamEnd
 from .streamsocket import StreamSocket
 from .suspects import Suspects
+
+if TYPE_CHECKING:
+    from ..core.connecting.listener import Listener
 
 __all__ = ["Stream", "StreamSocket"]
 

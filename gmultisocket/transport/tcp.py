@@ -62,7 +62,7 @@ _OUTQ: int | None = getattr(termios, "TIOCOUTQ", None)
 logger = get_logger("gmultisocket.listener")
 
 #: A host that is an IP address, in any form that ``getaddrinfo`` knows: no top-level domain begins with a digit.
-_NUMERIC: Final = re.compile(r".*:.*|(.*\.)?(0[xX][0-9A-Fa-f]*|[0-9]+)")
+_NUMERIC: Final = r".*:.*|(.*\.)?(0[xX][0-9A-Fa-f]*|[0-9]+)"
 #: How many addresses of a host an error names.
 _MAX_NAMED: Final = 8
 #: How often a port that is free at all addresses of a host is looked for.
@@ -247,7 +247,7 @@ def _set_buffers(sock: gsocket.socket, options: Options) -> None:
 
 def _load_lookup(host: str) -> None:
     """Import what a lookup of this host needs. Later there may be no descriptor left for it."""
-    if not _NUMERIC.fullmatch(host):
+    if not re.fullmatch(_NUMERIC, host):
         import_module(".lookup", __package__)
 
 
@@ -259,7 +259,7 @@ def resolve(host: str, port: int, address: str, passive: bool = False) -> list[A
     """
     flags = gsocket.AI_PASSIVE if passive else 0
     try:
-        if _NUMERIC.fullmatch(host):
+        if re.fullmatch(_NUMERIC, host):
             # In bytes, or Python would import its codec for international names.
             numeric = flags | gsocket.AI_NUMERICHOST
             return _socket.getaddrinfo(host.encode("ascii"), port, 0, gsocket.SOCK_STREAM, 0, numeric)
