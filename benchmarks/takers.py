@@ -26,7 +26,7 @@ __all__ = ["PULL", "SUB", "hand_out", "handing_out", "pattern", "take"]
 SUB, PULL = "SUB", "PULL"
 
 _HEADER = struct.Struct(">BBBBI")
-_CONTROL_TO_ALL, _TTL, _SUBSCRIBE = 0x21, 16, b"\x01"
+_CONTROL_TO_ALL, _TTL, _SUBSCRIBE, _SUBSCRIBED = 0x21, 16, b"\x01", b"\x02"
 _SP = {SUB: 0x21, PULL: 0x51}
 
 
@@ -128,9 +128,12 @@ def _begin(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
     for wanted in patterns:
         header = _HEADER.pack(_CONTROL_TO_ALL, _TTL, 0, 0, len(_SUBSCRIBE + wanted))
         connection.sendall(header + _SUBSCRIBE + wanted)
-    for _ in patterns:
+    missing = len(patterns)
+    while missing:
         _, _, hops, distance, length = _HEADER.unpack(drain.read_exactly(connection, _HEADER.size))
-        drain.read_exactly(connection, 4 * (hops + distance) + length)
+        paths = 4 * (hops + distance)
+        # A Pub also asks who is there.
+        missing -= drain.read_exactly(connection, paths + length)[paths : paths + 1] == _SUBSCRIBED
 
 
 def _begin_zmtp(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:

@@ -54,6 +54,7 @@ __all__ = [
     "NoIds",
     "PeerGone",
     "HandlerFailed",
+    "SubscriptionRefused",
     "StreamClosed",
     "StreamReset",
     "hide_values",
@@ -550,6 +551,23 @@ class PeerGone(MultiSocketError):
 
     def __str__(self) -> str:
         return f"the peer disconnected before it answered: {printable(self.reason)}"
+
+
+class SubscriptionRefused(MultiSocketError):
+    """A publisher refused or revoked a subscription.
+
+    Attributes:
+        pattern: of the subscription.
+        reason: the publisher's.
+    """
+
+    def __init__(self, pattern: str, reason: str) -> None:
+        super().__init__(pattern, reason)
+        self.pattern = pattern
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"a publisher refuses the subscription to {snippet(self.pattern)!r}: {printable(self.reason)}"
 
 
 class HandlerFailed(MultiSocketError):

@@ -81,7 +81,7 @@ ENDPOINT = {"address", "close", "closed", "dials", "given_address", "options", "
 PIPE = {
     "bytes_received", "bytes_sent", "close", "closed", "counters", "dialed", "endpoint", "full", "id", "identity",
     "local_address", "messages_received", "messages_sent", "options", "path", "peer_address", "queued", "raw", "reason",
-    "state",
+    "state", "unacknowledged",
 }  # fmt: skip
 
 

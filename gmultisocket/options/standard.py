@@ -464,12 +464,17 @@ class protocol:
 
         max_patterns = define(
             "protocol.pubsub.max_patterns", int, 16384, minimum=1,
-            doc="Maximum number of patterns that the subscribers behind one pipe of a Pub may have. More are refused.",
+            doc="Maximum number of patterns that one subscriber of a Pub may have. More are refused.",
+        )
+        max_switch_patterns = define(
+            "protocol.pubsub.max_switch_patterns", int, 131072, minimum=1,
+            doc="Maximum number of patterns that all subscribers behind one pipe may have together, if that leads to a "
+            "switch. More are refused.",
         )
         max_pattern_memory = define(
             "protocol.pubsub.max_pattern_memory", int, 33554432, unit="bytes", minimum=1,
-            doc="Maximum memory that these patterns may take: 256 bytes for each token, 3 for each byte, and 512 for "
-            "each subscriber, about. More are refused.",
+            doc="Maximum memory that the patterns of one pipe may take: 256 bytes for each token, 3 for each byte, and "
+            "512 for each subscriber, about. More are refused.",
         )
         max_total_patterns = define(
             "protocol.pubsub.max_total_patterns", int, 0, minimum=0,
@@ -492,6 +497,20 @@ class protocol:
             "protocol.pubsub.expiry", float, 30.0, unit="seconds", minimum=0,
             doc="A Pub forgets a subscriber behind a switch if it repeated its subscriptions before, and has been "
             "silent for this time. 0: never.",
+        )
+        authorize_timeout = define(
+            "protocol.pubsub.authorize_timeout", float, 5.0, unit="seconds", minimum=0,
+            doc="How long authorize of a Pub may take to decide about a subscription. Then it is refused. 0: no limit.",
+        )
+        max_authorizing = define(
+            "protocol.pubsub.max_authorizing", int, 64, minimum=1,
+            doc="Maximum number of calls of authorize that run at once. One pipe has at most an eighth of them. The "
+            "others wait.",
+        )
+        max_refused = define(
+            "protocol.pubsub.max_refused", int, 1024, minimum=0,
+            doc="A Pub with authorize closes the pipe of a peer that it has refused so many subscriptions without "
+            "accepting one. A subscriber behind a switch is ignored for protocol.pubsub.expiry instead. 0: no limit.",
         )
 
     class stream:

@@ -17,22 +17,26 @@ if TYPE_CHECKING:
     from .bus import Bus
     from .pair import Pair
     from .pipeline import Pull, Push
-    from .pubsub import Pub, Sub
+    from .pubsub import Presence, Pub
     from .reqrep import Rep, Req, Request
+    from .rights import RemoteSub
     from .stream import Stream
     from .streamproxy import StreamProxy
     from .streamsocket import StreamSocket
+    from .sub import Sub
     from .survey import Respondent, Survey, Surveyor
 
 __all__ = [
     "Bus",
     "Handler",
     "Pair",
+    "Presence",
     "ProtocolBase",
     "Pub",
     "Pull",
     "Push",
     "ReceivedRequest",
+    "RemoteSub",
     "Rep",
     "Req",
     "Request",
@@ -50,11 +54,13 @@ _MODULES = {
     "Bus": "bus",
     "Handler": "answering",
     "Pair": "pair",
+    "Presence": "pubsub",
     "ProtocolBase": "base",
     "Pub": "pubsub",
     "Pull": "pipeline",
     "Push": "pipeline",
     "ReceivedRequest": "answering",
+    "RemoteSub": "rights",
     "Rep": "reqrep",
     "Req": "reqrep",
     "Request": "reqrep",
@@ -62,7 +68,7 @@ _MODULES = {
     "Stream": "stream",
     "StreamProxy": "streamproxy",
     "StreamSocket": "streamsocket",
-    "Sub": "pubsub",
+    "Sub": "sub",
     "Survey": "survey",
     "Surveyor": "survey",
 }

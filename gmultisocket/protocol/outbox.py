@@ -151,6 +151,11 @@ class Outbox:
         queue = self.queues.get(pipe)
         return len(queue.messages) if queue is not None else 0
 
+    def waiting_bytes(self, pipe: Pipe) -> int:
+        """Return the memory that the unsent messages of a pipe take, in bytes, about."""
+        queue = self.queues.get(pipe)
+        return queue.size if queue is not None else 0
+
     def size(self) -> int:
         """Return the number of all unsent messages."""
         return sum(len(queue.messages) for queue in [*self.queues.values()])

@@ -5,11 +5,12 @@
 * On the wire: a publication is the topic's length (2 bytes, big-endian), the topic (UTF-8) and the payload, sent to
   all, by the pipes that have a subscriber behind them. A Sub sends control messages (flag 0x20) to all: 0x01 and a
   pattern to subscribe, 0x00 and a pattern to unsubscribe. A Pub answers each 0x01, also a repeated one, by 0x02 and the
-  pattern, sent to its source. 0x08 alone, after a Sub's first 0x01: it repeats its subscriptions while it lives.
+  pattern, sent to its source, or by 0x03, which says why it refuses. By each new pipe it asks who is there (0x04). 0x08
+  alone, after a Sub's first 0x01: it repeats its subscriptions while it lives.
 * What is lost, and when: a Sub that reads too slowly, so that its pipe's queue at the Pub is full, misses publications.
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
-  It does get what is published after ``subscribe(pattern, timeout)`` has returned.
+  It does get what is published after ``subscribe(pattern, timeout)`` has returned, and the retained values of topics.
 
 The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
 a Sub match comes once. What a Pub remembers, and within which limits, is in :mod:`~gmultisocket.protocol.subscribers`.
@@ -17,44 +18,41 @@ a Sub match comes once. What a Pub remembers, and within which limits, is in :mo
 Through switches: a switch passes a Sub's control messages to every Pub behind it, and a publication to every peer at
 its other side, so a Sub filters again what comes. A Pub distinguishes the subscribers behind one pipe by the path back
 to them, and sends by the pipe until the last one has left. Nobody tells a Pub that a Sub behind a switch has died, nor
-a Sub that a Pub has come behind one. So a Sub repeats its subscriptions there, every
-``protocol.pubsub.refresh_interval``: it may take that long until a new Pub has them. A Pub forgets a Sub behind a
-switch that has said that it repeats them and was then silent for ``protocol.pubsub.expiry``. A Sub that closes
-unsubscribes.
+a Sub that a Pub has come behind one. So a new Pub asks for subscriptions, and a Sub sends them to it within 2 s, mostly
+within 0.2 s. In case that was lost, and for Pubs that do not ask, a Sub repeats its subscriptions through a switch,
+every ``protocol.pubsub.refresh_interval``. A Pub forgets a Sub behind a switch that has said that it repeats them and
+was then silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from struct import Struct
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from gevent import get_hub
+from heapq import nlargest
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import BadTopic, Closed, Timeout
+from ..errors import BrokenPath, Closed
 from ..loop.periodic import Periodic
-from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..options import Option, OptionValues, follow
-from ..wire import SEND_TYPE_MASK, Message
+from ..wire import Message
 from .base import ProtocolBase
+from .gatekeeper import Gatekeeper
 from .outbox import Outbox
-from .subscribers import Limits, Peer, Subscribers
-from .subscriptions import Subscriptions, check_pattern, check_topic
-from .upstream import REPEATS, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE, Upstream, control, read_control
+from .pubsubwire import REPEATS, SUBSCRIBE, UNSUBSCRIBE, WHO, Malformed, is_control, read_pattern
+from .rights import Authorize, RemoteSub
+from .subscribers import Limits, Peer
+from .subscriptions import check_pattern, check_topic
+from .upstream import control
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["Pub", "Sub"]
+__all__ = ["Presence", "Pub"]
 
-_length = Struct(">H")
-
-#: Topics that a Sub remembers, until a subscription changes.
-_MAX_TOPICS = 1024
 #: After this number of subscriptions others run.
 _PORTION = 256
 #: Checks in one expiry. A subscriber that more checks than this have found silent is forgotten. One check would not do:
@@ -66,26 +64,62 @@ def _set_limit(attribute: str, limits: Limits, value: int) -> None:
     setattr(limits, attribute, value)
 
 
+class Presence(NamedTuple):
+    """The subscribers of a topic or a pattern.
+
+    Attributes:
+        subscribers: their number.
+        names: their names, sorted, each once; None without ``presence_names``.
+    """
+
+    subscribers: int
+    names: tuple[str, ...] | None
+
+
 class Pub(ProtocolBase):
     """Publishes. What a peer sends that is not a subscription is dropped and counted (``garbage``).
 
     Args:
         options: of the socket underneath, and ``protocol.pubsub.*``.
+        authorize: called as ``authorize(subscriber, pattern)`` for each new subscription. It returns True, or False, or
+            why not (a str). ``subscriber`` has the ``pipe``, the ``source`` (its path), ``direct`` (it is the peer of
+            the pipe, with no switch between) and its ``identity`` (None if it is not direct). It runs in its own
+            greenlet, and may block for ``protocol.pubsub.authorize_timeout``. If it fails or takes longer, the
+            subscription is refused. Without it, everybody may subscribe to everything.
+        authorize_through_switches: with ``authorize``, subscribers behind a switch are refused, because a switch passes
+            a publication on to all of its peers. True: they may ask. Then every subscriber gets its own copy of each
+            publication, along its path.
+        presence_names: called as ``presence_names(subscriber)``; returns a name for :meth:`presence`. Identities are
+            personal data: without it, presence has only numbers.
     """
 
     defaults = {"socket.send_overflow": "drop_newest"}
     fixed = {"socket.no_recv": False, "socket.no_send": False}
     instead = {"send": "publish()"}
 
-    def __init__(self, options: OptionValues | None = None) -> None:
+    def __init__(
+        self,
+        options: OptionValues | None = None,
+        *,
+        authorize: Authorize | None = None,
+        authorize_through_switches: bool = False,
+        presence_names: Callable[[RemoteSub], str] | None = None,
+    ) -> None:
         super().__init__(options)
-        self._outbox: Outbox = Outbox(self._core, self._spawn)
-        self._subscribers = Subscribers(self._spawn, self._forget_acknowledgement)
+        gate = Gatekeeper(self._core, self.options, self._spawn, authorize, authorize_through_switches)
+        self._gate = gate
+        self._presence_names = presence_names
+        self._own_copies = gate.own_copies
+        self._silenced = gate.silenced
+        self._outbox: Outbox = gate.outbox
+        self._subscribers = gate.subscribers
         self._peers = self._subscribers.peers
         #: By topic: the bytes in front of the payload, and the pipes that it goes to.
         self._groups = self._subscribers.topics.groups
         self._find = self._subscribers.find
         self._expiry = Periodic(self._expiry_pause, self._expire, self._spawn)
+        #: New pipes, by which nobody was asked who is there.
+        self._new_pipes: deque[Pipe] = deque()
         follow(self.options, self._subscribers.limits, self._copied)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message)
@@ -96,13 +130,14 @@ class Pub(ProtocolBase):
         for option, attribute in (
             (opts.protocol.pubsub.max_pattern_length, "max_length"),
             (opts.protocol.pubsub.max_patterns, "max_patterns"),
+            (opts.protocol.pubsub.max_switch_patterns, "max_switch_patterns"),
             (opts.protocol.pubsub.max_pattern_memory, "max_memory"),
             (opts.protocol.pubsub.max_total_patterns, "max_total_patterns"),
             (opts.protocol.pubsub.max_total_pattern_memory, "max_total_memory"),
         )
     }
 
-    def publish(self, topic: str, content: Buffer, timeout: float | None = None) -> int:
+    def publish(self, topic: str, content: Buffer, timeout: float | None = None, *, retain: bool = False) -> int:
         """Send to every pipe that has a subscriber to the topic behind it.
 
         Does not wait for any of them, unless ``socket.send_overflow`` is ``block``.
@@ -111,6 +146,9 @@ class Pub(ProtocolBase):
             topic: e.g. ``"orders.eu.created"``.
             content: bytes-like.
             timeout: seconds, for ``block``.
+            retain: keep it, instead of the one that was retained before, as the topic's present value: each new
+                subscription that matches gets it. At most 65,536 values and 64 MiB are kept; the one that was set
+                longest ago goes first, and is counted (``retained``).
 
         Returns:
             The number of pipes that it went to, without those whose queue is full.
@@ -122,7 +160,36 @@ class Pub(ProtocolBase):
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
             content = self._core.check_content(content)
+        if retain:
+            self._check_open()
+            self._gate.retained.keep(topic, self._core.check_content(head + content))
+        if self._own_copies:
+            return self._send_copies(pipes, head + content, timeout)
         return self._core.send_group(pipes, head + content, timeout)
+
+    def _send_copies(self, remotes: Iterable[RemoteSub], content: bytes, timeout: float | None) -> int:
+        """Send to each subscriber along its path. Return the number of pipes that it went to."""
+        self._core.check()
+        reached = set()
+        for pipe, source in [*remotes]:
+            full = pipe.full
+            try:
+                self.socket.send_to(source, content, timeout)
+            except BrokenPath:
+                continue
+            if not full:
+                reached.add(pipe.id)
+        return len(reached)
+
+    def unretain(self, topic: str) -> bool:
+        """Forget the retained value of a topic. Nobody is told. Return whether there was one.
+
+        Raises:
+            BadTopic: it is not a topic.
+        """
+        self._core.check()
+        check_topic(topic)
+        return self._gate.retained.history.unretain(topic)
 
     def reach(self, topic: str) -> int:
         """Return the number of pipes that a publication under the topic would go to now. At 0, you need not make one.
@@ -131,55 +198,188 @@ class Pub(ProtocolBase):
             BadTopic: it is not a topic.
         """
         self._core.check()
-        return len((self._groups.get(topic) or self._find(topic))[1])
+        wanted = (self._groups.get(topic) or self._find(topic))[1]
+        return len({remote.pipe for remote in wanted} if self._own_copies else wanted)
 
     @property
     def subscriptions(self) -> int:
         """The number of subscriptions: patterns, counted for each subscriber."""
         return self._subscribers.count
 
+    # Who is there
+
+    def on_interest(self, callback: Callable[[str, bool], object]) -> Callable[[], None]:
+        """Call ``callback(pattern, wanted)`` when a pattern gets its first subscriber, and when it loses its last one.
+
+        It is also called for the patterns that have subscribers already. Patterns are compared as text: ``a.*`` and
+        ``a.b`` are two. The callback runs in a greenlet of this Pub, may block, and gets only the last change of a
+        pattern that changes meanwhile.
+
+        Returns:
+            A callable that ends it.
+        """
+        self._check_open()
+        return self._subscribers.interest.watch(callback, self._subscribers.patterns())
+
+    def wait_subscribers(self, topic: str, count: int = 1, timeout: float | None = None) -> None:
+        """Block until a topic has at least ``count`` subscribers, also such as are behind switches.
+
+        Raises:
+            BadTopic: it is not a topic.
+            Timeout: there are not so many in time.
+            Closed: it is closed.
+        """
+        self._check_open()
+        check_topic(topic)
+        self._subscribers.arrivals.wait(
+            topic, count, timeout, lambda: self._subscribers.wanting(topic), self._subscribers.wants, self._check_open
+        )
+
+    def presence(self, pattern: str) -> Presence:
+        """Return who has subscribed to anything that a pattern, or a topic, matches.
+
+        It looks at all subscriptions, and lets others run meanwhile.
+
+        Returns:
+            The number of the ``subscribers``, and their ``names``, sorted, each once; None without ``presence_names``.
+
+        Raises:
+            BadTopic: it is not a pattern.
+        """
+        self._core.check()
+        check_pattern(pattern)
+        found = [*self._subscribers.wanting(pattern)]
+        name = self._presence_names
+        return Presence(len(found), None if name is None else tuple(sorted({name(each) for each in found})))
+
+    def slowest(self, count: int) -> list[Pipe]:
+        """Return the pipes that are most behind, the worst one first, and none that has nothing to send.
+
+        They are compared by ``pipe.queued``, then by ``pipe.unacknowledged``: a peer that does not read shows in the
+        kernel's buffers long before the queue grows. Takes some microseconds for each pipe.
+        """
+        self._core.check()
+        behind = [(pipe.queued, pipe.unacknowledged, pipe.id) for pipe in self.pipes.values()]
+        worst = nlargest(count, (each for each in behind if each[0] or each[1]))
+        return [self.pipes[pipe_id] for _, _, pipe_id in worst]
+
+    def _check_open(self) -> None:
+        self._core.check()
+        if self._closing:
+            raise Closed("Pub")
+
+    def _ended(self) -> None:
+        self._subscribers.arrivals.end()
+
+    # Rights
+
+    def revoke(self, subscriber: RemoteSub, pattern: str, reason: str = "revoked") -> bool:
+        """End a subscription, and tell the subscriber why. A Sub does not ask again until it connects again.
+
+        But others may, and a repetition may be on its way: then ``authorize`` decides again. What is in the queue of
+        its pipe already still reaches it. Does not block.
+
+        Args:
+            subscriber: as ``authorize`` got it.
+            pattern: exactly as it was subscribed to.
+            reason: for ``SubscriptionRefused.reason``; at most 256 bytes are sent.
+
+        Returns:
+            Whether there was such a subscription, or ``authorize`` was about to decide about it.
+        """
+        self._core.check()
+        return self._gate.revoke(subscriber, pattern, reason)
+
+    def recheck(self, predicate: Callable[[RemoteSub, str], object] | None = None) -> int:
+        """Call ``authorize`` again for subscriptions, and revoke those that it refuses now.
+
+        Blocks until all are decided; a few calls run at once. Publications go on meanwhile.
+
+        Args:
+            predicate: called as ``predicate(subscriber, pattern)``: whether to decide again about this subscription.
+                None: about all.
+
+        Returns:
+            The number of subscriptions that were revoked.
+
+        Raises:
+            NotSupported: this Pub has no ``authorize``.
+        """
+        self._core.check()
+        return self._gate.recheck(predicate)
+
+    def subscribe_peer(self, subscriber: RemoteSub, pattern: str) -> bool:
+        """Subscribe a subscriber to a pattern, without a call of ``authorize``. Does not block.
+
+        A Sub hands out only what it has subscribed to itself. So this is for a pattern that was refused, or one that a
+        pattern of the Sub covers.
+
+        Returns:
+            False if the subscriber has gone.
+
+        Raises:
+            BadTopic: it is not a pattern.
+            SubscriptionRefused: it is over a limit.
+            NotSupported: with ``authorize``, the subscriber is behind a switch.
+        """
+        self._core.check()
+        check_pattern(pattern)
+        return self._gate.grant(subscriber, pattern)
+
+    def unsubscribe_peer(self, subscriber: RemoteSub, pattern: str) -> bool:
+        """End a subscription without telling the subscriber. Return whether there was one. Does not block."""
+        self._core.check()
+        return self._gate.remove(subscriber, pattern)
+
     # Callbacks of the core
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        if kind == "add":
-            self._subscribers.add_pipe(pipe)
-        else:
-            self._subscribers.remove_pipe(pipe)
+        if kind == "remove":
+            self._gate.remove_pipe(pipe)
+            return
+        self._subscribers.add_pipe(pipe)
+        if not pipe.raw:
+            self._new_pipes.append(pipe)
+            if len(self._new_pipes) == 1:
+                self._spawn(self._ask_new_pipes)
+
+    def _ask_new_pipes(self) -> None:
+        """Ask by new pipes who is there (a greenlet while there are any). Nothing leaves by them before."""
+        who = control(WHO)
+        while self._new_pipes:
+            pipe = self._new_pipes.popleft()
+            if pipe.id in self._peers:
+                self._core.put(pipe, who)
 
     def _on_message(self, message: Message) -> bool:
-        read = read_control(message)
-        if read is None:
+        content = message.content
+        kind = content[:1]
+        try:
+            if not is_control(message) or (kind not in (SUBSCRIBE, UNSUBSCRIBE) and content != REPEATS):
+                raise Malformed("nothing that a Pub understands")
+            pattern = "" if content == REPEATS else read_pattern(content)
+        except Malformed:
             self._drop(message, "garbage")
             return True
         peer = self._peers.get(message.pipe_id)
         if peer is None:
             # Its pipe has closed.
             return True
-        kind, pattern = read
-        if kind == SUBSCRIBE:
+        if self._silenced and self._gate.is_silenced(message):
+            self._core.count_drop("silenced", message.pipe_id)
+        elif kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
-        elif kind == UNSUBSCRIBE:
-            self._subscribers.unsubscribe(peer, pattern, message.source)
         elif kind == REPEATS:
             self._subscribers.promise_repeats(peer, message.source)
         else:
-            self._drop(message, "garbage")
+            self._gate.unsubscribe(peer, pattern, message.source)
         return True
 
     def _subscribe(self, peer: Peer, pattern: str, message: Message) -> None:
-        encoded = message.content[1:]
-        subscriber = self._subscribers.subscribe(peer, pattern, message.source, len(encoded))
-        if subscriber is None:
+        if self._gate.subscribe(peer, pattern, message.source, len(message.content) - 1):
             self._drop(message, "refused subscription")
-            return
-        source = subscriber.source
-        if source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
+        elif message.source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
             self._expiry.start()
-        # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
-        self._outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED, encoded, source))
-
-    def _forget_acknowledgement(self, pipe: Pipe, source: bytes, pattern: str) -> None:
-        self._outbox.forget(pipe, (source, pattern))
 
     # Subscribers that died behind a switch
 
@@ -191,7 +391,7 @@ class Pub(ProtocolBase):
     def _expire(self, elapsed: float, late: float) -> None:
         for peer in list(self._peers.values()):
             # A subscriber that never repeated a subscription may live: it is removed only if others need its place.
-            full = peer.refused or peer.count >= self._subscribers.limits.max_patterns
+            full = peer.refused or peer.count >= self._subscribers.limits.max_switch_patterns
             peer.refused = False
             for number, source in enumerate(peer.behind_switch(), 1):
                 if number % _PORTION == 0:
@@ -205,226 +405,3 @@ class Pub(ProtocolBase):
         subscriber.silent_checks += 1
         if subscriber.silent_checks > _EXPIRY_CHECKS and (subscriber.repeats or full):
             self._subscribers.remove_subscriber(peer, source)
-
-
-class Sub(ProtocolBase):
-    """Subscribes, and receives what is published. Iterable: ``for topic, content in sub``.
-
-    A message of another protocol is dropped and counted (``garbage``), and so is a publication that this Sub has not
-    subscribed to (``not subscribed``): another one behind the same switch has.
-
-    Args:
-        options: of the socket underneath, and ``protocol.pubsub.*``.
-    """
-
-    fixed = {"socket.no_recv": False, "socket.no_send": False}
-
-    def __init__(self, options: OptionValues | None = None) -> None:
-        super().__init__(options)
-        self._patterns: dict[str, None] = {}
-        self._index: Subscriptions[None] = Subscriptions()
-        #: A topic's bytes -> the topic, or "" if it is not subscribed to.
-        self._topics: dict[bytes, str] = {}
-        #: By pipe id.
-        self._upstreams: dict[int, Upstream] = {}
-        self._outbox: Outbox = Outbox(self._core, self._spawn)
-        self._acknowledgements = WaitList(get_hub(), lambda: True)
-        self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
-        self._core.on_pipe(self._on_pipe)
-        self._core.on_message(self._on_message)
-
-    # Subscribing
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """The patterns that it has subscribed to, oldest first."""
-        return tuple(self._patterns)
-
-    def subscribe(self, pattern: str, timeout: float | None = None) -> None:
-        """Subscribe to a pattern, at all publishers that are or will be connected.
-
-        Without a timeout it does not block, and the subscription takes effect a little later. With one it blocks until
-        the publishers that are connected now have acknowledged the subscription: what they publish from then on is
-        received. Behind a switch, it waits for every publisher that has acknowledged one before, and at least one. To
-        subscribe twice has no effect.
-
-        Args:
-            pattern: e.g. ``"orders.*.created"`` or ``"orders.>"``.
-            timeout: seconds; None does not wait at all.
-
-        Raises:
-            BadTopic: it is not a pattern.
-            Timeout: not all have acknowledged it in time. The subscription stays.
-            Closed: it is closed.
-        """
-        self._check_open()
-        check_pattern(pattern)
-        if pattern not in self._patterns:
-            self._patterns[pattern] = None
-            self._index.add(pattern, None)
-            self._topics.clear()
-            for upstream in self._upstreams.values():
-                upstream.subscribe(pattern)
-                if len(self._patterns) == 1 and self._repeats:
-                    upstream.promise_repeats()
-            self._start_refresh()
-        if timeout is not None:
-            self._wait_acknowledged(pattern, timeout)
-
-    def _wait_acknowledged(self, pattern: str, timeout: float) -> None:
-        deadline = Deadline(timeout)
-        asked = list(self._upstreams.values())
-        while waiting := [one for one in asked if one.awaits(pattern) and one.pipe.id in self._upstreams]:
-            if pattern not in self._patterns:
-                return
-            if not self._acknowledgements.wait(deadline.left()):
-                for upstream in waiting:
-                    upstream.give_up(pattern)
-                raise Timeout("subscribe", timeout)
-            self._check_open()
-
-    def unsubscribe(self, pattern: str) -> bool:
-        """Unsubscribe from a pattern. Does not block; ``recv`` returns only what matches another pattern from now on.
-
-        Returns:
-            Whether it was subscribed to.
-        """
-        self._check_open()
-        if pattern not in self._patterns:
-            return False
-        del self._patterns[pattern]
-        self._index.remove(pattern, None)
-        self._topics.clear()
-        for upstream in self._upstreams.values():
-            upstream.unsubscribe(pattern)
-        self._acknowledgements.wake_all()
-        return True
-
-    def _check_open(self) -> None:
-        self._core.check()
-        if self._closing:
-            raise Closed("Sub")
-
-    # Receiving
-
-    def recv(self, timeout: float | None = None) -> tuple[str, bytes]:
-        """Return the topic and the content of the next publication. Blocks until there is one.
-
-        Raises:
-            Timeout: none came in time.
-            Closed: it is closed, and everything that had arrived was received.
-        """
-        deadline: Deadline | None = None
-        while True:
-            message = self.socket.recv(timeout if deadline is None else deadline.left())
-            end = 2 + _length.unpack_from(message)[0]
-            topic = self._subscribed_topic(message[2:end])
-            if topic:
-                return topic, message[end:]
-            # It was unsubscribed after the message came.
-            deadline = deadline or Deadline(timeout)
-
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        """Iterate over publications as they come; ends when it is closed and what had arrived was received."""
-        while True:
-            try:
-                publication = self.recv()
-            except Closed:
-                return
-            yield publication
-
-    def _subscribed_topic(self, encoded: bytes) -> str | None:
-        """Return the topic of its bytes, "" if it is not subscribed to, None if it is not a topic."""
-        topic = self._topics.get(encoded)
-        if topic is not None:
-            return topic
-        try:
-            topic = encoded.decode()
-            check_topic(topic)
-        except (UnicodeDecodeError, BadTopic):
-            return None
-        if not self._index.match(topic):
-            topic = ""
-        if len(self._topics) >= _MAX_TOPICS:
-            self._topics.clear()
-        self._topics[encoded] = topic
-        return topic
-
-    # Callbacks of the core
-
-    def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        if kind == "add":
-            upstream = self._upstreams[pipe.id] = Upstream(pipe, self._outbox)
-            upstream.subscribe_all(self._patterns)
-            if upstream.subscribe_some(_PORTION):
-                self._spawn(self._subscribe_rest, upstream)
-            if self._patterns and self._repeats:
-                upstream.promise_repeats()
-            self._start_refresh()
-        elif self._upstreams.pop(pipe.id, None) is not None:
-            self._acknowledgements.wake_all()
-
-    def _on_message(self, message: Message) -> bool:
-        if message.flags & ~SEND_TYPE_MASK:
-            self._on_control(message)
-            return True
-        content = message.content
-        if len(content) > 2:
-            end = 2 + _length.unpack_from(content)[0]
-            topic = self._subscribed_topic(content[2:end]) if len(content) >= end else None
-            if topic:
-                return False
-            if topic == "":
-                self._core.count_drop("not subscribed", message.pipe_id)
-                return True
-        self._drop(message, "garbage")
-        return True
-
-    def _on_control(self, message: Message) -> None:
-        read = read_control(message)
-        if read is None or read[0] != SUBSCRIBED:
-            self._drop(message, "garbage")
-            return
-        upstream = self._upstreams.get(message.pipe_id)
-        if upstream is not None:
-            upstream.acknowledge(read[1], message.source)
-            self._acknowledgements.wake_all()
-
-    # Publishers that come behind a switch
-
-    def _behind_switch(self) -> list[Upstream]:
-        """Return the upstreams whose peer may be a switch: publishers may come there at any time."""
-        return [upstream for upstream in self._upstreams.values() if not upstream.direct]
-
-    @property
-    def _repeats(self) -> bool:
-        """Whether subscriptions are repeated through a switch."""
-        return self.options.get(opts.protocol.pubsub.refresh_interval) > 0
-
-    def _start_refresh(self) -> None:
-        if self._patterns and self._upstreams and not self._closing and self._repeats:
-            self._refresh.start()
-
-    def _refresh_pause(self) -> float:
-        """Return the seconds until subscriptions are repeated, 0 if that is not necessary."""
-        interval: float = self.options.get(opts.protocol.pubsub.refresh_interval)
-        return interval if self._behind_switch() else 0
-
-    def _refresh_subscriptions(self, elapsed: float, late: float) -> None:
-        for upstream in self._behind_switch():
-            upstream.subscribe_all(self._patterns)
-            self._subscribe_rest(upstream)
-
-    def _subscribe_rest(self, upstream: Upstream) -> None:
-        """Send the subscriptions that a pipe has not got yet, in portions."""
-        while upstream.pipe.id in self._upstreams and upstream.subscribe_some(_PORTION):
-            yield_to_loop()
-
-    def _stop(self, deadline: Deadline) -> None:
-        """Unsubscribe at publishers behind switches, which do not see this side's pipe close."""
-        for upstream in self._behind_switch():
-            for number, pattern in enumerate(list(self._patterns), 1):
-                if number % _PORTION == 0:
-                    yield_to_loop()
-                upstream.unsubscribe(pattern)
-        self._outbox.flush(deadline.left())

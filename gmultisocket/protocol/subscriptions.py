@@ -20,7 +20,8 @@ from typing import Final, Generic, TypeVar
 
 from ..errors import BadTopic
 
-__all__ = ["MAX_TOKENS", "MAX_TOPIC", "ONE", "REST", "SEPARATOR", "Subscriptions", "check_pattern", "check_topic"]
+__all__ = ["MAX_TOKENS", "MAX_TOPIC", "ONE", "REST", "SEPARATOR", "Subscriptions", "check_pattern", "check_topic",
+           "is_literal", "matches", "overlap"]  # fmt: skip
 
 SEPARATOR: Final = "."
 ONE: Final = "*"
@@ -80,6 +81,36 @@ def _encode(text: str, what: str) -> bytes:
     if len(encoded) > MAX_TOPIC:
         raise BadTopic(text, f"{what} has at most {MAX_TOPIC} bytes, and this one has {len(encoded)}")
     return encoded
+
+
+def is_literal(pattern: str) -> bool:
+    """Return whether a pattern has no wildcard: it matches one topic."""
+    return ONE not in pattern and REST not in pattern
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Return whether a pattern matches a topic. Both must be valid."""
+    if pattern == topic or pattern == REST:
+        return True
+    wanted, tokens = pattern.split(SEPARATOR), topic.split(SEPARATOR)
+    if wanted[-1] == REST:
+        wanted.pop()
+        if len(tokens) <= len(wanted):
+            return False
+    elif len(tokens) != len(wanted):
+        return False
+    return all(one in (ONE, token) for one, token in zip(wanted, tokens, strict=False))
+
+
+def overlap(one: str, other: str) -> bool:
+    """Return whether some topic matches both patterns. Both must be valid."""
+    mine, others = one.split(SEPARATOR), other.split(SEPARATOR)
+    for token, another in zip(mine, others, strict=False):
+        if REST in (token, another):
+            return True
+        if token != another and ONE not in (token, another):
+            return False
+    return len(mine) == len(others)
 
 
 class _Node(Generic[Key]):

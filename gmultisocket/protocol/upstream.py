@@ -1,7 +1,7 @@
-"""Control messages of publish and subscribe, and what a Sub remembers of them for each pipe.
+"""What a Sub remembers for each pipe: which subscriptions were sent to the publishers behind it, and their answers.
 
-A control message (flag 0x20) is a byte that names its kind, and a pattern. :class:`Upstream` keeps, for one pipe of a
-Sub, which subscriptions were sent to the publishers behind it, and which of them they have acknowledged.
+Each 0x01 gets one answer from each publisher: 0x02, or 0x03 if it refuses. The kinds of messages are in
+:mod:`~gmultisocket.protocol.pubsubwire`.
 """
 
 from __future__ import annotations
@@ -9,49 +9,28 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import islice
-from typing import Final
 
 from ..core.pipes.pipe import Pipe
-from ..errors import BadTopic
-from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, TO_DEST, Message
+from ..wire import CONTROL, TO_ALL, TO_DEST, Message
 from .outbox import Outbox
-from .subscriptions import check_pattern
+from .pubsubwire import REPEATS, SUBSCRIBE, UNSUBSCRIBE
 
-__all__ = ["REPEATS", "SUBSCRIBE", "SUBSCRIBED", "UNSUBSCRIBE", "Upstream", "control", "read_control"]
-
-#: First bytes of the control messages; a pattern follows, except after REPEATS.
-UNSUBSCRIBE: Final = b"\x00"
-SUBSCRIBE: Final = b"\x01"
-SUBSCRIBED: Final = b"\x02"
-#: The sender repeats its subscriptions while it lives.
-REPEATS: Final = b"\x08"
+__all__ = ["Upstream", "control"]
 
 #: Publishers that are remembered behind one switch.
 _MAX_PUBLISHERS = 1024
 #: Acknowledgements that are awaited, counted for each pattern and publisher. With more, each further pattern waits for
 #: one publisher.
 _MAX_AWAITED = 65536
+#: Refusals that are remembered, counted for each pattern and publisher.
+_MAX_REFUSALS = 16384
 #: Unsubscribed patterns whose acknowledgements are still counted.
 _MAX_UNSUBSCRIBED = 1024
 
 
-def control(kind: bytes, pattern: bytes, destination: bytes = b"") -> Message:
+def control(content: bytes, destination: bytes = b"") -> Message:
     """Return a control message: to all, or along a path."""
-    return Message(CONTROL | (TO_DEST if destination else TO_ALL), destination=destination, content=kind + pattern)
-
-
-def read_control(message: Message) -> tuple[bytes, str] | None:
-    """Return the kind and the pattern of a control message; None if it is not one of this protocol."""
-    if message.flags & ~SEND_TYPE_MASK != CONTROL or message.destination:
-        return None
-    if message.content == REPEATS:
-        return REPEATS, ""
-    try:
-        pattern = message.content[1:].decode()
-        check_pattern(pattern)
-    except (UnicodeDecodeError, BadTopic):
-        return None
-    return message.content[:1], pattern
+    return Message(CONTROL | (TO_DEST if destination else TO_ALL), destination=destination, content=content)
 
 
 class Upstream:
@@ -60,13 +39,15 @@ class Upstream:
     Attributes:
         pipe: the pipe.
         publishers: the sources of the known publishers. Until an acknowledgement has come, this is the peer itself.
-        awaited: by pattern and publisher: the number of acknowledgements that are still to come.
+        awaited: by pattern and publisher: the number of answers that are still to come.
+        refusals: by pattern and publisher: why the publisher has refused or revoked it. It is not asked for it again.
         unsent: subscriptions that are sent later, because there are many. (Not a dict: the more keys were removed from
             its front, the longer it takes to find its first key.)
-        acknowledging: whether an acknowledgement of any of these publishers has come.
+        acknowledging: whether an answer of any of these publishers has come.
     """
 
-    __slots__ = ("_entries", "_outbox", "_unsubscribed", "acknowledging", "awaited", "pipe", "publishers", "unsent")
+    __slots__ = ("_entries", "_outbox", "_overdue", "_refusals", "_unsubscribed", "acknowledging", "awaited", "pipe",
+                 "publishers", "refusals", "unsent")  # fmt: skip
 
     def __init__(self, pipe: Pipe, outbox: Outbox) -> None:
         self.pipe = pipe
@@ -75,6 +56,10 @@ class Upstream:
         self.awaited: dict[str, dict[bytes, int]] = {}
         #: The number of all publishers in all of ``awaited``.
         self._entries = 0
+        self.refusals: dict[str, dict[bytes, str]] = {}
+        self._refusals = 0
+        #: Patterns in ``awaited`` whose answers did not come in time. They may never come.
+        self._overdue: set[str] = set()
         self.unsent: OrderedDict[str, None] = OrderedDict()
         self.acknowledging = False
         #: Patterns that were unsubscribed since they were sent: nobody waits for their acknowledgements.
@@ -86,8 +71,12 @@ class Upstream:
         return self.acknowledging and self.pipe.path in self.publishers
 
     def awaits(self, pattern: str) -> bool:
-        """Return whether an acknowledgement of a pattern is to come."""
+        """Return whether an answer for a pattern is to come."""
         return pattern in self.awaited or pattern in self.unsent
+
+    def refusal(self, pattern: str) -> str | None:
+        """Return why a publisher refuses a pattern, None if none does."""
+        return next(iter(self.refusals.get(pattern, {}).values()), None)
 
     def subscribe_all(self, patterns: Iterable[str]) -> None:
         """Send subscriptions, by calls of :meth:`subscribe_some`."""
@@ -103,15 +92,43 @@ class Upstream:
         """Send a subscription, unless one is about to leave."""
         if self._is_pending(pattern):
             return
+        content = SUBSCRIBE + pattern.encode()
+        if pattern in self.refusals:
+            # To those that have not refused it. A new publisher asks for it, see Askers.
+            for source in self.publishers - self.refusals[pattern].keys():
+                self._outbox.post(self.pipe, (source, pattern), control(content, source))
+                self.expect(pattern, source)
+            return
+        again = pattern in self.awaited and pattern not in self._unsubscribed
         self._unsubscribed.pop(pattern, None)
-        self._outbox.post(self.pipe, pattern, control(SUBSCRIBE, pattern.encode()))
-        awaited = self.awaited.setdefault(pattern, {})
+        self._outbox.post(self.pipe, pattern, control(content))
+        self.awaited.setdefault(pattern, {})
         # A peer may make publishers up.
         many = self._entries + len(self.publishers) > _MAX_AWAITED
         for source in islice(self.publishers, 1) if many else self.publishers:
-            if source not in awaited:
-                self._entries += 1
-            awaited[source] = awaited.get(source, 0) + 1
+            self._expect(pattern, source, again)
+
+    def subscribe_again(self, pattern: str) -> None:
+        """Send a subscription again if a publisher has refused it, or has not answered in time."""
+        overdue = pattern in self._overdue
+        if overdue:
+            self._end(pattern)
+        if self._forget_refusals(pattern) or overdue:
+            self.subscribe(pattern)
+
+    def expect(self, pattern: str, source: bytes) -> None:
+        """Expect an answer of one publisher: a subscription is sent to it alone."""
+        if source in self.publishers and self._entries < _MAX_AWAITED:
+            self._expect(pattern, source, again=True)
+
+    def _expect(self, pattern: str, source: bytes, again: bool) -> None:
+        """Expect one more answer. Repetitions may be answered together, so that one answer to them is enough."""
+        awaited = self.awaited.setdefault(pattern, {})
+        if source not in awaited:
+            self._entries += 1
+            awaited[source] = 1
+        elif not again:
+            awaited[source] += 1
 
     def promise_repeats(self) -> None:
         """Send, behind all subscriptions until now, that they are repeated. Needed again after the last one has ended.
@@ -120,7 +137,7 @@ class Upstream:
         itself.
         """
         self._outbox.forget(self.pipe, REPEATS)
-        self._outbox.post(self.pipe, REPEATS, control(REPEATS, b""))
+        self._outbox.post(self.pipe, REPEATS, control(REPEATS))
 
     def unsubscribe(self, pattern: str) -> None:
         """Send the end of a subscription."""
@@ -129,7 +146,11 @@ class Upstream:
             # It is replaced, so no acknowledgement comes for it.
             for source in self.publishers:
                 self._count_down(pattern, source)
-        self._outbox.post(self.pipe, pattern, control(UNSUBSCRIBE, pattern.encode()))
+        for source in self.publishers if self._forget_refusals(pattern) else ():
+            self._outbox.forget(self.pipe, (source, pattern))
+        self._outbox.post(self.pipe, pattern, control(UNSUBSCRIBE + pattern.encode()))
+        if pattern in self._overdue:
+            self._end(pattern)
         if pattern in self.awaited:
             # Still counted, so that a later subscription does not take these acknowledgements for its own. But at most
             # this number of patterns: the peer may be one that never answers.
@@ -143,6 +164,38 @@ class Upstream:
 
     def acknowledge(self, pattern: str, source: bytes) -> None:
         """Count an acknowledgement that a publisher has sent."""
+        self._answered(pattern, source)
+        refused = self.refusals.get(pattern)
+        if refused is not None and refused.pop(source, None) is not None:
+            self._refusals -= 1
+            if not refused:
+                del self.refusals[pattern]
+
+    def refuse(self, pattern: str, source: bytes, reason: str) -> bool:
+        """Record that a publisher has refused or revoked a pattern that is subscribed to.
+
+        Returns:
+            False if this is the answer to an earlier subscription than the present one.
+        """
+        self._answered(pattern, source)
+        if source in self.awaited.get(pattern, ()):
+            return False
+        if source in self.publishers:
+            refused = self.refusals.setdefault(pattern, {})
+            self._refusals += source not in refused
+            refused[source] = reason
+            while self._refusals > _MAX_REFUSALS and (oldest := next(iter(self.refusals))) != pattern:
+                self._forget_refusals(oldest)
+        return True
+
+    def _forget_refusals(self, pattern: str) -> bool:
+        """Forget who has refused a pattern. Return whether anyone had."""
+        refused = self.refusals.pop(pattern, {})
+        self._refusals -= len(refused)
+        return bool(refused)
+
+    def _answered(self, pattern: str, source: bytes) -> None:
+        """Count an answer."""
         self.acknowledging = True
         if source not in self.publishers and len(self.publishers) < _MAX_PUBLISHERS:
             if self.pipe.path in self.publishers:
@@ -160,7 +213,7 @@ class Upstream:
                 awaited[first] = 1
 
     def give_up(self, pattern: str) -> None:
-        """Forget the publishers behind a switch that have not acknowledged a pattern: they may have gone."""
+        """Forget the publishers behind a switch that have not answered for a pattern: they may have gone."""
         silent = {source for source in self.awaited.get(pattern, ()) if source != self.pipe.path}
         self.publishers -= silent
         for each in list(self.awaited) if silent else ():
@@ -174,6 +227,8 @@ class Upstream:
             self.publishers.add(self.pipe.path)
             # It is still no publisher: subscriptions are repeated until one behind it answers.
             self.acknowledging = False
+        if pattern in self.awaited:
+            self._overdue.add(pattern)
 
     def _count_down(self, pattern: str, source: bytes) -> None:
         awaited = self.awaited.get(pattern)
@@ -187,6 +242,7 @@ class Upstream:
             self._end(pattern)
 
     def _end(self, pattern: str) -> None:
-        """Await no more acknowledgements of a pattern."""
+        """Await no more answers for a pattern."""
         self._entries -= len(self.awaited.pop(pattern))
+        self._overdue.discard(pattern)
         self._unsubscribed.pop(pattern, None)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.core.pipes.bytespipe import BytesPipe
-from gmultisocket.errors import BadTopic, Closed, Timeout
+from gmultisocket.errors import BadTopic, Closed, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Pub, Sub
+from gmultisocket.protocol import gatekeeper as gatekeeper_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode
 from tests.addresses import plain_connection
@@ -29,6 +30,13 @@ LONG = 20.0
 
 def publication(topic: str, content: bytes) -> bytes:
     return struct.pack(">H", len(topic.encode())) + topic.encode() + content
+
+
+def hear(by_hand: Socket) -> Message:
+    """Return what a Pub sends next, other than "who is there?"."""
+    while (message := by_hand.recv_msg(LONG)).content == b"\x04":
+        pass
+    return message
 
 
 def only_pipe(end: Pub | Sub | Socket) -> Pipe:
@@ -130,11 +138,11 @@ def test_a_sub_as_written_by_hand(net: Net) -> None:
     with Pub() as pub, Socket() as by_hand:
         net.connect(pub, by_hand)
         by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01a.*"))
-        acknowledgement = by_hand.recv_msg(LONG)
+        acknowledgement = hear(by_hand)
         assert (acknowledgement.flags, acknowledgement.destination) == (CONTROL | TO_DEST, b"")
         assert acknowledgement.content == b"\x02a.*"
         assert pub.publish("a.ü", b"content") == 1
-        message = by_hand.recv_msg(LONG)
+        message = hear(by_hand)
         assert (message.flags, message.content) == (TO_ALL, publication("a.ü", b"content"))
         by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x00a.*"))
         wait_until(lambda: pub.subscriptions == 0)
@@ -336,7 +344,7 @@ def test_a_pipe_without_a_subscriber_gets_nothing_among_many_that_do() -> None:
             assert pub.publish("a", b"%d" % number) == 10
         for sub in subs:
             assert [sub.recv(LONG)[1] for _ in range(5)] == [b"%d" % number for number in range(5)]
-        wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [0] + [6] * 10)
+        wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [1] + [7] * 10)
 
 
 # The publisher's bookkeeping
@@ -382,14 +390,14 @@ def test_subscriptions_over_the_limit_are_refused_and_counted() -> None:
     limits = {"protocol.pubsub.max_patterns": 3, "protocol.pubsub.max_pattern_length": 10}
     with Pub(limits) as pub, Sub() as sub:
         sub.dial(pub.listen("tcp://127.0.0.1:0").address)
-        with pytest.raises(Timeout):
-            sub.subscribe("a" * 11, 0.01)
+        with pytest.raises(SubscriptionRefused, match="at most 10 bytes, and this one has 11"):
+            sub.subscribe("a" * 11, LONG)
         sub.unsubscribe("a" * 11)
         for pattern in ("a" * 10, "b", "c"):
             sub.subscribe(pattern, LONG)
-        with pytest.raises(Timeout):
-            sub.subscribe("d", 0.01)
-        wait_until(lambda: pub.counters.drops == {"refused subscription": 2})
+        with pytest.raises(SubscriptionRefused, match="a subscriber has at most 3 patterns"):
+            sub.subscribe("d", LONG)
+        assert pub.counters.drops == {"refused subscription": 2}
         assert pub.subscriptions == 3
         sub.unsubscribe("d")
         sub.unsubscribe("b")
@@ -478,6 +486,60 @@ def test_iteration_ends_with_close_after_what_had_arrived() -> None:
         assert list(sub) == [("a", b"0"), ("a", b"1"), ("a", b"2")]
 
 
+# Refusals
+
+
+def test_a_refusal_is_raised_where_it_is_waited_for_and_told_otherwise() -> None:
+    with Pub({"protocol.pubsub.max_patterns": 1}) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        told: list[SubscriptionRefused] = []
+        end = sub.on_refused(told.append)
+        sub.subscribe("kept", LONG)
+        with pytest.raises(SubscriptionRefused) as caught:
+            sub.subscribe("raised", LONG)
+        assert (caught.value.pattern, caught.value.reason) == ("raised", "a subscriber has at most 1 patterns")
+        sub.subscribe("told")
+        wait_until(lambda: [refusal.pattern for refusal in told] == ["told"])
+        end()
+        sub.subscribe("not told")
+        wait_until(lambda: pub.counters.drops == {"refused subscription": 3})
+        sub.unsubscribe("not told")
+        sub.unsubscribe("kept")
+        # The others are free now.
+        sub.subscribe("raised", LONG)
+        assert pub.publish("raised", b"") == 1 and len(told) == 1
+
+
+def test_a_refusal_callback_may_fail_block_and_close() -> None:
+    with Pub({"protocol.pubsub.max_pattern_length": 1}) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        told: list[str] = []
+
+        def callback(refusal: SubscriptionRefused) -> None:
+            gevent.sleep(0)
+            told.append(refusal.pattern)
+            if refusal.pattern == "end":
+                sub.close()
+            raise RuntimeError("the callback of the test fails")
+
+        sub.on_refused(callback)
+        for pattern in ("aa", "bb", "end"):
+            sub.subscribe(pattern)
+        wait_until(lambda: sub.closed)
+        assert told == ["aa", "bb", "end"]
+
+
+def test_refusals_for_a_peer_that_does_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gatekeeper_module, "_MAX_UNSENT", 20_000)
+    options = {"protocol.pubsub.max_pattern_length": 10, "socket.send_queue_size": 1}
+    with Pub(options) as pub, Socket({"socket.recv_queue_size": 1}) as stuck:
+        stuck.dial(pub.listen("inproc://refused").address)
+        for number in range(200):
+            stuck.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01" + b"%01000d" % number))
+            assert pub._outbox.waiting_bytes(only_pipe(pub)) < 22_000
+        assert pub.counters.drops == {"refused subscription": 200}
+
+
 # Behind switches
 
 
@@ -515,7 +577,27 @@ def test_a_switch_behind_which_nobody_subscribed_gets_nothing() -> None:
         for _ in range(10):
             assert pub.publish("a", b"") == 1
             assert pub.publish("b", b"") == 0
-        wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [0, 11])
+        wait_until(lambda: sorted(pipe.messages_sent for pipe in pub.pipes.values()) == [1, 12])
+
+
+def test_behind_a_switch_each_subscriber_has_its_own_limit_and_all_together_have_one() -> None:
+    options = {"protocol.pubsub.max_patterns": 2, "protocol.pubsub.max_switch_patterns": 5}
+    with switched() as (pubs, subs), Pub(options) as pub, ExitStack() as stack:
+        pub.dial(pubs)
+        many = [stack.enter_context(Sub({"protocol.pubsub.refresh_interval": 0.0})) for _ in range(3)]
+        for sub in many:
+            sub.dial(subs)
+        for number, sub in enumerate(many[:2]):
+            for pattern in range(2):
+                sub.subscribe(f"a.{number}.{pattern}", LONG)
+            with pytest.raises(SubscriptionRefused, match="a subscriber has at most 2 patterns"):
+                sub.subscribe("too.many", LONG)
+        many[2].subscribe("a", LONG)
+        with pytest.raises(SubscriptionRefused, match="a pipe has at most 5 patterns"):
+            many[2].subscribe("b", LONG)
+        many[0].close()
+        wait_until(lambda: pub.subscriptions == 3)
+        many[2].subscribe("b", LONG)
 
 
 def test_a_sub_that_leaves_a_switch_in_order_says_so() -> None:
@@ -539,6 +621,42 @@ def test_publishers_that_come_behind_a_switch_are_found() -> None:
                 wait_until(lambda pub=pub: pub.reach("a.b") == 1)  # type: ignore[misc]
                 pub.publish("a.b", b"%d" % number)
                 assert sub.recv(LONG) == ("a.b", b"%d" % number)
+
+
+def test_a_publisher_that_comes_behind_a_switch_is_found_without_repeating() -> None:
+    options = {**QUICK, "protocol.pubsub.refresh_interval": 0.0}
+    with Socket() as back, Socket() as front, Switch(back, front), ExitStack() as stack:
+        pubs, subs = back.listen("tcp://127.0.0.1:0").address, front.listen("tcp://127.0.0.1:0").address
+        waiting = [stack.enter_context(Sub(options)) for _ in range(20)]
+        for sub in waiting:
+            sub.subscribe("a.*")
+            sub.subscribe("left")
+            sub.dial(subs)
+        front.wait_pipes(20, LONG)
+        waiting[0].unsubscribe("left")
+        for number in range(3):
+            with Pub(QUICK) as pub:
+                pub.dial(pubs)
+                wait_until(lambda pub=pub: pub.subscriptions == 39)  # type: ignore[misc]
+                pub.publish("a.b", b"%d" % number)
+                for sub in waiting:
+                    assert sub.recv(LONG) == ("a.b", b"%d" % number)
+
+
+def test_a_switch_that_is_started_again_connects_them_without_repeating() -> None:
+    options = {**QUICK, "protocol.pubsub.refresh_interval": 0.0}
+    pubs = subs = "tcp://127.0.0.1:0"
+    with Pub(QUICK) as pub, Sub(options) as sub:
+        sub.subscribe("a.*")
+        for number in range(3):
+            with switched(pubs, subs) as (pubs, subs):
+                if not number:
+                    pub.dial(pubs)
+                    sub.dial(subs)
+                wait_until(lambda: pub.reach("a.b") == 1, LONG)
+                pub.publish("a.b", b"%d" % number)
+                assert sub.recv(LONG) == ("a.b", b"%d" % number)
+            wait_until(lambda: not pub.pipes and not sub.pipes, LONG)
 
 
 def test_behind_a_switch_subscribe_waits_for_all_publishers_that_were_heard_of() -> None:
@@ -572,7 +690,7 @@ def test_a_sub_that_died_behind_a_switch_is_forgotten_after_a_while_and_a_living
             dying.dial(subs)
             for _ in range(3):
                 dying.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01dead"))
-                assert dying.recv(LONG) == b"\x02dead"
+                assert hear(dying).content == b"\x02dead"
             assert pub.reach("dead") == 1
         sub.dial(subs)
         sub.subscribe("alive", LONG)
@@ -599,21 +717,29 @@ def test_a_sub_that_died_behind_a_switch_before_it_repeated_itself_is_forgotten(
 def subscribe_by_hand(by_hand: Socket, address: str, pattern: bytes) -> None:
     by_hand.dial(address)
     by_hand.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\x01" + pattern))
-    assert by_hand.recv(LONG) == b"\x02" + pattern
+    assert hear(by_hand).content == b"\x02" + pattern
+
+
+def is_accepted(sub: Sub, pattern: str) -> bool:
+    try:
+        sub.subscribe(pattern, LONG)
+    except SubscriptionRefused:
+        return False
+    return True
 
 
 def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_room() -> None:
-    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_patterns": 2}
+    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_switch_patterns": 2}
     with switched() as (pubs, subs), Pub(options) as pub, Socket() as once, Socket() as second, Sub(REFRESHING) as sub:
         pub.dial(pubs)
         subscribe_by_hand(once, subs, b"once")
         (peer,) = pub._peers.values()
         wait_until(lambda: all(subscriber.silent_checks > 5 for subscriber in peer.subscribers.values()))
         assert pub.publish("once", b"content") == 1
-        assert once.recv(LONG) == publication("once", b"content")
+        assert hear(once).content == publication("once", b"content")
         subscribe_by_hand(second, subs, b"second")
         sub.dial(subs)
-        sub.subscribe("third", LONG)
+        wait_until(lambda: is_accepted(sub, "third"))
         assert pub.publish("third", b"") == 1
 
 

@@ -11,8 +11,10 @@ import gevent
 import pytest
 
 from gmultisocket import Socket
-from gmultisocket.errors import Timeout
+from gmultisocket.errors import SubscriptionRefused, Timeout
 from gmultisocket.protocol import Pub, Sub
+from gmultisocket.protocol import askers as askers_module
+from gmultisocket.protocol import upstream as upstream_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message, pack_id
 from tests.cases import every_case
@@ -127,6 +129,186 @@ def test_while_a_pipe_is_full_only_the_last_word_on_a_pattern_waits_for_it() -> 
         assert sorted(told[3:]) == [UNSUBSCRIBE + b"left", SUBSCRIBE + b"kept"]
         gevent.idle()
         assert by_hand.queued == 0
+
+
+# Publishers that ask
+
+
+def ask(by_hand: Socket, source: bytes) -> None:
+    by_hand.send_msg(Message(CONTROL | TO_ALL, source=source, content=b"\x04"))
+
+
+def test_one_that_asks_behind_a_switch_is_answered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(askers_module, "_PAUSE", 0.0)
+    with by_hand_pub("asking") as (by_hand, sub):
+        for pattern in ("a", "b", "c"):
+            sub.subscribe(pattern)
+            way = by_hand.recv_msg(LONG)
+        sub.unsubscribe("b")
+        by_hand.recv_msg(LONG)
+        for number in (7, 8, 7):
+            ask(by_hand, pack_id(number))
+            answers = [by_hand.recv_msg(LONG) for _ in range(2)]
+            assert [answer.content for answer in answers] == [SUBSCRIBE + b"a", SUBSCRIBE + b"c"]
+            assert {(answer.flags, answer.source, answer.destination) for answer in answers} == {
+                (CONTROL | TO_DEST, way.source, pack_id(number))
+            }
+        assert sub.counters.drops == {} and not sub._askers._waiting
+
+
+def test_one_that_asks_is_told_that_subscriptions_are_repeated() -> None:
+    with Socket({"socket.recv_queue_size": 100}) as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://asks-and-hears").address)
+        sub.subscribe("a")
+        assert [by_hand.recv(LONG) for _ in range(2)] == [SUBSCRIBE + b"a", b"\x08"]
+        ask(by_hand, pack_id(7))
+        answers = [by_hand.recv_msg(LONG) for _ in range(2)]
+        assert [answer.content for answer in answers] == [SUBSCRIBE + b"a", b"\x08"]
+        assert {answer.destination for answer in answers} == {pack_id(7)}
+
+
+def test_one_that_asks_often_is_answered_once_at_a_time() -> None:
+    with by_hand_pub("often") as (by_hand, sub):
+        sub.subscribe("a")
+        by_hand.recv(LONG)
+        for _ in range(50):
+            ask(by_hand, pack_id(7))
+        assert by_hand.recv(LONG) == SUBSCRIBE + b"a"
+        for _ in range(50):
+            ask(by_hand, pack_id(7))
+        gevent.idle()
+        assert by_hand.queued == 0
+        assert sum(len(waiting) for waiting in sub._askers._waiting.values()) == 1
+
+
+def test_the_number_of_those_who_ask_at_once_is_bounded() -> None:
+    with by_hand_pub("askers", received=10_000) as (by_hand, sub):
+        sub.subscribe("a")
+        by_hand.recv(LONG)
+        for number in range(1, 1001):
+            ask(by_hand, pack_id(number))
+        wait_until(lambda: sub.pipes and next(iter(sub.pipes.values())).messages_received == 1000)
+        assert sum(len(waiting) for waiting in sub._askers._waiting.values()) <= 256
+        assert len(sub._askers._answered) <= 1000
+
+
+def test_the_peer_itself_is_not_answered_when_it_asks() -> None:
+    """It gets every subscription anyway."""
+    with by_hand_pub("direct") as (by_hand, sub):
+        sub.subscribe("a")
+        assert by_hand.recv(LONG) == SUBSCRIBE + b"a"
+        ask(by_hand, b"")
+        sub.subscribe("b")
+        assert by_hand.recv(LONG) == SUBSCRIBE + b"b"
+        assert not sub._askers._waiting and sub.counters.drops == {}
+
+
+# Refusals
+
+
+def refuse(by_hand: Socket, pattern: bytes, destination: bytes, source: bytes = b"", reason: bytes = b"no") -> None:
+    content = b"\x03" + struct.pack(">H", len(pattern)) + pattern + reason
+    by_hand.send_msg(Message(CONTROL | TO_DEST, source=source, destination=destination, content=content))
+
+
+def test_a_subscription_that_was_refused_is_asked_for_again_only_when_subscribe_is_called() -> None:
+    with by_hand_pub("refusing") as (by_hand, sub):
+        for _ in range(3):
+            waiting = gevent.spawn(sub.subscribe, "a", LONG)
+            asked = by_hand.recv_msg(LONG)
+            assert asked.content == SUBSCRIBE + b"a"
+            refuse(by_hand, b"a", asked.source, reason=b"nobody may\n")
+            with pytest.raises(SubscriptionRefused) as caught:
+                waiting.get(timeout=LONG)
+            assert caught.value.reason == "nobody may\\n"
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        acknowledge(by_hand, b"a", by_hand.recv_msg(LONG).source)
+        waiting.get(timeout=LONG)
+        sub.subscribe("a", 0)
+        gevent.idle()
+        assert by_hand.queued == 0
+
+
+def test_a_subscription_that_was_never_answered_is_sent_again_by_the_next_call() -> None:
+    with by_hand_pub("mute") as (by_hand, sub):
+        for leave in (False, True):
+            with pytest.raises(Timeout):
+                sub.subscribe("a", 0.01)
+            assert by_hand.recv(LONG) == SUBSCRIBE + b"a"
+            if leave:
+                sub.unsubscribe("a")
+                assert by_hand.recv(LONG) == UNSUBSCRIBE + b"a"
+            waiting = gevent.spawn(sub.subscribe, "a", LONG)
+            asked = by_hand.recv_msg(LONG)
+            assert asked.content == SUBSCRIBE + b"a"
+            acknowledge(by_hand, b"a", asked.source)
+            waiting.get(timeout=LONG)
+            sub.unsubscribe("a")
+            assert by_hand.recv(LONG) == UNSUBSCRIBE + b"a"
+
+
+def test_the_refusal_of_an_earlier_subscription_is_not_taken_for_that_of_a_new_one() -> None:
+    with by_hand_pub("stale") as (by_hand, sub):
+        told: list[SubscriptionRefused] = []
+        sub.on_refused(told.append)
+        sub.subscribe("a")
+        way = by_hand.recv_msg(LONG).source
+        sub.unsubscribe("a")
+        assert by_hand.recv(LONG) == UNSUBSCRIBE + b"a"
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        assert by_hand.recv(LONG) == SUBSCRIBE + b"a"
+        refuse(by_hand, b"a", way)
+        gevent.idle()
+        assert not waiting.ready()
+        acknowledge(by_hand, b"a", way)
+        waiting.get(timeout=LONG)
+        assert told == []
+        # And now it is revoked.
+        refuse(by_hand, b"a", way, reason=b"time is over")
+        wait_until(lambda: [refusal.reason for refusal in told] == ["time is over"])
+
+
+def test_behind_a_switch_one_that_has_refused_is_not_asked_again_and_the_others_are() -> None:
+    with Socket({"socket.recv_queue_size": 100}) as by_hand:
+        with Sub({"protocol.pubsub.refresh_interval": 0.02}) as sub:
+            sub.dial(by_hand.listen("inproc://some-refuse").address)
+            sub.subscribe("a")
+            way = by_hand.recv_msg(LONG).source
+            acknowledge(by_hand, b"a", way, pack_id(7))
+            refuse(by_hand, b"a", way, pack_id(8))
+            (upstream,) = sub._upstreams.values()
+            wait_until(lambda: upstream.refusal("a") == "no")
+            while by_hand.queued:
+                by_hand.recv_msg(LONG)
+            for _ in range(3):
+                again = by_hand.recv_msg(LONG)
+                assert (again.flags, again.destination) == (CONTROL | TO_DEST, pack_id(7))
+                acknowledge(by_hand, b"a", way, pack_id(7))
+            # It may be asked, when it asks.
+            ask(by_hand, pack_id(9))
+            while (again := by_hand.recv_msg(LONG)).destination != pack_id(9):
+                assert again.destination == pack_id(7)
+            sub.close(0)
+
+
+def test_refusals_that_a_peer_makes_up_cost_a_bounded_amount(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream_module, "_MAX_REFUSALS", 100)
+    with by_hand_pub("made-up-refusals") as (by_hand, sub):
+        told: list[SubscriptionRefused] = []
+        sub.on_refused(told.append)
+        for pattern in ("a", "b"):
+            sub.subscribe(pattern)
+            way = by_hand.recv_msg(LONG).source
+        (upstream,) = sub._upstreams.values()
+        for number in range(1, 200):
+            for pattern in (b"a", b"b", b"never subscribed to"):
+                refuse(by_hand, pattern, way, pack_id(number))
+        wait_until(lambda: upstream.pipe.messages_received == 3 * 199)
+        assert upstream._refusals == sum(map(len, upstream.refusals.values())) <= 200
+        assert set(upstream.refusals) <= {"a", "b"}
+        sub.unsubscribe("a")
+        sub.unsubscribe("b")
+        assert upstream._refusals == 0 == len(upstream.refusals)
 
 
 # Acknowledgements

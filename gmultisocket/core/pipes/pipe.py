@@ -291,6 +291,11 @@ class Pipe(StateMachine, ABC):
     def queued(self) -> int:
         """How many messages wait to leave."""
 
+    @property
+    def unacknowledged(self) -> int:
+        """How many bytes have left that the peer's kernel has not taken. 0 where the system does not say it (ipc)."""
+        return 0
+
     def close(self, reason: str | MultiSocketError = "closed by the user") -> None:
         """Close the pipe; to-one messages that wait to leave go to other pipes. Never blocks; may be repeated.
 

@@ -115,6 +115,10 @@ class WritePipe(Pipe):
         self._unconfirmed = (0, 0)
 
     @property
+    def unacknowledged(self) -> int:
+        return self._connection.unacknowledged()
+
+    @property
     def queued(self) -> int:
         """How many messages wait to leave, including one of which only a part has left."""
         waiting = len(self._queue) + (self._partial is not None)

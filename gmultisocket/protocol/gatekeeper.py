@@ -1,0 +1,273 @@
+"""Refuses, revokes and grants subscriptions at a Pub.
+
+With ``authorize``, a subscription is in the index only after that has decided. A right must hold behind a switch as
+well, and a switch passes a publication on to everybody. So a Pub with ``authorize`` refuses subscribers behind a
+switch, or sends each subscriber its own copy along its path.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import gevent
+from gevent import Greenlet
+
+from .. import options as opts
+from ..core.pipes.pipe import Pipe
+from ..core.protocolsocket import ProtocolSocket
+from ..errors import NotSupported, SubscriptionRefused, snippet
+from ..log import get_logger
+from ..loop.yielding import yield_to_loop
+from ..options import Options
+from ..wire import Message
+from .outbox import Outbox
+from .pubsubwire import SUBSCRIBED, Refused
+from .retained import Retained
+from .rights import Authorize, Refusers, RemoteSub, Rights
+from .subscribers import Peer, Subscriber, Subscribers
+from .upstream import control
+
+__all__ = ["Gatekeeper"]
+
+logger = get_logger("gmultisocket.protocol")
+
+#: Memory of unsent answers to one pipe, in bytes. While they take more, refusals are counted, but not sent.
+_MAX_UNSENT: Final = 1 << 20
+#: After this number of subscriptions others run.
+_PORTION: Final = 256
+#: Calls of ``authorize`` that one recheck makes at once.
+_RECHECKS: Final = 8
+
+
+class Gatekeeper:
+    """The subscriptions of one Pub, and its answers to them.
+
+    Args:
+        core: of its socket.
+        options: of its socket.
+        spawn: its ``_spawn``.
+        authorize: the program's; None if everybody may have everything.
+        through_switches: whether subscribers behind a switch may ask for anything. Then each gets its own copy.
+
+    Attributes:
+        subscribers: what they have.
+        outbox: what was not sent to them. Keys are the source and the pattern.
+        own_copies: whether each subscriber gets its own copy of a publication.
+        restricted: whether there is ``authorize``.
+        retained: the values that a new subscription gets.
+        silenced: not empty if messages of some subscribers are dropped.
+    """
+
+    def __init__(
+        self,
+        core: ProtocolSocket,
+        options: Options,
+        spawn: Callable[..., Greenlet[..., Any]],
+        authorize: Authorize | None,
+        through_switches: bool,
+    ) -> None:
+        self._core = core
+        self._options = options
+        self._spawn = spawn
+        self.restricted = authorize is not None
+        self.own_copies = self.restricted and through_switches
+        self._rights = Rights(authorize, options, spawn, self._decided) if authorize is not None else None
+        self._refusers = Refusers()
+        self.silenced = self._refusers.silenced
+        self.outbox = Outbox(core, spawn)
+        self.subscribers = Subscribers(
+            spawn,
+            self._forget_answer,
+            self._subscribes_too_much if self.restricted else None,
+            self.own_copies,
+        )  # fmt: skip
+        self.retained = Retained(core, spawn, self.subscribers)
+        self._warned: set[str] = set()
+
+    # What comes from subscribers
+
+    def subscribe(self, peer: Peer, pattern: str, source: bytes, size: int) -> str:
+        """Accept or refuse a subscription, or ask ``authorize``. Neither blocks nor switches greenlets.
+
+        Returns:
+            Why it is refused, "" if it is not.
+        """
+        if self._rights is None or self.subscribers.has(peer, pattern, source):
+            reason = self._accept(peer, pattern, source, size)
+        elif source != peer.pipe.path and not self.own_copies:
+            reason = "not through a switch"
+        else:
+            undecided = self._rights.undecided(peer.pipe)
+            reason = self.subscribers.refusal(peer, pattern, source, size, undecided)
+            if not reason:
+                self._rights.ask(RemoteSub(peer.pipe, source), pattern)
+        if reason:
+            self._refuse(RemoteSub(peer.pipe, source), pattern, reason)
+        return reason
+
+    def unsubscribe(self, peer: Peer, pattern: str, source: bytes) -> None:
+        """Remove a subscription, if there is one. Neither blocks nor switches greenlets."""
+        self.subscribers.unsubscribe(peer, pattern, source)
+        if self._rights is not None:
+            remote = RemoteSub(peer.pipe, source)
+            if self._rights.cancel(remote, pattern):
+                # It counts one answer for each asking.
+                self._tell(remote, pattern, "unsubscribed before it was decided")
+
+    def is_silenced(self, message: Message) -> bool:
+        """Return whether a message comes from a subscriber that was refused too often."""
+        return self._refusers.is_silenced(message.pipe_id, message.source)
+
+    def remove_pipe(self, pipe: Pipe) -> None:
+        """Forget the subscribers of a pipe that has closed."""
+        self.subscribers.remove_pipe(pipe)
+        self._refusers.remove_pipe(pipe.id)
+        if self._rights is not None:
+            self._rights.remove_pipe(pipe)
+
+    # Answers
+
+    def _accept(self, peer: Peer, pattern: str, source: bytes, size: int) -> str:
+        """Add or repeat a subscription, and acknowledge it. Return why it is refused, "" if it is not."""
+        is_new = not self.subscribers.has(peer, pattern, source)
+        subscriber = self.subscribers.subscribe(peer, pattern, source, size)
+        if not isinstance(subscriber, Subscriber):
+            return subscriber
+        if is_new:
+            self.retained.subscribed(peer.pipe, source, pattern)
+        if self.restricted:
+            self._refusers.accepted(peer.pipe.id, source)
+        # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
+        source = subscriber.source
+        self.outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED + pattern.encode(), source))
+        return ""
+
+    def _decided(self, remote: RemoteSub, pattern: str, reason: str) -> None:
+        """``authorize`` has decided."""
+        peer = self.subscribers.peers.get(remote.pipe.id)
+        if peer is None:
+            return
+        reason = reason or self._accept(peer, pattern, remote.source, len(pattern.encode()))
+        if reason:
+            self._core.count_drop("refused subscription", remote.pipe.id)
+            self._refuse(remote, pattern, reason)
+
+    def _refuse(self, remote: RemoteSub, pattern: str, reason: str) -> None:
+        self._tell(remote, pattern, reason)
+        limit = self._options.get(opts.protocol.pubsub.max_refused)
+        if self.restricted and limit and self._refusers.refused(remote) >= limit:
+            self._exclude(remote, "was refused too many subscriptions")
+
+    def _tell(self, remote: RemoteSub, pattern: str, reason: str) -> None:
+        """Tell a subscriber that a pattern is refused, instead of an acknowledgement that waits."""
+        pipe, source = remote
+        if self.outbox.waiting_bytes(pipe) < _MAX_UNSENT:
+            self.outbox.post(pipe, (source, pattern), control(Refused(pattern, reason).encode(), source))
+        else:
+            self.outbox.forget(pipe, (source, pattern))
+
+    def _forget_answer(self, pipe: Pipe, source: bytes, pattern: str) -> None:
+        self.outbox.forget(pipe, (source, pattern))
+        self.retained.unsubscribed(pipe, source, pattern)
+
+    def _subscribes_too_much(self, remote: RemoteSub) -> None:
+        self._exclude(remote, "subscribes to one topic in too many ways")
+
+    def _exclude(self, remote: RemoteSub, reason: str) -> None:
+        """Close the pipe of a peer, or drop what comes from a subscriber behind a switch for a while."""
+        level = logging.DEBUG if reason in self._warned else logging.WARNING
+        self._warned.add(reason)
+        logger.log(level, "a subscriber at %s %s", snippet(remote.pipe.peer_address), reason)
+        if remote.direct:
+            # Not here: this runs where nothing may close a pipe.
+            self._spawn(remote.pipe.close, f"it {reason}")
+        elif seconds := self._options.get(opts.protocol.pubsub.expiry):
+            self._refusers.silence(remote, seconds)
+
+    # What the program does
+
+    def revoke(self, remote: RemoteSub, pattern: str, reason: str) -> bool:
+        """End a subscription, and tell the subscriber. Return whether there was one."""
+        pipe, source = remote
+        undecided = self._rights is not None and self._rights.cancel(remote, pattern)
+        peer = self.subscribers.peers.get(pipe.id)
+        if peer is None:
+            return False
+        had = self.subscribers.has(peer, pattern, source)
+        if had:
+            self.subscribers.unsubscribe(peer, pattern, source)
+        if had or undecided:
+            self._tell(remote, pattern, reason)
+        return had or undecided
+
+    def grant(self, remote: RemoteSub, pattern: str) -> bool:
+        """Add a subscription without a question. Return whether the subscriber is there.
+
+        Raises:
+            NotSupported: it is behind a switch, where others would get what it gets.
+            SubscriptionRefused: it is over a limit.
+        """
+        pipe, source = remote
+        if self.restricted and not remote.direct and not self.own_copies:
+            raise NotSupported("subscribe_peer", "behind a switch it needs authorize_through_switches=True")
+        if self._rights is not None:
+            self._rights.cancel(remote, pattern)
+        peer = self.subscribers.peers.get(pipe.id)
+        if peer is None:
+            return False
+        if reason := self._accept(peer, pattern, source, len(pattern.encode())):
+            raise SubscriptionRefused(pattern, reason)
+        return True
+
+    def remove(self, remote: RemoteSub, pattern: str) -> bool:
+        """End a subscription without telling the subscriber. Return whether there was one."""
+        peer = self.subscribers.peers.get(remote.pipe.id)
+        if peer is None or not self.subscribers.has(peer, pattern, remote.source):
+            return False
+        self.subscribers.unsubscribe(peer, pattern, remote.source)
+        return True
+
+    def recheck(self, predicate: Callable[[RemoteSub, str], object] | None) -> int:
+        """Ask ``authorize`` again about subscriptions, and revoke those that it refuses. Blocks.
+
+        Returns:
+            The number of subscriptions that were revoked.
+
+        Raises:
+            NotSupported: there is no ``authorize``.
+        """
+        if self._rights is None:
+            raise NotSupported("recheck", "this Pub has no authorize")
+        asked: deque[tuple[RemoteSub, str]] = deque()
+        number = 0
+        for peer in [*self.subscribers.peers.values()]:
+            for source, subscriber in [*peer.subscribers.items()]:
+                for pattern in [*subscriber.patterns]:
+                    number += 1
+                    if number % _PORTION == 0:
+                        yield_to_loop()
+                    remote = RemoteSub(peer.pipe, source)
+                    if predicate is None or predicate(remote, pattern):
+                        asked.append((remote, pattern))
+        revoked: list[str] = []
+        greenlets = [self._spawn(self._recheck, asked, revoked) for _ in range(min(_RECHECKS, len(asked)))]
+        try:
+            gevent.joinall(greenlets)
+        finally:
+            gevent.killall(greenlets, block=False)
+        return len(revoked)
+
+    def _recheck(self, asked: deque[tuple[RemoteSub, str]], revoked: list[str]) -> None:
+        """Ask again about one subscription after the other (some greenlets for each recheck)."""
+        assert self._rights is not None
+        while asked:
+            remote, pattern = asked.popleft()
+            peer = self.subscribers.peers.get(remote.pipe.id)
+            if peer is None or not self.subscribers.has(peer, pattern, remote.source):
+                continue
+            reason = self._rights.judge(remote, pattern)
+            if reason and self.revoke(remote, pattern, reason):
+                revoked.append(pattern)

@@ -1,0 +1,296 @@
+"""Histories: what a Pub keeps of its publications, for subscribers that come late or come back.
+
+A history numbers the publications of its topics: the first one has the offset 1. Each one also has the offset of the
+publication before it in the same topic. With that a subscriber finds out that it has missed one.
+
+Pure: no gevent, no sockets. A Pub uses a history in one thread.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import OrderedDict, deque
+from time import monotonic
+from typing import Final, NamedTuple
+
+from .pubsubwire import LIMIT
+from .subscriptions import Subscriptions, check_pattern, is_literal, matches
+
+__all__ = ["Entry", "History", "MemoryHistory", "Since"]
+
+#: What an entry takes in memory besides its topic and its content, in bytes, about.
+_OVERHEAD: Final = 200
+#: Topics whose last offset is remembered.
+_MAX_TOPICS: Final = 1 << 16
+
+
+class Entry(NamedTuple):
+    """A publication in a history.
+
+    Attributes:
+        offset: its number, from 1.
+        previous: the offset of the publication before it in the same topic, 0 if there was none.
+        topic: its topic.
+        content: its content.
+    """
+
+    offset: int
+    previous: int
+    topic: str
+    content: bytes
+
+
+class Since(NamedTuple):
+    """What a history has behind an offset.
+
+    Attributes:
+        entries: the publications that it still has, oldest first.
+        complete: whether no other one that matches the pattern has been there.
+    """
+
+    entries: list[Entry]
+    complete: bool
+
+
+class History(ABC):
+    """The contract of a history. No method blocks.
+
+    Attributes:
+        epoch: names the history. Whoever serves the same history says the same epoch. At least 1, and below 2^53.
+    """
+
+    epoch: int
+
+    @property
+    @abstractmethod
+    def last_offset(self) -> int:
+        """The offset of the last publication, 0 if there was none."""
+
+    @abstractmethod
+    def keeps(self, topic: str) -> bool:
+        """Return whether publications of a topic get a position: it has history, or a retained value."""
+
+    @abstractmethod
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
+        """Add a publication.
+
+        Args:
+            topic: must be valid.
+            content: its content.
+            retain: keep it, instead of the one that was retained before, as the topic's present value.
+
+        Returns:
+            The entry; None if the topic has no history and no retained value: nothing is kept of it.
+        """
+
+    @abstractmethod
+    def unretain(self, topic: str) -> bool:
+        """Forget the retained value of a topic. Return whether there was one."""
+
+    @abstractmethod
+    def since(self, pattern: str, offset: int) -> Since:
+        """Return the publications behind an offset whose topics match a pattern.
+
+        An offset from the future gets nothing, and is not complete.
+        """
+
+    @abstractmethod
+    def retained_topics(self) -> list[str]:
+        """Return the topics that have a retained value, the one that was set first first."""
+
+    @abstractmethod
+    def retained(self, pattern: str) -> list[Entry]:
+        """Return the retained values of the topics that match a pattern, oldest first."""
+
+
+class MemoryHistory(History):
+    """A history in this process's memory. It has a new epoch.
+
+    Args:
+        patterns: of the topics whose publications are kept. Others are numbered and kept only while they are retained.
+        max_entries: the most publications that are kept. The oldest go first.
+        max_bytes: the most memory that they take, in bytes, about.
+        max_age: seconds after which a publication is forgotten, 0 for never.
+        max_retained: the most retained values. The one that was set first goes first.
+        max_retained_bytes: the most memory that they take, in bytes, about.
+
+    Attributes:
+        dropped: how many publications were forgotten, by reason: ``"entries"``, ``"bytes"``, ``"age"``, and
+            ``"retained"`` for retained values.
+
+    Raises:
+        BadTopic: a pattern is not one.
+    """
+
+    def __init__(
+        self,
+        *patterns: str,
+        max_entries: int = 10_000,
+        max_bytes: int = 16 << 20,
+        max_age: float = 0.0,
+        max_retained: int = 65_536,
+        max_retained_bytes: int = 64 << 20,
+    ) -> None:
+        limits = {"max_entries": max_entries, "max_bytes": max_bytes, "max_retained": max_retained,
+                  "max_retained_bytes": max_retained_bytes}  # fmt: skip
+        for name, value in limits.items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is a number from 1, not {value!r}")
+        if not max_age >= 0:
+            raise ValueError(f"max_age is a number of seconds, 0 for no limit, not {max_age!r}")
+        self.epoch = random.SystemRandom().randrange(1, LIMIT)
+        self.patterns = patterns
+        self._wanted: Subscriptions[None] = Subscriptions()
+        for pattern in patterns:
+            check_pattern(pattern)
+            self._wanted.add(pattern, None)
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._max_retained = max_retained
+        self._max_retained_bytes = max_retained_bytes
+        self.dropped: dict[str, int] = {}
+        self._last_offset = 0
+        #: The kept publications with the time at which they came, oldest first; and what they take.
+        self._log: deque[tuple[float, Entry]] = deque()
+        self._log_bytes = 0
+        #: The same publications by topic.
+        self._by_topic: dict[str, deque[Entry]] = {}
+        self._retained: OrderedDict[str, Entry] = OrderedDict()
+        self._retained_bytes = 0
+        #: By topic, the one that was published longest ago first: its last offset; and the last offset of those that
+        #: have left this table.
+        self._last: OrderedDict[str, int] = OrderedDict()
+        self._forgotten = 0
+        #: By topic: the last offset that is not kept any more; and the highest one of all topics.
+        self._lost: dict[str, int] = {}
+        self._lost_to = 0
+        #: The highest lost offset of topics that have left ``_lost``.
+        self._lost_forgotten = 0
+
+    @property
+    def last_offset(self) -> int:
+        return self._last_offset
+
+    def keeps(self, topic: str) -> bool:
+        return topic in self._retained or bool(self._wanted.match(topic))
+
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
+        logged = bool(self._wanted.match(topic))
+        if not logged and not retain and topic not in self._retained:
+            return None
+        self._last_offset += 1
+        entry = Entry(self._last_offset, self._last.pop(topic, self._forgotten), topic, content)
+        self._last[topic] = entry.offset
+        if len(self._last) > _MAX_TOPICS:
+            self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
+        if logged:
+            self._log.append((monotonic(), entry))
+            self._log_bytes += _size(entry)
+            self._by_topic.setdefault(topic, deque()).append(entry)
+        if retain:
+            self._retain(entry)
+        elif not logged:
+            self._lose(entry)
+        self.trim()
+        return entry
+
+    def _retain(self, entry: Entry) -> None:
+        self.unretain(entry.topic)
+        self._retained[entry.topic] = entry
+        self._retained_bytes += _size(entry)
+        while len(self._retained) > self._max_retained or (
+            self._retained_bytes > self._max_retained_bytes and len(self._retained) > 1
+        ):
+            self.unretain(next(iter(self._retained)))
+            self._count("retained")
+
+    def unretain(self, topic: str) -> bool:
+        entry = self._retained.pop(topic, None)
+        if entry is None:
+            return False
+        self._retained_bytes -= _size(entry)
+        kept = self._by_topic.get(topic)
+        if not kept or kept[0].offset > entry.offset:
+            self._lose(entry)
+        return True
+
+    def since(self, pattern: str, offset: int) -> Since:
+        self.trim()
+        if offset > self._last_offset:
+            return Since([], False)
+        topics = self._topics(pattern)
+        entries: list[Entry] = []
+        for topic in topics:
+            kept = self._by_topic.get(topic, ())
+            value = self._retained.get(topic)
+            if value is not None and value.offset > offset and not (kept and kept[0].offset <= value.offset):
+                entries.append(value)
+            if kept and kept[-1].offset > offset:
+                entries += [entry for entry in kept if entry.offset > offset]
+        entries.sort()
+        return Since(entries, self._is_complete(pattern, offset))
+
+    def _topics(self, pattern: str) -> list[str]:
+        """Return the topics that have a publication here and match a pattern."""
+        if is_literal(pattern):
+            return [pattern]
+        return [topic for topic in self._by_topic.keys() | self._retained.keys() if matches(pattern, topic)]
+
+    def _is_complete(self, pattern: str, offset: int) -> bool:
+        """Return whether all publications behind an offset that match a pattern are still here."""
+        if offset >= self._lost_to:
+            return True
+        if offset < self._lost_forgotten:
+            return False
+        if is_literal(pattern):
+            return self._lost.get(pattern, 0) <= offset
+        return not any(lost > offset and matches(pattern, topic) for topic, lost in self._lost.items())
+
+    def retained_topics(self) -> list[str]:
+        return [*self._retained]
+
+    def retained(self, pattern: str) -> list[Entry]:
+        if is_literal(pattern):
+            return [self._retained[pattern]] if pattern in self._retained else []
+        return sorted(entry for topic, entry in self._retained.items() if matches(pattern, topic))
+
+    def trim(self) -> None:
+        """Forget publications that are too old or too many."""
+        oldest = monotonic() - self._max_age if self._max_age else 0.0
+        while self._log:
+            at, entry = self._log[0]
+            if len(self._log) > self._max_entries:
+                reason = "entries"
+            elif self._log_bytes > self._max_bytes and len(self._log) > 1:
+                reason = "bytes"
+            elif at < oldest:
+                reason = "age"
+            else:
+                return
+            self._log.popleft()
+            self._log_bytes -= _size(entry)
+            kept = self._by_topic[entry.topic]
+            kept.popleft()
+            if not kept:
+                del self._by_topic[entry.topic]
+            self._count(reason)
+            if self._retained.get(entry.topic) is not entry:
+                self._lose(entry)
+
+    def _lose(self, entry: Entry) -> None:
+        """Remember that a publication cannot be sent again."""
+        self._lost[entry.topic] = max(self._lost.get(entry.topic, 0), entry.offset)
+        self._lost_to = max(self._lost_to, entry.offset)
+        if len(self._lost) > _MAX_TOPICS:
+            # From now on it is not known which of these topics have lost something.
+            self._lost.clear()
+            self._lost_forgotten = self._lost_to
+
+    def _count(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+
+def _size(entry: Entry) -> int:
+    return _OVERHEAD + len(entry.topic) + len(entry.content)

@@ -1,0 +1,392 @@
+"""What a Sub knows of the histories of its publishers: what it has had, what it asks for, and what is missing.
+
+A publisher numbers the publications of topics with history or a retained value (:mod:`.history`). :class:`Positions`
+decides for each one that comes whether the program gets it, and finds out when one is missing. It promises: what the
+program gets is in order and without duplicates for each history and topic. Whatever is missing between two publications
+is told by a :class:`Gap` before the second one.
+
+* A pattern of the Sub and a history that serves it have a *meeting*. It begins when a publisher has answered the Sub's
+  asking (0x06), and goes on over reconnects, and over publishers that serve the same history.
+* Several publishers may serve one meeting: several workers behind a backplane do. Only one of them replays what was
+  missed, and then all of them are heard; what two of them send comes once.
+* If several patterns match a topic, the oldest one that has a meeting with the history decides: its replay counts, and
+  the others' replays of this topic are ignored.
+
+Pure: no gevent, no sockets. A source is the path of a publisher, and begins with the id of the pipe that leads to it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
+
+from .pubsubwire import MAX_POSITIONS, Ask, Position, Positioned, Replay
+from .subscriptions import Subscriptions, overlap
+
+__all__ = ["Gap", "Positions"]
+
+#: Topics of one history whose last offset is remembered. Of a topic beyond them a gap may be told where none is.
+_MAX_TOPICS: Final = 1 << 16
+#: Histories that are remembered, besides those with a meeting.
+_MAX_HISTORIES: Final = 64
+#: A new meeting is compared with at most this number of others. If there are more, all count as overlapping: a gap may
+#: then be told for what was published while a pattern was not subscribed to.
+_MAX_COMPARED: Final = 256
+#: Topics whose deciding meeting is remembered.
+_MAX_CACHED: Final = 1 << 14
+_PIPE_ID: Final = 4
+
+
+class Gap(NamedTuple):
+    """Publications are missing, and will not come.
+
+    Attributes:
+        pattern: the subscription that they match.
+        topic: their topic; None if it may be any that the pattern matches.
+        reason: ``"overflow"``: they were dropped on the way, at a queue that was full. ``"history"``: the publisher
+            does not have them any more. ``"gone"``: after a reconnect no publisher had their history; if one comes
+            later that has it, they come after all.
+    """
+
+    pattern: str
+    topic: str | None
+    reason: Literal["overflow", "history", "gone"]
+
+
+class _Meeting:
+    """A pattern and a history.
+
+    Attributes:
+        pattern: the pattern.
+        base: publications up to this offset have been had, were told to be missing, or came before the subscription.
+        position: all publications up to this offset have come, or were dropped on the way.
+        sources: the publishers that serve it. By source: the id of the asking that it replays for, 0 if it has ended.
+        starts: by source: its live publications begin behind this offset.
+        replaying: the source whose replay counts; None while none is needed.
+        told: the present replay is the first one, or began with a gap: what is missing up to ``base`` needs no telling.
+        gone: a gap was told because no publisher has the history.
+        since: since when it, or a chain of others that it overlaps with, has been in effect without a pause. All
+            beginnings and ends of meetings are numbered.
+        ended: when it ended, 0 before.
+    """
+
+    __slots__ = ("base", "ended", "gone", "pattern", "position", "replaying", "since", "sources", "starts", "told")
+
+    def __init__(self, pattern: str, since: int) -> None:
+        self.pattern = pattern
+        self.since = since
+        self.ended = 0
+        self.base = 0
+        self.position = 0
+        self.sources: dict[bytes, int] = {}
+        self.starts: dict[bytes, int] = {}
+        self.replaying: bytes | None = None
+        self.told = False
+        self.gone = False
+
+
+class _Pattern:
+    """A pattern that the Sub has subscribed to.
+
+    Attributes:
+        order: patterns with a lower number are older.
+        meetings: by epoch, the one that began first is first.
+        askings: by pipe id: the id of the last asking.
+    """
+
+    __slots__ = ("askings", "meetings", "order")
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+        self.meetings: OrderedDict[int, _Meeting] = OrderedDict()
+        self.askings: dict[int, int] = {}
+
+
+class Positions:
+    """The positions of one Sub, in all histories that it knows."""
+
+    def __init__(self) -> None:
+        self._patterns: dict[str, _Pattern] = {}
+        self._index: Subscriptions[str] = Subscriptions()
+        self._count = 0
+        #: By the id of an asking that may still be answered: the pattern.
+        self._askings: dict[int, str] = {}
+        #: By epoch, the one that was met first is first, and by topic: the last offset that was taken, and the meeting
+        #: that decided so.
+        self._last: OrderedDict[int, OrderedDict[str, tuple[int, _Meeting]]] = OrderedDict()
+        #: The meetings by epoch and pattern.
+        self._meetings: dict[int, dict[str, _Meeting]] = {}
+        #: By source: the highest offset of its live publications, by epoch.
+        self._heard: dict[bytes, dict[int, int]] = {}
+        #: By epoch and topic: the meeting that decides.
+        self._deciding: dict[tuple[int, str], _Meeting | None] = {}
+
+    # Patterns
+
+    def add(self, pattern: str) -> None:
+        """Begin with a pattern."""
+        self._count += 1
+        self._patterns[pattern] = _Pattern(self._count)
+        self._index.add(pattern, pattern)
+        self._deciding.clear()
+
+    def remove(self, pattern: str) -> None:
+        """Forget a pattern."""
+        mine = self._patterns.pop(pattern)
+        for number in mine.askings.values():
+            del self._askings[number]
+        for epoch in [*mine.meetings]:
+            self._end_meeting(mine, epoch)
+        self._index.remove(pattern, pattern)
+        self._deciding.clear()
+        self._forget_epochs()
+
+    def knows(self, pattern: str, epoch: int) -> bool:
+        """Return whether a publisher with this history has answered for a pattern."""
+        return epoch in self._patterns[pattern].meetings
+
+    # Asking, and answers
+
+    def ask(self, pattern: str, pipe_id: int, *, retained: bool = False, recover: bool = False) -> Ask:
+        """Return what to ask the publishers behind a pipe. Answers to an earlier asking do not count any more."""
+        mine = self._patterns[pattern]
+        before = mine.askings.pop(pipe_id, None)
+        if before is not None:
+            del self._askings[before]
+        number = random.SystemRandom().randrange(1, 1 << 32)
+        while number in self._askings:
+            number = number % 0xFFFFFFFF + 1
+        mine.askings[pipe_id] = number
+        self._askings[number] = pattern
+        positions = [Position(epoch, self._position(epoch, meeting)) for epoch, meeting in mine.meetings.items()]
+        return Ask(number, retained, recover, tuple(positions), pattern)
+
+    def answer(self, source: bytes, replay: Replay) -> list[Gap]:
+        """Take a 0x06. Return what it says to be missing; the program must hear that before anything that follows."""
+        pattern = self._askings.get(replay.id)
+        if pattern is None:
+            return []
+        mine = self._patterns[pattern]
+        gaps: list[Gap] = []
+        meeting = mine.meetings.get(replay.epoch)
+        first = meeting is None
+        if meeting is None:
+            gaps = self._first_meeting(pattern, mine, replay.epoch)
+            meeting = mine.meetings[replay.epoch]
+        if meeting.sources.get(source) != replay.id:
+            # A publisher that was asked before another one with the same history has answered knows no position.
+            gap = replay.gap or (not first and replay.first_meeting and replay.offset > meeting.position)
+            gaps += self._begin(meeting, source, replay, first, gap)
+        if replay.end:
+            self._end(meeting, source, replay)
+        return gaps
+
+    def _first_meeting(self, pattern: str, mine: _Pattern, epoch: int) -> list[Gap]:
+        """Begin a meeting. It may be with a publisher that was started again: what its old history had is missing."""
+        gaps = [
+            self._tell_gone(meeting) for meeting in mine.meetings.values() if not meeting.sources and not meeting.gone
+        ]
+        if len(mine.meetings) >= MAX_POSITIONS:
+            # The one that no publisher serves, or that is oldest.
+            old = next((old for old, one in mine.meetings.items() if not one.sources), next(iter(mine.meetings)))
+            self._end_meeting(mine, old)
+        self._count += 1
+        others = self._meetings.setdefault(epoch, {})
+        if len(others) > _MAX_COMPARED:
+            since = next(iter(others.values())).since
+        else:
+            before = (one.since for one in others.values() if overlap(one.pattern, pattern))
+            since = min(before, default=self._count)
+        others[pattern] = mine.meetings[epoch] = _Meeting(pattern, since)
+        self._last.setdefault(epoch, OrderedDict())
+        self._forget_epochs()
+        self._deciding.clear()
+        return gaps
+
+    def _begin(self, meeting: _Meeting, source: bytes, replay: Replay, first: bool, gap: bool) -> list[Gap]:
+        """A publisher begins to serve a meeting."""
+        needed = meeting.replaying is None and not meeting.sources
+        meeting.sources[source] = replay.id
+        meeting.gone = False
+        if not needed:
+            return []
+        meeting.replaying = source
+        meeting.told = gap or first
+        if meeting.told:
+            meeting.base = max(meeting.base, replay.offset)
+        return [Gap(meeting.pattern, None, "history")] if gap else []
+
+    def _end(self, meeting: _Meeting, source: bytes, replay: Replay) -> None:
+        """The replay of a publisher ends. Its live publications begin behind the offset of the answer."""
+        meeting.sources[source] = 0
+        meeting.starts[source] = replay.offset
+        heard = self._heard.setdefault(source, {})
+        heard[replay.epoch] = max(heard.get(replay.epoch, 0), replay.offset)
+        if meeting.replaying == source:
+            meeting.replaying = None
+            meeting.position = max(meeting.position, replay.offset)
+
+    # Publications
+
+    def take(self, source: bytes, message: Positioned, topic: str) -> tuple[bool, Gap | None]:
+        """Decide about a publication.
+
+        Returns:
+            Whether the program gets it; and what is missing in front of it.
+        """
+        epoch, offset = message.epoch, message.offset
+        if message.id:
+            return self._take_replayed(source, message, topic)
+        heard = self._heard.get(source)
+        if heard is None:
+            return False, None
+        if offset > heard.get(epoch, 0):
+            heard[epoch] = offset
+        meeting = self._meeting_of(epoch, topic)
+        # Before the end of the replay, a live publication is a part of it as well.
+        if meeting is None or meeting.replaying is not None or meeting.sources.get(source) != 0:
+            return False, None
+        return self._check(meeting, message, topic)
+
+    def _take_replayed(self, source: bytes, message: Positioned, topic: str) -> tuple[bool, Gap | None]:
+        pattern = self._askings.get(message.id)
+        meeting = None if pattern is None else self._patterns[pattern].meetings.get(message.epoch)
+        if meeting is None or meeting.sources.get(source) != message.id:
+            return False, None
+        counts = meeting.replaying == source
+        if counts:
+            meeting.position = max(meeting.position, message.offset)
+        if meeting.replaying not in (None, source) or self._meeting_of(message.epoch, topic) is not meeting:
+            return False, None
+        told = counts and meeting.told and message.offset <= meeting.base
+        return self._check(meeting, message, topic, told=told)
+
+    def _check(
+        self, meeting: _Meeting, message: Positioned, topic: str, *, told: bool = False
+    ) -> tuple[bool, Gap | None]:
+        """Compare a publication with the one before it in its topic."""
+        table = self._last[message.epoch]
+        last, decided = table.get(topic, (0, meeting))
+        if decided is not meeting and (not decided.ended or decided.ended > meeting.since):
+            # Other subscriptions were in effect until now: what came before this one may be missing.
+            last = max(last, decided.base)
+            told = False
+        elif not told:
+            last = max(last, meeting.base)
+        if message.offset <= last:
+            return False, None
+        table[topic] = (message.offset, meeting)
+        table.move_to_end(topic)
+        if len(table) > _MAX_TOPICS:
+            table.popitem(last=False)
+        gap = None if told or message.previous <= last else Gap(meeting.pattern, topic, "overflow")
+        return True, gap
+
+    def _meeting_of(self, epoch: int, topic: str) -> _Meeting | None:
+        """Return the meeting that decides about a topic."""
+        key = (epoch, topic)
+        try:
+            return self._deciding[key]
+        except KeyError:
+            pass
+        patterns = sorted((self._patterns[pattern] for pattern in self._index.match(topic)), key=lambda one: one.order)
+        found = next((one.meetings[epoch] for one in patterns if epoch in one.meetings), None)
+        if len(self._deciding) >= _MAX_CACHED:
+            self._deciding.clear()
+        self._deciding[key] = found
+        return found
+
+    # Publishers that go
+
+    def remove_pipe(self, pipe_id: int) -> list[str]:
+        """Forget the publishers behind a pipe. Return the patterns to ask the others for."""
+        prefix = pipe_id.to_bytes(_PIPE_ID, "big")
+        again = []
+        for pattern, mine in self._patterns.items():
+            number = mine.askings.pop(pipe_id, None)
+            if number is not None:
+                del self._askings[number]
+            for epoch, meeting in mine.meetings.items():
+                gone = [source for source in meeting.sources if source.startswith(prefix)]
+                if gone and self._remove_sources(epoch, meeting, gone):
+                    again.append(pattern)
+        for source in [source for source in self._heard if source.startswith(prefix)]:
+            del self._heard[source]
+        return again
+
+    def refused(self, source: bytes, pattern: str) -> bool:
+        """A publisher does not serve a pattern (any more). Return whether the others must be asked again."""
+        mine = self._patterns.get(pattern)
+        if mine is None:
+            return False
+        again = False
+        for epoch, meeting in list(mine.meetings.items()):
+            if source in meeting.sources:
+                again |= self._remove_sources(epoch, meeting, [source])
+                if not meeting.sources and not again:
+                    # The refusal says it all.
+                    self._end_meeting(mine, epoch)
+        return again
+
+    def _remove_sources(self, epoch: int, meeting: _Meeting, gone: Iterable[bytes]) -> bool:
+        """Remove publishers from a meeting. Return whether the others must be asked again."""
+        meeting.position = self._position(epoch, meeting)
+        for source in gone:
+            del meeting.sources[source]
+            meeting.starts.pop(source, None)
+        if meeting.replaying is None:
+            # The others may have begun behind what this one has brought.
+            complete = all(start <= meeting.position for start in meeting.starts.values())
+        else:
+            # They have been ignored while this one replayed.
+            complete = meeting.replaying in meeting.sources
+        if complete:
+            return False
+        meeting.replaying = None
+        if not meeting.sources:
+            return False
+        meeting.sources.clear()
+        meeting.starts.clear()
+        return True
+
+    def expire(self, pattern: str) -> list[Gap]:
+        """Forget the histories that no publisher has. Return what is missing for that reason."""
+        gaps: list[Gap] = []
+        mine = self._patterns.get(pattern)
+        if mine is not None:
+            for epoch, meeting in [*mine.meetings.items()]:
+                if not meeting.sources:
+                    if not meeting.gone:
+                        gaps.append(self._tell_gone(meeting))
+                    self._end_meeting(mine, epoch)
+            self._forget_epochs()
+        return gaps
+
+    def _end_meeting(self, mine: _Pattern, epoch: int) -> None:
+        self._count += 1
+        meeting = mine.meetings.pop(epoch)
+        meeting.ended = self._count
+        del self._meetings[epoch][meeting.pattern]
+        if not self._meetings[epoch]:
+            del self._meetings[epoch]
+        self._deciding.clear()
+
+    def _tell_gone(self, meeting: _Meeting) -> Gap:
+        meeting.gone = True
+        return Gap(meeting.pattern, None, "gone")
+
+    def _forget_epochs(self) -> None:
+        """Forget what was heard of histories without a meeting, if there are many: one may come back."""
+        if len(self._last) > _MAX_HISTORIES:
+            unused = [epoch for epoch in self._last if epoch not in self._meetings]
+            for epoch in unused[: len(self._last) - _MAX_HISTORIES]:
+                del self._last[epoch]
+
+    def _position(self, epoch: int, meeting: _Meeting) -> int:
+        """Return how far a meeting has come."""
+        if meeting.replaying is not None:
+            return meeting.position
+        heard = [self._heard[source].get(epoch, 0) for source, replays in meeting.sources.items() if not replays]
+        return max([meeting.position, *heard])

@@ -1,0 +1,113 @@
+"""Retained values: the last publication of a topic, for subscribers that come later.
+
+A new subscription gets the values of the topics that it matches, each as an ordinary publication along the path to the
+subscriber. A greenlet for each pipe sends them, when the pipe is writable, and takes each value only at that moment: so
+a value never comes after a newer one. If one was published in that time, it may come twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final
+
+from gevent import Greenlet
+
+from ..core.pipes.pipe import Pipe
+from ..core.protocolsocket import ProtocolSocket
+from ..errors import Closed, ForkedSocketError
+from ..loop.yielding import yield_to_loop
+from ..wire import TO_DEST, Message
+from .history import MemoryHistory
+from .subscribers import Subscribers
+from .subscriptions import is_literal, matches
+
+__all__ = ["Retained"]
+
+#: Topics that are compared with a pattern, or values that are sent, before others run.
+_PORTION: Final = 256
+
+
+class Retained:
+    """The retained values of one Pub.
+
+    Args:
+        core: of its socket.
+        spawn: its ``_spawn``.
+        subscribers: its subscribers.
+
+    Attributes:
+        history: has the values.
+    """
+
+    __slots__ = ("_core", "_queues", "_spawn", "_subscribers", "history")
+
+    def __init__(
+        self, core: ProtocolSocket, spawn: Callable[..., Greenlet[..., Any]], subscribers: Subscribers
+    ) -> None:
+        self._core = core
+        self._spawn = spawn
+        self._subscribers = subscribers
+        self.history = MemoryHistory()
+        #: By pipe: the sources and patterns of new subscriptions, each with an object of its own: one that ended and
+        #: began again is another one. Has no pipe without any.
+        self._queues: dict[Pipe, OrderedDict[tuple[bytes, str], object]] = {}
+
+    def keep(self, topic: str, publication: bytes) -> None:
+        """Retain a publication, with its topic in front, instead of the one before."""
+        before = self.history.dropped.get("retained", 0)
+        self.history.append(topic, publication, retain=True)
+        for _ in range(self.history.dropped.get("retained", 0) - before):
+            self._core.count_drop("retained")
+
+    def subscribed(self, pipe: Pipe, source: bytes, pattern: str) -> None:
+        """Send the values that a new subscription matches, later. Neither blocks nor switches greenlets."""
+        if not self.history.last_offset:
+            return
+        queue = self._queues.get(pipe)
+        if queue is None:
+            queue = self._queues[pipe] = OrderedDict()
+            self._spawn(self._send, pipe, queue)
+        # At most one for each subscription, so the limits of subscriptions bound them.
+        queue[source, pattern] = object()
+
+    def unsubscribed(self, pipe: Pipe, source: bytes, pattern: str) -> None:
+        """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
+        queue = self._queues.get(pipe)
+        if queue is not None:
+            queue.pop((source, pattern), None)
+
+    def _send(self, pipe: Pipe, queue: OrderedDict[tuple[bytes, str], object]) -> None:
+        """Send the values for the new subscriptions by one pipe (a greenlet for each pipe, while there are any)."""
+        try:
+            while queue:
+                key, present = next(iter(queue.items()))
+                source, pattern = key
+                for number, topic in enumerate(self._topics(pattern), 1):
+                    if number % _PORTION == 0:
+                        yield_to_loop()
+                    if not self._core.wait_writable(pipe):
+                        return
+                    # Checked only now: during the wait, it may have changed or ended.
+                    if queue.get(key) is not present:
+                        break
+                    for entry in self.history.retained(topic):
+                        self._core.put(pipe, Message(TO_DEST, destination=source, content=entry.content))
+                if queue.get(key) is present:
+                    del queue[key]
+        except (Closed, ForkedSocketError):
+            pass
+        finally:
+            del self._queues[pipe]
+
+    def _topics(self, pattern: str) -> list[str]:
+        """Return the topics that have a value and match a pattern. Lets others run meanwhile."""
+        if is_literal(pattern):
+            return [pattern]
+        found = []
+        for number, topic in enumerate(self.history.retained_topics(), 1):
+            if number % _PORTION == 0:
+                yield_to_loop()
+            if matches(pattern, topic):
+                found.append(topic)
+        return found

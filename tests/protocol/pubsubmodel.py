@@ -1,0 +1,209 @@
+"""Publish and subscribe with histories, without any I/O: publishers, links that lose messages, and one subscriber.
+
+A model of what Pub and Sub do with the messages of :mod:`gmultisocket.protocol.pubsubwire`. :class:`Judge` holds the
+promise: what a Sub hands out is in order and without duplicates for each history and topic, and whatever is missing
+between two publications is told before the second one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from gmultisocket.protocol.history import Entry, MemoryHistory
+from gmultisocket.protocol.positions import Gap, Positions
+from gmultisocket.protocol.pubsubwire import Ask, Positioned, Replay
+from gmultisocket.protocol.replays import begin_replay
+from gmultisocket.protocol.subscriptions import matches
+
+#: Live publications that wait on a link; more are dropped.
+QUEUE = 4
+#: Publications that wait in a replay.
+REPLAY = 8
+
+
+class ModelHistory(MemoryHistory):
+    """A history, and everything that was ever in it."""
+
+    def __init__(self, *patterns: str, **limits: Any) -> None:
+        super().__init__(*patterns, **limits)
+        self.truth: list[Entry] = []
+
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
+        entry = super().append(topic, content, retain)
+        if entry is not None:
+            self.truth.append(entry)
+        return entry
+
+
+class Link:
+    """A connection between the Sub and a publisher. Messages wait on it in order."""
+
+    def __init__(self, number: int) -> None:
+        self.source = number.to_bytes(4, "big")
+        self.number = number
+        self.up: deque[Ask | str] = deque()
+        self.down: deque[Replay | Positioned] = deque()
+
+
+class ModelPub:
+    """A publisher. Several may share one history, as the workers behind a backplane do."""
+
+    def __init__(self, history: ModelHistory) -> None:
+        self.history = history
+        self.link: Link | None = None
+        self.live: set[str] = set()
+        #: By pattern: the asking, and what is still to be sent for it.
+        self.replays: dict[str, tuple[Ask, deque[Entry]]] = {}
+
+    def connect(self, link: Link) -> None:
+        self.link = link
+        self.live.clear()
+        self.replays.clear()
+
+    def cut(self) -> None:
+        self.link = None
+
+    def published(self, entry: Entry) -> None:
+        link = self.link
+        if link is None:
+            return
+        if any(matches(pattern, entry.topic) for pattern in self.live) and len(link.down) < QUEUE:
+            link.down.append(self._message(0, entry))
+        for pattern, (_, waiting) in self.replays.items():
+            if matches(pattern, entry.topic) and len(waiting) < REPLAY:
+                waiting.append(entry)
+
+    def receive(self) -> None:
+        """Take the next message of the Sub."""
+        assert self.link is not None
+        message = self.link.up.popleft()
+        if isinstance(message, str):
+            self.live.discard(message)
+            self.replays.pop(message, None)
+            return
+        head, entries = begin_replay(self.history, message, 100_000)
+        self.live.discard(message.pattern)
+        self.replays.pop(message.pattern, None)
+        if entries:
+            self.replays[message.pattern] = (message, deque(entries))
+            self.link.down.append(head)
+        else:
+            self.link.down.append(head._replace(end=True))
+            self.live.add(message.pattern)
+
+    def pump(self, pattern: str) -> None:
+        """Send one publication of a replay; behind the last one, the end, and go live."""
+        assert self.link is not None
+        ask, waiting = self.replays[pattern]
+        self.link.down.append(self._message(ask.id, waiting.popleft()))
+        if not waiting:
+            self.link.down.append(Replay(ask.id, self.history.epoch, self.history.last_offset, end=True))
+            del self.replays[pattern]
+            self.live.add(pattern)
+
+    def _message(self, number: int, entry: Entry) -> Positioned:
+        return Positioned(number, self.history.epoch, entry.offset, entry.previous, entry.topic.encode())
+
+
+class Judge:
+    """Hears what the Sub hands out, and raises AssertionError when that breaks the promise."""
+
+    def __init__(self) -> None:
+        #: By epoch and topic: the last offset.
+        self.last: dict[tuple[int, str], int] = {}
+        #: By epoch and topic: whether a gap was told since then.
+        self.excused: set[tuple[int, str]] = set()
+        self.delivered: list[tuple[int, int, str]] = []
+        self.gaps: list[Gap] = []
+
+    def gap(self, gap: Gap) -> None:
+        self.gaps.append(gap)
+        for key in self.last:
+            if gap.topic in (None, key[1]) and matches(gap.pattern, key[1]):
+                self.excused.add(key)
+
+    def unsubscribed(self, key: tuple[int, str]) -> None:
+        """No subscription to a topic is in effect at the publishers with a history."""
+        self.excused.add(key)
+
+    def message(self, history: ModelHistory, offset: int, topic: str, told: bool) -> None:
+        """The Sub hands out a publication. Of one that came before a first meeting or a gap ended, others may follow
+        that were told already, or came before the subscription."""
+        key = (history.epoch, topic)
+        last = self.last.get(key)
+        self.delivered.append((history.epoch, offset, topic))
+        if last is not None:
+            assert offset > last, f"{topic}: {offset} comes after {last}"
+            missing = [each.offset for each in history.truth if each.topic == topic and last < each.offset < offset]
+            assert not missing or key in self.excused, f"{topic}: {missing} are missing before {offset}, silently"
+        self.last[key] = offset
+        self.excused.discard(key)
+        if told:
+            self.excused.add(key)
+
+
+class ModelSub:
+    """The subscriber."""
+
+    def __init__(self) -> None:
+        self.patterns: dict[str, tuple[bool, bool]] = {}
+        self.positions = Positions()
+        self.judge = Judge()
+        self.links: dict[int, tuple[Link, ModelPub]] = {}
+        self.histories: dict[int, ModelHistory] = {}
+        #: By link and asking: the first answer.
+        self.heads: dict[tuple[int, int], Replay] = {}
+
+    def connect(self, link: Link, pub: ModelPub) -> None:
+        self.links[link.number] = (link, pub)
+        self.histories[pub.history.epoch] = pub.history
+        pub.connect(link)
+        for pattern in self.patterns:
+            self.ask(pattern, link)
+
+    def cut(self, link: Link) -> None:
+        _, pub = self.links.pop(link.number)
+        pub.cut()
+        for pattern in self.positions.remove_pipe(link.number):
+            for other, _ in self.links.values():
+                self.ask(pattern, other)
+
+    def ask(self, pattern: str, link: Link) -> None:
+        retained, recover = self.patterns[pattern]
+        link.up.append(self.positions.ask(pattern, link.number, retained=retained, recover=recover))
+
+    def subscribe(self, pattern: str, retained: bool, recover: bool) -> None:
+        self.patterns[pattern] = (retained, recover)
+        self.positions.add(pattern)
+        for link, _ in self.links.values():
+            self.ask(pattern, link)
+
+    def unsubscribe(self, pattern: str) -> None:
+        del self.patterns[pattern]
+        self.positions.remove(pattern)
+        for link, _ in self.links.values():
+            link.up.append(pattern)
+        for epoch, topic in self.judge.last:
+            if not any(matches(other, topic) and self.positions.knows(other, epoch) for other in self.patterns):
+                self.judge.unsubscribed((epoch, topic))
+
+    def receive(self, link: Link) -> None:
+        message = link.down.popleft()
+        if isinstance(message, Replay):
+            self.heads.setdefault((link.number, message.id), message)
+            for gap in self.positions.answer(link.source, message):
+                self.judge.gap(gap)
+            return
+        topic = message.publication.decode()
+        wanted, missing = self.positions.take(link.source, message, topic)
+        if missing is not None:
+            self.judge.gap(missing)
+        if wanted:
+            head = self.heads.get((link.number, message.id))
+            told = head is not None and (head.gap or head.first_meeting) and message.offset <= head.offset
+            self.judge.message(self.histories[message.epoch], message.offset, topic, told)
+
+    def expire(self, pattern: str) -> None:
+        for gap in self.positions.expire(pattern):
+            self.judge.gap(gap)
