@@ -332,6 +332,32 @@ def test_a_switch_that_finds_no_peer_waits_for_one() -> None:
         assert switch.drops == {}
 
 
+def test_a_to_all_message_that_full_peers_lose_counts_once_for_each_of_them() -> None:
+    small = {"socket.send_queue_size": 1, "socket.send_to_patience": 0.01}
+    with ExitStack() as stack:
+        back, front, client = (stack.enter_context(sock) for sock in (Socket(small), Socket(), Socket()))
+        client.dial(front.listen(inproc()).address)
+        where = back.listen(inproc()).address
+        for _ in range(2):
+            stack.enter_context(Socket({"socket.recv_queue_size": 1})).dial(where)
+        with Switch(back, front) as switch:
+            for _ in range(3):
+                client.send_all(b"to each")
+            wait_until(lambda: switch.drops == {"overflow": 2})
+            assert [pipe.counters.drops for pipe in back.pipes.values()] == [{"overflow": 1}] * 2
+            assert switch.forwarded == 2
+
+
+def test_a_message_that_waits_for_a_peer_of_a_socket_that_closes_is_counted() -> None:
+    with Socket() as back, Socket() as front, Socket() as client, Switch(back, front) as switch:
+        client.dial(front.listen(inproc()).address)
+        client.send(b"waits for a peer")
+        wait_until(lambda: front.counters.messages_received == 1 and not front.queued)
+        back.close()
+        assert switch.join(timeout=5) is True
+        assert switch.drops == {"closed": 1}
+
+
 # Starting and stopping
 
 
