@@ -198,6 +198,17 @@ def test_users_that_are_not_allowed_are_turned_away_and_others_come_in(tmp_path:
         assert server.recv(timeout=5) == b"hello"
 
 
+def test_a_user_that_is_not_allowed_is_a_failed_accept_as_any_other(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/socket"
+    with listening(address, {"transport.ipc.allow_uids": [os.getuid() + 1]}) as listener:
+        stranger = make_dialer(address).connect()
+        try:
+            with pytest.raises(ConnectionAbortedError, match=f"user {os.getuid()} is not in transport.ipc.allow_uids"):
+                listener.accept()
+        finally:
+            stranger.close()
+
+
 def test_a_mode_that_is_none_is_refused() -> None:
     with pytest.raises(BadOptionValue):
         make_listener("ipc://socket?transport.ipc.mode=rw")
