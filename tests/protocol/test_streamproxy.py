@@ -361,3 +361,12 @@ def test_an_unexpected_error_ends_its_connection_and_is_logged_once(
                 assert client.recv(1) == b""
         assert proxy.failed == 3
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+
+
+def test_a_proxy_ends_with_a_front_stream_that_takes_no_connections() -> None:
+    with Stream({"protocol.stream.acceptable": False}) as front, Stream() as back:
+        proxy = StreamProxy(front, back)
+        proxy.start()
+        assert proxy.join(LONG)
+        assert proxy.failed == 0
+        proxy.stop()

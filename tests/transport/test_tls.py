@@ -191,13 +191,15 @@ def test_a_record_that_tls_cannot_write_is_an_error_and_does_not_count_as_sent(
         for size in (5, 40_000):
             with pytest.raises(ConnectionError):
                 one.send(bytes(size))
-        # It has a record of which OpenSSL has written a part.
+        # It has a record of which OpenSSL has written a part. Nothing may follow that part but the rest.
         fill(full)
-        assert full._unfinished is not None
+        unfinished = full._unfinished
+        assert unfinished is not None
         monkeypatch.setattr(full, "_write", broken)
         for _ in range(2):
             with pytest.raises(ConnectionError):
                 full.send(b"more")
+            assert full._unfinished == unfinished
 
 
 def test_an_error_behind_good_data_is_raised_by_every_further_read(monkeypatch: pytest.MonkeyPatch) -> None:

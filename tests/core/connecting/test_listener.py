@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gevent
 import pytest
 
 from gmultisocket import Socket
@@ -28,3 +29,18 @@ def test_over_the_pipe_limit_peers_wait_or_are_refused_as_the_option_says(addres
         second.send(b"in")
         assert server.recv(LONG) == b"in"
         assert listener.refused <= refused + 1
+
+
+def test_a_wait_for_a_place_that_is_cancelled_takes_none() -> None:
+    with Socket({"connector.pipe_limit": 1}) as server, Socket() as first, Socket(QUICK) as second:
+        address = server.listen("tcp://127.0.0.1:0").address
+        first.dial(address)
+        server.wait_pipes(1, LONG)
+        waiting = gevent.spawn(server._connector.places.reserve_in_turn)
+        gevent.sleep(0)
+        waiting.kill(timeout=LONG)
+        assert waiting.dead
+        first.close()
+        second.dial(address)
+        second.send(b"in")
+        assert server.recv(LONG) == b"in"

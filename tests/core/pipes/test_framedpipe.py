@@ -251,3 +251,19 @@ def test_what_a_peer_sends_behind_its_goodbye_is_not_received(served: tuple[Sock
     assert server.queued == 0
     with suppress(ConnectionResetError):
         assert peer.recv(100) == b"", "the ping behind the goodbye was answered"
+
+
+def test_control_bytes_that_never_left_do_not_count_as_messages(served: tuple[Socket, gsocket.socket]) -> None:
+    server, _ = served
+    pipe = only_pipe(server)
+    sent = 0
+    while not pipe.full:
+        server.send_to(pipe.path, bytes(60_000), timeout=0)
+        sent += 1
+    before, queued = pipe.messages_sent, pipe.queued
+    for _ in range(3):
+        pipe._push_control(encode(Message(flags=INTERNAL, content=b"\x09")))  # type: ignore[attr-defined]
+    pipe.close()
+    assert pipe.messages_sent == before
+    assert pipe.counters.drops == {"disconnect": queued}
+    assert before + queued == sent
