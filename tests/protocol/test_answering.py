@@ -294,6 +294,17 @@ def test_an_answer_after_the_end_is_an_error(kind: Any) -> None:
         assert not question.replied
 
 
+def test_a_failure_after_the_end_is_an_error(direct: Net) -> None:
+    with Rep() as rep, Req() as req:
+        direct.connect(rep, req)
+        req.request_async(b"")
+        request = rep.recv(LONG)
+        rep.close(0)
+        with pytest.raises(Closed):
+            request.fail("too late")
+        assert not request.replied
+
+
 # Askers that do not read
 
 

@@ -359,3 +359,21 @@ def test_http_client_and_pywsgi_run_over_a_stream(size: int) -> None:
         server.close()
         serving.get(timeout=LONG)
         wsgi.close()
+
+
+def test_a_send_that_waits_for_its_pipe_ends_when_the_stream_does() -> None:
+    with by_hand_connection({**NO_KEEPALIVE, "socket.send_queue_size": 1}, "inproc://full") as parts:
+        by_hand, client, connection, _ = parts
+        by_hand.set_option("socket.recv_queue_size", 1)
+
+        def send() -> None:
+            while True:
+                connection.send(b"x")
+
+        sending = gevent.spawn(send)
+        (pipe,) = client.pipes.values()
+        wait_until(lambda: pipe.full)
+        gevent.sleep(0)
+        client.socket.close(0)
+        with pytest.raises(StreamClosed):
+            sending.get(timeout=LONG)
