@@ -9,7 +9,7 @@ import gevent
 import pytest
 from gevent import socket as gsocket
 
-from gmultisocket import Address, Dialer, Socket
+from gmultisocket import Address, Dialer, Pipe, Socket
 from gmultisocket.core.connecting import dialer as dialer_module
 from gmultisocket.errors import Closed, ConnectionFailed, ConnectionRefused, PipeRefused
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
@@ -304,3 +304,15 @@ def test_a_dialer_says_where_it_stands(address: str) -> None:
         dialer = client.dial(where)
         assert isinstance(dialer, Dialer)
         assert repr(dialer) == f"<Dialer {where} connected>"
+
+
+def test_a_pipe_that_cannot_be_added_is_a_failed_dial() -> None:
+    def mistake(kind: str, pipe: Pipe) -> None:
+        if kind == "add":
+            raise ValueError("a mistake")
+
+    with Socket() as server, Socket() as client:
+        client._for_protocol().on_pipe(mistake)
+        with pytest.raises(ConnectionFailed, match="ValueError: a mistake"):
+            client.dial(server.listen("tcp://127.0.0.1:0").address)
+        assert not client.pipes
