@@ -374,8 +374,8 @@ def test_internal_messages_along_a_path_are_counted_as_others_are(scheme: str) -
         (pipe,) = chain.server.pipes.values()
         (arrives,) = switch.back.pipes.values()
 
-        def send(destination: bytes, source: bytes = b"", ttl: int = 16) -> None:
-            message = Message(flags=INTERNAL | TO_DEST, ttl=ttl, source=source, destination=destination, content=b"\x7f")
+        def send(destination: bytes, source: bytes = b"") -> None:
+            message = Message(INTERNAL | TO_DEST, source=source, destination=destination, content=b"\x7f")
             chain.server._for_protocol().pass_on(pipe, message)
 
         sent, received = pipe.messages_sent, arrives.messages_received

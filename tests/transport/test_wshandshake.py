@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -13,7 +14,9 @@ from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
 from gmultisocket.errors import BadOptionValue, HandshakeFailed, PipeRefused, RequestRefused
+from gmultisocket.options import Options
 from gmultisocket.testing import FakeStream, wait_until
+from gmultisocket.transport import wshandshake
 from gmultisocket.transport.ws import UpgradeRequest
 from gmultisocket.transport.wshandshake import MAX_HEAD, DialerHandshake, parse_request, read_head
 from gmultisocket.wire import encode
@@ -366,3 +369,21 @@ def test_a_dialer_needs_an_answer_to_its_own_key_with_a_subprotocol_that_it_has_
         with pytest.raises(HandshakeFailed) as caught:
             answered(changes)
         assert type(caught.value) is HandshakeFailed and why in caught.value.why
+
+
+# In the greenlet of another server
+
+
+@pytest.mark.parametrize("error", [gevent.GreenletExit(), gevent.Timeout(1)], ids=["stop", "timeout"])
+def test_what_another_server_raises_in_its_greenlet_passes_through_the_programs_functions(error: BaseException) -> None:
+    def function(request: object) -> None:
+        raise error
+
+    served = SimpleNamespace(environ={"REQUEST_METHOD": "GET"}, peer_address="a peer")
+    own = SimpleNamespace(environ={}, peer_address="a peer")
+    with pytest.raises(type(error)) as caught:
+        wshandshake._call("authorize", function, served, Options())  # type: ignore[arg-type]
+    assert caught.value is error
+    with pytest.raises(RequestRefused) as refused:
+        wshandshake._call("authorize", function, own, Options())  # type: ignore[arg-type]
+    assert refused.value.status == 500
