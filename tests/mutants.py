@@ -33,7 +33,7 @@ PACKAGE: Final = Path(__file__).resolve().parent.parent / "gmultisocket"
 LISTED: Final = Path(__file__).with_name("mutations.txt")
 
 #: What is mutated: folders and modules of the package.
-PARTS: Final = ("core", "protocol", "transport", "wire.py", "switch.py", "loop")
+PARTS: Final = ("core", "protocol", "transport", "wire.py", "switch.py", "loop", "log.py", "usercode.py")
 #: Methods that count lost messages, and do nothing else.
 COUNTING: Final = {"drop", "_drop", "count_drop", "_count_useless", "lose"}
 #: Attributes that users read, or that are added to those.

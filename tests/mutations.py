@@ -46,7 +46,8 @@ ROOT: Final = PACKAGE.parent
 #: The tests that are recorded. Those of the packaging, the pages and the examples say nothing about a protection.
 _TESTS: Final = (
     "tests/contrib", "tests/core", "tests/faults", "tests/loop", "tests/protocol", "tests/transport",
-    "tests/test_address.py", "tests/test_switch.py", "tests/test_wire.py",
+    "tests/test_address.py", "tests/test_log.py", "tests/test_switch.py", "tests/test_usercode.py",
+    "tests/test_wire.py",
 )  # fmt: skip
 #: No more tests than these are run with a mutant. If all of them pass and there are more, it is undecided.
 _MAX_TESTS: Final = 400

@@ -17,7 +17,7 @@ from gmultisocket import Message, Socket, Switch
 from gmultisocket.errors import Timeout
 from gmultisocket.switch import Middleware
 from gmultisocket.testing import wait_until
-from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST
+from gmultisocket.wire import CONTROL, INTERNAL, TO_ALL, TO_DEST
 from tests.addresses import plain_connection
 
 _count = itertools.count()
@@ -246,6 +246,7 @@ def test_a_middleware_that_raises_loses_its_message_and_nothing_else(
         assert chain.switches[0].running
         # The first is logged, with its traceback; a thousand more would only fill the disk.
         assert len(caplog.records) == 1 and caplog.records[0].exc_info
+        assert "the middleware failed" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize("answer", ["text", 7, ("tuple",), Message(content="text")])  # type: ignore[arg-type]
@@ -330,6 +331,79 @@ def test_a_switch_that_finds_no_peer_waits_for_one() -> None:
         server.dial(back.listen("inproc://back").address)
         assert server.recv(timeout=5) == b"patient"
         assert switch.drops == {}
+
+
+def test_a_to_all_message_that_full_peers_lose_counts_once_for_each_of_them() -> None:
+    small = {"socket.send_queue_size": 1, "socket.send_to_patience": 0.01}
+    with ExitStack() as stack:
+        back, front, client = (stack.enter_context(sock) for sock in (Socket(small), Socket(), Socket()))
+        client.dial(front.listen(inproc()).address)
+        where = back.listen(inproc()).address
+        for _ in range(2):
+            stack.enter_context(Socket({"socket.recv_queue_size": 1})).dial(where)
+        with Switch(back, front) as switch:
+            for _ in range(3):
+                client.send_all(b"to each")
+            wait_until(lambda: switch.drops == {"overflow": 2})
+            assert [pipe.counters.drops for pipe in back.pipes.values()] == [{"overflow": 1}] * 2
+            assert switch.forwarded == 2
+
+
+def test_a_message_that_waits_for_a_peer_of_a_socket_that_closes_is_counted() -> None:
+    with Socket() as back, Socket() as front, Socket() as client, Switch(back, front) as switch:
+        client.dial(front.listen(inproc()).address)
+        client.send(b"waits for a peer")
+        wait_until(lambda: front.counters.messages_received == 1 and not front.queued)
+        back.close()
+        assert switch.join(timeout=5) is True
+        assert switch.drops == {"closed": 1}
+
+
+@pytest.mark.parametrize("scheme", ["inproc", "tcp"])
+def test_internal_messages_along_a_path_are_counted_as_others_are(scheme: str) -> None:
+    def new_address() -> str:
+        return inproc() if scheme == "inproc" else "tcp://127.0.0.1:0"
+
+    with ExitStack() as stack:
+        chain = Chain(stack, new_address, 2)
+        (switch,) = chain.switches
+        seen: list[bytes] = []
+        chain.client._for_protocol().on_internal(lambda message: not seen.append(message.content))
+        chain.client.send(b"where are you?")
+        path = chain.server.recv_msg(timeout=5).source
+        (pipe,) = chain.server.pipes.values()
+        (arrives,) = switch.back.pipes.values()
+
+        def send(destination: bytes, source: bytes = b"") -> None:
+            message = Message(INTERNAL | TO_DEST, source=source, destination=destination, content=b"\x7f")
+            chain.server._for_protocol().pass_on(pipe, message)
+
+        sent, received = pipe.messages_sent, arrives.messages_received
+        bytes_sent, forwarded = pipe.bytes_sent, switch.forwarded
+        send(path)
+        wait_until(lambda: seen == [b"\x7f"])
+        assert switch.drops == {} and switch.forwarded == forwarded + 1
+        assert (pipe.messages_sent, arrives.messages_received) == (sent + 1, received + 1)
+        assert pipe.bytes_sent > bytes_sent
+        # A guesser that is behind another switch is cut off, and its pipe stays open.
+        for _ in range(20):
+            send(path[:4] + b"\x7f\xff\xff\xfe", b"\0\0\0\1")
+        wait_until(lambda: sum(switch.drops.values()) == 20)
+        assert switch.drops == {"BrokenPath": 16, "guessing": 4}
+        assert not pipe.closed and seen == [b"\x7f"]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_message_whose_middleware_ends_the_program_is_counted(error: type[BaseException]) -> None:
+    def last(message: Message) -> Message:
+        raise error
+
+    with ExitStack() as stack:
+        chain = Chain(stack, inproc, 2, last)
+        with pytest.raises(error):
+            chain.client.send(b"end it")
+            gevent.sleep(10)
+        assert chain.drops == {"error": 1}
 
 
 # Starting and stopping

@@ -14,7 +14,7 @@ from gevent.monkey import get_original
 from gmultisocket import Message, Socket
 from gmultisocket.core import threadsafe
 from gmultisocket.core.threadsafe import ThreadsafeSender
-from gmultisocket.errors import Closed, MessageDropped, WrongThread
+from gmultisocket.errors import Closed, MessageDropped, Timeout, WrongThread
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import TO_ALL
 
@@ -270,3 +270,17 @@ def test_a_socket_of_a_threads_own_works_there_and_talks_to_others() -> None:
         assert message.content == b"from another thread"
         server.send_to(message.source, b"welcome")
         thread.join()
+
+
+def test_a_flush_in_another_thread_ends_in_time_and_what_it_waited_for_stays_queued() -> None:
+    with Socket() as server, Socket() as client:
+        handle = client.threadsafe()
+        handle.send(b"waits for a peer")
+        flushing = Thread(lambda: handle.flush(0.01))
+        wait_until(lambda: flushing.done)
+        assert isinstance(flushing.error, Timeout) and flushing.error.operation == "flush"
+        client.dial(server.listen("tcp://127.0.0.1:0").address)
+        flushing = Thread(lambda: handle.flush(10))
+        assert server.recv(timeout=5) == b"waits for a peer"
+        wait_until(lambda: flushing.done)
+        assert flushing.error is None

@@ -80,3 +80,15 @@ def test_a_function_that_did_not_begin_does_not() -> None:
     caller = gevent.spawn(call)
     caller.kill()
     assert called == []
+
+
+def test_a_timeout_of_the_caller_is_raised_there_also_if_the_function_catches_it() -> None:
+    def catches() -> str:
+        try:
+            Event().wait()
+        except gevent.Timeout:
+            pass
+        return "nothing happened"
+
+    with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+        call_apart(catches)

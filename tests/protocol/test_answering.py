@@ -10,6 +10,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import GreenletExit
 from gevent.event import Event
 
 from gmultisocket import Message, Socket
@@ -293,6 +294,17 @@ def test_an_answer_after_the_end_is_an_error(kind: Any) -> None:
         assert not question.replied
 
 
+def test_a_failure_after_the_end_is_an_error(direct: Net) -> None:
+    with Rep() as rep, Req() as req:
+        direct.connect(rep, req)
+        req.request_async(b"")
+        request = rep.recv(LONG)
+        rep.close(0)
+        with pytest.raises(Closed):
+            request.fail("too late")
+        assert not request.replied
+
+
 # Askers that do not read
 
 
@@ -366,6 +378,48 @@ def test_answers_whose_asker_goes_while_they_wait_are_counted(kind: Any) -> None
         assert answerer.counters.drops == {"peer gone": 47, "disconnect": 2}
 
 
+@BOTH
+def test_an_asker_with_too_many_requests_kept_back_loses_its_pipe_and_each_of_them_is_counted(kind: Any) -> None:
+    """2 answers wait here and 4 requests are kept: the fifth is one too many."""
+    options = {"socket.send_queue_size": 1, "protocol.answers.max_waiting": 4}
+    with kind(lambda content: content, options) as answerer, Socket({"socket.recv_queue_size": 1}) as asker:
+        asker.dial(answerer.listen("inproc://too-many").address, {"connector.dialer.reconnect": False})
+        answerer.start()
+        (pipe,) = answerer.pipes.values()
+
+        def ask(count: int) -> None:
+            for _ in range(count):
+                asker.send(b"\0\0\0\1", LONG)
+            wait_until(lambda: not answerer.socket.queued and not answerer.running)
+
+        # One answer arrives, and one is in the queue.
+        ask(1 + 1 + 2 + 4)
+        assert not pipe.closed and answerer.counters.drops == {}
+        ask(1)
+        assert pipe.closed and pipe.reason == "the peer asks and does not read the answers"
+        wait_until(lambda: answerer.counters.drops == {"peer gone": 7, "disconnect": 1})
+
+
+@BOTH
+def test_an_answer_whose_asker_goes_while_the_sender_lets_others_run_is_counted(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send that finds a pipe full may switch greenlets before it raises Timeout."""
+    with kind() as answerer, Socket() as asker:
+        asker.dial(answerer.listen("inproc://goes").address)
+        asker.send(b"\0\0\0\1", LONG)
+        question = answerer.recv(LONG)
+
+        def send_to(*args: Any, **more: Any) -> None:
+            asker.close(0)
+            wait_until(lambda: not answerer.pipes)
+            raise Timeout("send_to", 0)
+
+        monkeypatch.setattr(answerer.socket, "send_to", send_to)
+        assert question.reply(b"") is False
+        assert answerer.counters.drops == {"peer gone": 1}
+
+
 # Closing
 
 
@@ -414,6 +468,25 @@ def test_close_ends_handlers_that_run_longer_than_linger(direct: Net) -> None:
         for request in requests:
             with pytest.raises(PeerGone):
                 request.get(LONG)
+
+
+def test_an_answer_of_a_handler_that_survives_the_end_of_linger_is_counted(direct: Net) -> None:
+    def handler(content: bytes) -> bytes:
+        try:
+            Event().wait()
+        except GreenletExit:
+            pass
+        return content
+
+    with Rep(handler) as rep, Req() as req:
+        direct.connect(rep, req)
+        rep.start()
+        request = req.request_async(b"")
+        wait_until(lambda: rep.running == 1)
+        rep.close(0)
+        with pytest.raises(PeerGone):
+            request.get(LONG)
+        assert rep.counters.drops == {"closed": 1}
 
 
 def test_a_handler_may_close_its_own_rep(direct: Net) -> None:

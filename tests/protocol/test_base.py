@@ -6,7 +6,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from gmultisocket import Socket
+from gmultisocket import Socket, protocol
 from gmultisocket.errors import BadOptionValue, NotSupported
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.protocol import ProtocolBase
@@ -94,3 +94,9 @@ def test_close_nowait_closes_in_the_background() -> None:
     chat.go_on.set()
     assert closing.get(timeout=LONG) == 0
     assert chat.closed
+
+
+def test_a_name_that_the_package_does_not_have_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'gmultisocket.protocol' has no attribute 'Nothing'"):
+        protocol.Nothing  # type: ignore[attr-defined]  # noqa: B018
+    assert set(dir(protocol)) >= set(protocol.__all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import gevent
 import pytest
@@ -19,15 +20,15 @@ LONG = 10.0
 class Owing(ProtocolBase):
     """A protocol that does nothing but owe."""
 
-    def __init__(self) -> None:
+    def __init__(self, **more: Any) -> None:
         super().__init__({"socket.send_queue_size": 1, "socket.send_overflow": "drop_newest"})
-        self.outbox = Outbox(self._core, self._spawn)
+        self.outbox = Outbox(self._core, self._spawn, **more)
 
 
 @contextmanager
-def owing_to(*peers: Socket) -> Iterator[tuple[Owing, list[Pipe]]]:
+def owing_to(*peers: Socket, **more: Any) -> Iterator[tuple[Owing, list[Pipe]]]:
     """One that owes, and its pipes to the peers, in their order."""
-    with Owing() as owing:
+    with Owing(**more) as owing:
         address = owing.listen("inproc://owing").address
         pipes = []
         for peer in peers:
@@ -77,3 +78,25 @@ def test_what_is_owed_to_a_peer_that_goes_is_forgotten(close: bool) -> None:
             owing.outbox.flush(0)
             owing.close(0)
             assert owing.outbox.waiting(pipe) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "allowed"), [((3, 0), 3), ((100, 3 * (256 + 10)), 3), ((0, 0), 1), ((100, 1), 1)], ids=str
+)
+def test_one_message_more_than_may_wait_closes_the_pipe_and_all_are_counted(
+    limits: tuple[int, int], allowed: int
+) -> None:
+    """The limits are a number and bytes, 256 of which each message has besides its content. One may always wait."""
+    with Socket({"socket.recv_queue_size": 1}) as stuck:
+        with owing_to(stuck, limits=lambda: limits, close_reason="of mine", count_drops=True) as (owing, (pipe,)):
+            # One arrives, and one is in the queue.
+            for number in range(2):
+                assert owing.outbox.post(pipe, number, Message(content=bytes(10)))
+                wait_until(lambda: not owing.outbox.queues)
+            for number in range(allowed):
+                assert owing.outbox.post(pipe, number, Message(content=bytes(10)))
+            assert owing.outbox.waiting(pipe) == allowed and not pipe.closed
+            assert owing.outbox.post(pipe, allowed, Message(content=bytes(10))) is False
+            assert pipe.closed and pipe.reason == "of mine"
+            wait_until(lambda: not owing.outbox.queues)
+            assert owing.counters.drops == {"peer gone": allowed + 1}

@@ -743,6 +743,15 @@ def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_
         assert pub.publish("third", b"") == 1
 
 
+def test_subs_behind_a_switch_that_never_repeat_themselves_make_room_when_there_is_none_left() -> None:
+    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_patterns": 2}
+    with switched() as (pubs, subs), Pub(options) as pub, Socket() as once, Socket() as second:
+        pub.dial(pubs)
+        subscribe_by_hand(once, subs, b"once")
+        subscribe_by_hand(second, subs, b"second")
+        wait_until(lambda: pub.reach("once") == pub.reach("second") == 0)
+
+
 def test_a_sub_whose_publishers_behind_a_switch_have_all_gone_finds_new_ones_there() -> None:
     with Socket() as back, Socket() as front, Switch(back, front), Sub(REFRESHING) as sub:
         meeting = back.listen("inproc://publishers-come-and-go").address

@@ -600,6 +600,20 @@ def test_an_address_connects_the_stream_itself() -> None:
         other.close()
 
 
+def test_a_stream_that_is_closing_makes_no_more_connections() -> None:
+    with pair_of_streams(NO_KEEPALIVE) as (client, server):
+        one, other = connected(client, server)
+        one.sendall(bytes(WINDOW))
+        closing = gevent.spawn(client.close, LONG)
+        gevent.sleep(0)
+        assert not closing.ready() and not client.closed
+        with pytest.raises(Closed):
+            client.connect(LONG)
+        other.close()
+        one.close()
+        closing.get(timeout=LONG)
+
+
 def test_close_of_the_stream_ends_everything_that_waits() -> None:
     with pair_of_streams() as (client, server):
         one, other = connected(client, server)

@@ -21,6 +21,7 @@ from gevent.server import StreamServer
 from gmultisocket import Socket, Switch
 from gmultisocket.errors import AddressInUse, StreamReset
 from gmultisocket.protocol import Stream, StreamProxy
+from gmultisocket.protocol.streamproxy import _Copy
 from gmultisocket.testing import wait_until
 from tests.addresses import plain_connection
 
@@ -361,3 +362,48 @@ def test_an_unexpected_error_ends_its_connection_and_is_logged_once(
                 assert client.recv(1) == b""
         assert proxy.failed == 3
     assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+
+
+def test_a_proxy_ends_with_a_front_stream_that_takes_no_connections() -> None:
+    with Stream({"protocol.stream.acceptable": False}) as front, Stream() as back:
+        proxy = StreamProxy(front, back)
+        proxy.start()
+        assert proxy.join(LONG)
+        assert proxy.failed == 0
+        proxy.stop()
+
+
+class Ready:
+    """A side that never makes its user wait."""
+
+    def __init__(self, pieces: int = 0) -> None:
+        self.pieces = pieces
+        self.taken = 0
+
+    def recv(self, size: int) -> bytes:
+        self.pieces -= 1
+        return b"x" * size if self.pieces >= 0 else b""
+
+    def sendall(self, data: bytes) -> None:
+        self.taken += len(data)
+
+    def shutdown(self, how: int) -> None:
+        pass
+
+
+def test_a_copy_between_sides_that_are_always_ready_lets_others_run() -> None:
+    source, target = Ready(500), Ready()
+    turns = 0
+
+    def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0)
+
+    worker = gevent.spawn(others)
+    copy = _Copy(source, target)  # type: ignore[arg-type]
+    assert copy.greenlet.get(timeout=LONG) is True
+    worker.kill()
+    assert target.taken == copy.copied >= 500 * 1024
+    assert turns > 5

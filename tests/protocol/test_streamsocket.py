@@ -202,6 +202,28 @@ def test_send_takes_a_part_where_the_other_end_has_no_more_room() -> None:
         assert (caught.value.operation, caught.value.seconds) == ("send", 0.01)
 
 
+def test_a_send_that_finds_its_pipe_full_ends_in_time_and_the_connection_goes_on() -> None:
+    with by_hand_connection({**NO_KEEPALIVE, "socket.send_queue_size": 1}, "inproc://full") as parts:
+        by_hand, _, connection, _ = parts
+        by_hand.set_option("socket.recv_queue_size", 1)
+        connection.settimeout(0.01)
+        with pytest.raises(Timeout):
+            while True:
+                connection.send(b"x")
+        by_hand.set_option("socket.recv_queue_size", 1000)
+        connection.settimeout(LONG)
+        assert connection.send(b"x") == 1
+
+
+def test_a_send_to_an_end_that_gives_no_credit_ends_in_time_and_sends_no_more_than_it_may() -> None:
+    with by_hand_connection(NO_KEEPALIVE) as (_, _, connection, _):
+        connection.settimeout(0.01)
+        sent = 0
+        for _ in range(3):
+            with pytest.raises(Timeout):
+                while True:
+                    sent += connection.send(bytes(60_000))
+        assert sent == 1 << 16
 def test_a_greenlet_that_always_finds_something_to_read_lets_others_run() -> None:
     with pair_of_streams(NO_KEEPALIVE) as (client, server):
         one, other = connected(client, server)
@@ -337,3 +359,21 @@ def test_http_client_and_pywsgi_run_over_a_stream(size: int) -> None:
         server.close()
         serving.get(timeout=LONG)
         wsgi.close()
+
+
+def test_a_send_that_waits_for_its_pipe_ends_when_the_stream_does() -> None:
+    with by_hand_connection({**NO_KEEPALIVE, "socket.send_queue_size": 1}, "inproc://full") as parts:
+        by_hand, client, connection, _ = parts
+        by_hand.set_option("socket.recv_queue_size", 1)
+
+        def send() -> None:
+            while True:
+                connection.send(b"x")
+
+        sending = gevent.spawn(send)
+        (pipe,) = client.pipes.values()
+        wait_until(lambda: pipe.full)
+        gevent.sleep(0)
+        client.socket.close(0)
+        with pytest.raises(StreamClosed):
+            sending.get(timeout=LONG)

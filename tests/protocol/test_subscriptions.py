@@ -189,3 +189,17 @@ def test_a_topic_has_no_wildcards(topic: str) -> None:
 def test_what_is_no_pattern_is_refused_with_what_would_be_right(pattern: str, hint: str) -> None:
     with pytest.raises(BadTopic, match=hint):
         check_pattern(pattern)
+
+
+def test_a_key_is_blamed_for_a_long_search_only_if_a_fair_part_of_it_is_due_to_the_key() -> None:
+    def crowd(keys: int) -> int | None:
+        index: Subscriptions[int] = Subscriptions()
+        # 2,000 patterns that begin alike, and end differently.
+        for number in range(2000):
+            bits = f"{number:011b}"
+            index.add(".".join("*a"[int(bit)] for bit in bits) + ".end", number % keys)
+        return index.crowd(".".join("a" * 11))
+
+    assert crowd(1) == 0
+    assert crowd(2) in (0, 1)
+    assert crowd(2000) is None

@@ -21,7 +21,7 @@ from gmultisocket.errors import (
 )
 from gmultisocket.options import Options
 from gmultisocket.testing import StreamTransportChecks, wait_until
-from gmultisocket.transport import Connection, TransportDialer, TransportListener
+from gmultisocket.transport import Connection, TransportDialer, TransportListener, ipc
 from gmultisocket.transport.ipc import TRANSPORT
 
 BAD = ("ipc://@", "ipc:///" + "x" * 107, "ipc://" + "ä" * 54)
@@ -196,6 +196,27 @@ def test_users_that_are_not_allowed_are_turned_away_and_others_come_in(tmp_path:
         client.dial(address)
         client.send(b"hello")
         assert server.recv(timeout=5) == b"hello"
+
+
+def test_a_user_that_is_not_allowed_is_a_failed_accept_as_any_other(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/socket"
+    with listening(address, {"transport.ipc.allow_uids": [os.getuid() + 1]}) as listener:
+        stranger = make_dialer(address).connect()
+        try:
+            with pytest.raises(ConnectionAbortedError, match=f"user {os.getuid()} is not in transport.ipc.allow_uids"):
+                listener.accept()
+        finally:
+            stranger.close()
+
+
+def test_what_a_system_cannot_do_is_refused_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(ipc, "_PEERCRED", None)
+        with pytest.raises(BadOptionValue, match="does not tell a peer's user"):
+            make_listener(f"ipc://{tmp_path}/socket", {"transport.ipc.allow_uids": [0]})
+        patched.setattr("sys.platform", "darwin")
+        with pytest.raises(AddressError, match="only Linux has abstract names"):
+            make_dialer("ipc://@name")
 
 
 def test_a_mode_that_is_none_is_refused() -> None:

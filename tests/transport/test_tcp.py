@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -461,3 +462,12 @@ def test_a_socket_that_has_lost_its_name_is_shown_as_unknown() -> None:
 
 def test_the_transport_knows_its_scheme() -> None:
     assert TRANSPORT.schemes == ("tcp",)
+
+
+def test_an_ipv4_port_that_is_taken_on_a_system_without_ipv6_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(listener: TCPListener, family: int, *args: Any, **more: Any) -> None:
+        raise OSError(errno.EAFNOSUPPORT if family == gsocket.AF_INET6 else errno.EADDRINUSE, "no")
+
+    monkeypatch.setattr(TCPListener, "_bind", bind)
+    with Socket() as server, pytest.raises(AddressInUse):
+        server.listen("tcp://*:0")

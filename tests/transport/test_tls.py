@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import random
 import re
@@ -177,6 +178,48 @@ def test_a_read_that_needs_a_write_first_is_tried_again(monkeypatch: pytest.Monk
         assert finish(gevent.spawn(one.recv, 10), 5.0, "recv()") == b"x"
 
 
+def test_a_record_that_tls_cannot_write_is_an_error_and_does_not_count_as_sent(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(data: object) -> int:
+        error = ssl.SSLError(1, "[SSL: PROTOCOL_IS_SHUTDOWN] protocol is shutdown")
+        error.library, error.reason = "SSL", "PROTOCOL_IS_SHUTDOWN"
+        raise error
+
+    with connected() as (one, _), connected() as (full, _):
+        monkeypatch.setattr(one, "_write", broken)
+        for size in (5, 40_000):
+            with pytest.raises(ConnectionError):
+                one.send(bytes(size))
+        # It has a record of which OpenSSL has written a part. Nothing may follow that part but the rest.
+        fill(full)
+        unfinished = full._unfinished
+        assert unfinished is not None
+        monkeypatch.setattr(full, "_write", broken)
+        for _ in range(2):
+            with pytest.raises(ConnectionError):
+                full.send(b"more")
+            assert full._unfinished == unfinished
+
+
+def test_an_error_behind_good_data_is_raised_by_every_further_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected() as (one, _):
+        coming: list[bytes | OSError] = [bytes(16384), ConnectionResetError("reset"), b"behind the error"]
+
+        def read(size: int) -> bytes:
+            piece = coming.pop(0)
+            if isinstance(piece, OSError):
+                raise piece
+            return piece
+
+        monkeypatch.setattr(one, "_read", read)
+        monkeypatch.setattr(one, "_dry", False)
+        assert one.recv(1 << 18) == bytes(16384)
+        for _ in range(2):
+            with pytest.raises(ConnectionResetError):
+                one.recv(1 << 18)
+
+
 def test_several_buffers_are_sent_in_order_however_large_they_are() -> None:
     rng = random.Random(3)
     with connected() as (one, other):
@@ -275,6 +318,49 @@ def test_close_waits_for_nobody() -> None:
         with never_switches("close() with a peer that does not read"):
             one.close()
         assert one.unacknowledged() == 0
+
+
+def test_a_wait_for_the_hello_ends_with_close_and_none_begins_after_it() -> None:
+    with Bench("tls+tcp://127.0.0.1:0", dial_options(), listen_options(), 10.0) as bench:
+        accepting = gevent.spawn(bench.listener.accept)
+        with gsocket.create_connection(("127.0.0.1", port_of(bench.listener.address)), timeout=5):
+            connection = accepting.get(timeout=5)
+            waiting = gevent.spawn(attempt, connection.wait_for_hello)
+            gevent.sleep(0)
+            connection.close()
+            assert isinstance(finish(waiting, 5.0, "close() did not end the wait"), TLSError)
+
+            # It is a plain socket until its handshake begins.
+            other = TLSConnection(gsocket.socket(), wrap=lambda sock: sock)
+            other._sock.close()
+            assert isinstance(attempt(other.wait_for_hello), TLSError)
+
+
+def test_a_mistake_in_a_handshake_does_not_pass_for_a_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An AttributeError is what gevent raises for a closed socket. Here it is open."""
+
+    def mistake(sock: object) -> None:
+        raise AttributeError("a mistake")
+
+    monkeypatch.setattr(gssl.SSLSocket, "do_handshake", mistake)
+    with Bench("tls+tcp://127.0.0.1:0", dial_options(), listen_options(), 10.0) as bench:
+        accepting = gevent.spawn(bench.listener.accept)
+        with gsocket.create_connection(("127.0.0.1", port_of(bench.listener.address)), timeout=5):
+            connection = accepting.get(timeout=5)
+            with pytest.raises(AttributeError, match="a mistake"):
+                connection.handshake()
+            connection.close()
+
+
+def test_a_dial_whose_socket_cannot_speak_tls_is_a_failed_dial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(side: object, sock: gsocket.socket) -> None:
+        sock.close()
+        raise OSError(errno.ENOBUFS, "no buffer space available")
+
+    monkeypatch.setattr(tlscontext.ClientSide, "wrap", broken)
+    with Socket() as server, Socket() as client:
+        with pytest.raises(ConnectionFailed, match="no buffer space"):
+            client.dial(server.listen("tls+tcp://127.0.0.1:0", listen_options()).address, dial_options())
 
 
 def test_close_in_a_handshake_ends_it() -> None:

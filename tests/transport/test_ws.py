@@ -456,6 +456,40 @@ def test_a_connection_can_be_served_in_the_greenlet_of_another_server(server: So
         listener.serve(transport.connection(_Nothing(), None, b"", respond=print, environ={}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("how", ["kill", "error", "timeout"])
+def test_a_server_that_ends_the_greenlet_in_which_it_serves_a_connection_gets_its_way(server: Socket, how: str) -> None:
+    """Otherwise the greenlet would go on with what the server does after a connection."""
+    listener = server.listen("ws://anything", {"transport.ws.listener.external_listen": True})
+    assert isinstance(listener.transport, ws.WSListener)
+    listening, address = plain_listener()
+    transport = listener.transport
+    outcome: list[BaseException | None] = []
+
+    def serve() -> None:
+        stream = TCPConnection(listening.accept()[0])
+        head, early = read_head(stream)
+        connection = transport.connection(
+            stream, parse_request(head), early, respond=lambda answer: stream.write_all(answer.serialize()), environ={}
+        )
+        try:
+            listener.serve(connection)
+        except BaseException as error:
+            outcome.append(error)
+        else:
+            outcome.append(None)
+
+    with listening:
+        serving = gevent.spawn(serve)
+        with upgraded(address.replace("tcp:", "ws:")) as peer:
+            server.wait_pipes(1, 5)
+            (pipe,) = server.pipes.values()
+            error = {"kill": gevent.GreenletExit, "error": ZeroDivisionError, "timeout": gevent.Timeout}[how]
+            serving.kill(error, timeout=5)
+            assert serving.dead and pipe.closed
+            assert [type(each) for each in outcome] == [error]
+            peer.read_rest()
+
+
 class _Nothing:
     """A stream of nothing."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -12,14 +13,16 @@ import pytest
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
-from gmultisocket.errors import BadOptionValue, PipeRefused, RequestRefused
+from gmultisocket.errors import BadOptionValue, HandshakeFailed, PipeRefused, RequestRefused
+from gmultisocket.options import Options
 from gmultisocket.testing import FakeStream, wait_until
+from gmultisocket.transport import wshandshake
 from gmultisocket.transport.ws import UpgradeRequest
-from gmultisocket.transport.wshandshake import MAX_HEAD, parse_request, read_head
+from gmultisocket.transport.wshandshake import MAX_HEAD, DialerHandshake, parse_request, read_head
 from gmultisocket.wire import encode
 from tests.cases import every_case
 from tests.certificates import client_certificate, dial_options, listen_options
-from tests.transport.wspeers import RawPeer, frame, request
+from tests.transport.wspeers import KEY, RawPeer, frame, request
 
 WS = "ws://127.0.0.1:0/path"
 LISTENER = "transport.ws.listener."
@@ -332,3 +335,55 @@ def test_nothing_of_the_handshake_is_kept_on_a_pipe(server: Socket) -> None:
         assert not any(kept)
         peer.send(frame(Opcode.BINARY, HELLO))
         assert server.recv(timeout=5) == b"hello"
+
+
+# The dialing side
+
+
+def answered(changes: Mapping[str, str | None] | None = None) -> bool:
+    """Give a dialer an answer that is right but for some headers. Return whether the subprotocol is text."""
+    handshake = DialerHandshake("ws://peer/", "peer", 80, False, "/", {"Sec-WebSocket-Key": KEY})
+    handshake._protocol.key = KEY
+    headers = {
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Accept": "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=",
+        "Sec-WebSocket-Protocol": "multisocket.binary",
+        **(changes or {}),
+    }
+    lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
+    return handshake.finish("\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, "", ""]).encode())
+
+
+def test_a_dialer_needs_an_answer_to_its_own_key_with_a_subprotocol_that_it_has_offered() -> None:
+    assert answered() is False
+    assert answered({"Sec-WebSocket-Protocol": "multisocket.text"}) is True
+    neither = "the peer accepted neither of the subprotocols multisocket.binary and multisocket.text"
+    for changes, why in (
+        ({"Sec-WebSocket-Protocol": None}, neither),
+        ({"Sec-WebSocket-Accept": "AAAAAAAAAAAAAAAAAAAAAAAAAAA="}, "Sec-WebSocket-Accept"),
+        ({"Sec-WebSocket-Accept": None}, "Sec-WebSocket-Accept"),
+        ({"Upgrade": None}, "Upgrade"),
+        ({"Sec-WebSocket-Protocol": "chat"}, "chat"),
+    ):
+        with pytest.raises(HandshakeFailed) as caught:
+            answered(changes)
+        assert type(caught.value) is HandshakeFailed and why in caught.value.why
+
+
+# In the greenlet of another server
+
+
+@pytest.mark.parametrize("error", [gevent.GreenletExit(), gevent.Timeout(1)], ids=["stop", "timeout"])
+def test_what_another_server_raises_in_its_greenlet_passes_through_the_programs_functions(error: BaseException) -> None:
+    def function(request: object) -> None:
+        raise error
+
+    served = SimpleNamespace(environ={"REQUEST_METHOD": "GET"}, peer_address="a peer")
+    own = SimpleNamespace(environ={}, peer_address="a peer")
+    with pytest.raises(type(error)) as caught:
+        wshandshake._call("authorize", function, served, Options())  # type: ignore[arg-type]
+    assert caught.value is error
+    with pytest.raises(RequestRefused) as refused:
+        wshandshake._call("authorize", function, own, Options())  # type: ignore[arg-type]
+    assert refused.value.status == 500

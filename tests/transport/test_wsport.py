@@ -100,6 +100,26 @@ def test_too_many_peers_wait_in_the_backlog(server: Socket, monkeypatch: pytest.
         assert peers[0].status() == 408
 
 
+def test_peers_that_are_too_many_are_not_accepted_until_others_have_gone(
+    server: Socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsport, "_MAX_PENDING", 5)
+    # Nobody is slow.
+    monkeypatch.setattr(wsport, "_PATIENCE", 1000.0)
+    address = server.listen(WS, {"connector.listener.max_handshaking": 3}).address
+    with ExitStack() as stack:
+        peers = [stack.enter_context(RawPeer(address)) for _ in range(8)]
+        port = only_port()
+        wait_until(lambda: len(port._reading) == 5)
+        for _ in range(50):
+            gevent.sleep(0)
+            assert len(port._reading) == 5
+        for peer in peers[:3]:
+            peer.sock.close()
+        peers[-1].send(request())
+        assert peers[-1].status() == 101
+
+
 @pytest.mark.timeout(120)
 def test_300_peers_that_come_at_once_all_get_in(server: Socket) -> None:
     address = server.listen(WS).address
@@ -146,6 +166,25 @@ def test_a_closed_listener_refuses_those_who_wait() -> None:
             listener.close()
             assert waiting.status() == 503
             assert half.read_rest() == b""
+        server.close(linger=0)
+
+
+def test_no_more_requests_wait_at_a_listener_than_may_and_those_behind_them_go_with_it() -> None:
+    """The port stays open, because another listener has it too."""
+    with Socket({"connector.pipe_limit": 1}) as server, Socket() as other, ExitStack() as stack:
+        listener = server.listen(f"{WS}/path", {"transport.ws.listener.pending_size": 1})
+        other.listen(listener.address.replace("path", "other"))
+        stack.enter_context(upgraded(listener.address))
+        peers = [stack.enter_context(RawPeer(listener.address)) for _ in range(5)]
+        for peer in peers:
+            peer.send(request("/path"))
+        # One is pending, and perhaps one was accepted.
+        port = only_port()
+        wait_until(lambda: len(port._waiting) >= 3 and not port._reading)
+        assert len(listener.transport._pending) == 1  # type: ignore[attr-defined]
+        listener.close()
+        assert not any(b" 101 " in peer.read_rest() for peer in peers)
+        assert not port._waiting
         server.close(linger=0)
 
 

@@ -9,10 +9,12 @@ import gevent
 import pytest
 from gevent import socket as gsocket
 
-from gmultisocket import Address, Dialer, Socket
+from gmultisocket import Address, Dialer, Pipe, Socket
 from gmultisocket.core.connecting import dialer as dialer_module
 from gmultisocket.errors import Closed, ConnectionFailed, ConnectionRefused, PipeRefused
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
+from gmultisocket.transport import Connection
+from gmultisocket.transport.tcp import TCPDialer
 from tests.addresses import plain_listener
 from tests.oracle import descriptors
 
@@ -304,3 +306,39 @@ def test_a_dialer_says_where_it_stands(address: str) -> None:
         dialer = client.dial(where)
         assert isinstance(dialer, Dialer)
         assert repr(dialer) == f"<Dialer {where} connected>"
+
+
+def test_a_pipe_that_cannot_be_added_is_a_failed_dial() -> None:
+    def mistake(kind: str, pipe: Pipe) -> None:
+        if kind == "add":
+            raise ValueError("a mistake")
+
+    with Socket() as server, Socket() as client:
+        client._for_protocol().on_pipe(mistake)
+        with pytest.raises(ConnectionFailed, match="ValueError: a mistake"):
+            client.dial(server.listen("tcp://127.0.0.1:0").address)
+        assert not client.pipes
+
+
+class Strange(Connection):
+    """A connection of no kind that there is."""
+
+    local_address = peer_address = "strange://"
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abandon(self) -> None:
+        pass
+
+    def hung_up(self, may_half_close: bool = True) -> bool:
+        return False
+
+
+def test_a_transport_that_makes_a_connection_of_no_known_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = Strange()
+    monkeypatch.setattr(TCPDialer, "connect", lambda dialer: strange)
+    with Socket() as client, pytest.raises(ConnectionFailed, match="Strange is none of the kinds of connection"):
+        client.dial("tcp://127.0.0.1:1")
+    assert strange.closed

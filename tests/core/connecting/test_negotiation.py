@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from gmultisocket.core.connecting.opening import time_limit
 from gmultisocket.errors import NotSupported, PipeRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.transport.peerlimits import PeerLimits
+from gmultisocket.transport.tcp import TCPConnection
 from gmultisocket.wire import encode
 from tests.addresses import STREAMS, plain_connection, plain_listener
 from tests.faults.peers import reset
@@ -376,3 +378,18 @@ def test_an_error_in_letting_a_peer_in_is_shown_and_the_next_peer_is_let_in(
         assert server.recv(timeout=5) == b"x"
         assert listener.refused == 1
     assert "in the limits" in caplog.text
+
+
+def test_a_timeout_of_a_server_that_serves_a_connection_is_no_failure_of_the_negotiator(
+    caplog: pytest.LogCaptureFixture
+) -> None:
+    listening, address = plain_listener()
+    with listening, Socket() as server, plain_connection(address):
+        server.set_negotiator(lambda negotiation: gevent.sleep(60))
+        listener = server.listen("tcp://127.0.0.1:0")
+        connection = TCPConnection(listening.accept()[0])
+        with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.01) as own:
+            listener.serve(connection)
+        assert caught.value is own
+        assert (listener.accepted, listener.refused) == (1, 1)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

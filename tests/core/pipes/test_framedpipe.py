@@ -12,6 +12,7 @@ import pytest
 from gevent import socket as gsocket
 
 from gmultisocket import Message, Socket
+from gmultisocket.core.pipes.framedpipe import FramedPipe
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, encode, pack_id
 from tests.addresses import plain_connection
@@ -251,3 +252,38 @@ def test_what_a_peer_sends_behind_its_goodbye_is_not_received(served: tuple[Sock
     assert server.queued == 0
     with suppress(ConnectionResetError):
         assert peer.recv(100) == b"", "the ping behind the goodbye was answered"
+
+
+def test_control_bytes_that_never_left_do_not_count_as_messages(served: tuple[Socket, gsocket.socket]) -> None:
+    server, _ = served
+    pipe = only_pipe(server)
+    sent = 0
+    while not pipe.full:
+        server.send_to(pipe.path, bytes(60_000), timeout=0)
+        sent += 1
+    before, queued = pipe.messages_sent, pipe.queued
+    for _ in range(3):
+        pipe._push_control(encode(Message(flags=INTERNAL, content=b"\x09")))  # type: ignore[attr-defined]
+    pipe.close()
+    assert pipe.messages_sent == before
+    assert pipe.counters.drops == {"disconnect": queued}
+    assert before + queued == sent
+
+
+def test_an_unexpected_error_of_a_connection_closes_its_pipe_and_is_reported(
+    served: tuple[Socket, gsocket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(connection: object) -> None:
+        raise ValueError("a mistake")
+
+    server, _ = served
+    pipe = only_pipe(server)
+    assert isinstance(pipe, FramedPipe)
+    monkeypatch.setattr(type(pipe._connection), "wait_writable", mistake)
+    while not pipe.full:
+        server.send_to(pipe.path, bytes(60_000), timeout=0)
+    writer = pipe._writer
+    assert writer is not None
+    with pytest.raises(ValueError, match="a mistake"):
+        writer.get(timeout=5)
+    assert pipe.closed and pipe.reason == "sending failed: ValueError: a mistake"

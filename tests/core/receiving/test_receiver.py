@@ -339,3 +339,25 @@ def test_flags_of_protocols_arrive(two: tuple[Socket, Socket]) -> None:
     server, client = two
     client.send_msg(Message(CONTROL, content=b"control"))
     assert server.recv_msg(timeout=5).flags == CONTROL
+
+
+def test_a_greenlet_that_receives_from_a_long_queue_lets_others_run_also_when_the_queue_was_made_longer_later() -> None:
+    with Socket({"socket.yield_messages": 10}) as server, Socket({"socket.send_queue_size": 1000}) as client:
+        client.dial(server.listen("inproc://longer").address)
+        server.set_option("socket.recv_queue_size", 1000)
+        for _ in range(500):
+            client.send(b"")
+        wait_until(lambda: server.queued == 500)
+        turns = 0
+
+        def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                gevent.sleep(0)
+
+        worker = gevent.spawn(others)
+        for _ in range(500):
+            server.recv(timeout=5)
+        worker.kill()
+        assert turns > 10

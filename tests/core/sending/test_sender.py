@@ -547,6 +547,39 @@ def test_what_may_not_be_forwarded_is_an_error_and_not_a_silent_loss() -> None:
         assert server.recv(timeout=5) == b"fine"
 
 
+def test_a_forwarded_to_all_message_waits_no_more_for_a_pipe_that_was_given_up_until_it_has_sent_a_queue(
+    make_hub: Callable[..., Hub]
+) -> None:
+    hub = make_hub(send_to_patience=0.01)
+    (pipe,) = hub.pipes
+    message = Message(TO_ALL, 16, b"", b"", b"for all")
+    lost: list[int] = []
+
+    def forward(expected: int) -> None:
+        with gevent.Timeout(10):
+            assert hub.sock._for_protocol().forward(message, None, lost.append) == expected
+
+    for _ in range(hub.capacity):
+        forward(1)
+    forward(0)
+    assert sum(lost) == 1 and pipe.counters.drops == {"overflow": 1}
+    # A wait has no end now.
+    hub.sock.set_option("socket.send_to_patience", 0.0)
+    forward(0)
+    assert sum(lost) == 2 and pipe.counters.drops == {"overflow": 2}
+    for _ in range(hub.capacity):
+        hub.peers[0].recv(timeout=5)
+        wait_until(lambda: not pipe.full)
+        forward(1)
+    # It has sent a whole queue, and is worth a wait again.
+    waiting = gevent.spawn(forward, 1)
+    gevent.sleep(0)
+    assert not waiting.ready()
+    hub.peers[0].recv(timeout=5)
+    waiting.get(timeout=5)
+    assert sum(lost) == 2 and pipe.counters.drops == {"overflow": 2}
+
+
 def test_the_ttl_of_what_is_sent_is_an_option_and_0_means_16(two: tuple[Socket, Socket]) -> None:
     server, client = two
     for value, arrives_as in ((0, 15), (1, 0), (255, 254)):
