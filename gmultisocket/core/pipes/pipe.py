@@ -26,7 +26,8 @@ from gevent.hub import Hub
 from ... import options as opts
 from ...counters import Counters
 from ...errors import MultiSocketError, snippet
-from ...log import get_logger
+from ...log import ThrottledLog, get_logger
+from ...loop.ending import LOG_INTERVAL, survive
 from ...loop.owner import check_thread
 from ...loop.waiting import WaitList
 from ...options import Option, Options, PipeOptions
@@ -40,6 +41,7 @@ from .scheduler import WriteScheduler
 __all__ = ["PUSHED", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
 
 logger = get_logger("gmultisocket.pipe")
+_log: Final = ThrottledLog(logger, LOG_INTERVAL)
 
 
 class PipeState(Enum):
@@ -417,14 +419,23 @@ class Pipe(StateMachine, ABC):
         self._owner.pipe_closing(self)
         if was_open:
             self._stop_sending()
+        try:
+            self._close_connection(reason)
+        except BaseException as error:
+            # Of a transport that the program has registered. The rest of the socket must know that the pipe has closed.
+            name = type(error).__name__
+            survive(_log, f"close {name}", error, "pipe %d could not close its connection", self.id)
+        logger.debug("pipe %d to %s closed: %s", self.id, snippet(self.peer_address), snippet(self.reason, 200))
+        self._owner.pipe_closed(self)
+
+    def _close_connection(self, reason: str | MultiSocketError) -> None:
+        """Close the connection, now or after the peer's close frame."""
         draining = False
         try:
             draining = self._send_final(reason)
         finally:
             if not draining:
                 self._connection.close()
-        logger.debug("pipe %d to %s closed: %s", self.id, snippet(self.peer_address), snippet(self.reason, 200))
-        self._owner.pipe_closed(self)
 
     def _send_final(self, reason: str | MultiSocketError) -> bool:
         """Send a close frame, if the transport has one. Never blocks.
