@@ -195,6 +195,10 @@ class Connector:
         if isinstance(pipe, BytesPipe):
             self._heartbeat.show_life(pipe)
 
+    def time_limit_changed(self, pipe: Pipe) -> None:
+        if isinstance(pipe, BytesPipe):
+            self._heartbeat.watch(pipe)
+
     def pipe_closing(self, pipe: Pipe) -> None:
         self.pipes.pop(pipe.id, None)
 

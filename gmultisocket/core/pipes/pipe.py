@@ -38,7 +38,7 @@ from ..receiving.receiver import Receiver
 from .readrates import RATE_OPTIONS
 from .scheduler import WriteScheduler
 
-__all__ = ["PUSHED", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
+__all__ = ["PUSHED", "TIME_LIMITS", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
 
 logger = get_logger("gmultisocket.pipe")
 _log: Final = ThrottledLog(logger, LOG_INTERVAL)
@@ -129,6 +129,9 @@ class PipeOwner(Protocol):
     def peer_pings(self, pipe: Pipe) -> None:
         """The peer wants to see that this side lives."""
 
+    def time_limit_changed(self, pipe: Pipe) -> None:
+        """One of :data:`TIME_LIMITS` has changed for the pipe."""
+
     def pipe_closing(self, pipe: Pipe) -> None:
         """The pipe is about to close."""
 
@@ -146,8 +149,17 @@ def _push(option: Option[Any]) -> Callable[[Any, Any], object]:
     return lambda target, value: target._option_changed(option, value)
 
 
-#: What a scope of options calls for an endpoint or a pipe that watches it. All options that pipes keep copies of are
-#: here.
+#: Options that decide whether somebody looks at a pipe from time to time.
+TIME_LIMITS: Final = (
+    opts.connector.pipe.heartbeat_interval,
+    opts.connector.pipe.heartbeat_timeout,
+    opts.connector.pipe.idle_timeout,
+    opts.connector.pipe.frame_timeout,
+    opts.transport.ws.ping_interval,
+)
+
+#: What a scope of options calls for an endpoint or a pipe that watches it. All options are here that pipes keep copies of,
+#: or that have an effect at once.
 PUSHED: Final = {
     option: _push(option)
     for option in (
@@ -155,6 +167,7 @@ PUSHED: Final = {
         opts.connector.pipe.read_buffer,
         opts.connector.pipe.raw_recv_buf_size,
         *RATE_OPTIONS,
+        *TIME_LIMITS,
     )
 }
 
