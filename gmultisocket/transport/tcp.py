@@ -16,6 +16,7 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
+import os
 import re
 import socket as plain_socket
 import struct
@@ -42,6 +43,7 @@ __all__ = [
     "TCPConnection",
     "TCPDialer",
     "TCPListener",
+    "broken_by",
     "configure",
     "format_address",
     "host_of",
@@ -160,6 +162,35 @@ def vanished(sock: Any) -> float:
         return 0.0
     silent = min(silences) / 1000
     return silent if silent >= allowed else 0.0
+
+
+#: The beginning of ``struct tcp_info``: the state, and how many segments and probes were not answered.
+_TCP_STATE: Final = struct.Struct("BxBB")
+_TCP_CLOSE: Final = 7
+
+
+def broken_by(sock: Any) -> OSError | None:
+    """Return why the kernel has given up a connection on which nothing was shut down here.
+
+    For a caller that has lost the error of a system call. The kernel tells an error once. What remains is the state: after
+    the peer's end of stream it is not closed. Segments or probes without an answer mean that the peer was not there.
+
+    Returns:
+        None if the peer has ended the stream, or this system does not say.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_INFO, _TCP_STATE.size)
+        pending = sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_ERROR)
+    except OSError:
+        # It is closed, or no TCP socket.
+        return None
+    state, segments, probes = _TCP_STATE.unpack(info)
+    if state != _TCP_CLOSE:
+        return None
+    number = pending or (errno.ETIMEDOUT if segments or probes else errno.ECONNRESET)
+    return OSError(number, os.strerror(number))
 
 
 class TCPConnection(SocketConnection):
