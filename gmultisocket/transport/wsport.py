@@ -30,7 +30,7 @@ from ..loop.ending import LOG_INTERVAL, Ended, end, survive
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
-from .wsconnection import answer, answer_with_refusal
+from .wsconnection import answer, answer_with_refusal, refusal_for
 from .wshandshake import health_check, healthy, parse_request, read_head
 
 __all__ = ["Port", "Route", "join_port"]
@@ -96,6 +96,7 @@ class Port:
 
     Attributes:
         routes: the WebSocket listeners by path.
+        refused: how many connections were closed before a listener had their request.
     """
 
     def __init__(self, scheme: str, listener: TransportListener, options: Options) -> None:
@@ -104,6 +105,7 @@ class Port:
         self._options = options
         self._max_handshaking: int = options.get(opts.connector.listener.max_handshaking)
         self.routes: dict[str, Route] = {}
+        self.refused = 0
         #: Where health checks are answered, by the path of the listener that asks for it.
         self._health_paths: dict[str, str] = {}
         #: Requests that have not arrived in full, the oldest first; and requests that wait for their listener.
@@ -203,6 +205,7 @@ class Port:
         self._accept_pace.wait(self._options)
 
     def _evict(self, request: PendingRequest) -> None:
+        self.refused += 1
         del self._reading[request]
         stream, request.stream = request.stream, None
         if stream is not None:
@@ -217,9 +220,9 @@ class Port:
         try:
             request.admission = self._limits.admit(connection.peer_host)
         except PipeRefused as error:
-            self._log_refused(connection, error)
+            self._count_refused(connection, error)
             if not connection.needs_handshake:
-                answer_with_refusal(connection, RequestRefused(HTTPStatus.TOO_MANY_REQUESTS, error.reason))
+                answer_with_refusal(connection, refusal_for(error))
             connection.close()
             return
         self._reading[request] = None
@@ -242,15 +245,16 @@ class Port:
         try:
             self._hand_over(request, stream)
         except RequestRefused as error:
-            self._log_refused(stream, error)
+            self._count_refused(stream, error)
             answer_with_refusal(stream, error)
             _drain(stream)
         except (MultiSocketError, OSError) as error:
             if request.stream is not None:
-                self._log_refused(stream, error)
+                self._count_refused(stream, error)
         except Ended:
             raise
         except BaseException as error:
+            self.refused += 1
             peer = snippet(stream.peer_address)
             survive(self._log, "failed", error, "refused %s because of an unexpected error", peer)
 
@@ -278,7 +282,8 @@ class Port:
             route.hand_over(stream, request, early)
             pending.stream = None
 
-    def _log_refused(self, stream: StreamConnection, error: Exception) -> None:
+    def _count_refused(self, stream: StreamConnection, error: Exception) -> None:
+        self.refused += 1
         if self.routes:
             peer, why = snippet(stream.peer_address), snippet(str(error), 200)
             # Not with the peer's address.
