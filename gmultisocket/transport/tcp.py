@@ -174,8 +174,9 @@ _TCP_CLOSE: Final = 7
 def broken_by(sock: Any) -> OSError | None:
     """Return why the kernel has given up a connection on which nothing was shut down here.
 
-    For a caller that has lost the error of a system call. The kernel tells an error once. What remains is the state: after
-    the peer's end of stream it is not closed. Segments or probes without an answer mean that the peer was not there.
+    For a caller that has lost the error of a system call. The kernel reports an error once. What remains is the state:
+    after the peer's end of stream it is not closed. Segments or probes without an answer mean that the peer was not
+    there. So a peer whose machine was down for a moment, and which resets then, counts as timed out.
 
     Returns:
         None if the peer has ended the stream, or this system does not say.

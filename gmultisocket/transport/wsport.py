@@ -75,14 +75,16 @@ class PendingRequest:
         greenlet: reads the request.
         began: when it was accepted.
         admission: what it is counted under.
+        answered: whether it was sent the only answer, and may read it before the connection closes.
     """
 
-    __slots__ = ("admission", "began", "greenlet", "stream")
+    __slots__ = ("admission", "answered", "began", "greenlet", "stream")
 
     def __init__(self, stream: StreamConnection) -> None:
         self.stream: StreamConnection | None = stream
         self.greenlet: Greenlet[..., Any] | None = None
         self.admission: Admission | None = None
+        self.answered = False
         self.began = monotonic()
 
 
@@ -205,11 +207,12 @@ class Port:
         self._accept_pace.wait(self._options)
 
     def _evict(self, request: PendingRequest) -> None:
-        self.refused += 1
         del self._reading[request]
         stream, request.stream = request.stream, None
         if stream is not None:
-            answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
+            if not request.answered:
+                self.refused += 1
+                answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
             stream.close()
         end(request.greenlet)
 
@@ -246,6 +249,7 @@ class Port:
             self._hand_over(request, stream)
         except RequestRefused as error:
             self._count_refused(stream, error)
+            request.answered = True
             answer_with_refusal(stream, error)
             _drain(stream)
         except (MultiSocketError, OSError) as error:
@@ -266,6 +270,7 @@ class Port:
                 stream.handshake()
             head, early = read_head(stream)
         if (method := health_check(head, self._health_paths.values())) is not None:
+            pending.answered = True
             answer(stream, healthy(method))
             _drain(stream)
             return
@@ -292,7 +297,14 @@ class Port:
 
 
 def _drain(stream: StreamConnection) -> None:
-    """Read and drop what a refused peer still sends: closing before that would reset the connection and the answer."""
+    """Read and drop what a refused peer still sends: closing before that would reset the connection and the answer.
+
+    With plain ws the end of the stream follows the answer, and most peers close at once. With wss it does not: TLS ends
+    in both directions at once, and with unread data on this side that would again be a reset. So a peer that waits for
+    the end holds its connection for the whole time. That is harmless: the connection counts among those of
+    ``connector.listener.max_handshaking``, and leaves when others need its place. The answer says ``Connection: close``
+    and how long it is, so a peer need not wait.
+    """
     try:
         with gevent.Timeout(_CLOSE_TIMEOUT, TimeoutError()):
             while stream.recv(1 << 16):

@@ -158,8 +158,8 @@ TIME_LIMITS: Final = (
     opts.transport.ws.ping_interval,
 )
 
-#: What a scope of options calls for an endpoint or a pipe that watches it. All options are here that pipes keep copies of,
-#: or that have an effect at once.
+#: What a scope of options calls for an endpoint or a pipe that watches it. All options are here that pipes keep
+#: copies of, or that have an effect at once.
 PUSHED: Final = {
     option: _push(option)
     for option in (
