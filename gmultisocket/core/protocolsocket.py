@@ -71,7 +71,7 @@ class ProtocolSocket:
         """Call ``callback(kind, pipe)`` when a pipe is added or removed: at once, and before any other callback.
 
         A pipe that is removed has closed by then, and the messages that it had not sent were requeued. An error of the
-        callback is logged, and changes nothing else.
+        callback is logged; on "add" it also closes the pipe.
         """
         self._connector.events.hook = callback
 

@@ -366,10 +366,6 @@ def fail_on_remove(client: Socket, mistake: Callable[[], Any], monkeypatch: pyte
     client._for_protocol().on_pipe(lambda kind, pipe: mistake() if kind == "remove" else None)
 
 
-def fail_on_add(client: Socket, mistake: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    client._for_protocol().on_pipe(lambda kind, pipe: mistake() if kind == "add" else None)
-
-
 def fail_on_requeue(client: Socket, mistake: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     client._for_protocol().on_requeue(lambda message, pipe: mistake())
 
@@ -389,10 +385,8 @@ def fail_to_close(client: Socket, mistake: Callable[[], Any], monkeypatch: pytes
 
 
 @pytest.mark.parametrize("mistake", [raise_error, divide_by_zero, exit_greenlet])
-@pytest.mark.parametrize(
-    "install", [fail_on_remove, fail_on_add, fail_on_requeue, fail_on_next_pipe, fail_to_close]
-)
-def test_an_error_at_the_begin_or_end_of_a_pipe_is_logged_and_the_dialer_dials_again(
+@pytest.mark.parametrize("install", [fail_on_remove, fail_on_requeue, fail_on_next_pipe, fail_to_close])
+def test_an_error_at_the_end_of_a_pipe_is_logged_and_the_dialer_dials_again(
     install: Callable[..., None],
     mistake: Callable[[], Any],
     caplog: pytest.LogCaptureFixture,

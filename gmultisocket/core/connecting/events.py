@@ -8,8 +8,9 @@ Events wait while a callback blocks. When ``_MAX_WAITING`` of them wait and a pi
 nobody is told of this pipe at all: both events are left out. So callbacks never get a "remove" without its "add", the
 order stays, and at most ``_MAX_WAITING`` events and two for each open pipe wait, however many peers come and go.
 
-A protocol's hook is called at once instead, in the greenlet in which the event happens, and may do none of these. Its
-errors are reported too: a pipe must end in all parts of the socket, and its dialer must dial again.
+A protocol's hook is called at once instead, in the greenlet in which the event happens, and may do none of these. If
+it fails on "add", the pipe is closed. If it fails on "remove", that is reported: the pipe must end in all parts of the
+socket, and its dialer must dial again.
 """
 
 from __future__ import annotations
@@ -102,11 +103,14 @@ class PipeEvents:
         return unsubscribe
 
     def emit(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        """Call the hook, and queue the event for the callbacks. Never blocks. No error of the hook comes out."""
+        """Call the hook, and queue the event for the callbacks. Never blocks. An error of the hook comes out on "add" only."""
         if self.hook is not None:
             try:
                 self.hook(kind, pipe)
             except BaseException as error:
+                if kind == "add":
+                    # The caller closes the pipe, and reports the error.
+                    raise
                 name = type(error).__name__
                 survive(_log, f"hook {kind} {name}", error, "a protocol failed on %r of pipe %d", kind, pipe.id)
         if not self._callbacks:
