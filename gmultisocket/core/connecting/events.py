@@ -103,7 +103,7 @@ class PipeEvents:
         return unsubscribe
 
     def emit(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        """Call the hook, and queue the event for the callbacks. Never blocks. An error of the hook comes out on "add" only."""
+        """Call the hook, and queue the event for the callbacks. Never blocks. Raises what the hook raises on "add"."""
         if self.hook is not None:
             try:
                 self.hook(kind, pipe)
