@@ -34,6 +34,7 @@ from ..log import get_logger
 from ..loop.apart import call_apart
 from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
+from ..transport.wsconnection import refusal_for
 from ..transport.wshandshake import refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
@@ -127,7 +128,7 @@ class Mount:
         def respond(response: Response) -> None:
             if self._stopped:
                 # stop() was called while the authorize function ran.
-                raise _not_now()
+                raise refusal_for(None)
             upgrade.accept(response)
 
         listener = self._listen()
@@ -142,7 +143,7 @@ class Mount:
             raise
         except (Closed, HandshakeFailed, PipeRefused) as error:
             if not upgrade.accepted:
-                raise _not_now() from error
+                raise refusal_for(error) from error
             # A negotiator has refused the peer, and the peer was told.
             logger.debug("a peer was refused: %s", error)
         except OSError as error:
@@ -161,12 +162,12 @@ class Mount:
                 assert self._make_sock is not None
                 self._sock = call_apart(self._make_sock)
             if self._stopped:
-                raise _not_now()
+                raise refusal_for(None)
             try:
                 if self._listener is None:
                     self._listener = self._sock.listen(self._address, self._options)
             except Closed as error:
-                raise _not_now() from error
+                raise refusal_for(None) from error
             except WrongThread as error:
                 raise RequestRefused(HTTPStatus.NOT_IMPLEMENTED, NO_GEVENT) from error
             return self._listener
@@ -224,10 +225,6 @@ def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]
     headers = [(name, value) for name, value in response.headers.raw_items() if name != "Connection"]
     start_response(f"{response.status_code} {response.reason_phrase}", headers)
     return [bytes(response.body)]
-
-
-def _not_now() -> RequestRefused:
-    return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
 
 
 #: Whether gunicorn's worker stops the mounts of this process. Set by the hooks in ``gunicorn.py``.

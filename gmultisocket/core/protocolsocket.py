@@ -70,7 +70,8 @@ class ProtocolSocket:
     def on_pipe(self, callback: Callable[[Literal["add", "remove"], Pipe], object]) -> None:
         """Call ``callback(kind, pipe)`` when a pipe is added or removed: at once, and before any other callback.
 
-        A pipe that is removed has closed by then, and the messages that it had not sent were requeued.
+        A pipe that is removed has closed by then, and the messages that it had not sent were requeued. An error of the
+        callback is logged; on "add" it also closes the pipe.
         """
         self._connector.events.hook = callback
 
@@ -79,7 +80,7 @@ class ProtocolSocket:
 
         It is called with None when the pipe of the message has closed, then with the pipe that will get it, perhaps
         much later, and perhaps several times. If it returns False, nobody wants the message any more, and it is
-        forgotten.
+        forgotten. If it raises, the error is logged, and the message goes on.
         """
         self._sender.requeue.hook = callback
 

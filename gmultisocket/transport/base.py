@@ -101,6 +101,13 @@ class Connection(ABC):
     def confirm(self) -> None:  # noqa: B027, most handshakes end in handshake()
         """Tell the peer that it is in. Does not wait for the peer."""
 
+    def turn_away(self, error: MultiSocketError) -> None:  # noqa: B027, most have no words for it
+        """Tell a peer that is not let in why, if it can be told. :meth:`close` comes next. Never blocks.
+
+        Args:
+            error: why. May be called for errors of this connection's own methods too.
+        """
+
     def hung_up(self, may_half_close: bool = True) -> bool:
         """Return whether the peer is known to have closed the connection. Reads nothing, and never blocks.
 

@@ -16,10 +16,14 @@ from ..errors import PipeRefused
 from ..loop.rate import Rate
 from ..options import Options
 
-__all__ = ["AcceptPace", "Admission", "PeerLimits", "address_key", "identity_key"]
+__all__ = ["AcceptPace", "Admission", "PeerLimits", "PeerOverLimit", "address_key", "identity_key"]
 
 #: An IPv6 host has a network of its own, and takes as many addresses from it as it likes.
 _IPV6_NETWORK: Final = 64
+
+
+class PeerOverLimit(PipeRefused):
+    """The peer has as many connections as one peer may have. Others are let in."""
 
 
 def address_key(host: str) -> str:
@@ -66,7 +70,7 @@ class Admission:
         """Count the connection for an identity.
 
         Raises:
-            PipeRefused: the identity has as many connections as it may.
+            PeerOverLimit: the identity has as many connections as it may.
         """
         limit = self._limits.per_identity
         if limit:
@@ -77,7 +81,7 @@ class Admission:
             return
         counts = self._limits.counts
         if counts.get(key, 0) >= limit:
-            raise PipeRefused(f"{why} of connections")
+            raise PeerOverLimit(f"{why} of connections")
         counts[key] = counts.get(key, 0) + 1
         self._keys.append(key)
 
@@ -117,7 +121,7 @@ class PeerLimits:
             host: its peer's IP address, "" if it has none.
 
         Raises:
-            PipeRefused: the address has as many connections as it may.
+            PeerOverLimit: the address has as many connections as it may.
         """
         admission = Admission(self)
         limit = self._options.get(opts.connector.listener.max_per_address)

@@ -16,12 +16,13 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
+import os
 import re
 import socket as plain_socket
 import struct
 import sys
 import termios
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Final
 
@@ -29,9 +30,9 @@ from gevent import socket as gsocket
 
 from .. import options as opts
 from ..address import Address, split_host_port
-from ..errors import AddressError, AddressInUse, Closed, ConnectionFailed, ConnectionRefused
+from ..errors import AddressError, AddressInUse, BadOptionValue, Closed, ConnectionFailed, ConnectionRefused
 from ..log import get_logger
-from ..options import Options
+from ..options import Option, Options
 from .base import Connection, Transport, TransportDialer, TransportListener
 from .listening import ListeningSockets
 from .racing import Race, alternate
@@ -42,6 +43,7 @@ __all__ = [
     "TCPConnection",
     "TCPDialer",
     "TCPListener",
+    "broken_by",
     "configure",
     "format_address",
     "host_of",
@@ -67,6 +69,8 @@ _NUMERIC: Final = r".*:.*|(.*\.)?(0[xX][0-9A-Fa-f]*|[0-9]+)"
 _MAX_NAMED: Final = 8
 #: How often a port that is free at all addresses of a host is looked for.
 _PORT_ATTEMPTS: Final = 16
+#: Errors by which kernels refuse the value of a socket option.
+_REFUSED_VALUE: Final = {errno.EINVAL, errno.EDOM, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EPERM}
 #: Errors of bind for an address that this machine does not have.
 _ABSENT: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
@@ -162,6 +166,36 @@ def vanished(sock: Any) -> float:
     return silent if silent >= allowed else 0.0
 
 
+#: The beginning of ``struct tcp_info``: the state, and how many segments and probes were not answered.
+_TCP_STATE: Final = struct.Struct("BxBB")
+_TCP_CLOSE: Final = 7
+
+
+def broken_by(sock: Any) -> OSError | None:
+    """Return why the kernel has given up a connection on which nothing was shut down here.
+
+    For a caller that has lost the error of a system call. The kernel reports an error once. What remains is the state:
+    after the peer's end of stream it is not closed. Segments or probes without an answer mean that the peer was not
+    there. So a peer whose machine was down for a moment, and which resets then, counts as timed out.
+
+    Returns:
+        None if the peer has ended the stream, or this system does not say.
+    """
+    if sys.platform != "linux":
+        return None
+    try:
+        info = sock.getsockopt(gsocket.IPPROTO_TCP, gsocket.TCP_INFO, _TCP_STATE.size)
+        pending = sock.getsockopt(gsocket.SOL_SOCKET, gsocket.SO_ERROR)
+    except OSError:
+        # It is closed, or no TCP socket.
+        return None
+    state, segments, probes = _TCP_STATE.unpack(info)
+    if state != _TCP_CLOSE:
+        return None
+    number = pending or (errno.ETIMEDOUT if segments or probes else errno.ECONNRESET)
+    return OSError(number, os.strerror(number))
+
+
 class TCPConnection(SocketConnection):
     """A connected TCP socket."""
 
@@ -195,31 +229,57 @@ def _seconds(value: float) -> int:
     return round(value)
 
 
+def _socket_options(options: Options) -> Iterator[tuple[Option[Any], int, int, int | bytes]]:
+    """Yield the socket options of a connection: whose value it is, level, number, and value."""
+    tcp = opts.transport.tcp
+    protocol = gsocket.IPPROTO_TCP
+    yield tcp.no_delay, protocol, gsocket.TCP_NODELAY, options.get(tcp.no_delay)
+    keep_alive = options.get(tcp.keep_alive)
+    yield tcp.keep_alive, gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE, keep_alive
+    if keep_alive:
+        if _KEEPIDLE is not None:
+            yield tcp.keep_alive_period, protocol, _KEEPIDLE, _seconds(options.get(tcp.keep_alive_period))
+        if _KEEPINTVL is not None:
+            yield tcp.keep_alive_interval, protocol, _KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval))
+        if _KEEPCNT is not None:
+            yield tcp.keep_alive_probes, protocol, _KEEPCNT, options.get(tcp.keep_alive_probes)
+    user_timeout = options.get(tcp.user_timeout)
+    if user_timeout and _USER_TIMEOUT is not None:
+        yield tcp.user_timeout, protocol, _USER_TIMEOUT, round(user_timeout * 1000)
+    linger = options.get(tcp.linger)
+    if linger >= 0:
+        yield tcp.linger, gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, linger)
+
+
 def configure(sock: gsocket.socket, options: Options) -> None:
     """Set the socket options of a connection.
 
     Raises:
-        OSError: the peer has already disconnected, or the kernel refuses a value.
+        OSError: the peer has already disconnected, or the kernel refuses a value; see :func:`check_options`.
     """
-    tcp = opts.transport.tcp
-    protocol = gsocket.IPPROTO_TCP
-    sock.setsockopt(protocol, gsocket.TCP_NODELAY, options.get(tcp.no_delay))
-    keep_alive = options.get(tcp.keep_alive)
-    sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_KEEPALIVE, keep_alive)
-    if keep_alive:
-        for number, value in (
-            (_KEEPIDLE, _seconds(options.get(tcp.keep_alive_period))),
-            (_KEEPINTVL, _seconds(options.get(tcp.keep_alive_interval))),
-            (_KEEPCNT, options.get(tcp.keep_alive_probes)),
-        ):
-            if number is not None:
-                sock.setsockopt(protocol, number, value)
-    user_timeout = options.get(tcp.user_timeout)
-    if user_timeout and _USER_TIMEOUT is not None:
-        sock.setsockopt(protocol, _USER_TIMEOUT, round(user_timeout * 1000))
-    linger = options.get(tcp.linger)
-    if linger >= 0:
-        sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, struct.pack("ii", 1, linger))
+    for _, level, number, value in _socket_options(options):
+        sock.setsockopt(level, number, value)
+
+
+def check_options(options: Options) -> None:
+    """Try the socket options of connections on a socket that has no peer.
+
+    Raises:
+        BadOptionValue: the kernel refuses one of them, and would for every connection.
+    """
+    # Not on a listening socket: its connections would inherit the values, also after the options have changed.
+    try:
+        sock = gsocket.socket(gsocket.AF_INET, gsocket.SOCK_STREAM)
+    except OSError:
+        # There is no descriptor, or no IPv4. Connections will show whether the options are right.
+        return
+    with sock:
+        for option, level, number, value in _socket_options(options):
+            try:
+                sock.setsockopt(level, number, value)
+            except OSError as error:
+                expected = f"a value that this system takes: {describe_os_error(error)}"
+                raise BadOptionValue(option.name, options.get(option), expected) from error
 
 
 def _check_other_end(sock: gsocket.socket) -> None:
@@ -312,6 +372,11 @@ class TCPDialer(TransportDialer):
         sock = race.run()
         self._race = None
         if sock is None:
+            if any(error.errno in _REFUSED_VALUE for _, error in race.failures):
+                try:
+                    check_options(self._options)
+                except BadOptionValue as error:
+                    raise ConnectionFailed(self._address, str(error)) from error
             raise _failed(self._address, race.failures) from (race.failures[-1][1] if race.failures else None)
         return sock
 
@@ -377,6 +442,7 @@ class TCPListener(TransportListener):
         return self._address
 
     def listen(self) -> None:
+        check_options(self._options)
         if self._host == "*":
             bound = [self._bind_every_interface()]
         else:
@@ -483,6 +549,8 @@ class TCPListener(TransportListener):
             configure(client, self._options)
         except OSError as error:
             client.close()
+            # An option may have changed since. Then this is no error of the peer.
+            check_options(self._options)
             why = f"the socket options of a connection could not be set: {error}"
             raise ConnectionAbortedError(errno.ECONNABORTED, why) from error
         return client

@@ -23,7 +23,7 @@ from ..address import Address
 from ..options import Options
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import abandon_socket, has_hung_up
-from .tcp import TCPDialer, TCPListener, format_address, host_of, socket_names, unacknowledged, vanished
+from .tcp import TCPDialer, TCPListener, broken_by, format_address, host_of, socket_names, unacknowledged, vanished
 from .tlscontext import ClientSide, ServerSide, explain
 
 __all__ = ["TRANSPORT", "TLSConnection", "TLSDialer", "TLSListener"]
@@ -245,8 +245,10 @@ class TLSConnection(StreamConnection):
         self._watcher.stop()
         return True
 
-    def _broken(self, error: ssl.SSLError) -> ConnectionError:
+    def _broken(self, error: ssl.SSLError) -> OSError:
         """Return the error for a failed write. Its text becomes the reason of the pipe."""
+        if isinstance(error, ssl.SSLEOFError) and (lost := broken_by(self._sock)) is not None:
+            return lost
         return ConnectionError(explain(error, self.peer_address).why)
 
     def wait_writable(self) -> None:
@@ -309,8 +311,11 @@ class TLSConnection(StreamConnection):
                     self._dry = False
                     return data
         except ssl.SSLEOFError as error:
-            self._failed = error
-            return b""
+            # Python 3.10 to 3.12 make this also of a failed system call, and lose its error.
+            self._failed = broken_by(self._sock) or error
+            if self._failed is error:
+                return b""
+            raise self._failed from error
         except ssl.SSLError as error:
             raise explain(error, self.peer_address) from error
 

@@ -12,6 +12,7 @@ of that context again at any time.
 from __future__ import annotations
 
 import errno
+import os
 import ssl
 from collections.abc import Callable
 from typing import Any, cast
@@ -44,6 +45,8 @@ _tls = opts.transport.tls
 
 #: In characters. OpenSSL allows 1024 bytes, and a character may have four.
 _LONGEST_PASSWORD = 255
+#: Errors of a file that can be opened at another time.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class ClientSide:
@@ -59,10 +62,16 @@ class ClientSide:
         AddressError: the host is not a name that a certificate can contain.
     """
 
-    __slots__ = ("_context", "_kind", "_server_hostname")
+    __slots__ = ("_context", "_kind", "_options", "_server_hostname")
 
     def __init__(self, address: Address, host: str, options: Options) -> None:
-        self._context = _client_context(options)
+        self._options = options
+        #: None if no descriptor was free for the system's authorities; the next attempt tries again.
+        self._context: ssl.SSLContext | None = None
+        try:
+            self._context = _client_context(options)
+        except _NoDescriptor:
+            pass
         has_certificate = options.get(_tls.context) is not None or options.get(_tls.certfile)
         self._kind = _Socket if has_certificate else _SocketWithoutCertificate
         self._server_hostname = _certificate_name(options.get(_tls.server_hostname) or host, address)
@@ -71,8 +80,15 @@ class ClientSide:
         """Return a TLS socket that takes over a connected socket, before the handshake. Does not block.
 
         Raises:
-            OSError: the peer has already disconnected. The socket is then closed.
+            OSError: the peer has already disconnected, or the system's authorities cannot be read now. The socket is
+                then closed.
         """
+        if self._context is None:
+            try:
+                self._context = _client_context(self._options)
+            except BaseException:
+                sock.close()
+                raise
         return _wrap(self._kind, sock, self._context, server_side=False, server_hostname=self._server_hostname)
 
 
@@ -158,14 +174,10 @@ def _client_context(options: Options) -> ssl.SSLContext:
             why = "a context that verifies certificates, or transport.tls.insecure set as well"
             raise BadOptionValue(_tls.context.name, context, why)
         return context
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    context = _trusting_context(options, insecure)
     if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    if options.get(_tls.cafile):
-        # Trust these authorities instead of the system's, not in addition.
-        context = _without_authorities(context)
-        _load_authorities(context, options)
     if options.get(_tls.certfile) or options.get(_tls.keyfile):
         _load_certificate(context, options)
     return _hardened(context)
@@ -257,13 +269,43 @@ def _password(options: Options) -> Callable[[], str | bytes]:
     return password
 
 
-def _without_authorities(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return a context with the same settings that trusts no authority."""
-    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    bare.check_hostname = context.check_hostname
-    bare.verify_mode = context.verify_mode
-    bare.verify_flags = context.verify_flags
-    return bare
+class _NoDescriptor(OSError):
+    """No descriptor or no memory was left for the file with the system's authorities."""
+
+
+def _trusting_context(options: Options, insecure: bool) -> ssl.SSLContext:
+    """Return a dialer's context that trusts the authorities of ``cafile``, or else those of the system.
+
+    The latter are loaded only if they are needed: this takes 30 to 100 ms, during which nothing else runs.
+    """
+    path = options.get(_tls.cafile)
+    if path:
+        _check_readable(_tls.cafile, path)
+        try:
+            # Trusts these instead of the system's, not in addition.
+            return ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=path)
+        except ssl.SSLError as error:
+            raise BadFile(_tls.cafile.name, path, "it contains no PEM certificate") from error
+    if insecure:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if keylog := os.environ.get("SSLKEYLOGFILE"):
+            # As in create_default_context.
+            context.keylog_filename = keylog
+        return context
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    file = ssl.get_default_verify_paths().cafile
+    if file and not context.cert_store_stats()["x509_ca"]:
+        # OpenSSL says nothing of a file that it could not open. This says it.
+        try:
+            context.load_verify_locations(file)
+        except ssl.SSLError:
+            # It is empty. There may be a directory of authorities, from which OpenSSL reads when it needs one.
+            pass
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                why = f"the system's authorities cannot be read: {describe_os_error(error)}"
+                raise _NoDescriptor(why) from error
+    return context
 
 
 def _load_authorities(context: ssl.SSLContext, options: Options) -> None:

@@ -180,6 +180,15 @@ class WSListener(TransportListener):
         """The path of the requests that it accepts."""
         return self._path
 
+    @property
+    def refused_by_port(self) -> int:
+        """How many connections its port has closed before any listener had their request.
+
+        They failed in TLS, sent no complete request or one for a path without a listener, or were over
+        ``connector.listener.max_per_address``. The number is that of the port, which several listeners may share.
+        """
+        return 0 if self._port is None else self._port.refused
+
     def listen(self) -> None:
         if self._stream_listener is not None:
             below = self._address.replaced(_kind(self._address), self._location)

@@ -10,13 +10,14 @@ from typing import Any
 from websockets.http11 import Request, Response
 
 from .. import options as opts
-from ..errors import RequestRefused
+from ..errors import MultiSocketError, RequestRefused
 from ..options import Options
 from .base import PacketCodec, PacketConnection, StreamConnection
+from .peerlimits import PeerOverLimit
 from .wsframes import ClientFrames, ServerFrames
 from .wshandshake import UpgradeRequest, accept, authorize, check_host, check_origin, refusal
 
-__all__ = ["AcceptedWS", "WSConnection"]
+__all__ = ["AcceptedWS", "WSConnection", "answer", "answer_with_refusal", "refusal_for"]
 
 
 class WSConnection(PacketConnection):
@@ -239,9 +240,22 @@ class AcceptedWS(WSConnection):
             if self._respond is None:
                 answer_with_refusal(self._stream, error)
 
+    def turn_away(self, error: MultiSocketError) -> None:
+        self.refuse(refusal_for(error))
+
     def close(self) -> None:
-        self.refuse(RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now"))
+        self.refuse(refusal_for(None))
         super().close()
+
+
+def refusal_for(error: MultiSocketError | None) -> RequestRefused:
+    """Return how a request is refused for an error, or because its connection closes.
+
+    The status says whether the reason is the peer's or this side's: 429 if it has too many connections, or else 503.
+    """
+    if isinstance(error, PeerOverLimit):
+        return RequestRefused(HTTPStatus.TOO_MANY_REQUESTS, error.reason)
+    return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
 
 
 def answer_with_refusal(stream: StreamConnection, error: RequestRefused) -> None:

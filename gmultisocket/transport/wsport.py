@@ -30,7 +30,7 @@ from ..loop.ending import LOG_INTERVAL, Ended, end, survive
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
-from .wsconnection import answer, answer_with_refusal
+from .wsconnection import answer, answer_with_refusal, refusal_for
 from .wshandshake import health_check, healthy, parse_request, read_head
 
 __all__ = ["Port", "Route", "join_port"]
@@ -75,14 +75,16 @@ class PendingRequest:
         greenlet: reads the request.
         began: when it was accepted.
         admission: what it is counted under.
+        answered: whether it was sent the only answer, and may read it before the connection closes.
     """
 
-    __slots__ = ("admission", "began", "greenlet", "stream")
+    __slots__ = ("admission", "answered", "began", "greenlet", "stream")
 
     def __init__(self, stream: StreamConnection) -> None:
         self.stream: StreamConnection | None = stream
         self.greenlet: Greenlet[..., Any] | None = None
         self.admission: Admission | None = None
+        self.answered = False
         self.began = monotonic()
 
 
@@ -96,6 +98,7 @@ class Port:
 
     Attributes:
         routes: the WebSocket listeners by path.
+        refused: how many connections were closed before a listener had their request.
     """
 
     def __init__(self, scheme: str, listener: TransportListener, options: Options) -> None:
@@ -104,6 +107,7 @@ class Port:
         self._options = options
         self._max_handshaking: int = options.get(opts.connector.listener.max_handshaking)
         self.routes: dict[str, Route] = {}
+        self.refused = 0
         #: Where health checks are answered, by the path of the listener that asks for it.
         self._health_paths: dict[str, str] = {}
         #: Requests that have not arrived in full, the oldest first; and requests that wait for their listener.
@@ -206,7 +210,9 @@ class Port:
         del self._reading[request]
         stream, request.stream = request.stream, None
         if stream is not None:
-            answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
+            if not request.answered:
+                self.refused += 1
+                answer_with_refusal(stream, RequestRefused(HTTPStatus.REQUEST_TIMEOUT, "others wait"))
             stream.close()
         end(request.greenlet)
 
@@ -217,9 +223,9 @@ class Port:
         try:
             request.admission = self._limits.admit(connection.peer_host)
         except PipeRefused as error:
-            self._log_refused(connection, error)
+            self._count_refused(connection, error)
             if not connection.needs_handshake:
-                answer_with_refusal(connection, RequestRefused(HTTPStatus.TOO_MANY_REQUESTS, error.reason))
+                answer_with_refusal(connection, refusal_for(error))
             connection.close()
             return
         self._reading[request] = None
@@ -242,15 +248,17 @@ class Port:
         try:
             self._hand_over(request, stream)
         except RequestRefused as error:
-            self._log_refused(stream, error)
+            self._count_refused(stream, error)
+            request.answered = True
             answer_with_refusal(stream, error)
             _drain(stream)
         except (MultiSocketError, OSError) as error:
             if request.stream is not None:
-                self._log_refused(stream, error)
+                self._count_refused(stream, error)
         except Ended:
             raise
         except BaseException as error:
+            self.refused += 1
             peer = snippet(stream.peer_address)
             survive(self._log, "failed", error, "refused %s because of an unexpected error", peer)
 
@@ -262,6 +270,7 @@ class Port:
                 stream.handshake()
             head, early = read_head(stream)
         if (method := health_check(head, self._health_paths.values())) is not None:
+            pending.answered = True
             answer(stream, healthy(method))
             _drain(stream)
             return
@@ -278,7 +287,8 @@ class Port:
             route.hand_over(stream, request, early)
             pending.stream = None
 
-    def _log_refused(self, stream: StreamConnection, error: Exception) -> None:
+    def _count_refused(self, stream: StreamConnection, error: Exception) -> None:
+        self.refused += 1
         if self.routes:
             peer, why = snippet(stream.peer_address), snippet(str(error), 200)
             # Not with the peer's address.
@@ -287,7 +297,14 @@ class Port:
 
 
 def _drain(stream: StreamConnection) -> None:
-    """Read and drop what a refused peer still sends: closing before that would reset the connection and the answer."""
+    """Read and drop what a refused peer still sends: closing before that would reset the connection and the answer.
+
+    With plain ws the end of the stream follows the answer, and most peers close at once. With wss it does not: TLS ends
+    in both directions at once, and with unread data on this side that would again be a reset. So a peer that waits for
+    the end holds its connection for the whole time. That is harmless: the connection counts among those of
+    ``connector.listener.max_handshaking``, and leaves when others need its place. The answer says ``Connection: close``
+    and how long it is, so a peer need not wait.
+    """
     try:
         with gevent.Timeout(_CLOSE_TIMEOUT, TimeoutError()):
             while stream.recv(1 << 16):

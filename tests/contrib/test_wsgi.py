@@ -229,6 +229,15 @@ def test_over_the_pipe_limit_a_peer_is_refused(sock: Socket) -> None:
             assert second.status() == 503
 
 
+@pytest.mark.parametrize("limit", ["max_per_address", "max_per_identity"])
+def test_a_peer_with_too_many_connections_is_told_that_it_has(sock: Socket, limit: str) -> None:
+    options = {f"connector.listener.{limit}": 1, "transport.ws.listener.authorize": lambda request: "anna"}
+    with serving(mount(sock, options=options)) as served, served.peer(request("/ws")) as first:
+        assert first.status() == 101
+        with served.peer(request("/ws")) as second:
+            assert second.status() == 429
+
+
 def test_who_a_negotiator_refuses_is_told_after_the_101(sock: Socket) -> None:
     sock.set_negotiator(lambda negotiation: negotiation.refuse("not you"))
     with serving(mount(sock)) as served, served.peer(request("/ws")) as peer:

@@ -14,7 +14,7 @@ from gevent import socket
 from gmultisocket import Socket
 from gmultisocket.errors import ConnectionFailed
 from gmultisocket.testing import wait_until
-from tests.certificates import dial_options
+from tests.certificates import dial_options, listen_options, write_authority
 from tests.faults.peers import listening
 from tests.faults.process import cpu_time, descriptors_exhausted
 
@@ -69,6 +69,25 @@ def test_a_dialer_that_finds_no_descriptor_tries_until_there_is_one(
         client.send(b"at last", timeout=10)
         assert server.recv(timeout=10) == b"at last"
         assert len(client.pipes) == 1
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+@pytest.mark.parametrize("scheme", ["tls+tcp", "wss"])
+def test_a_dialer_that_was_made_without_a_descriptor_trusts_the_systems_authorities_later(
+    scheme: str, spare: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", write_authority(tmp_path)["transport.tls.cafile"])
+    with Socket() as server, Socket({**QUICKLY, "connector.dialer.dial_timeout": 0.2}) as client:
+        address = server.listen(f"{scheme}://127.0.0.1:0", listen_options()).address
+        with descriptors_exhausted():
+            dialer = client.dial(address, {"connector.dialer.dial_async": True})
+        # One descriptor is for the socket, and none is left for the file.
+        with descriptors_exhausted(spare):
+            attempts = dialer.attempts
+            wait_until(lambda: dialer.attempts > attempts + 1)
+            assert "too many open files" in str(dialer.last_error)
+        client.send(b"trusted", timeout=5)
+        assert server.recv(timeout=5) == b"trusted"
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])

@@ -13,6 +13,7 @@ from gevent import GreenletExit
 from gmultisocket import Message, Negotiation, PipeEvent, Rep, Req, Respondent, Socket, Surveyor, Switch
 from gmultisocket.errors import HandlerFailed, HandshakeFailed, MultiSocketError, PipeRefused, RequestRefused
 from gmultisocket.testing import wait_until
+from gmultisocket.transport.tcp import TCPConnection
 
 QUICKLY = {"connector.dialer.min_reconnect_time": 0.01, "connector.dialer.max_reconnect_time": 0.05}
 
@@ -359,6 +360,60 @@ def test_the_socket_may_be_closed_by_each_of_its_own_hooks() -> None:
             client.send_all(b"anything")
             wait_until(lambda server=server: server.closed)
             assert not server.pipes and not server.listeners
+
+
+def fail_on_remove(client: Socket, mistake: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    client._for_protocol().on_pipe(lambda kind, pipe: mistake() if kind == "remove" else None)
+
+
+def fail_on_requeue(client: Socket, mistake: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    client._for_protocol().on_requeue(lambda message, pipe: mistake())
+
+
+def fail_on_next_pipe(client: Socket, mistake: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    client._for_protocol().on_requeue(lambda message, pipe: True if pipe is None else mistake())
+
+
+def fail_to_close(client: Socket, mistake: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    close = TCPConnection.close
+
+    def closed_with_an_error(connection: TCPConnection) -> None:
+        close(connection)
+        mistake()
+
+    monkeypatch.setattr(TCPConnection, "close", closed_with_an_error)
+
+
+@pytest.mark.parametrize("mistake", [raise_error, divide_by_zero, exit_greenlet])
+@pytest.mark.parametrize("install", [fail_on_remove, fail_on_requeue, fail_on_next_pipe, fail_to_close])
+def test_an_error_at_the_end_of_a_pipe_is_logged_and_the_dialer_dials_again(
+    install: Callable[..., None],
+    mistake: Callable[[], Any],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.DEBUG, "gmultisocket")
+    removed: list[PipeEvent] = []
+    with Socket() as server, Socket() as client:
+        install(client, mistake, monkeypatch)
+        client.on_pipe(lambda event: removed.append(event) if event.kind == "remove" else None)
+        client.dial(server.listen("tcp://127.0.0.1:0").address, QUICKLY)
+        for _ in range(2):
+            client.wait_pipes(timeout=5)
+            (pipe,) = client.pipes.values()
+            # It has not left when the pipe closes, so it is requeued.
+            pipe._put_one(15, b"first")
+            client.send(b"second")
+            client.close_pipe(pipe.id)
+            assert pipe.id not in client.pipes
+            client.wait_pipes(timeout=5)
+        client.send(b"the end", timeout=5)
+        received = []
+        while received[-1:] != [b"the end"]:
+            received.append(server.recv(timeout=5))
+        assert received == [b"first", b"second"] * 2 + [b"the end"]
+        wait_until(lambda: len(removed) == 2)
+        wait_until(lambda: any(each.exc_info for each in caplog.records))
 
 
 @pytest.mark.parametrize("ends", ["stop", "close"])

@@ -325,7 +325,7 @@ def test_a_user_has_no_more_pipes_than_it_may() -> None:
     with Socket() as server, contextlib.ExitStack() as stack:
         listener = server.listen("ws://127.0.0.1:0", options)
         peers = []
-        for user, status in [("anna", 101), ("anna", 101), ("anna", 503), ("otto", 101)]:
+        for user, status in [("anna", 101), ("anna", 101), ("anna", 429), ("otto", 101)]:
             peer = stack.enter_context(RawPeer(listener.address))
             peer.send(request(f"/?{user}"))
             assert peer.status() == status

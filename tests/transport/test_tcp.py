@@ -15,7 +15,10 @@ from gmultisocket.address import Address
 from gmultisocket.errors import AddressError, AddressInUse, BadOptionValue, ConnectionFailed, ConnectionRefused
 from gmultisocket.options import Options
 from gmultisocket.testing import StreamTransportChecks, wait_until
+from gmultisocket.transport import tcp
 from gmultisocket.transport.tcp import TRANSPORT, TCPConnection, TCPDialer, TCPListener, format_address
+from tests.addresses import plain_connection
+from tests.certificates import listen_options
 
 BAD = ("tcp://127.0.0.1", "tcp://:80", "tcp://127.0.0.1:65536", "tcp://::1:80", "tcp://127.0.0.1:80/path")
 
@@ -471,3 +474,52 @@ def test_an_ipv4_port_that_is_taken_on_a_system_without_ipv6_is_in_use(monkeypat
     monkeypatch.setattr(TCPListener, "_bind", bind)
     with Socket() as server, pytest.raises(AddressInUse):
         server.listen("tcp://*:0")
+
+
+# Socket options that the kernel refuses
+
+REFUSED = {"no_delay": "TCP_NODELAY", "keep_alive_probes": "_KEEPCNT", "user_timeout": "_USER_TIMEOUT"}
+#: No kernel has an option with this number.
+NO_OPTION = 9999
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    name = REFUSED[option]
+    monkeypatch.setattr(tcp.gsocket if name == "TCP_NODELAY" else tcp, name, NO_OPTION)
+
+
+@pytest.mark.parametrize("option", REFUSED)
+@pytest.mark.parametrize("scheme", ["tcp", "tls+tcp", "ws", "wss"])
+def test_a_listener_does_not_open_with_an_option_that_the_kernel_refuses_for_every_connection(
+    scheme: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, option)
+    secure = listen_options() if scheme in ("tls+tcp", "wss") else {}
+    with Socket({"transport.tcp.user_timeout": 7.0}) as server:
+        with pytest.raises(BadOptionValue, match=f"transport.tcp.{option}"):
+            server.listen(f"{scheme}://127.0.0.1:0", secure)
+        assert not server.listeners
+
+
+def test_an_option_that_the_kernel_refuses_later_is_logged_once_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Socket() as server, Socket() as client:
+        listener = server.listen("tcp://127.0.0.1:0")
+        with monkeypatch.context() as patch:
+            refuse(patch, "keep_alive_probes")
+            for _ in range(3):
+                with plain_connection(listener.address) as peer:
+                    assert peer.recv(1) == b""
+            (record,) = [each for each in caplog.records if each.exc_info]
+            assert "transport.tcp.keep_alive_probes" in str(record.exc_info)
+        client.dial(listener.address)
+        server.wait_pipes(timeout=5)
+
+
+def test_a_dialer_says_which_option_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Socket() as server, Socket() as client:
+        address = server.listen("tcp://127.0.0.1:0").address
+        refuse(monkeypatch, "keep_alive_probes")
+        with pytest.raises(ConnectionFailed, match=r"transport\.tcp\.keep_alive_probes"):
+            client.dial(address)

@@ -156,6 +156,28 @@ def test_a_cafile_stands_in_place_of_the_systems_authorities(tmp_path: Path) -> 
     assert side._context.cert_store_stats()["x509_ca"] == 1
 
 
+def test_the_systems_authorities_are_loaded_only_where_they_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda context, purpose: loaded.append(purpose))
+    address = Address.parse("tls+tcp://a:1")
+    ClientSide(address, "a", Options(write_authority(tmp_path)))
+    ClientSide(address, "a", Options({TLS.insecure.name: True}))
+    ClientSide(address, "a", Options({TLS.insecure.name: True, **write_authority(tmp_path)}))
+    assert not loaded
+    ClientSide(address, "a", Options())
+    assert loaded == [ssl.Purpose.SERVER_AUTH]
+
+
+def test_a_system_without_authorities_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(empty))
+    dialed, _ = shake_hands(listen_options(), {})
+    assert type(dialed) is UntrustedCertificate
+
+
 # What a listener finds wrong
 
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import gevent
 import pytest
 from gevent import socket as gsocket
+from gevent import ssl as gssl
 from gevent.monkey import get_original
 from websockets.frames import Opcode
 
@@ -18,7 +19,7 @@ from gmultisocket import Message, Socket
 from gmultisocket.testing import wait_until
 from gmultisocket.transport import wsport
 from gmultisocket.wire import encode
-from tests.certificates import dial_options, listen_options
+from tests.certificates import authority, dial_options, listen_options
 from tests.transport.wspeers import RawPeer, frame, request, upgraded
 
 WS = "ws://127.0.0.1:0"
@@ -250,3 +251,26 @@ def test_memory_stays_flat_under_hostile_requests(server: Socket) -> None:
         round_of_them()
         wait_until(lambda: not only_port()._reading)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8192, "in KiB"
+
+
+def test_a_refused_peer_that_must_leave_before_it_has_hung_up_gets_no_second_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On wss, where the first answer is not the end of the stream."""
+    monkeypatch.setattr(wsport, "_PATIENCE", 0.0)
+    monkeypatch.setattr(wsport, "_CLOSE_TIMEOUT", 30.0)
+    with Socket() as server:
+        listener = server.listen("wss://127.0.0.1:0", {**listen_options(), "connector.listener.max_handshaking": 1})
+        with RawPeer(listener.address) as refused:
+            refused.sock = secured(refused.sock)
+            refused.send(request("/elsewhere"))
+            assert refused.status() == 404
+            with RawPeer(listener.address), RawPeer(listener.address):
+                assert b"HTTP/1.1" not in refused.read_rest()
+            assert listener.transport.refused_by_port == 1  # type: ignore[attr-defined]
+
+
+def secured(sock: gsocket.socket) -> gssl.SSLSocket:
+    context = gssl.SSLContext(gssl.PROTOCOL_TLS_CLIENT)
+    authority().configure_trust(context)
+    return context.wrap_socket(sock, server_hostname="127.0.0.1")

@@ -37,7 +37,9 @@ __all__ = ["Connector"]
 
 logger = get_logger("gmultisocket.connector")
 
-#: Seconds that a closed pipe waits for its peer's close frame.
+#: Seconds that a closed pipe waits for its peer's close frame. Over TLS, which ends in both directions at once, a peer
+#: that sends none and waits for the end waits so long: closing at once could reset the connection, and lose this side's
+#: close frame.
 _CLOSE_TIMEOUT: Final = 1.0
 #: What a content that is too long is about.
 _SIZE_OPTIONS: Final = (
@@ -194,6 +196,10 @@ class Connector:
     def peer_pings(self, pipe: Pipe) -> None:
         if isinstance(pipe, BytesPipe):
             self._heartbeat.show_life(pipe)
+
+    def time_limit_changed(self, pipe: Pipe) -> None:
+        if isinstance(pipe, BytesPipe):
+            self._heartbeat.watch(pipe)
 
     def pipe_closing(self, pipe: Pipe) -> None:
         self.pipes.pop(pipe.id, None)

@@ -8,7 +8,9 @@ Events wait while a callback blocks. When ``_MAX_WAITING`` of them wait and a pi
 nobody is told of this pipe at all: both events are left out. So callbacks never get a "remove" without its "add", the
 order stays, and at most ``_MAX_WAITING`` events and two for each open pipe wait, however many peers come and go.
 
-A protocol's hook is called at once instead, in the greenlet in which the event happens, and may do none of these.
+A protocol's hook is called at once instead, in the greenlet in which the event happens, and may do none of these. If
+it fails on "add", the pipe is closed. If it fails on "remove", that is reported: the pipe must end in all parts of the
+socket, and its dialer must dial again.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from typing import Final, Literal, NamedTuple
 from gevent import Greenlet, GreenletExit, Timeout, getcurrent
 
 from ... import usercode
-from ...log import get_logger
+from ...log import ThrottledLog, get_logger
+from ...loop.ending import LOG_INTERVAL, survive
 from ..pipes.pipe import Pipe
 
 __all__ = ["CallbackGreenlet", "PipeCallback", "PipeEvent", "PipeEvents"]
 
 logger = get_logger("gmultisocket.socket")
+_log: Final = ThrottledLog(logger, LOG_INTERVAL)
 
 #: When this number of events wait, the events of pipes that open and close meanwhile are left out.
 _MAX_WAITING: Final = 1024
@@ -99,9 +103,16 @@ class PipeEvents:
         return unsubscribe
 
     def emit(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
-        """Call the hook, and queue the event for the callbacks. Never blocks."""
+        """Call the hook, and queue the event for the callbacks. Never blocks. Raises what the hook raises on "add"."""
         if self.hook is not None:
-            self.hook(kind, pipe)
+            try:
+                self.hook(kind, pipe)
+            except BaseException as error:
+                if kind == "add":
+                    # The caller closes the pipe, and reports the error.
+                    raise
+                name = type(error).__name__
+                survive(_log, f"hook {kind} {name}", error, "a protocol failed on %r of pipe %d", kind, pipe.id)
         if not self._callbacks:
             return
         if kind == "remove" and len(self._queue) >= _MAX_WAITING and self._leave_out(pipe):

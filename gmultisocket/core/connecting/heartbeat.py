@@ -15,10 +15,13 @@ that no ping asked for, and does not count their silence. Nor does it count time
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from ... import options as opts
-from ...errors import MultiSocketError, Timeout
+from ...errors import MultiSocketError, Timeout, snippet
+from ...log import ThrottledLog, get_logger
+from ...loop.ending import LOG_INTERVAL, Ended, survive
 from ...loop.periodic import Periodic
 from ...loop.yielding import yield_to_loop
 from ..pipes.bytespipe import BytesPipe
@@ -27,6 +30,7 @@ from ..pipes.writepipe import _BLOCKED
 
 __all__ = ["Heartbeat"]
 
+_log: Final = ThrottledLog(get_logger("gmultisocket.pipe"), LOG_INTERVAL)
 #: Seconds between two looks at the pipes, whatever their intervals.
 _LONGEST_STEP: Final = 1.0
 #: After this number of pipes other greenlets run.
@@ -120,12 +124,12 @@ class _Watched:
 
     __slots__ = ("acknowledged", "mark", "progress", "received", "since")
 
-    def __init__(self, clock: float, received: int, progress: _Progress | None) -> None:
+    def __init__(self, clock: float, received: int) -> None:
         self.since = clock
         self.received = received
         self.mark: int | None = None
         self.acknowledged = 0
-        self.progress = progress
+        self.progress: _Progress | None = None
 
     def heard(self, pipe: BytesPipe, clock: float) -> None:
         """Store that the peer has sent something, or could not."""
@@ -146,14 +150,16 @@ class _Watched:
 class Heartbeat:
     """Watches the pipes of one socket. Has a greenlet only while there are pipes to watch."""
 
-    __slots__ = ("_clock", "_periodic", "_pongs_due", "_step", "_unasked", "_watched")
+    __slots__ = ("_clock", "_pause", "_periodic", "_pongs_due", "_step", "_unasked", "_watched")
 
     def __init__(self) -> None:
         self._watched: dict[BytesPipe, _Watched] = {}
         #: New pipes whose peers will get their first ping at the next look: otherwise one that is busy until it
         #: vanishes would never be asked. A peer that only sends and leaves at once need not be asked.
-        self._unasked: list[BytesPipe] = []
+        self._unasked: dict[BytesPipe, None] = {}
         self._step = _LONGEST_STEP
+        #: Seconds of the pause before the next look; 0 while nobody looks.
+        self._pause = 0.0
         #: Seconds, without the time during which this process was too busy to look: bytes may have arrived then.
         self._clock = 0.0
         #: When to send pongs that no ping asked for.
@@ -161,22 +167,32 @@ class Heartbeat:
         self._periodic = Periodic(self._interval, self._check)
 
     def watch(self, pipe: BytesPipe) -> None:
-        """Begin to watch a new pipe, if its options ask for it."""
+        """Begin to watch a new pipe, or one whose options have changed, if its options ask for it. Never blocks."""
         interval, _ = pipe._keepalive_times()
-        limits = [value for option in _LIMITS if (value := pipe._endpoint.options.get(option))]
+        limits = [value for option in _LIMITS if (value := (pipe._options or pipe._endpoint.options).get(option))]
+        if pipe.state is PipeState.CLOSED:
+            # The program has set an option of it.
+            return
         if interval or limits:
             self._step = min(self._step, *(time / 4 for time in (interval, *limits) if time))
-            self._add(pipe, _Progress(self._clock) if limits else None)
+            self._add(pipe, bool(limits))
         if interval and not pipe._can_pong():
-            self._unasked.append(pipe)
+            self._unasked[pipe] = None
 
     def show_life(self, pipe: BytesPipe) -> None:
         """From now on send pongs to a peer while its pings are not read. May be repeated."""
         if pipe not in self._watched and pipe.state is PipeState.OPEN:
-            self._add(pipe, None)
+            self._add(pipe, False)
 
-    def _add(self, pipe: BytesPipe, progress: _Progress | None) -> None:
-        self._watched[pipe] = _Watched(self._clock, pipe.bytes_received, progress)
+    def _add(self, pipe: BytesPipe, limited: bool) -> None:
+        # The time until the next look is no silence: it may be longer than what this pipe is allowed.
+        now = self._clock + (self._pause if self._pause > self._step else 0.0)
+        watched = self._watched.get(pipe)
+        if watched is None:
+            watched = self._watched[pipe] = _Watched(now, pipe.bytes_received)
+        if limited and watched.progress is None:
+            watched.since = now
+            watched.progress = _Progress(now)
         self._periodic.start()
 
     def stop(self) -> None:
@@ -188,14 +204,14 @@ class Heartbeat:
         self._periodic.join()
 
     def _interval(self) -> float:
-        return self._step if self._watched else 0.0
+        self._pause = self._step if self._watched else 0.0
+        return self._pause
 
     def _check(self, elapsed: float, late: float) -> None:
         self._clock += elapsed - late
-        unasked, self._unasked = self._unasked, []
+        unasked, self._unasked = self._unasked, {}
         for pipe in unasked:
-            if not pipe._can_pong():
-                pipe._ping()
+            self._look(pipe, _ask)
         pongs = self._clock >= self._pongs_due
         paused = 0
         for number, pipe in enumerate([*self._watched], 1):
@@ -206,14 +222,28 @@ class Heartbeat:
                 continue
             if pipe._reading_paused:
                 paused += 1
-                if pongs:
-                    pipe._show_life()
-            self._check_pipe(pipe, self._watched[pipe])
+            self._look(pipe, self._show_and_check if pongs else self._check_pipe)
         if pongs:
             self._pongs_due = self._clock + paused / _PONGS_A_SECOND
 
-    def _check_pipe(self, pipe: BytesPipe, watched: _Watched) -> None:
+    def _look(self, pipe: BytesPipe, look: Callable[[BytesPipe], object]) -> None:
+        """Call a function for a pipe. Its error must not keep this from looking at the pipes behind it."""
+        try:
+            look(pipe)
+        except Ended:
+            raise
+        except BaseException as error:
+            text = "the check of pipe %d to %s failed, and will be repeated"
+            survive(_log, type(error).__name__, error, text, pipe.id, snippet(pipe.peer_address))
+
+    def _show_and_check(self, pipe: BytesPipe) -> None:
+        if pipe._reading_paused:
+            pipe._show_life()
+        self._check_pipe(pipe)
+
+    def _check_pipe(self, pipe: BytesPipe) -> None:
         """Ping a pipe that is silent, or close it."""
+        watched = self._watched[pipe]
         if pipe.bytes_received != watched.received or pipe._reading_paused:
             watched.heard(pipe, self._clock)
         elif watched.takes_more(pipe):
@@ -238,3 +268,8 @@ class Heartbeat:
                 watched.mark = pipe._end_of_queue()
         elif interval and allowed and silent >= max(allowed, interval) and pipe._can_pong():
             pipe.close(_Silence(silent))
+
+
+def _ask(pipe: BytesPipe) -> None:
+    if not pipe._can_pong():
+        pipe._ping()

@@ -52,7 +52,8 @@ class Listener(StateMachine, Endpoint):
     Attributes:
         state: a :class:`ListenerState`.
         accepted: how many connections were accepted.
-        refused: how many of them did not become pipes.
+        refused: how many of them did not become pipes. A ws or wss port refuses others before it knows whose they
+            are: see ``refused_by_port`` of :attr:`transport`.
     """
 
     __slots__ = (
@@ -152,6 +153,7 @@ class Listener(StateMachine, Endpoint):
             else:
                 self._add(connector.maker.open(connection, self, visitor), visitor, connector.add)
         except (PipeRefused, HandshakeFailed) as error:
+            connection.turn_away(error)
             self._fail(connection, visitor)
             connector.refused(connection, error)
         except BaseException:
@@ -202,6 +204,7 @@ class Listener(StateMachine, Endpoint):
         except Ended:
             raise
         except MultiSocketError as error:
+            connection.turn_away(error)
             self._connector.refused(connection, error)
         except BaseException as error:
             peer = snippet(connection.peer_address)

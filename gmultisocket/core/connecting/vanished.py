@@ -9,13 +9,16 @@ import gevent
 from gevent import Greenlet, getcurrent
 from gevent.hub import Hub
 
-from ...errors import Timeout
+from ...errors import Timeout, snippet
+from ...log import ThrottledLog, get_logger
+from ...loop.ending import LOG_INTERVAL, survive
 from ...loop.yielding import yield_to_loop
 from ..pipes.bytespipe import BytesPipe
 from ..pipes.pipe import Pipe, PipeState
 
 __all__ = ["VanishedPeers"]
 
+_log: Final = ThrottledLog(get_logger("gmultisocket.pipe"), LOG_INTERVAL)
 #: Seconds between two looks at the pipes.
 _STEP: Final = 5.0
 #: After this number of pipes other greenlets run.
@@ -82,8 +85,13 @@ class VanishedPeers:
                 yield_to_loop()
             if not isinstance(pipe, BytesPipe) or pipe.state is PipeState.CLOSED:
                 continue
-            if seconds := pipe._connection.vanished():
-                pipe.close(_Vanished(seconds))
+            try:
+                if seconds := pipe._connection.vanished():
+                    pipe.close(_Vanished(seconds))
+            except Exception as error:
+                # The others must be looked at. Never blocks, so this is no error of whoever ends the greenlet.
+                text = "the check of pipe %d to %s failed, and will be repeated"
+                survive(_log, type(error).__name__, error, text, pipe.id, snippet(pipe.peer_address))
         if not self._pipes and self._timer is not None:
             self._timer.close()
             self._timer = None

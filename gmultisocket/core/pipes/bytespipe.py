@@ -23,7 +23,7 @@ from ...options import Option
 from ...transport import StreamConnection
 from ...transport.stream import describe_os_error
 from ...wire import Fields
-from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .pipe import TIME_LIMITS, PipeEndpoint, PipeOwner, PipeState
 from .readrates import LONGEST_PAUSE, RATE_OPTIONS, ReadRates, read_rates
 from .writepipe import _BLOCKED, WritePipe
 
@@ -121,6 +121,8 @@ class BytesPipe(WritePipe):
         super()._option_changed(option, value)
         if option in RATE_OPTIONS:
             self._rates = read_rates(self._options or self._endpoint.options, self.messages_received)
+        elif option in TIME_LIMITS:
+            self._owner.time_limit_changed(self)
 
     def _ping(self) -> None:
         """Ask the peer to show that it is alive."""

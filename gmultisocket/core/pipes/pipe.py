@@ -26,7 +26,8 @@ from gevent.hub import Hub
 from ... import options as opts
 from ...counters import Counters
 from ...errors import MultiSocketError, snippet
-from ...log import get_logger
+from ...log import ThrottledLog, get_logger
+from ...loop.ending import LOG_INTERVAL, survive
 from ...loop.owner import check_thread
 from ...loop.waiting import WaitList
 from ...options import Option, Options, PipeOptions
@@ -37,9 +38,10 @@ from ..receiving.receiver import Receiver
 from .readrates import RATE_OPTIONS
 from .scheduler import WriteScheduler
 
-__all__ = ["PUSHED", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
+__all__ = ["PUSHED", "TIME_LIMITS", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
 
 logger = get_logger("gmultisocket.pipe")
+_log: Final = ThrottledLog(logger, LOG_INTERVAL)
 
 
 class PipeState(Enum):
@@ -127,6 +129,9 @@ class PipeOwner(Protocol):
     def peer_pings(self, pipe: Pipe) -> None:
         """The peer wants to see that this side lives."""
 
+    def time_limit_changed(self, pipe: Pipe) -> None:
+        """One of :data:`TIME_LIMITS` has changed for the pipe."""
+
     def pipe_closing(self, pipe: Pipe) -> None:
         """The pipe is about to close."""
 
@@ -144,8 +149,17 @@ def _push(option: Option[Any]) -> Callable[[Any, Any], object]:
     return lambda target, value: target._option_changed(option, value)
 
 
-#: What a scope of options calls for an endpoint or a pipe that watches it. All options that pipes keep copies of are
-#: here.
+#: Options that decide whether somebody looks at a pipe from time to time.
+TIME_LIMITS: Final = (
+    opts.connector.pipe.heartbeat_interval,
+    opts.connector.pipe.heartbeat_timeout,
+    opts.connector.pipe.idle_timeout,
+    opts.connector.pipe.frame_timeout,
+    opts.transport.ws.ping_interval,
+)
+
+#: What a scope of options calls for an endpoint or a pipe that watches it. All options are here that pipes keep
+#: copies of, or that have an effect at once.
 PUSHED: Final = {
     option: _push(option)
     for option in (
@@ -153,6 +167,7 @@ PUSHED: Final = {
         opts.connector.pipe.read_buffer,
         opts.connector.pipe.raw_recv_buf_size,
         *RATE_OPTIONS,
+        *TIME_LIMITS,
     )
 }
 
@@ -422,14 +437,23 @@ class Pipe(StateMachine, ABC):
         self._owner.pipe_closing(self)
         if was_open:
             self._stop_sending()
+        try:
+            self._close_connection(reason)
+        except BaseException as error:
+            # Of a transport that the program has registered. The rest of the socket must know that the pipe has closed.
+            name = type(error).__name__
+            survive(_log, f"close {name}", error, "pipe %d could not close its connection", self.id)
+        logger.debug("pipe %d to %s closed: %s", self.id, snippet(self.peer_address), snippet(self.reason, 200))
+        self._owner.pipe_closed(self)
+
+    def _close_connection(self, reason: str | MultiSocketError) -> None:
+        """Close the connection, now or after the peer's close frame."""
         draining = False
         try:
             draining = self._send_final(reason)
         finally:
             if not draining:
                 self._connection.close()
-        logger.debug("pipe %d to %s closed: %s", self.id, snippet(self.peer_address), snippet(self.reason, 200))
-        self._owner.pipe_closed(self)
 
     def _send_final(self, reason: str | MultiSocketError) -> bool:
         """Send a close frame, if the transport has one. Never blocks.

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
+from ...log import ThrottledLog, get_logger
+from ...loop.ending import LOG_INTERVAL, survive
 from ...wire import Message
 from ..pipes.pipe import Pipe
 from .rotation import Rotation
 
 __all__ = ["Requeue"]
+
+_log: Final = ThrottledLog(get_logger("gmultisocket.socket"), LOG_INTERVAL)
 
 
 class Requeue:
@@ -36,9 +41,8 @@ class Requeue:
 
         The messages of one pipe stay in order among themselves, however many of their next pipes close.
         """
-        hook = self.hook
-        if hook is not None:
-            messages = [message for message in messages if hook(message, None)]
+        if self.hook is not None:
+            messages = [message for message in messages if self._is_wanted(message, None)]
         # In front, because some of them may have been requeued before: they were in front of those that still wait.
         self.pending.extendleft(reversed(messages))
         if messages:
@@ -54,12 +58,24 @@ class Requeue:
         try:
             while self.pending and (pipe := self._writable.first) is not None:
                 message = self.pending.popleft()
-                if self.hook is not None and not self.hook(message, pipe):
+                if not self._is_wanted(message, pipe):
                     continue
                 self._writable.rotate()
                 pipe._put(message.flags, message.ttl, message.source, message.destination, message.content)
         finally:
             self._sending = False
+
+    def _is_wanted(self, message: Message, pipe: Pipe | None) -> bool:
+        """Return whether a message may go to another pipe. If the hook fails it may: nothing is lost by an error."""
+        if self.hook is None:
+            return True
+        try:
+            return self.hook(message, pipe)
+        except BaseException as error:
+            # It comes from the middle of a pipe's end, which must go on.
+            name = type(error).__name__
+            survive(_log, f"hook requeue {name}", error, "a protocol failed on a message that is requeued")
+            return True
 
     def lose(self) -> int:
         """Remove all messages, because no pipe is left for them. Return their number."""

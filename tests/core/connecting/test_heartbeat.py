@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from time import monotonic
 
@@ -10,7 +11,11 @@ import pytest
 from gevent import socket as gsocket
 
 from gmultisocket import Message, Socket
+from gmultisocket.core.connecting import heartbeat
+from gmultisocket.core.pipes.framedpipe import FramedPipe
+from gmultisocket.core.pipes.pipe import Pipe
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
+from gmultisocket.transport.tcp import TCPConnection
 from gmultisocket.wire import INTERNAL, Decoder, encode
 from tests.addresses import plain_connection
 from tests.peers import only_pipe
@@ -190,3 +195,113 @@ def test_no_greenlet_stays_when_the_last_watched_pipe_has_gone() -> None:
             wait_until(lambda: not server.pipes)
             heartbeat = server._connector._heartbeat
             wait_until(lambda heartbeat=heartbeat: heartbeat._periodic._greenlet is None)
+
+
+def test_a_pipe_whose_check_fails_keeps_nobody_from_looking_at_those_behind_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "gmultisocket")
+    ping = FramedPipe._ping
+
+    def fail_for_the_first(pipe: FramedPipe) -> None:
+        if pipe is first:
+            raise RuntimeError("a mistake")
+        ping(pipe)
+
+    monkeypatch.setattr(FramedPipe, "_ping", fail_for_the_first)
+    with Socket(WATCHED) as server:
+        address = server.listen(TCP).address
+        with plain_connection(address):
+            server.wait_pipes(timeout=5)
+            first = only_pipe(server)
+            with plain_connection(address) as peer:
+                peer.settimeout(5)
+                # The second ping is not the one that every new peer gets.
+                for _ in range(2):
+                    assert peer.recv(100) == internal(PING)
+                    peer.sendall(internal(PONG))
+                assert not first.closed
+    assert any(f"pipe {first.id} " in each.getMessage() and each.exc_info for each in caplog.records)
+
+
+def test_a_pipe_that_cannot_tell_whether_its_peer_vanished_keeps_nobody_from_looking_at_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def vanished(connection: TCPConnection) -> float:
+        if connection is first._connection:
+            raise RuntimeError("a mistake")
+        return 60.0
+
+    monkeypatch.setattr(TCPConnection, "vanished", vanished)
+    with Socket() as server:
+        address = server.listen(TCP).address
+        with plain_connection(address):
+            server.wait_pipes(timeout=5)
+            first = only_pipe(server)
+            with plain_connection(address):
+                server.wait_pipes(2, timeout=5)
+                server._connector._vanished._tick()
+                assert [*server.pipes.values()] == [first]
+
+
+@pytest.mark.parametrize("scope", ["socket", "endpoint", "pipe"])
+@pytest.mark.parametrize(
+    "limit", ["heartbeat_interval", "heartbeat_timeout", "idle_timeout", "frame_timeout", "ping_interval"]
+)
+def test_a_limit_that_is_set_while_a_pipe_is_open_holds_for_it(limit: str, scope: str) -> None:
+    on_ws = limit == "ping_interval"
+    if on_ws and scope == "pipe":
+        pytest.skip("its place is a dialer, a listener or a socket")
+    plain = {"transport.ws.ping_interval": 0.0}
+    with Socket(plain) as server, Socket(plain) as client:
+        address = server.listen("ws://127.0.0.1:0" if on_ws else TCP).address
+        if on_ws:
+            client.dial(address)
+            server.wait_pipes(timeout=5)
+            pipe = only_pipe(server)
+            set_at(server, pipe, scope, f"transport.ws.{limit}")
+            wait_until(lambda: pipe in server._connector._heartbeat._watched)
+            return
+        with plain_connection(address) as peer:
+            peer.settimeout(5)
+            peer.sendall(encode(Message(content=b"whole")) + b"\0")
+            server.wait_pipes(timeout=5)
+            assert server.recv(timeout=5) == b"whole"
+            pipe = only_pipe(server)
+            set_at(server, pipe, scope, f"connector.pipe.{limit}")
+            if limit == "heartbeat_interval":
+                assert peer.recv(100) == internal(PING)
+            else:
+                wait_until(lambda: pipe.closed)
+                assert "for 0." in pipe.reason
+
+
+def set_at(server: Socket, pipe: Pipe, scope: str, name: str) -> None:
+    owner = {"socket": server, "endpoint": pipe.endpoint, "pipe": pipe}[scope]
+    owner.options.set(name, INTERVAL)
+
+
+def test_a_limit_of_a_closed_pipe_begins_nothing() -> None:
+    with Socket() as server, plain_connection(server.listen(TCP).address):
+        server.wait_pipes(timeout=5)
+        pipe = only_pipe(server)
+        pipe.close()
+        pipe.options.set("connector.pipe.idle_timeout", INTERVAL)
+        assert server._connector._heartbeat._periodic._greenlet is None
+
+
+def test_the_time_until_the_next_look_is_no_silence_of_a_new_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "_LONGEST_STEP", 0.5)
+    with Socket() as server:
+        address = server.listen(TCP, {"connector.pipe.idle_timeout": 3600.0}).address
+        quick = server.listen(TCP, {**WATCHED, "connector.pipe.heartbeat_timeout": 0.2}).address
+        with plain_connection(address):
+            server.wait_pipes(timeout=5)
+            (patient,) = server.pipes.values()
+            wait_until(lambda: server._connector._heartbeat._pause)
+            with plain_connection(quick) as peer:
+                peer.settimeout(5)
+                for _ in range(3):
+                    assert peer.recv(100) == internal(PING)
+                    peer.sendall(internal(PONG))
+                assert len(server.pipes) == 2 and not patient.closed
