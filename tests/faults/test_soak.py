@@ -12,7 +12,7 @@ import pytest
 from tests.faults.process import run_script
 
 SECONDS = int(os.environ.get("GMULTISOCKET_TEST_SOAK", "5"))
-PEERS = 1000 if SECONDS >= 60 else 50
+PEERS = 1000 if SECONDS >= 600 else 100 if SECONDS >= 60 else 50
 
 
 # In a process of its own, because what the tests before it have left in memory is not its own.

@@ -744,7 +744,7 @@ def test_a_sub_behind_a_switch_that_never_repeats_itself_is_kept_while_there_is_
 
 
 def test_subs_behind_a_switch_that_never_repeat_themselves_make_room_when_there_is_none_left() -> None:
-    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_patterns": 2}
+    options = {"protocol.pubsub.expiry": 0.02, "protocol.pubsub.max_switch_patterns": 2}
     with switched() as (pubs, subs), Pub(options) as pub, Socket() as once, Socket() as second:
         pub.dial(pubs)
         subscribe_by_hand(once, subs, b"once")
