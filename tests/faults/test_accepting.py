@@ -288,8 +288,8 @@ with Socket() as server:
         ("accept4:error=ENOMEM:when=3..4", 0),
         ("accept4:error=ECONNABORTED:when=1..9", 0),
         ("accept4:error=EINTR:when=1..9", 0),
-        # The first six are for the listener, which tries its options. One or two peers are reset before they are set up;
-        # each of them costs a second call, to find out whether the option itself is at fault.
+        # The first six are for the listener, which tries its options. One or two peers are reset before they are set
+        # up; each of them costs a second call, to find out whether the option itself is at fault.
         ("setsockopt:error=ECONNRESET:when=8", 1),
         ("setsockopt:error=EINVAL:when=7..9", 2),
     ],
