@@ -17,8 +17,35 @@ from gmultisocket.testing._fork import in_forked_child
 from gmultisocket.transport import lookup
 from gmultisocket.transport.lookup import Lookups, look_up
 
-NativeEvent: Callable[[], threading.Event] = get_original("threading", "Event")
+NativeLock: Callable[[], threading.Lock] = get_original("threading", "Lock")
 ANSWER = [(gsocket.AF_INET, gsocket.SOCK_STREAM, 6, "", ("192.0.2.1", 0))]
+
+
+class Gate:
+    """Holds threads up until it is opened.
+
+    It is one lock of the system. A ``threading.Event`` would be made of gevent's locks under monkey patching, whichever
+    way the class is found, and threads that wait for those may not be woken.
+    """
+
+    def __init__(self) -> None:
+        self._lock = NativeLock()
+        self._open = True
+        self.close()
+
+    def wait(self, timeout: float) -> None:
+        if self._lock.acquire(timeout=timeout):
+            self._lock.release()
+
+    def open(self) -> None:
+        if not self._open:
+            self._open = True
+            self._lock.release()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._lock.acquire()
 
 
 class NameServer:
@@ -28,8 +55,8 @@ class NameServer:
         self.asked: Counter[bytes] = Counter()
         self.running = 0
         self.most = 0
-        self._lock = get_original("threading", "Lock")()
-        self._released = NativeEvent()
+        self._lock = NativeLock()
+        self._gate = Gate()
 
     def __call__(self, host: bytes, port: int, *rest: object) -> list[Any]:
         with self._lock:
@@ -38,7 +65,7 @@ class NameServer:
             self.most = max(self.most, self.running)
         try:
             if host.endswith(b".invalid"):
-                self._released.wait(30)
+                self._gate.wait(30)
                 raise gsocket.gaierror(gsocket.EAI_NONAME, "Name or service not known")
             return ANSWER
         finally:
@@ -46,10 +73,10 @@ class NameServer:
                 self.running -= 1
 
     def release(self) -> None:
-        self._released.set()
+        self._gate.open()
 
     def hold(self) -> None:
-        self._released.clear()
+        self._gate.close()
 
 
 @pytest.fixture
@@ -258,8 +285,8 @@ def test_a_forked_child_has_lookups_of_its_own(name_server: NameServer) -> None:
 
     def child(report: int) -> None:
         gevent.reinit()
-        name_server._released = NativeEvent()
-        name_server._released.set()
+        name_server._gate = Gate()
+        name_server.release()
         assert isinstance(ask("dead.invalid"), gsocket.gaierror)
 
     in_forked_child(child)
