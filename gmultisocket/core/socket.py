@@ -223,7 +223,7 @@ class Socket(Closable):
             A function that ends the calls.
         """
         self._check()
-        return self._connector.events.subscribe(callback)
+        return self._connector.events.add(callback)
 
     def wait_pipes(self, count: int = 1, timeout: float | None = None) -> None:
         """Block until at least ``count`` pipes are open.

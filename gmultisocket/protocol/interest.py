@@ -10,8 +10,8 @@ from gevent import Greenlet, get_hub
 
 from ..core.pipes.pipe import Pipe
 from ..errors import Timeout
+from ..loop.callbacks import Callbacks
 from ..loop.waiting import Deadline, WaitList
-from .callbacks import Callbacks
 from .subscriptions import matches
 
 __all__ = ["Arrivals", "Interest"]
@@ -60,7 +60,7 @@ class Interest:
         Returns:
             A callable that ends it.
         """
-        watcher = _Watcher(Callbacks(self._spawn, "interest"))
+        watcher = _Watcher(Callbacks(self._spawn, "gmultisocket.protocol", "interest"))
 
         def tell(pattern: str) -> None:
             wanted = pattern in self._counts

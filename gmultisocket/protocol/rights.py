@@ -12,12 +12,14 @@ from collections.abc import Callable, Hashable, Mapping
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from gevent import Greenlet, Timeout
+from gevent import Greenlet
 
 from .. import options as opts
+from .. import usercode
 from ..core.pipes.pipe import Pipe
 from ..errors import snippet
 from ..log import get_logger
+from ..loop.ending import Ended, end
 from ..options import Options
 
 __all__ = ["Authorize", "Refusers", "RemoteSub", "Rights"]
@@ -26,6 +28,8 @@ logger = get_logger("gmultisocket.protocol")
 
 #: The part of all calls that may run for one pipe.
 _SHARE: Final = 8
+#: What the subscriber hears of an ``authorize`` that fails.
+_UNDECIDED: Final = "the publisher could not decide"
 #: Sources behind one pipe whose refusals are counted, and that are silenced. The oldest are forgotten.
 _MAX_SOURCES: Final = 1024
 
@@ -98,7 +102,8 @@ class Rights:
             may. Must not block.
     """
 
-    __slots__ = ("_authorize", "_decided", "_logged", "_options", "_pipes", "_ready", "_running", "_spawn")
+    __slots__ = ("__weakref__", "_authorize", "_decided", "_logged", "_options", "_pipes", "_ready", "_running",
+                 "_spawn")  # fmt: skip
 
     def __init__(
         self,
@@ -186,35 +191,40 @@ class Rights:
         try:
             call.join(self._options.get(opts.protocol.pubsub.authorize_timeout) or None)
         except BaseException:
-            call.kill(block=False)
+            end(call)
             raise
         if not call.ready():
-            call.kill(block=False)
-            self._log("late", "authorize has not decided in time about %s: refused", remote, pattern)
+            end(call)
+            self._log("late", "authorize has not decided in time about %s: refused", pattern)
             return "the publisher could not decide in time"
-        return str(call.value)
+        # Anything else than a text is of a call that something killed.
+        return call.value if isinstance(call.value, str) else _UNDECIDED
 
     def _call(self, remote: RemoteSub, pattern: str) -> str:
         try:
             verdict = self._authorize(remote, pattern)
-        except (Exception, Timeout) as error:
-            self._log("failed", "authorize failed about %s: refused", remote, pattern, error)
-            return "the publisher could not decide"
+        except Ended:
+            raise
+        except BaseException as error:
+            # Without the pattern, which would make each of a peer's subscriptions an error of another kind.
+            what = "authorize failed, and the subscription is refused"
+            usercode.report(logger.name, what, error, self, pipe_id=remote.pipe.id, peer=remote.pipe.peer_address)
+            return _UNDECIDED
         if verdict is True:
             return ""
         if verdict is False:
             return "not allowed"
         if isinstance(verdict, str):
             return verdict or "not allowed"
-        self._log("no verdict", "authorize returned no bool and no str about %s: refused", remote, pattern)
-        return "the publisher could not decide"
+        self._log("no verdict", "authorize returned no bool and no str about %s: refused", pattern)
+        return _UNDECIDED
 
-    def _log(self, kind: str, text: str, remote: RemoteSub, pattern: str, error: BaseException | None = None) -> None:
+    def _log(self, kind: str, text: str, pattern: str) -> None:
         if kind in self._logged:
-            logger.debug(text, snippet(pattern), exc_info=error)
+            logger.debug(text, snippet(pattern))
         else:
             self._logged.add(kind)
-            logger.error(text, snippet(pattern), exc_info=error)
+            logger.error(text, snippet(pattern))
 
 
 class Refusers:

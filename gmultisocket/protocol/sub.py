@@ -12,6 +12,7 @@ from gevent import get_hub
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic, Closed, SubscriptionRefused, Timeout
+from ..loop.callbacks import Callbacks
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
@@ -19,7 +20,6 @@ from ..options import OptionValues
 from ..wire import SEND_TYPE_MASK, Message
 from .askers import Askers
 from .base import ProtocolBase
-from .callbacks import Callbacks
 from .outbox import Outbox
 from .pubsubwire import (
     REFUSED,
@@ -69,7 +69,7 @@ class Sub(ProtocolBase):
         self._acknowledgements = WaitList(get_hub(), lambda: True)
         #: By pattern: the number of greenlets that wait until it is acknowledged.
         self._waiters: Counter[str] = Counter()
-        self._refusals = Callbacks(self._spawn, "refusal")
+        self._refusals = Callbacks(self._spawn, "gmultisocket.protocol", "refusal")
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message)

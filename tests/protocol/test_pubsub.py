@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import struct
 from collections.abc import Iterator
@@ -527,6 +528,29 @@ def test_a_refusal_callback_may_fail_block_and_close() -> None:
             sub.subscribe(pattern)
         wait_until(lambda: sub.closed)
         assert told == ["aa", "bb", "end"]
+
+
+@pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout, RuntimeError])
+def test_whatever_a_refusal_callback_raises_the_next_refusal_is_told_and_the_error_shown(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Pub({"protocol.pubsub.max_pattern_length": 1}) as pub, Sub() as sub:
+        told: list[str] = []
+
+        def callback(refusal: SubscriptionRefused) -> None:
+            told.append(refusal.pattern)
+            raise error("of the test")
+
+        sub.on_refused(callback)
+        for pattern in ("aa", "bb", "cc"):
+            sub.subscribe(pattern)
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        wait_until(lambda: told == ["aa", "bb", "cc"])
+        records = [record for record in caplog.records if "a refusal callback failed" in record.getMessage()]
+        # The others of its kind are not shown for some time.
+        assert [record.levelno for record in records if record.levelno >= logging.WARNING] == [
+            logging.WARNING if error is gevent.GreenletExit else logging.ERROR
+        ]
 
 
 def test_refusals_for_a_peer_that_does_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

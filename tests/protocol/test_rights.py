@@ -119,6 +119,32 @@ def test_where_authorize_does_not_decide_it_is_refused_and_logged_once(
         assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
 
 
+@pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout, RuntimeError])
+def test_whatever_authorize_raises_is_no_permission(error: type[BaseException]) -> None:
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        if pattern == "good":
+            return True
+        raise error("of the test")
+
+    with Pub(authorize=authorize) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        assert reason_for(sub, "bad") == "the publisher could not decide"
+        sub.subscribe("good", LONG)
+        assert (pub.publish("bad", b""), pub.publish("good", b"")) == (0, 1)
+
+
+def test_a_greenlet_of_authorize_that_something_kills_gives_no_permission() -> None:
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        if pattern == "bad":
+            gevent.getcurrent().kill()
+        return True
+
+    with Pub(authorize=authorize) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        assert reason_for(sub, "bad") == "the publisher could not decide"
+        sub.subscribe("good", LONG)
+
+
 def test_nothing_is_sent_before_it_has_decided() -> None:
     decide = Event()
 

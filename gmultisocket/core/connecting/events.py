@@ -1,8 +1,4 @@
-"""Pipe events: callbacks get them in the order in which they happened, one after the other, in one greenlet.
-
-The greenlet exists only while there are events. No lock is held meanwhile and nothing in the socket waits for it, so a
-callback may block, send, close pipes, or close the socket. Whatever it raises is reported, and the other callbacks are
-called all the same. If it is killed, its greenlet ends, and another one goes on.
+"""Pipe events: callbacks get them in the order in which they happened, as :mod:`gmultisocket.loop.callbacks` says.
 
 Events wait while a callback blocks. When ``_MAX_WAITING`` of them wait and a pipe closes whose "add" is among them,
 nobody is told of this pipe at all: both events are left out. So callbacks never get a "remove" without its "add", the
@@ -16,14 +12,14 @@ socket, and its dialer must dial again.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from gevent import Greenlet, GreenletExit, Timeout, getcurrent
+from gevent import Greenlet, getcurrent
 
 from ... import usercode
 from ...log import ThrottledLog, get_logger
+from ...loop.callbacks import Callbacks
 from ...loop.ending import LOG_INTERVAL, survive
 from ..pipes.pipe import Pipe
 
@@ -71,7 +67,7 @@ class CallbackGreenlet(Greenlet):  # type: ignore[type-arg]  # at run time it ta
     """
 
 
-class PipeEvents:
+class PipeEvents(Callbacks):
     """Calls the callbacks of one socket.
 
     Attributes:
@@ -79,28 +75,13 @@ class PipeEvents:
         hook: a protocol's, see ``ProtocolSocket.on_pipe``; None without one.
     """
 
-    __slots__ = ("__weakref__", "_callbacks", "_greenlet", "_queue", "_uncalled", "hook", "left_out")
+    __slots__ = ("hook", "left_out")
 
     def __init__(self) -> None:
-        self._callbacks: list[PipeCallback] = []
-        #: Events that no callback has seen, oldest first, by kind and pipe: there is at most one of each. (Not a dict:
-        #: the more keys were removed from its front, the longer it takes to find its first key.)
-        self._queue: OrderedDict[tuple[str, Pipe], PipeEvent] = OrderedDict()
-        self._greenlet: CallbackGreenlet | None = None
-        #: The event that callbacks are called with now, and those that were not called with it yet.
-        self._uncalled: tuple[PipeEvent, list[PipeCallback]] | None = None
+        # The key of an event is its kind and its pipe: there is at most one of each.
+        super().__init__(CallbackGreenlet.spawn, logger.name, "pipe")
         self.left_out = 0
         self.hook: Callable[[Literal["add", "remove"], Pipe], object] | None = None
-
-    def subscribe(self, callback: PipeCallback) -> Callable[[], None]:
-        """Call a callback for each event from now on. Return a function that ends this."""
-        self._callbacks.append(callback)
-
-        def unsubscribe() -> None:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
-
-        return unsubscribe
 
     def emit(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         """Call the hook, and queue the event for the callbacks. Never blocks. Raises what the hook raises on "add"."""
@@ -113,13 +94,11 @@ class PipeEvents:
                     raise
                 name = type(error).__name__
                 survive(_log, f"hook {kind} {name}", error, "a protocol failed on %r of pipe %d", kind, pipe.id)
-        if not self._callbacks:
+        if not self:
             return
         if kind == "remove" and len(self._queue) >= _MAX_WAITING and self._leave_out(pipe):
             return
-        self._queue[kind, pipe] = PipeEvent(kind, pipe, pipe.reason)
-        if self._greenlet is None:
-            self._greenlet = CallbackGreenlet.spawn(self._run)
+        self.post((kind, pipe), PipeEvent(kind, pipe, pipe.reason))
 
     def _leave_out(self, pipe: Pipe) -> bool:
         """Forget that a pipe was added, if no callback has seen it. Return whether that is so."""
@@ -131,33 +110,8 @@ class PipeEvents:
         logger.log(level, "a pipe callback is slow: %d events wait, short-lived pipes are left out", len(self._queue))
         return True
 
-    def _run(self) -> None:
-        try:
-            while self._uncalled is not None or self._queue:
-                if self._uncalled is None:
-                    _, event = self._queue.popitem(last=False)
-                    self._uncalled = event, list(self._callbacks)
-                self._call(*self._uncalled)
-                self._uncalled = None
-        finally:
-            # If a callback was killed, another greenlet calls the rest.
-            self._greenlet = CallbackGreenlet.spawn(self._run) if self._uncalled or self._queue else None
-
-    def _call(self, event: PipeEvent, uncalled: list[PipeCallback]) -> None:
-        """Call each of the callbacks with an event. Remove it from the list first."""
-        while uncalled:
-            callback = uncalled.pop(0)
-            if callback not in self._callbacks:
-                continue
-            try:
-                callback(event)
-            except (Exception, Timeout) as error:
-                self._report(event, error)
-            except GreenletExit as error:
-                self._report(event, error)
-                raise
-
-    def _report(self, event: PipeEvent, error: BaseException) -> None:
+    def _report(self, error: BaseException, args: tuple[Any, ...]) -> None:
+        (event,) = args
         pipe = event.pipe
         what = f"a pipe callback failed on {event.kind!r}"
         usercode.report(logger.name, what, error, self, pipe_id=pipe.id, peer=pipe.peer_address)
