@@ -47,12 +47,8 @@ def survive(log: ThrottledLog, kind: str, error: BaseException, text: str, *args
         text: the record's message.
         args: its arguments.
     """
-    hub = gevent.get_hub()
     if isinstance(error, SYSTEM_ERRORS):
+        hub = gevent.get_hub()
         hub.loop.run_callback(hub.handle_error, None, type(error), error, error.__traceback__)
         return
-    try:
-        log.log(kind, logging.ERROR, text, *args, error=error)
-    except Exception as broken:
-        # A handler or filter of the program's. Its error must not end the greenlet either.
-        hub.loop.run_callback(hub.handle_error, survive, type(broken), broken, broken.__traceback__)
+    log.log(kind, logging.ERROR, text, *args, error=error)

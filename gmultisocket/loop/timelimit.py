@@ -14,7 +14,7 @@ import gevent
 from ..errors import MultiSocketError
 from ..usercode import LibraryTimeout
 
-__all__ = ["LibraryTimeout", "time_limit"]
+__all__ = ["time_limit"]
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from ..address import Address, split_host_port
 from ..errors import AddressError, Closed, HandshakeFailed, RequestRefused
 from ..log import get_logger
 from ..loop.ending import Ended
-from ..loop.timelimit import LibraryTimeout
 from ..options import Options
+from ..usercode import LibraryTimeout
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import describe_os_error

@@ -16,7 +16,7 @@ from ... import options as opts
 from ...counters import Counters
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
 from ...log import ThrottledLog, get_logger
-from ...loop.ending import survive
+from ...loop.ending import LOG_INTERVAL, survive
 from ...loop.waiting import Deadline, WaitList
 from ...options import Options
 from ...transport import Connection, StreamConnection
@@ -46,8 +46,6 @@ _SIZE_OPTIONS: Final = (
     "to allow it raise connector.pipe.max_recv_content_length here; the peer's own limit is its "
     "socket.max_send_content_length"
 )
-#: A fault of the same kind is logged at most this often, in seconds.
-_LOG_INTERVAL: Final = 60.0
 
 
 class Connector:
@@ -105,7 +103,7 @@ class Connector:
         self._pipe_waiters: WaitList | None = None
         self._heartbeat = Heartbeat()
         self._vanished = VanishedPeers(hub, self.pipes)
-        self._log = ThrottledLog(logger, _LOG_INTERVAL)
+        self._log = ThrottledLog(logger, LOG_INTERVAL)
 
     # Dialers and listeners
 

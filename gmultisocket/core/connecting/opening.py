@@ -8,10 +8,11 @@ from ... import options as opts
 from ... import usercode
 from ...errors import ConnectionFailed, HandshakeFailed, MultiSocketError, PipeRefused
 from ...loop.ending import Ended
-from ...loop.timelimit import LibraryTimeout, time_limit
+from ...loop.timelimit import time_limit
 from ...options import Options
 from ...transport import Connection, MessageConnection, PacketConnection, StreamConnection, TransportDialer
 from ...transport.stream import describe_os_error
+from ...usercode import LibraryTimeout
 from ..pipes.framedpipe import FramedPipe
 from ..pipes.ids import next_pipe_id
 from ..pipes.inprocpipe import InprocPipe

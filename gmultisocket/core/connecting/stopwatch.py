@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 from ...errors import MultiSocketError
-from ...loop.timelimit import LibraryTimeout
+from ...usercode import LibraryTimeout
 
 __all__ = ["OutOfTime", "Stopwatch"]
 
