@@ -43,7 +43,7 @@ _MAX_KINDS: Final = 32
 
 
 class _Printable:
-    """An argument of a log record whose text is printable, whatever a peer has put into it."""
+    """An argument of a log record whose text is printable, also if a peer has put other characters into it."""
 
     __slots__ = ("_value",)
 
@@ -88,7 +88,7 @@ def _printable_traceback(text: str, error: BaseException) -> str:
 
 
 class Logger:
-    """A logger of the library. No ``Exception`` comes out of a method, whatever the program's filters and handlers do.
+    """A logger of the library. No ``Exception`` of the program's filters and handlers comes out of a method.
 
     Args:
         name: of the ``logging.Logger`` that it writes to.

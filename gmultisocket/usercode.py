@@ -1,7 +1,7 @@
 """Errors that come out of the program's own code where the library calls it, and nobody else would see them.
 
-That is code such as handlers, pipe callbacks, middlewares, negotiators, and the functions in options. Whatever such
-code raises, the library goes on: it reports the error here, and does what its documentation says for that place.
+That is code such as handlers, pipe callbacks, middlewares, negotiators, and the functions in options. After any error
+of such code the library goes on: it reports the error here, and does what its documentation says for that place.
 
 * An ``Exception``, or a ``gevent.Timeout`` that the code did not catch, is logged as an error with its traceback.
 * ``GreenletExit`` ends the greenlet that handlers, pipe callbacks and middlewares run in, as everywhere in gevent. It

@@ -1,7 +1,7 @@
 """Callbacks of the program: they get events in their order, one after the other, in a greenlet of their own.
 
 The greenlet exists only while there are events. Nothing waits for it, so a callback may block, send, and close what it
-belongs to. Whatever it raises is reported, and the other callbacks are called all the same. If it is killed, its
+belongs to. All its errors are reported, and the other callbacks are called all the same. If it is killed, its
 greenlet ends, and another one goes on, unless this library has ended it.
 """
 

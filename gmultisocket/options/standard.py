@@ -92,7 +92,7 @@ class socket:
     max_send_content_length = define(
         "socket.max_send_content_length", int, -1, unit="bytes", minimum=-1, maximum=UINT32,
         doc="A send refuses a longer content, because a peer may disconnect when it receives one. "
-        "-1: the same as this socket's connector.pipe.max_recv_content_length; for a reply, and whatever goes along a "
+        "-1: the same as this socket's connector.pipe.max_recv_content_length; for a reply, and what goes along a "
         "path, that of the pipe if it is higher. 0: no limit.",
     )
     fail_no_peers = define(

@@ -153,7 +153,7 @@ class Answerer(ProtocolBase):
 
     Args:
         handler: called with each request's payload; returns the answer, bytes-like. It may block. If it returns None,
-            the request stays unanswered. Whatever it raises is logged, and the next request is served.
+            the request stays unanswered. Its errors are logged, and the next request is served.
         options: of the socket underneath.
         concurrency: how many handlers may run at once.
     """

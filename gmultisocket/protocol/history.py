@@ -57,7 +57,8 @@ class History(ABC):
     """The contract of a history. No method blocks.
 
     Attributes:
-        epoch: names the history. Whoever serves the same history says the same epoch. At least 1, and below 2^53.
+        epoch: names the history. All publishers that serve the same history say the same epoch. At least 1, and below
+            2^53.
     """
 
     epoch: int

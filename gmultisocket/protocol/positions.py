@@ -2,8 +2,8 @@
 
 A publisher numbers the publications of topics with history or a retained value (:mod:`.history`). :class:`Positions`
 decides for each one that comes whether the program gets it, and finds out when one is missing. It promises: what the
-program gets is in order and without duplicates for each history and topic. Whatever is missing between two publications
-is told by a :class:`Gap` before the second one.
+program gets is in order and without duplicates for each history and topic. If something is missing between two
+publications, a :class:`Gap` says so before the second one.
 
 * A pattern of the Sub and a history that serves it have a *meeting*. It begins when a publisher has answered the Sub's
   asking (0x06), and goes on over reconnects, and over publishers that serve the same history.

@@ -2,8 +2,8 @@
 
 A pipe becomes a suspect when a request times out that went by it, and nothing has come by it since the request went. It
 then gets no to-one messages while there are other pipes, except for a probe now and then: the next real request. The
-pause before the first probe is an option; each further pause is twice as long, up to ``_MAX_PAUSE``. Whatever the peer
-answers, in time or late, ends the suspicion. If all pipes are suspects, they get requests as if none were.
+pause before the first probe is an option; each further pause is twice as long, up to ``_MAX_PAUSE``. Any answer of the
+peer, in time or late, ends the suspicion. If all pipes are suspects, they get requests as if none were.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Race:
     def run(self) -> gsocket.socket | None:
         """Block until one address is connected, and return its socket; None if all have failed.
 
-        Whatever ends this call, no other socket stays open.
+        When this call ends, also by an error, no other socket is open.
         """
         try:
             return self._run()

@@ -89,7 +89,7 @@ class VanishedPeers:
                 if seconds := pipe._connection.vanished():
                     pipe.close(_Vanished(seconds))
             except Exception as error:
-                # The others must be looked at. Never blocks, so this is no error of whoever ends the greenlet.
+                # The others must be looked at. Never blocks, so no kill of the greenlet arrives here.
                 text = "the check of pipe %d to %s failed, and will be repeated"
                 survive(_log, type(error).__name__, error, text, pipe.id, snippet(pipe.peer_address))
         if not self._pipes and self._timer is not None:
