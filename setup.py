@@ -13,13 +13,13 @@ SKIPPED = ("__pycache__", "_build", "node_modules")
 class SourceDistribution(sdist):
     """A source distribution with everything that the commands in the README need."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
+    def make_distribution(self) -> None:
         self.filelist.append("CHANGES.rst")
         for folder in FOLDERS:
             for path in sorted(Path(folder).rglob("*")):
                 if path.is_file() and not any(part in SKIPPED for part in path.parts):
                     self.filelist.append(str(path))
+        super().make_distribution()
 
 
 setup(cmdclass={"sdist": SourceDistribution})
