@@ -7,8 +7,13 @@ import os
 import gevent
 import pytest
 from gevent import monkey
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ("tests.oracle", "tests.addresses")
+
+# No test depends on the speed of the machine.
+settings.register_profile("gmultisocket", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gmultisocket")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gmultisocket import options
@@ -310,7 +310,6 @@ def test_a_password_in_a_location_that_cannot_be_split_is_not_repeated() -> None
     assert "secret" not in str(caught.value)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="ab1.:/@?#&=%[]*\\ \nä", max_size=30))
 def test_any_text_is_an_address_or_the_documented_error(rest: str) -> None:
     for text in (rest, f"tcp://{rest}", f"ipc://{rest}"):
@@ -324,7 +323,6 @@ def test_any_text_is_an_address_or_the_documented_error(rest: str) -> None:
             assert address.with_location(address.location) == address
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="abc:/?#&=%[]. ", max_size=12), st.sampled_from(["tcp", "ws", "tls+tcp", "smoke"]))
 def test_no_password_of_any_shape_gets_into_the_error(noise: str, scheme: str) -> None:
     for password in (f"{noise}SECRET", f"SECRET{noise}", f"{noise}SECRET{noise}"):

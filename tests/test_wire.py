@@ -50,7 +50,7 @@ ENCODE = VECTORS["encode"]
 PIPE_ID = 0x01020304
 LOCAL = b"\1\2\3\4"
 
-examples = settings(deadline=None, max_examples=150)
+examples = settings(max_examples=150)
 
 
 def path(*ids: int) -> bytes:
@@ -240,7 +240,7 @@ near_frames = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(st.one_of(st.binary(max_size=300), near_frames), max_size=6), cuts)
 def test_random_bytes_give_only_messages_or_the_documented_errors(parts: list[bytes], places: list[int]) -> None:
     stream = b"".join(parts)

@@ -139,7 +139,7 @@ def test_many_interrupted_senders_and_receivers_account_for_every_message(two: t
     assert sorted(received) == sorted(sent)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     takes=st.lists(st.integers(0, 2000), max_size=40),
     steps=st.lists(st.tuples(st.sampled_from(["send", "send_all"]), st.integers(0, 4)), min_size=1, max_size=20),

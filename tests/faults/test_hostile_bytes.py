@@ -12,7 +12,7 @@ from pathlib import Path
 
 import gevent
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket import PipeEvent, Socket
@@ -267,7 +267,7 @@ frames = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(st.lists(frames, max_size=20), st.binary(max_size=300), st.lists(st.integers(1, 400), max_size=20))
 def test_good_frames_before_noise_arrive_however_they_are_cut(good: list[bytes], noise: bytes, cuts: list[int]) -> None:
     data = b"".join(good) + noise

@@ -81,7 +81,7 @@ operations = st.lists(
     ],
     ids=str,
 )
-@settings(deadline=None, max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(steps=operations)
 def test_whatever_the_policy_what_was_offered_has_arrived_in_order_or_is_counted(
     options: dict[str, Any], steps: list[tuple[str, int]]

@@ -189,7 +189,7 @@ def test_a_deadline_counts_down_and_never_below_zero() -> None:
     assert left is not None and 0 < left <= 60
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["take", "take_timed", "put", "kill", "turn"]), max_size=60))
 def test_nothing_is_lost_and_nobody_waits_beside_a_thing_whatever_happens(script: list[str]) -> None:
     shop = Shop()

@@ -7,7 +7,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gmultisocket import options
@@ -153,7 +153,6 @@ def test_an_object_cannot_be_written_in_an_address() -> None:
         option.parse("context")
 
 
-@settings(deadline=None)
 @given(st.sampled_from(describe()), st.text(max_size=30))
 def test_any_text_is_a_right_value_or_the_documented_error(option: Option[Any], text: str) -> None:
     try:
@@ -164,7 +163,6 @@ def test_any_text_is_a_right_value_or_the_documented_error(option: Option[Any], 
         assert option.validate(value) == value
 
 
-@settings(deadline=None)
 @given(st.sampled_from(describe()), st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary())
 def test_any_python_value_is_right_or_the_documented_error(option: Option[Any], value: object) -> None:
     try:

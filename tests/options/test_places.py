@@ -149,7 +149,7 @@ def test_an_option_of_another_transport_is_refused(address: str, call: str) -> N
         if transport == "ipc" and call == "dial":
             continue  # An ipc dialer does not read it either.
         assert (error.name, error.place) == (name, f"{scheme} {place}")
-        read = " and ".join(f"transport.{each}.*" for each in ("tcp", "tls", "ws", "ipc", "inproc") if each in READ[address])
+        read = " and ".join(f"transport.{each}.*" for each in OF_TRANSPORT if each in READ[address])
         article = "an" if scheme[0] == "i" else "a"
         assert str(error) == f"option {name} has no effect on {article} {scheme} {place}, which reads {read}"
         assert str(pickle.loads(pickle.dumps(error))) == str(error)

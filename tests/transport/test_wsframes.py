@@ -170,7 +170,6 @@ def in_pieces(data: bytes, sizes: list[int]) -> Iterator[bytes]:
 
 
 @Receiver
-@settings(deadline=None)
 @given(conversation=conversations(), sizes=st.lists(st.integers(1, 700), min_size=1, max_size=6))
 def test_what_websockets_writes_we_read_in_pieces_of_any_size(
     receiver: type[FrameCodec], conversation: Conversation, sizes: list[int]
@@ -245,7 +244,7 @@ def almost_right(draw: st.DrawFn) -> list[tuple[int, bytes, bool, int]]:
 
 
 @Receiver
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(frames=almost_right(), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 7)), max_size=2))
 def test_what_websockets_refuses_we_refuse_and_what_it_reads_we_read(
     receiver: type[FrameCodec], frames: list[tuple[int, bytes, bool, int]], flips: list[tuple[int, int]]

@@ -31,7 +31,7 @@ def test_the_first_message_of_a_turn_leaves_at_once_and_the_others_together() ->
         assert stream.sizes[6:] == [100, 6400]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     takes=st.lists(st.integers(0, 3000), max_size=60),
     sizes=st.lists(st.sampled_from([0, 1, 100, 1000, 40_000, 70_000]), min_size=1, max_size=25),

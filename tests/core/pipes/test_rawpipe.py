@@ -204,7 +204,7 @@ def test_whether_the_end_of_the_peers_side_closes_a_pipe_is_decided_when_it_come
         server.close(linger=0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     takes=st.lists(st.integers(0, 3000), max_size=40),
     sizes=st.lists(st.sampled_from([1, 100, 1000, 40_000, 300_000]), min_size=1, max_size=15),

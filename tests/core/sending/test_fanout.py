@@ -91,7 +91,7 @@ def test_what_waits_for_the_end_of_the_turn_counts_as_queued_at_each_pipe() -> N
 # Out of step, and in again
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     script=st.lists(
         st.one_of(

@@ -152,7 +152,7 @@ class Overflow(RuleBasedStateMachine):
             self.receiver.close(linger=0)
 
 
-Overflow.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Overflow.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestOverflow = Overflow.TestCase
 
 

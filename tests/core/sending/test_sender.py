@@ -384,15 +384,20 @@ def test_send_group_reaches_the_named_pipes_and_passes_over_closed_ones(address:
 # To a destination
 
 
-def test_a_reply_goes_back_the_way_that_the_message_came(two: tuple[Socket, Socket]) -> None:
-    server, client = two
-    client.send(b"question")
-    question = server.recv_msg(timeout=5)
-    assert question.source == only_pipe(server).path
-    assert question.pipe_id == only_pipe(server).id
-    server.send_to(question.source, b"answer")
-    answer = client.recv_msg(timeout=5)
-    assert (answer.content, answer.destination, answer.send_type) == (b"answer", b"", TO_DEST)
+def test_a_reply_goes_back_the_way_that_the_message_came(address: str) -> None:
+    with Socket() as server, ExitStack() as stack:
+        where = server.listen(address).address
+        clients = [stack.enter_context(Socket()) for _ in range(3)]
+        for number, client in enumerate(clients):
+            client.dial(where)
+            server.wait_pipes(number + 1, timeout=5)
+        for client, pipe in zip(clients, list(server.pipes.values()), strict=True):
+            client.send(b"question")
+            question = server.recv_msg(timeout=5)
+            assert (question.source, question.pipe_id) == (pipe.path, pipe.id)
+            server.send_to(question.source, b"answer")
+            answer = client.recv_msg(timeout=5)
+            assert (answer.content, answer.destination, answer.send_type) == (b"answer", b"", TO_DEST)
 
 
 @pytest.mark.parametrize("path", [bytearray, memoryview])
