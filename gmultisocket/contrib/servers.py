@@ -67,8 +67,8 @@ class _ServerStream:
         upgraded: whether ``close`` has a stream to end: True from the 101 until then.
     """
 
-    # The classes below have the slots: Python cannot join two bases that both have some.
-    __slots__ = ()
+    # The classes below have the slots: Python cannot join two bases that both have some. mypy reads only a literal ().
+    __slots__ = tuple()
 
     upgraded: bool
     _names: tuple[Any, Any]

@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 class _Call(Greenlet):  # type: ignore[type-arg]  # it has no parameters at run time
-    #: gevent records where each greenlet was made. That makes an object of every frame below, which lasts as long as the
-    #: frame: 2 KiB for each WebSocket under a WSGI server.
+    #: gevent records where each greenlet was made. That makes an object of every frame below, which lasts as long as
+    #: the frame: 2 KiB for each WebSocket under a WSGI server.
     spawning_stack_limit = 0
 
 
