@@ -67,7 +67,7 @@ class _ServerStream:
         upgraded: whether ``close`` has a stream to end: True from the 101 until then.
     """
 
-    # The classes below have the slots: Python cannot join two bases that both have some. mypy reads only a literal ().
+    # The classes below have the slots: Python cannot join two bases that both have some. mypy knows ().
     __slots__ = tuple()
 
     upgraded: bool
