@@ -238,7 +238,7 @@ class Listener(StateMachine, Endpoint):
             pipe._run()
 
     def _let_in(self, connection: Connection) -> BytesPipe:
-        """Return the new pipe of a connection. A function of its own, as its objects must not last as long as the pipe."""
+        """Return the new pipe of a connection. A function of its own: its locals must not last as long as the pipe."""
         connector = self._connector
         visitor = self._visitor(connection, waits_at_limit=False)
         try:
