@@ -52,7 +52,7 @@ class LargeFrame:
 
     __slots__ = ("content", "head")
 
-    def __init__(self, head: bytes, content: bytes) -> None:
+    def __init__(self, head: bytes, content: bytes | memoryview) -> None:
         self.head = head
         self.content = content
 
