@@ -36,7 +36,7 @@ from .sender import Sender
 
 __all__ = ["Relay", "Watch"]
 
-#: How many frames take the long way together if they need a closer look.
+#: How many frames take the long way together if waiting would not help the first of them.
 _TOGETHER: Final = 64
 #: A receive queue with more messages is not searched: the reader waits for all of them.
 _LONG_QUEUE: Final = 256
@@ -154,7 +154,7 @@ class Relay:
         max_content = min(max_content, self._target.max_content)
         passed = slow = 0
         end = len(data)
-        while position < end and not self._scheduler.over_budget:
+        while position < end:
             batch = take_batch(data, position, local, self._max_ttl, max_content)
             if batch is None:
                 slow = _TOGETHER
@@ -163,7 +163,8 @@ class Relay:
             if frames:
                 passed += frames
                 position += batch.read_size(frames, size)
-            if frames < batch.count:
+            # Checked behind a batch, not before one: others may use up each new budget first.
+            if frames < batch.count or self._scheduler.over_budget:
                 break
         if passed:
             self._count(passed)
@@ -194,7 +195,7 @@ class Relay:
             sent, slow = self._send_to_one(batch)
         if sent == batch.count:
             return sent, batch.size, 0
-        return sent, batch.size_of(sent), 0 if self._scheduler.over_budget else slow
+        return sent, batch.size_of(sent), 0 if sent and self._scheduler.over_budget else slow
 
     @property
     def _may_send(self) -> bool:
@@ -222,16 +223,16 @@ class Relay:
             return pipe._push_batch(batch), 1
         sent = 0
         for frame in batch:
-            if not target._fast_path or self._scheduler.over_budget:
-                return sent, 1
             pipe = writable.first
             if pipe is None or not pipe._takes_batches:
-                return sent, 1
+                return sent, _TOGETHER
             assert isinstance(pipe, WritePipe)
             writable.rotate()
             pipe._push(frame)
             sent += 1
-        return sent, 0
+            if not target._fast_path or self._scheduler.over_budget:
+                break
+        return sent, 1
 
     def _send_to_all(self, batch: Batch) -> tuple[int, int]:
         target = self._target
@@ -239,9 +240,9 @@ class Relay:
             return 0, 1
         frames = list(batch)
         sent = 0
-        while sent < len(frames) and not self._scheduler.over_budget:
-            count = target._to_all.send_frames(frames[sent : sent + max(1, self._scheduler.queue_limit)])
-            if not count:
-                break
+        while sent < len(frames):
+            count = target._to_all.send_frames(frames[sent : sent + self._scheduler.queue_limit])
             sent += count
+            if not count or self._scheduler.over_budget:
+                break
         return sent, _TOGETHER
