@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from .changes import to_text as to_changes
 from .contestants import CONTESTANTS, missing
 from .harness import Amount, Entry, Plan, Row, measure
 from .report import Measured, machine, to_json, to_rst, to_text
@@ -21,6 +22,12 @@ def main() -> int:
     """Run the rows of the command line. Returns 1 if a run of gmultisocket itself failed."""
     rows = all_rows()
     arguments = _parse()
+    if arguments.compare:
+        try:
+            print(to_changes(*arguments.compare))
+        except (OSError, ValueError) as error:
+            sys.exit(str(error))
+        return 0
     if arguments.list:
         for row in rows:
             print(f"{row.name:<26}{row.title.format(size='messages')}")
@@ -57,6 +64,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=0, metavar="N", help="runs of each entry; default: mostly 5")
     parser.add_argument("--json", action="store_true", help="print JSON, and nothing else, at the end")
     parser.add_argument("--rst", type=Path, metavar="FILE", help="also write the tables to FILE as reStructuredText")
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar="JSON", help="measure nothing: print what differs between two runs"
+    )
     return parser.parse_args()
 
 

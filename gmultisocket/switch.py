@@ -39,6 +39,7 @@ from . import options as opts
 from . import usercode
 from .core.pipes.ids import was_pipe_id
 from .core.pipes.pipe import Pipe, PipeState
+from .core.sending.relay import Relay
 from .core.socket import Socket
 from .errors import BrokenPath, Closed, MessageDropped, MultiSocketError, snippet
 from .log import ThrottledLog, get_logger
@@ -225,6 +226,8 @@ class Switch:
         self._greenlets: list[Greenlet[..., Any]] = []
         self._max_ttl = max_ttl
         self._guard = _Guard(back, front)
+        #: The short way of each direction, by its source. None with a middleware, which sees each message.
+        self._relays: dict[Socket, Relay] = {}
         self.forwarded = 0
         self.drops: dict[str, int] = {}
 
@@ -249,6 +252,11 @@ class Switch:
         if self._greenlets and not self.running:
             raise RuntimeError("the switch has ended because one of its sockets was closed: make a new one")
         if not self._greenlets:
+            if self._middleware is None:
+                for source, target in ((self.back, self.front), (self.front, self.back)):
+                    self._relays[source] = source._for_protocol().relay_to(
+                        target._for_protocol(), self._max_ttl, self._guard, self._count_forwarded
+                    )
             self._greenlets = [
                 gevent.spawn(self._forward, self.back, self.front),
                 gevent.spawn(self._forward, self.front, self.back),
@@ -263,6 +271,9 @@ class Switch:
         it is dropped and counted. A middleware may call this; the message that it then returns is forwarded.
         """
         greenlets, self._greenlets = self._greenlets, []
+        relays, self._relays = self._relays, {}
+        for relay in relays.values():
+            relay.close()
         for sock in (self.back, self.front):
             sock._for_protocol().on_internal(_has_no_use)
         others = [greenlet for greenlet in greenlets if greenlet is not getcurrent()]
@@ -285,6 +296,8 @@ class Switch:
         """Forward in one direction until the switch stops or a socket closes (one greenlet for each direction)."""
         try:
             self._forward_messages(source, target)
+            if source in self._relays:
+                self._relays[source].close()
         except BaseException:
             # stop() takes the greenlets out of the list before it kills them. If the middleware was killed, or a
             # timeout of its own came late, the switch goes on.
@@ -302,15 +315,19 @@ class Switch:
             lost = count
             self._drop("overflow", count)
 
-        guard, max_ttl = self._guard, self._max_ttl
+        guard, max_ttl, relay = self._guard, self._max_ttl, self._relays.get(source)
         forward = target._for_protocol().forward
         # A policy that the program has set is its own decision, also if it is to wait.
         spare_full = None if target.options.has_own(opts.socket.send_overflow) else count_lost
         while me in self._greenlets:
+            if relay is not None:
+                relay.end()
             try:
                 message = source.recv_msg()
             except Closed:
                 return
+            if relay is not None:
+                relay.begin(message.pipe_id)
             if guard.alert and guard.stops(source, message):
                 self._drop("guessing")
                 continue
@@ -343,13 +360,20 @@ class Switch:
                 # The middleware returned something that cannot be sent.
                 self._fail("a message could not be forwarded", error, message)
             except BaseException as error:
-                if me not in self._greenlets:
-                    self._drop("stopped")
-                elif isinstance(error, GreenletExit):
-                    self._fail("the middleware was killed", error, message)
-                else:
-                    self._drop("error")
+                self._count_unfinished(error, message)
                 raise
+
+    def _count_unfinished(self, error: BaseException, message: Message) -> None:
+        """Count the message of a greenlet that was stopped or killed."""
+        if getcurrent() not in self._greenlets:
+            self._drop("stopped")
+        elif isinstance(error, GreenletExit):
+            self._fail("the middleware was killed", error, message)
+        else:
+            self._drop("error")
+
+    def _count_forwarded(self, count: int) -> None:
+        self.forwarded += count
 
     def _pass(self, message: Message) -> Message | None:
         assert self._middleware is not None

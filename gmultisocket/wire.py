@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         content: bytes
         pipe_id: int
 
+
 __all__ = [
     "CONTROL",
     "DEFAULT_TTL",
@@ -412,6 +413,21 @@ class Decoder:
     def pending(self) -> int:
         """The number of bytes that have arrived of an incomplete frame; 0 between two frames."""
         return self._frame_size - self._missing if self._missing else len(self._rest)
+
+    @property
+    def missing(self) -> int:
+        """How many bytes are missing of a content that has begun; 0 if none has."""
+        return self._missing
+
+    def keep(self, beginning: bytes) -> None:
+        """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""
+        self._rest = beginning
+        self._frame_size = 0
+
+    def take_kept(self) -> bytes:
+        """Return the beginning of the frame of which no content has begun, and forget it."""
+        rest, self._rest = self._rest, b""
+        return rest
 
     @property
     def read_size(self) -> int:

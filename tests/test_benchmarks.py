@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -353,3 +354,64 @@ def test_the_library_comes_from_the_tree_under_test(tmp_path: Path) -> None:
                 [sys.executable, "-c", program], cwd=folders[tree], capture_output=True, text=True, check=True
             )
             assert Path(imported.stdout.strip()).resolve() == file.resolve()
+
+
+# Two kept runs
+
+
+def kept(file: Path, **values: list[float]) -> Path:
+    """Write a run as ``--json`` does, with one entry in each row."""
+    rows = [
+        {
+            "name": name,
+            "unit": "us" if name == "roundtrip" else "messages/s",
+            "more_is_better": name != "roundtrip",
+            "results": [{"name": "gmultisocket", "values": each}],
+        }
+        for name, each in values.items()
+    ]
+    file.write_text(json.dumps({"rows": rows}))
+    return file
+
+
+def test_only_what_differs_by_more_than_the_repeats_is_shown(tmp_path: Path) -> None:
+    before = kept(tmp_path / "before.json", oneway=[100.0, 120.0, 110.0], roundtrip=[50.0, 60.0], gone=[1.0], empty=[])
+    after = kept(tmp_path / "after.json", oneway=[119.0, 150.0, 140.0], roundtrip=[25.0, 30.0], new=[1.0], empty=[2.0])
+    done = run("--compare", str(before), str(after))
+    _, line, _, summary = done.stdout.splitlines()
+    assert line.split() == ["roundtrip", "gmultisocket", "55", "27.5", "us", "2.00x"]
+    assert summary == "1 changed beyond the spread, 1 did not"
+
+
+def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "other.json"
+    file.write_text("[]")
+    done = run("--compare", str(file), str(file))
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"{file} does not hold what `python3 -m benchmarks --json` prints"
+
+
+# Plots
+
+
+def test_each_plot_shows_the_rows_of_a_run_and_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
+    def entry(name: str, *values: float) -> dict[str, object]:
+        return {"name": name, "values": list(values), "median": values[0] if values else None}
+
+    rows = [
+        {"name": "oneway-tcp-64", "title": "tcp one way, 64 B", "unit": "messages/s", "more_is_better": True,
+         "results": [entry("gmultisocket", 2000.0), entry("a <b> & c", 1000.0), entry("hung")]},
+        {"name": "memory-tcp", "title": "memory", "unit": "KiB", "more_is_better": False,
+         "results": [entry("gmultisocket", 10.0)]},
+    ]  # fmt: skip
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"machine": "CPython, 2 cores", "rows": rows}))
+    done = run(str(file), str(tmp_path / "plots"), module="benchmarks.plots")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["memory.svg", "throughput.svg"]
+    plot = ElementTree.parse(tmp_path / "plots" / "throughput.svg").getroot()
+    texts = [each.text for each in plot.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"tcp one way, 64 B", "2,000", "1,000", "a <b> & c", "CPython, 2 cores"} <= set(texts)
+    assert "hung" not in texts
+    ours, theirs = (float(bar.get("width", "")) for bar in plot.iter("{http://www.w3.org/2000/svg}rect"))
+    assert ours == 2 * theirs

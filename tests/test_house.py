@@ -25,7 +25,7 @@ PACKAGE = "gmultisocket"
 
 # Row by row as in docs/design.rst: what a module of the row may import of the library, its own row aside.
 FLOOR = {"counters", "errors", "frozen", "log", "state", "system", "usercode"}
-BELOW_TRANSPORT = FLOOR | {"options", "wire", "address", "loop"}
+BELOW_TRANSPORT = FLOOR | {"options", "wire", "frames", "address", "loop"}
 BELOW_CORE = BELOW_TRANSPORT | {"transport"}
 BELOW_SOCKET_USERS = BELOW_CORE | {"core"}
 EVERYTHING = BELOW_SOCKET_USERS | {"switch", "protocol", "contrib", "testing", "cli", PACKAGE}
@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loop": FLOOR,
     "options": FLOOR,
     "wire": FLOOR,
+    "frames": FLOOR | {"wire"},
     "address": FLOOR | {"options"},
     "transport": BELOW_TRANSPORT,
     "core": BELOW_CORE,

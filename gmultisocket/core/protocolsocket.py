@@ -22,6 +22,8 @@ from .pipes.pipe import Pipe
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from .sending.relay import Relay, Watch
+
 __all__ = ["ProtocolSocket"]
 
 
@@ -169,6 +171,20 @@ class ProtocolSocket:
         socket's other methods may be; it does not check that.
         """
         return self._sender.send_msg
+
+    def relay_to(self, target: ProtocolSocket, max_ttl: int, watch: Watch, count: Callable[[int], object]) -> Relay:
+        """Pass on what this socket's pipes read to the pipes of another one, where that needs no message.
+
+        Args:
+            target: of the other socket.
+            max_ttl: see :class:`~.sending.relay.Relay`.
+            watch: the same.
+            count: the same.
+        """
+        # Only programs with a switch load it.
+        from .sending.relay import Relay
+
+        return Relay(self._connector.hub, self._receiver, target._sender, max_ttl, watch, count)
 
     def requeue(self, content: bytes) -> None:
         """Send to one peer ahead of all others, as a message that has lost its pipe. Never blocks.

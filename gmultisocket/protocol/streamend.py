@@ -453,8 +453,12 @@ class StreamEnd(StateMachine):
 
     # Sending
 
-    def send(self, data: bytes) -> None:
-        """Send data, for which there is credit, by the pipe, which is writable. Never blocks."""
+    def send(self, data: bytes | memoryview) -> None:
+        """Send data, for which there is credit, by the pipe, which is writable. Never blocks.
+
+        Args:
+            data: a view only of at least ``LARGE`` immutable bytes, and only for a pipe that writes bytes.
+        """
         assert self.pipe is not None
         self.sending.sent += len(data)
         self._context.core.put(self.pipe, _new(Message, (TO_DEST, 0, self.id, self.path, data, 0)))

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..core.pipes.pipe import Pipe, PipeState
+from ..core.pipes.writepipe import LARGE, WritePipe
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, StreamClosed, StreamReset, Timeout
 from ..loop.waiting import Deadline
@@ -229,9 +230,10 @@ class StreamSocket:
             if credit > 0 and state is not _SHUT and state is not _OVER:
                 break
         size = min(len(data), credit, MAX_PIECE, self._core.max_content)
-        whole = data.obj
-        # Immutable data that goes in one piece is not copied.
-        end.send(whole if type(whole) is bytes and len(whole) == size else bytes(data[:size]))
+        piece = data[:size]
+        # Large pieces of immutable data are written from where they are. Inside the process they become the peer's.
+        in_place = size >= LARGE and type(data.obj) is bytes and isinstance(pipe, WritePipe)
+        end.send(piece if in_place else bytes(piece))
         return size
 
     def _wait_writable(self, pipe: Pipe, deadline: Deadline) -> bool:

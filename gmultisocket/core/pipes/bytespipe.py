@@ -209,17 +209,15 @@ class BytesPipe(WritePipe):
                 return self._end_of_stream()
             size = len(data)
             self.bytes_received += size
-            for portion in (data,) if size <= _PORTION or receiver.writable() else self._portions(data):
-                messages = self._decode(portion)
-                if messages:
-                    if not self.messages_received:
-                        self._owner.pipe_heard(self)
-                    self.messages_received += len(messages)
-                    self._deliver(messages)
-                if self._error is not None:
-                    raise self._error
-                if self._ended_by_peer:
-                    return "the peer said goodbye"
+            if receiver.relay is not None:
+                data = self._pass_on(data)
+            if data:
+                for portion in (data,) if size <= _PORTION or receiver.writable() else self._portions(data):
+                    self._receive(portion)
+                    if self._ended_by_peer:
+                        break
+            if self._ended_by_peer:
+                return "the peer said goodbye"
             if self.state is PipeState.CLOSED:
                 return self.reason
             if self._rates is not None:
@@ -229,6 +227,24 @@ class BytesPipe(WritePipe):
                 # A peer that always has more to send must not keep the loop from other peers and from receivers.
                 spent = 0
                 yield_to_loop()
+
+    def _receive(self, data: bytes) -> None:
+        """Decode what was read, and deliver the messages. Blocks while the receiver's queue is full."""
+        messages = self._decode(data)
+        if messages:
+            if not self.messages_received:
+                self._owner.pipe_heard(self)
+            self.messages_received += len(messages)
+            self._deliver(messages)
+        if self._error is not None:
+            raise self._error
+
+    def _pass_on(self, data: bytes) -> bytes:
+        """Give what was read to the switch's relay. Blocks. Return what is to be decoded, because it cannot be relayed.
+
+        Called while the receiver has a relay.
+        """
+        return data
 
     def _keep_to_rates(self, rates: ReadRates, size: int) -> None:
         """Count what was read, and read nothing for some time if the peer has sent more than it may. Blocks."""
@@ -259,16 +275,18 @@ class BytesPipe(WritePipe):
                 receiver.not_full.wait(None)
                 self._reading_paused = False
                 rest = receiver.deliver(rest, in_turn=True, past_limit=receiver.closed)
-        except _NobodyReceives:
+        except BaseException as error:
+            self._reading_paused = False
+            self._deliver_late(rest, error)
+            raise
+
+    def _deliver_late(self, messages: Sequence[Fields], error: BaseException) -> None:
+        """Deliver messages that had arrived before this error ended the wait to deliver them: they are not lost."""
+        if isinstance(error, _NobodyReceives):
             # Else one peer after another could deliver past the limit, and leave.
-            self._reading_paused = False
-            self._drop("unread", len(rest))
-            raise
-        except BaseException:
-            # These messages had arrived before the wait ended: they are not lost.
-            self._reading_paused = False
-            receiver.deliver(rest, past_limit=True)
-            raise
+            self._drop("unread", len(messages))
+        else:
+            self._owner.receiver.deliver(messages, past_limit=True)
 
     def _read_size(self) -> int:
         """Return how many bytes to ask the kernel for."""

@@ -16,6 +16,7 @@ from ...transport import StreamConnection
 from ...wire import (
     HEADER_SIZE,
     INTERNAL,
+    MAX_CONTENT,
     RAW,
     SEND_TYPE_MASK,
     TO_DEST,
@@ -27,6 +28,7 @@ from ...wire import (
     encode_header,
     pack_bare_header,
 )
+from ..receiving.receiver import Relay
 from .bytespipe import BATCH, BytesPipe
 from .pipe import PipeEndpoint, PipeOwner
 from .writepipe import LARGE, LargeFrame
@@ -44,6 +46,7 @@ class FramedPipe(BytesPipe):
 
     __slots__ = ("_knows_internal", "_read_buffer")
 
+    _takes_batches = True
     _decoder: Decoder
     _copied = {
         opts.connector.pipe.read_buffer: "_read_buffer",
@@ -131,6 +134,53 @@ class FramedPipe(BytesPipe):
 
     def _read_size(self) -> int:
         return self._read_buffer or self._decoder.read_size
+
+    def _pass_on(self, data: bytes) -> bytes:
+        decoder, receiver = self._decoder, self._owner.receiver
+        max_content = decoder.max_content or MAX_CONTENT
+        missing = decoder.missing
+        if missing >= len(data):
+            return data
+        if missing:
+            self._receive(data[:missing])
+            data = data[missing:]
+        else:
+            data = decoder.take_kept() + data
+        position = 0
+        while position < len(data) and (relay := receiver.relay) is not None:
+            self._prepare(relay, data, position)
+            if receiver.relay is not relay:
+                # The switch has stopped.
+                continue
+            position, count, slow = relay.forward(data, position, self.path, max_content)
+            if count:
+                if not self.messages_received:
+                    self._owner.pipe_heard(self)
+                self.messages_received += count
+            if slow:
+                start, position = position, relay.skip(data, position, slow)
+                if start == position:
+                    if relay.is_beginning(data, position, max_content):
+                        decoder.keep(data[position:])
+                        return b""
+                    break
+                self._receive(data[start:position])
+                if self._ended_by_peer:
+                    return b""
+        return data[position:]
+
+    def _prepare(self, relay: Relay, data: bytes, position: int) -> None:
+        """Block until a relay may take what follows. If this reader is stopped, deliver it: it has arrived."""
+        self._reading_paused = True
+        try:
+            relay.prepare(self.id)
+        except BaseException as error:
+            rest = self._decode(data[position:])
+            self.messages_received += len(rest)
+            self._deliver_late(rest, error)
+            raise
+        finally:
+            self._reading_paused = False
 
     def _decode(self, data: bytes) -> list[Fields]:
         decoder = self._decoder

@@ -55,6 +55,9 @@ class _Packets(BytesPipe):
     #: The timer that ends the closing handshake, None while there is none.
     _close_timer: Any
 
+    def _pass_on(self, data: bytes) -> bytes:
+        return data
+
     # Reading
 
     def _feed(self, data: bytes) -> list[bytes]:
@@ -156,6 +159,7 @@ class PacketPipe(_Packets, FramedPipe):
     __slots__ = ("_close_timer", "_codec")
 
     _may_be_nobody = False
+    _takes_batches = False
 
     def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)

@@ -9,9 +9,10 @@ killed or times out never leaves half a frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, Final, Protocol, cast
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import gevent
 from gevent import Greenlet, getcurrent
@@ -21,6 +22,9 @@ from ...transport import StreamConnection
 from ...wire import INTERNAL, SEND_TYPE_MASK, TO_ONE, Message
 from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
 from .scheduler import FLUSH_BYTES
+
+if TYPE_CHECKING:
+    from ...frames import Batch
 
 __all__ = ["LARGE", "LargeFrame", "SharedQueue", "WritePipe"]
 
@@ -48,7 +52,7 @@ class LargeFrame:
 
     __slots__ = ("content", "head")
 
-    def __init__(self, head: bytes, content: bytes) -> None:
+    def __init__(self, head: bytes, content: bytes | memoryview) -> None:
         self.head = head
         self.content = content
 
@@ -155,6 +159,56 @@ class WritePipe(Pipe):
             return
         self._leave_fan_out()
         self._put_back([frame], taken)
+
+    def _push_batch(self, batch: Batch) -> int:
+        """Send frames that a switch passes on: those that the kernel takes now, and as many more as the queue takes.
+
+        Returns:
+            How many frames that are, from the first one on.
+        """
+        if self._fan_out is not None and (self._busy or self._fan_out.pending):
+            self._leave_fan_out()
+        scheduler, count, size = self._scheduler, batch.count, batch.size
+        if self._busy == _TURN:
+            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < scheduler.flush_bytes:
+                self._queue += batch
+                self._queued_bytes += size
+                return count
+            self._flush()
+            if self.state is not PipeState.OPEN:
+                return 0
+        scheduler.spend(count, size)
+        if self._busy == _BLOCKED:
+            return self._queue_until_full(iter(batch))
+        if not self._busy:
+            self._busy = _TURN
+            scheduler.mark(self)
+        try:
+            taken = self._send(batch.joined())
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self._break(list(islice(batch, scheduler.queue_limit)), error)
+            return min(count, scheduler.queue_limit)
+        if taken == size:
+            self.messages_sent += count
+            self.bytes_sent += taken
+            return count
+        self._leave_fan_out()
+        frames = iter(batch)
+        begun = batch.first(frames, taken + 1)
+        self._put_back(begun, taken)
+        return len(begun) + self._queue_until_full(frames)
+
+    def _queue_until_full(self, frames: Iterator[bytes]) -> int:
+        """Queue frames while the kernel takes none. Return how many the queue has taken."""
+        count = 0
+        while not self.full and (frame := next(frames, b"")):
+            self._queue.append(frame)
+            self._queued_bytes += len(frame)
+            self._update_full()
+            count += 1
+        return count
 
     def _push_large(self, frame: LargeFrame) -> None:
         """Send one large frame after the queued ones, at once if the kernel takes it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 
 from gevent.hub import Hub
 
@@ -22,12 +22,28 @@ from ...loop.yielding import yield_to_loop
 from ...options import Option, Options, follow
 from ...wire import Fields, Message
 
-__all__ = ["Receiver"]
+__all__ = ["Receiver", "Relay"]
 
 _new = tuple.__new__
 
 #: Seconds. A wait of this length ends in the next turn of the loop.
 _ONE_TURN: Final = 1e-6
+
+
+class Relay(Protocol):
+    """Takes what the pipes of one socket read, in the place of the receiver; see ``sending/relay.py``."""
+
+    def prepare(self, pipe_id: int) -> None:
+        """Block until the relay may take something from a pipe."""
+
+    def forward(self, data: bytes, position: int, local: bytes, max_content: int) -> tuple[int, int, int]:
+        """Take frames. Return where the next one begins, how many were taken, and how many are not for the relay."""
+
+    def skip(self, data: bytes, position: int, count: int) -> int:
+        """Return where the last of ``count`` frames ends; of fewer, if the data ends before."""
+
+    def is_beginning(self, data: bytes, position: int, max_content: int) -> bool:
+        """Return whether a frame begins that is probably for the relay when the rest has come."""
 
 
 class Receiver:
@@ -43,6 +59,7 @@ class Receiver:
         closed: whether the socket has begun to close: messages that arrive now are dropped.
         filter: a protocol's callback, see ``ProtocolSocket.on_message``; None without one.
         on_internal: the same, see ``ProtocolSocket.on_internal``.
+        relay: what pipes read goes there first; None without a switch, and while nothing may be received.
         counters: losses that belong to no pipe.
     """
 
@@ -55,6 +72,7 @@ class Receiver:
         "_no_recv",
         "_queued_bytes",
         "_reason",
+        "_relay",
         "_spent",
         "closed",
         "counters",
@@ -66,6 +84,7 @@ class Receiver:
         "plain_limit",
         "put_waiters",
         "queue",
+        "relay",
     )
 
     def __init__(self, hub: Hub, options: Options) -> None:
@@ -78,6 +97,8 @@ class Receiver:
         self.filter: Callable[[Message], bool] | None = None
         self.on_internal: Callable[[Message], bool] | None = None
         self.counters = Counters()
+        self._relay: Relay | None = None
+        self.relay: Relay | None = None
         self.plain_limit = 0
         self._reason = ""
         self._limit = 0
@@ -132,10 +153,20 @@ class Receiver:
         self.filter = callback
         self._update_fast_path()
 
+    def set_relay(self, relay: Relay | None) -> None:
+        """Let a relay take what pipes read; or no more, with None."""
+        self._relay = relay
+        self._update_fast_path()
+
+    def is_relayed_by(self, relay: Relay) -> bool:
+        """Return whether this relay takes what pipes read."""
+        return self._relay is relay
+
     def _update_fast_path(self) -> None:
-        """Recompute ``plain_limit``."""
-        special = self._no_recv or self._max_bytes or self.closed or self.filter is not None
-        self.plain_limit = 0 if special else min(self._limit, self._budget)
+        """Recompute ``plain_limit`` and ``relay``."""
+        special = self._no_recv or self.closed or self.filter is not None
+        self.plain_limit = 0 if special or self._max_bytes else min(self._limit, self._budget)
+        self.relay = None if special else self._relay
 
     # Receiving
 

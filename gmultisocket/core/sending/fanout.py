@@ -75,6 +75,20 @@ class FanOut:
         if len(self.pending) >= self._scheduler.queue_limit or self.pending_bytes >= self._scheduler.flush_bytes:
             self.flush()
 
+    def put_frames(self, frames: Sequence[bytes]) -> None:
+        """Send several frames to every member, not more than a queue holds: as :meth:`put` for each, but together."""
+        frames = [self._wrap(frame) for frame in frames]
+        if self._sent_in_turn and len(self.pending) + len(frames) < self._scheduler.queue_limit:
+            self.pending += frames
+            self.pending_bytes += sum(map(len, frames))
+            if self.pending_bytes >= self._scheduler.flush_bytes:
+                self.flush()
+            return
+        self.flush()
+        if not self._sent_in_turn:
+            self._mark()
+        self._write(frames, b"".join(frames))
+
     def gather(self) -> None:
         """Queue the first frame of this turn as well: a greenlet that had to yield has more to send.
 
@@ -249,6 +263,38 @@ class ToAllSender:
         if lost is not None and self._overflow.blocks:
             return count + self._forward_full(full, fields, lost)
         return self._send_full(full, fields, timeout, count)
+
+    def send_frames(self, frames: Sequence[bytes]) -> int:
+        """Send the first of some frames to every pipe: as many as all of them take now. Never blocks.
+
+        Args:
+            frames: not more than a queue holds.
+
+        Returns:
+            How many frames were sent: 0 if a pipe is full or is not written in frames, or if there is none.
+        """
+        unshared = list(self._unshared)
+        limit = len(frames)
+        for pipe in unshared:
+            if pipe.full or pipe.state is not PipeState.OPEN or pipe._fan_out_key is None:
+                return 0
+            limit = min(limit, self._scheduler.queue_limit - pipe.queued)
+        if self._scheduler.queue_bytes:
+            limit = min(limit, 1)
+        frames = frames[: max(1, limit)]
+        fan_outs = [fan_out for fan_out in self._fan_outs.values() if fan_out.members]
+        if not fan_outs and not unshared:
+            return 0
+        for fan_out in fan_outs:
+            fan_out.put_frames(frames)
+        self._scheduler.spend(len(frames) * len(unshared), 0)
+        for pipe in unshared:
+            assert isinstance(pipe, FramedPipe)
+            for frame in frames:
+                # An earlier frame may have found out that it is broken.
+                if pipe.state is PipeState.OPEN:
+                    pipe._put_frame(pipe._wrap(frame))
+        return len(frames)
 
     def _send_full(self, full: list[Pipe], fields: Sent, timeout: float | None, count: int) -> int:
         """Send to each of the full pipes when it is writable. If it stays full, it has lost the message."""

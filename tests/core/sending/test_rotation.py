@@ -6,8 +6,15 @@ from hypothesis import strategies as st
 
 from gmultisocket.core.sending.rotation import Rotation
 
-#: What is done to a rotation of the members 0 to 7: one comes, one goes, or it is the next one's turn.
-steps = st.lists(st.one_of(st.tuples(st.sampled_from(["add", "discard"]), st.integers(0, 7)), st.just(("take", 0))))
+#: What is done to a rotation of the members 0 to 19: one comes, one goes, or it is the next one's turn.
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(0, 19)),
+        st.tuples(st.just("discard"), st.integers(0, 19)),
+        st.just(("take", 0)),
+    ),
+    max_size=80,
+)
 
 
 @given(steps)
@@ -34,3 +41,11 @@ def test_nobody_has_no_turn() -> None:
         rotation.take()
     with pytest.raises(KeyError):
         rotation.rotate()
+
+
+def test_turns_are_taken_among_a_few_and_among_many() -> None:
+    for count in (2, 16, 17, 40):
+        rotation: Rotation[int] = Rotation()
+        for member in range(count):
+            rotation.add(member)
+        assert [rotation.take() for _ in range(3 * count)] == [*range(count)] * 3

@@ -1,0 +1,258 @@
+"""Frames that are passed on as they lie: a switch changes only their headers.
+
+A message that is received and sent again has changed in three places: its ttl is one less, the id of the receiving
+pipe stands in front of its source, and a TO_DEST message has lost the first id of its destination. The content is the
+same. :func:`take_batch` makes these changes in the bytes that were read, without a message in between, and returns the
+frames that go the same way together. Frames with equal headers, as most senders send them in a row, are compared and
+rewritten by a few calls for all of them.
+
+It looks at every header, and takes a frame only if nothing about it needs a decision. It stops at any other: one that
+breaks a rule or is not for users, whose ttl ends here or is larger than allowed, whose paths have no space for one more
+id, whose destination ends here, or whose content is long. Such frames are for :class:`~.wire.Decoder`, and so is one
+that is not whole.
+
+For each frame that it takes, the result is byte for byte what the decoder and :func:`~.wire.encode_frame` would make.
+
+As ``wire.py`` this module only computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import islice
+from struct import Struct
+from typing import Final
+
+from .wire import HEADER_SIZE, INTERNAL, MAX_IDS, RAW, SEND_TYPE_MASK, TO_DEST, first_id
+
+__all__ = ["Batch", "frame_size", "is_beginning", "take_batch"]
+
+_ID_SIZE: Final = 4
+#: Bytes. A longer content is passed on by itself, without a copy.
+_LONG: Final = 1 << 15
+#: A frame of which a part is missing is kept if it is no longer than this; the decoder gathers longer ones.
+_KEPT: Final = 4096
+#: At most this number of frames is taken at once.
+_MOST: Final = 1024
+#: So many frames in a row have the same header before all further ones that do are looked for.
+_REPEATED: Final = 4
+#: How many frames are compared at once with the one before them: first the first number, then more and more.
+_FIRST_STEP: Final = 16
+_LAST_STEP: Final = 256
+
+_unpack_header = Struct(">II").unpack_from
+_pack_head = Struct(">II4s").pack
+
+
+class Batch:
+    """Frames as they are sent on: in order, all of one send type, and along paths all by one pipe.
+
+    Iterating gives the frames one by one.
+
+    Args:
+        kind: the send type.
+        pipe_id: the pipe that frames along a path go to, 0 for other send types.
+        parts: frames, and joined frames of one size.
+        joined_counts: of the parts that are joined frames, by their index, how many these are.
+
+    Attributes:
+        kind, pipe_id: see above.
+        count: how many frames these are.
+        size: how many bytes.
+    """
+
+    __slots__ = ("_joined_counts", "_parts", "count", "kind", "pipe_id", "size")
+
+    def __init__(self, kind: int, pipe_id: int, parts: list[bytes], joined_counts: dict[int, int]) -> None:
+        self.kind = kind
+        self.pipe_id = pipe_id
+        self._parts = parts
+        self._joined_counts = joined_counts
+        self.count = len(parts) - len(joined_counts) + sum(joined_counts.values())
+        self.size = sum(map(len, parts))
+
+    def joined(self) -> bytes:
+        """Return all frames, joined."""
+        parts = self._parts
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for index, part in enumerate(self._parts):
+            count = self._joined_counts.get(index, 1)
+            if count == 1:
+                yield part
+            else:
+                size = len(part) // count
+                yield from [part[start : start + size] for start in range(0, len(part), size)]
+
+    @staticmethod
+    def first(frames: Iterator[bytes], size: int) -> list[bytes]:
+        """Take so many frames that they have at least ``size`` bytes, which is not more than all have."""
+        taken = []
+        while size > 0:
+            taken.append(next(frames))
+            size -= len(taken[-1])
+        return taken
+
+    def size_of(self, count: int) -> int:
+        """Return the size of the first ``count`` frames."""
+        return sum(map(len, islice(self, count)))
+
+    def read_size(self, count: int, size: int) -> int:
+        """Return how many bytes were read for the first ``count`` frames, which have ``size`` bytes now."""
+        return size if self.kind == TO_DEST else size - _ID_SIZE * count
+
+
+#: What the first four bytes of a frame mean for passing it on: the same four bytes of the new frame, the send type, and
+#: the offsets in the old one at which its source ends, its new destination begins, and its content begins.
+_Layout = tuple[int, int, int, int, int]
+
+
+@lru_cache(maxsize=1024)
+def _layout(shape: int, max_ttl: int) -> _Layout | None:
+    """Return what the first four bytes of a frame mean; None if the frame needs a closer look."""
+    flags, ttl, hops, distance = shape.to_bytes(4, "big")
+    kind = flags & SEND_TYPE_MASK
+    if kind > TO_DEST or flags & (INTERNAL | RAW) or not 2 <= ttl <= max_ttl + 1:
+        return None
+    # The next receiver's id will be in the source as well.
+    if kind == TO_DEST:
+        if distance < 2 or hops + distance > MAX_IDS:
+            return None
+        taken = 1
+    else:
+        if hops + distance + 2 > MAX_IDS:
+            return None
+        taken = 0
+    source_end = HEADER_SIZE + _ID_SIZE * hops
+    new_shape = int.from_bytes(bytes((flags, ttl - 1, hops + 1, distance - taken)), "big")
+    return new_shape, kind, source_end, source_end + _ID_SIZE * taken, source_end + _ID_SIZE * distance
+
+
+def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_content: int) -> Batch | None:
+    """Take frames from what a pipe has read.
+
+    Args:
+        data: what was read.
+        position: where in it a frame begins.
+        local: the id of the pipe that has read it, as in a path.
+        max_ttl: frames that arrive with a larger ttl need a closer look.
+        max_content: frames with a longer content do too, and so do all with a long content.
+
+    Returns:
+        The frames from ``position`` on that go the same way, without a gap; None if there is none at ``position`` that
+        is whole and needs no closer look.
+    """
+    end, last_header, limit = len(data), len(data) - HEADER_SIZE, min(max_content, _LONG - 1)
+    parts: list[bytes] = []
+    joined_counts: dict[int, int] = {}
+    known, known_length, known_path = -1, -1, b""
+    way, repeated, frame = (-1, b""), 0, b""
+    layout: _Layout | None = None
+    most = _MOST
+    while position <= last_header and len(parts) < most:
+        shape, length = _unpack_header(data, position)
+        if shape != known:
+            layout = _layout(shape, max_ttl)
+        if layout is None or length > limit:
+            break
+        new_shape, kind, source_end, rest_start, content_start = layout
+        start = position + content_start
+        stop = start + length
+        if stop > end:
+            break
+        path = data[position + HEADER_SIZE : start] if content_start != HEADER_SIZE else b""
+        if shape == known and length == known_length and path == known_path:
+            repeated += 1
+            if repeated == _REPEATED:
+                repeated = 0
+                head = frame[: len(frame) - length]
+                count, frames = _take_equal(data, position, content_start, length, head, most - len(parts))
+                joined_counts[len(parts)] = count
+                parts.append(frames)
+                most -= count - 1
+                position += count * (stop - position)
+                continue
+        else:
+            next_id = data[position + rest_start : position + rest_start + _ID_SIZE] if kind == TO_DEST else b""
+            if parts and way != (kind, next_id):
+                break
+            way = (kind, next_id)
+            repeated = 0
+            known, known_length, known_path = shape, length, path
+        frame = _pack_head(new_shape, length, local)
+        if kind == TO_DEST:
+            frame += data[position + HEADER_SIZE : position + source_end] + data[position + rest_start : stop]
+        else:
+            frame += data[position + HEADER_SIZE : stop]
+        parts.append(frame)
+        position = stop
+    return Batch(way[0], first_id(way[1]), parts, joined_counts) if parts else None
+
+
+def _take_equal(
+    data: bytes, position: int, content_start: int, length: int, head: bytes, most: int
+) -> tuple[int, bytes]:
+    """Take frames in a row that have the same header, length and paths, the first of which is whole.
+
+    Args:
+        data: what was read.
+        position: where the first of them begins.
+        content_start: the size of its header and paths.
+        length: the size of its content.
+        head: the new header and paths.
+        most: how many to take at most.
+
+    Returns:
+        How many frames these are, one at least, and the new frames, joined.
+    """
+    stride = content_start + length
+    old_head = data[position : position + content_start]
+    most = min((len(data) - position) // stride, most)
+    contents: list[bytes] = []
+    same = step = 0
+    while same == step and len(contents) < most:
+        step = min(max(_FIRST_STEP, step * 4), _LAST_STEP, most - len(contents))
+        same = _equal_heads(data, position, old_head, stride, step)
+        if same:
+            contents += _contents(content_start, length, same)(data, position)
+            position += same * stride
+    return len(contents), head + head.join(contents)
+
+
+def _equal_heads(data: bytes, position: int, head: bytes, stride: int, count: int) -> int:
+    """Return how many frames in a row begin with ``head``, of ``count`` that would begin every ``stride`` bytes."""
+    for offset in range(len(head)):
+        # The bytes at one place of the header in all these frames.
+        column = data[position + offset : position + count * stride : stride]
+        byte = head[offset : offset + 1]
+        if column != byte * count:
+            count -= len(column.lstrip(byte))
+    return count
+
+
+@lru_cache(maxsize=64)
+def _contents(content_start: int, length: int, count: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
+    """Return a function that takes the contents out of frames of one size; it costs more to make than to use."""
+    return Struct(f"{content_start}x{length}s" * count).unpack_from
+
+
+def frame_size(data: bytes, position: int) -> int:
+    """Return the size of the frame that begins at ``position``; 0 if its header is not whole. Checks nothing."""
+    if position > len(data) - HEADER_SIZE:
+        return 0
+    shape, length = _unpack_header(data, position)
+    size: int = HEADER_SIZE + _ID_SIZE * ((shape >> 8 & 255) + (shape & 255)) + length
+    return size
+
+
+def is_beginning(data: bytes, position: int, max_ttl: int, max_content: int) -> bool:
+    """Return whether a short frame begins at ``position`` that is not whole and will need no closer look."""
+    size = frame_size(data, position)
+    if not size:
+        return True
+    if not len(data) - position < size <= _KEPT:
+        return False
+    shape, length = _unpack_header(data, position)
+    return length <= max_content and _layout(shape, max_ttl) is not None
