@@ -38,7 +38,7 @@ from ..transport.wsconnection import refusal_for
 from ..transport.wshandshake import refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
-__all__ = ["Mount", "mount", "mounts"]
+__all__ = ["Application", "Mount", "mount", "mounts", "path_of", "read_request", "refuse"]
 
 logger = get_logger("gmultisocket.contrib.wsgi", at_once=True)
 
@@ -81,15 +81,20 @@ class Mount:
         """The Socket's listener that the pipes belong to; None before the first request for a WebSocket."""
         return self._listener
 
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopped
+
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request. For a WebSocket, blocks until its pipe has closed."""
         try:
-            if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and _path_of(environ) == self._path:
+            if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and path_of(environ) == self._path:
                 return self._upgrade(environ, start_response)
             if self._app is None:
                 raise RequestRefused(HTTPStatus.NOT_FOUND)
         except RequestRefused as error:
-            return _refuse(start_response, error)
+            return refuse(start_response, error)
         return self._app(environ, start_response)
 
     def stop(self, reason: str = "it is stopping") -> None:
@@ -135,7 +140,12 @@ class Mount:
         transport = listener.transport
         assert isinstance(transport, WSListener)
         connection = transport.connection(
-            upgrade.stream, _request(environ), upgrade.early, secure=upgrade.secure, respond=respond, environ=environ
+            upgrade.stream,
+            read_request(environ),
+            upgrade.early,
+            secure=upgrade.secure,
+            respond=respond,
+            environ=environ,
         )
         try:
             listener.serve(connection)
@@ -188,13 +198,13 @@ def _check(environ: Environ) -> None:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "the request has a body")
 
 
-def _path_of(environ: Environ) -> str:
+def path_of(environ: Environ) -> str:
     """Return the path of a request, as in ``PATH_INFO``. Some servers put a whole URL there, if that was the target."""
     path: str = environ.get("PATH_INFO", "")
     return path if path.startswith("/") else split_target(path or "/")[0]
 
 
-def _request(environ: Environ) -> Request:
+def read_request(environ: Environ) -> Request:
     """Return the request that a WSGI server has parsed.
 
     Raises:
@@ -214,11 +224,11 @@ def _request(environ: Environ) -> Request:
     for target in (environ.get("PATH_INFO") or "/", environ.get("RAW_URI") or "/"):
         replace_host(headers, split_target(target)[1])
     query = environ.get("QUERY_STRING", "")
-    path = quote(_path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
+    path = quote(path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
     return Request(f"{path}?{query}" if query else path, headers)
 
 
-def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
+def refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
     """Answer a request with a refusal, as a WSGI application."""
     response = refusal(error)
     # The server decides whether the connection stays open.

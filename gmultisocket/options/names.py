@@ -15,6 +15,7 @@ __all__ = ["OptionsByName"]
 OptionsByName = TypedDict(
     "OptionsByName",
     {
+        "socket.name": str,
         "socket.no_recv": bool,
         "socket.no_send": bool,
         "socket.recv_queue_size": int,

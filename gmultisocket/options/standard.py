@@ -50,6 +50,10 @@ _DIALED: Final[tuple[Place, ...]] = ("socket", "dialer")
 class socket:
     """``socket.*``: sending and receiving."""
 
+    name = define(
+        "socket.name", str, "",
+        doc="What the program calls the socket, in statistics and metrics. Sockets with the same name are added up.",
+    )
     no_recv = define("socket.no_recv", bool, False, doc="Drop messages that arrive; receiving is an error.")
     no_send = define("socket.no_send", bool, False, doc="Sending is an error.")
     recv_queue_size = define(

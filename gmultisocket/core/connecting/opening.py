@@ -148,9 +148,8 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeE
                 raise PipeRefused("the negotiator was killed") from error
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
             # catch. What has failed is for the log: the reason may reach the peer.
-            usercode.report(
-                "gmultisocket.connector", "a negotiator failed", error, options, peer=negotiation.peer_address
-            )
+            what, peer = "a negotiator failed", negotiation.peer_address
+            usercode.report("gmultisocket.connector", what, error, options, pipe_id=negotiation.pipe_id, peer=peer)
             raise PipeRefused("the negotiator failed") from error
 
 
