@@ -82,6 +82,7 @@ OptionsByName = TypedDict(
         "transport.ws.write_buffer_size": int,
         "transport.ws.ping_interval": float,
         "transport.ws.ping_timeout": float,
+        "transport.ws.session": bool,
         "transport.ws.headers": Mapping[str, str] | Callable[[], Mapping[str, str]],
         "transport.ws.listener.check_origin": bool,
         "transport.ws.listener.origins": Collection[str | re.Pattern[str]],

@@ -352,6 +352,10 @@ class transport:
             "transport.ws.ping_timeout", float, 20.0, unit="seconds", minimum=0,
             doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
+        session = define(
+            "transport.ws.session", bool, False,
+            doc="Messages belong to channels: the subprotocol multisocket.session. A Session sets it.",
+        )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
             "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=_DIALED,
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",

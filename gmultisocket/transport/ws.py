@@ -108,7 +108,8 @@ class WSDialer(TransportDialer):
     def _shake_hands(self, stream: StreamConnection, headers: Mapping[str, str]) -> Connection:
         address = self._address
         secure = _is_secure(address)
-        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers)
+        session = self._options.get(opts.transport.ws.session)
+        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers, session)
         stream.write_all(handshake.request())
         try:
             head, rest = read_head(stream)

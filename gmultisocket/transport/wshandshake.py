@@ -60,6 +60,8 @@ MAX_HEAD: Final = 16384
 _TEXT: Final = Subprotocol("multisocket.text")
 #: In the order of preference, for dialers and listeners.
 _SUBPROTOCOLS: Final = (Subprotocol("multisocket.binary"), _TEXT)
+#: The same, with transport.ws.session: a WebSocket with channels has none but this one.
+_SESSION_SUBPROTOCOLS: Final = (Subprotocol("multisocket.session"),)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
@@ -195,8 +197,12 @@ def replace_host(headers: Headers, host: str | None) -> None:
         headers["Host"] = host
 
 
-def accept(request: Request) -> tuple[Response, bool]:
+def accept(request: Request, session: bool = False) -> tuple[Response, bool]:
     """Return the answer that accepts a request, and whether the subprotocol is ``multisocket.text``.
+
+    Args:
+        request: the request.
+        session: whether the WebSocket is to carry channels.
 
     Raises:
         RequestRefused: it breaks a rule of RFC 6455, or offers no subprotocol of this library.
@@ -208,7 +214,8 @@ def accept(request: Request) -> tuple[Response, bool]:
     if versions and versions != ["13"] and "Upgrade" in headers:
         why = "only version 13 of the WebSocket protocol is supported"
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, why, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=_SILENT)
+    subprotocols = _SESSION_SUBPROTOCOLS if session else _SUBPROTOCOLS
+    protocol = ServerProtocol(subprotocols=subprotocols, logger=_SILENT)
     response = protocol.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         more = {"Upgrade": "websocket"} if response.status_code == HTTPStatus.UPGRADE_REQUIRED else {}
@@ -396,13 +403,24 @@ class DialerHandshake:
         secure: whether the connection uses TLS.
         path: the path of the request, with its query.
         headers: more headers. They replace headers of the same name.
+        session: whether the WebSocket is to carry channels.
     """
 
-    def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        host: str,
+        port: int,
+        secure: bool,
+        path: str,
+        headers: Mapping[str, str],
+        session: bool = False,
+    ) -> None:
         self._address = address
+        self._subprotocols = _SESSION_SUBPROTOCOLS if session else _SUBPROTOCOLS
         # The zone of an IPv6 address means something on this machine only (RFC 6874, section 4).
         uri = WebSocketURI(secure, host.partition("%")[0], port, path, "")
-        self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=_SILENT)
+        self._protocol = ClientProtocol(uri, subprotocols=self._subprotocols, logger=_SILENT)
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):
             if name in self._request.headers:
@@ -434,7 +452,7 @@ class DialerHandshake:
         if error is not None:
             raise HandshakeFailed(self._address, snippet(_chain(error), _MAX_QUOTED)) from error
         if protocol.subprotocol is None:
-            why = "the peer accepted neither of the subprotocols multisocket.binary and multisocket.text"
+            why = f"the peer accepted none of the subprotocols: {' '.join(self._subprotocols)}"
             raise HandshakeFailed(self._address, why)
         return protocol.subprotocol == _TEXT
 
