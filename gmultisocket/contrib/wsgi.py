@@ -1,7 +1,7 @@
 """WebSocket pipes inside a WSGI server: gevent.pywsgi, or gunicorn with gevent workers.
 
 :func:`mount` returns a WSGI application. Requests for a WebSocket at one path become pipes of a Socket, all others go
-to another application::
+to another application. Browsers get the client, ``gmultisocket.js``, below the path::
 
     sock = Socket()
     application = mount(sock, "/ws", app)
@@ -35,7 +35,7 @@ from ..loop.apart import call_apart
 from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
 from ..transport.wsconnection import refusal_for
-from ..transport.wshandshake import refusal, replace_host, split_target
+from ..transport.wshandshake import client_path, refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
 __all__ = ["Mount", "mount", "mounts"]
@@ -73,7 +73,8 @@ class Mount:
         if not path.startswith("/") or "?" in path:
             raise ValueError(f"a path starts with a slash and has no query, like /ws: not {path!r}")
         # A wrong option raises now, and not when the first peer comes.
-        self._options = opts.ListenerOptions(options).own() | {opts.transport.ws.listener.external_listen.name: True}
+        checked = opts.ListenerOptions(options)
+        self._options = checked.own() | {opts.transport.ws.listener.external_listen.name: True}
         self._make = sock if callable(sock) else None
         #: The Socket or protocol that was given or made, and the Socket in it.
         self._mounted: Mountable | None = None
@@ -83,6 +84,7 @@ class Mount:
         # A WSGI server percent-decodes the path of a request, and gives each byte as a character.
         raw = unquote_to_bytes(path)
         self._path = raw.decode("latin-1")
+        self._client_path = client_path(self._path, checked)
         self._address = f"ws://wsgi{quote(raw, _PLAIN_IN_PATHS)}"
         self._app = app
         self._listener: Listener | None = None
@@ -101,6 +103,8 @@ class Mount:
         try:
             if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and _path_of(environ) == self._path:
                 return self._upgrade(environ, start_response)
+            if self._client_path and environ.get("PATH_INFO") == self._client_path:
+                return _serve_client(environ, start_response)
             if self._app is None:
                 raise RequestRefused(HTTPStatus.NOT_FOUND)
         except RequestRefused as error:
@@ -236,6 +240,23 @@ def _request(environ: Environ) -> Request:
     query = environ.get("QUERY_STRING", "")
     path = quote(_path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
     return Request(f"{path}?{query}" if query else path, headers)
+
+
+def _serve_client(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """Answer a request for the client for browsers.
+
+    Raises:
+        RequestRefused: it is neither GET nor HEAD.
+    """
+    from .. import browser
+
+    method = environ.get("REQUEST_METHOD", "")
+    if method not in ("GET", "HEAD"):
+        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", {"Allow": "GET, HEAD"})
+    tag, encodings = environ.get("HTTP_IF_NONE_MATCH", ""), environ.get("HTTP_ACCEPT_ENCODING", "")
+    status, headers, body = browser.answer(method, tag, encodings)
+    start_response(f"{status.value} {status.phrase}", headers)
+    return [body]
 
 
 def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:

@@ -91,6 +91,7 @@ OptionsByName = TypedDict(
         "transport.ws.listener.authorize": Callable[..., Any] | None,
         "transport.ws.listener.external_listen": bool,
         "transport.ws.listener.health_path": str,
+        "transport.ws.listener.serve_client": bool,
         "transport.ws.listener.pending_size": int,
         "transport.ipc.mode": int,
         "transport.ipc.allow_uids": Collection[int] | None,

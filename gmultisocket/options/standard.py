@@ -399,6 +399,10 @@ class transport:
                 "transport.ws.listener.health_path", str, "", checker=check_path,
                 doc="A path at which GET and HEAD requests get the answer 200, for health checks. Empty: none.",
             )
+            serve_client = define(
+                "transport.ws.listener.serve_client", bool, True,
+                doc="Answer GET requests for gmultisocket.js below the path: the client for browsers.",
+            )
             pending_size = define(
                 "transport.ws.listener.pending_size", int, 16, minimum=0, maximum=65535,
                 doc="Maximum number of requests that wait for the socket to accept them. Others wait in the port.",

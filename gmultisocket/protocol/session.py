@@ -24,6 +24,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping
+from time import monotonic
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -83,44 +84,33 @@ class _Member:
 
 
 class _Channels:
-    """The channels of one WebSocket.
+    """The channels of one WebSocket, as both sides see them.
 
     Args:
         pipe: of the WebSocket.
-        members: the sockets, by the numbers of their channels; the dialing side learns the numbers from its peer.
-        welcome: called with the list that the peer has sent; None at the listening side.
-        reopen: called with a number, when its channel has closed and may be opened again; None at the listening side.
+        members: the sockets, by the numbers of their channels.
         garbage: called for each message that makes no sense.
+
+    Nothing here blocks or raises, whatever the peer sends.
     """
 
-    __slots__ = ("_closing", "_garbage", "_open", "_pipe", "_reopen", "_welcome", "members", "pauses")
+    __slots__ = ("_closing", "_garbage", "_members", "_open", "_pipe")
 
-    def __init__(
-        self,
-        pipe: CarrierPipe,
-        members: Mapping[int, _Member],
-        welcome: Callable[[Any], bool] | None,
-        reopen: Callable[[int], object] | None,
-        garbage: Callable[[], object],
-    ) -> None:
+    def __init__(self, pipe: CarrierPipe, members: Mapping[int, _Member], garbage: Callable[[], object]) -> None:
         self._pipe = pipe
-        self.members = members
-        self._welcome = welcome
-        self._reopen = reopen
+        self._members = members
         self._garbage = garbage
         self._open: dict[int, ChannelPipe] = {}
         #: Channels that this side has closed, and the peer has not yet.
         self._closing: set[int] = set()
-        #: By channel: the seconds of the last pause before it was opened again. Made when first needed.
-        self.pauses: dict[int, float] = {}
         pipe.take = self._take
 
-    def tell(self, value: object) -> None:
-        """Send a text about the channels. Never blocks."""
+    def _tell(self, value: object) -> None:
+        """Send a text about the channels."""
         self._pipe.tell(_ABOUT + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
     def _take(self, packet: bytes) -> None:
-        """Take what has come. Never blocks or raises."""
+        """Take what has come."""
         number = packet[0] if packet else 0
         pipe = self._open.get(number)
         if pipe is not None:
@@ -140,36 +130,30 @@ class _Channels:
             text = json.loads(packet[1:])
         except (ValueError, RecursionError):
             return False
-        if isinstance(text, list):
-            return self._welcome is not None and self._welcome(text)
         match text:
-            case {"open": int(number)} if self._reopen is None and number is not True:
-                return self._accept(number)
+            case list():
+                return self._welcomed(text)
+            case {"open": int(number)} if number is not True:
+                return self._asked(number)
             case {"close": int(number)} if number is not True:
                 return self._peer_closes(number, text.get("reason"))
-            case {"ping": value} if isinstance(value, int | str | None) and len(packet) < _MAX_REASON:
-                self.tell({"pong": value})
+            case {"ping": int() | str() | None as value} if len(packet) < _MAX_REASON:
+                self._tell({"pong": value})
                 return True
             case {"pong": _}:
                 return True
         return False
 
-    # Opening and closing
+    def _welcomed(self, entries: list[Any]) -> bool:
+        """The peer says which channels it has. Return whether that makes sense."""
+        return False
 
-    def _accept(self, number: int) -> bool:
-        if number in self._open or number in self._closing or number not in self.members:
-            return False
-        self._make(number, self.members[number].accepting)
-        return True
+    def _asked(self, number: int) -> bool:
+        """The peer opens a channel. Return whether that makes sense."""
+        return False
 
-    def open(self, number: int) -> None:
-        """Open a channel, as the dialing side. Does nothing if it is open, or not closed by the peer yet."""
-        if number in self._open or number in self._closing or self._pipe.closed:
-            return
-        endpoint = self.members[number].dialing
-        if not endpoint.closed:
-            self.tell({"open": number})
-            self._make(number, endpoint)
+    def _freed(self, number: int) -> None:
+        """Both sides have closed a channel, and it may be opened again."""
 
     def _make(self, number: int, endpoint: ChannelEndpoint) -> None:
         """Make the pipe of a channel that the dialing side has opened. If the socket takes none, close the channel."""
@@ -178,7 +162,7 @@ class _Channels:
         except (Closed, PipeRefused) as error:
             self._close(number, error)
         except Exception as error:
-            logger.error("channel %r of pipe %d failed: %s", self.members[number].name, self._pipe.id, error)
+            logger.error("channel %r of pipe %d failed: %s", self._members[number].name, self._pipe.id, error)
             self._close(number, "an unexpected error")
         else:
             if pipe.closed:
@@ -194,7 +178,7 @@ class _Channels:
 
     def _close(self, number: int, reason: object) -> None:
         self._closing.add(number)
-        self.tell({"close": number, "reason": snippet(str(reason), _MAX_REASON)})
+        self._tell({"close": number, "reason": snippet(str(reason), _MAX_REASON)})
 
     def _peer_closes(self, number: int, reason: object) -> bool:
         if number in self._closing:
@@ -203,14 +187,10 @@ class _Channels:
             pipe = self._open.pop(number, None)
             if pipe is None:
                 return False
-            if pipe.messages_received:
-                # It has worked.
-                self.pauses.pop(number, None)
-            self.tell({"close": number})
+            self._tell({"close": number})
             why = f": {printable(reason[:_MAX_REASON])}" if isinstance(reason, str) and reason else ""
             pipe.end(f"the peer closed the channel{why}")
-        if self._reopen is not None:
-            self._reopen(number)
+        self._freed(number)
         return True
 
     def end(self, reason: str) -> None:
@@ -218,6 +198,84 @@ class _Channels:
         while self._open:
             _, pipe = self._open.popitem()
             pipe.end(reason)
+
+
+class _AcceptedChannels(_Channels):
+    """The channels of a peer that has dialed."""
+
+    __slots__ = ()
+
+    def greet(self) -> None:
+        """Say which channels there are."""
+        self._tell(
+            [
+                {"channel": number, "name": member.name, "protocol": member.protocol}
+                for number, member in self._members.items()
+            ]
+        )
+
+    def _asked(self, number: int) -> bool:
+        if number in self._open or number in self._closing or number not in self._members:
+            return False
+        self._make(number, self._members[number].accepting)
+        return True
+
+
+class _DialedChannels(_Channels):
+    """The channels of a peer that this side has dialed. It opens all that both sides have.
+
+    Args:
+        wanted: the sockets by name.
+        spawn: runs a function in a greenlet that the Session ends.
+    """
+
+    __slots__ = ("_opened", "_spawn", "_wanted")
+
+    _members: dict[int, _Member]
+
+    def __init__(
+        self,
+        pipe: CarrierPipe,
+        wanted: Mapping[str, _Member],
+        garbage: Callable[[], object],
+        spawn: Callable[..., object],
+    ) -> None:
+        super().__init__(pipe, {}, garbage)
+        self._wanted = wanted
+        self._spawn = spawn
+        #: By channel: the seconds of the pause before it was opened, and when that was.
+        self._opened: dict[int, tuple[float, float]] = {}
+
+    def _welcomed(self, entries: list[Any]) -> bool:
+        if self._members:
+            return False
+        for entry in entries:
+            match entry:
+                case {"channel": int(number), "name": str(name)} if 0 < number <= MAX_CHANNELS and name in self._wanted:
+                    self._members[number] = self._wanted[name]
+        for name in self._wanted.keys() - {member.name for member in self._members.values()}:
+            logger.warning("the peer has no channel %r", name)
+        for number in self._members:
+            self._opened[number] = _PAUSE / 2, monotonic()
+            self._open_channel(number)
+        return True
+
+    def _open_channel(self, number: int) -> None:
+        endpoint = self._members[number].dialing
+        if number not in self._open and not self._pipe.closed and not endpoint.closed:
+            self._tell({"open": number})
+            self._make(number, endpoint)
+
+    def _freed(self, number: int) -> None:
+        """Open the channel again, after a pause. It grows each time, unless the channel was open for longer."""
+        before, opened = self._opened[number]
+        pause = _PAUSE if monotonic() - opened > max(1.0, before) else min(_LONGEST_PAUSE, 2 * before)
+        self._spawn(self._open_later, number, pause)
+
+    def _open_later(self, number: int, pause: float) -> None:
+        gevent.sleep(pause * random.uniform(0.5, 1.0))
+        self._opened[number] = pause, monotonic()
+        self._open_channel(number)
 
 
 class Session(ProtocolBase):
@@ -250,10 +308,7 @@ class Session(ProtocolBase):
         #: The protocols by name.
         self.channels: Mapping[str, ProtocolBase | Socket] = MappingProxyType(dict(channels))
         self._members = {number: _Member(name, one) for number, (name, one) in enumerate(channels.items(), 1)}
-        self._welcome = [
-            {"channel": number, "name": member.name, "protocol": member.protocol}
-            for number, member in self._members.items()
-        ]
+        self._by_name = {member.name: member for member in self._members.values()}
         self._carriers: dict[int, _Channels] = {}
         size = opts.connector.pipe.max_recv_content_length
         if size.name not in self.options.own():
@@ -297,43 +352,10 @@ class Session(ProtocolBase):
             self._core.count_drop("garbage", pipe.id)
 
         if pipe.dialed:
-            members: dict[int, _Member] = {}
-            channels = self._carriers[pipe.id] = _Channels(
-                pipe, members, lambda text: self._meet(channels, members, text), lambda number: self._reopen(channels, number),
-                garbage,
-            )  # fmt: skip
+            self._carriers[pipe.id] = _DialedChannels(pipe, self._by_name, garbage, self._spawn)
         else:
-            channels = self._carriers[pipe.id] = _Channels(pipe, self._members, None, None, garbage)
-            channels.tell(self._welcome)
-
-    # The dialing side
-
-    def _meet(self, channels: _Channels, members: dict[int, _Member], text: list[Any]) -> bool:
-        """Open the channels that both sides have. Return whether the list makes sense."""
-        if members:
-            return False
-        mine = {member.name: member for member in self._members.values()}
-        for each in text:
-            match each:
-                case {"channel": int(number), "name": str(name)} if 0 < number <= MAX_CHANNELS:
-                    member = mine.pop(name, None)
-                    if member is not None:
-                        members[number] = member
-        for name in mine:
-            logger.warning("the peer has no channel %r: it has %s", name, snippet(json.dumps(text), _MAX_REASON))
-        for number in members:
-            channels.open(number)
-        return True
-
-    def _reopen(self, channels: _Channels, number: int) -> None:
-        """Open a channel again, after a pause that grows each time."""
-        pause = channels.pauses[number] = min(_LONGEST_PAUSE, 2 * channels.pauses.get(number, _PAUSE / 2))
-        self._spawn(self._open_later, channels, number, pause * random.uniform(0.5, 1.0))
-
-    @staticmethod
-    def _open_later(channels: _Channels, number: int, pause: float) -> None:
-        gevent.sleep(pause)
-        channels.open(number)
+            accepted = self._carriers[pipe.id] = _AcceptedChannels(pipe, self._members, garbage)
+            accepted.greet()
 
 
 def _checked(address: str | Address) -> Address:

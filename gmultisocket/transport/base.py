@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from gevent.event import Event
+
 from ..address import Address
 from ..errors import BadMessage, MultiSocketError
 from ..options import Options
@@ -266,6 +268,15 @@ class SharedWrites(Protocol):
     """
 
     taken: int
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Take all of the bytes, or raise, as ``send`` of a :class:`StreamConnection`."""
+
+    def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
+        """Take all of several buffers, or raise."""
+
+    def wait(self, event: Event) -> None:
+        """Block until the stream may be writable, or is broken, or somebody sets the event."""
 
     def put(self, packet: bytes) -> bool:
         """Send a packet, now or as soon as the kernel takes it. Never blocks. Return False if too many wait."""

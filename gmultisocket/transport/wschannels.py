@@ -21,7 +21,7 @@ from gevent import Greenlet, getcurrent
 from gevent.event import Event
 
 from ..errors import BadMessage, MultiSocketError
-from .base import PacketCodec, PacketConnection, StreamConnection
+from .base import PacketCodec, PacketConnection, SharedWrites, StreamConnection
 
 __all__ = ["MAX_CHANNELS", "ChannelConnection", "SharedStream"]
 
@@ -34,8 +34,8 @@ _MAX_WAITING: Final = 1024
 class SharedStream(StreamConnection):
     """A stream to which several pipes write. A call of ``send`` or ``sendmsg`` is taken as a whole, or not at all.
 
-    What the kernel does not take of a call waits here, at most the rest of one call. Until it has left, the stream takes
-    nothing more. So no pipe has half a packet on the wire, and the others need not wait for one that goes on.
+    What the kernel does not take of a call waits here, at most the rest of one call. Until it has left, the stream
+    takes nothing more. So no pipe has half a packet on the wire, and the others need not wait until it goes on.
 
     Args:
         stream: the stream below; belongs to this object from now on.
@@ -285,7 +285,7 @@ class ChannelConnection(PacketConnection):
     sendmsg: Callable[[list[bytes | memoryview]], int]
 
     def __init__(
-        self, carrier: PacketConnection, stream: SharedStream, number: int, on_close: Callable[[int], object]
+        self, carrier: PacketConnection, stream: SharedWrites, number: int, on_close: Callable[[int], object]
     ) -> None:
         self._carrier = carrier
         self._stream = stream

@@ -41,6 +41,8 @@ __all__ = [
     "authorize",
     "check_host",
     "check_origin",
+    "client_path",
+    "client_script",
     "health_check",
     "healthy",
     "is_loopback",
@@ -145,6 +147,21 @@ def healthy(method: str) -> bytes:
     body = b"ok\n"
     headers = Headers([("Connection", "close"), ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return Response(200, "OK", headers, body if method == "GET" else b"").serialize()
+
+
+def client_path(path: str, options: Options) -> str:
+    """Return the path below a listener's at which browsers get the client, "" if they do not get it there."""
+    return f"{path.rstrip('/')}/gmultisocket.js" if options.get(opts.transport.ws.listener.serve_client) else ""
+
+
+def client_script(request: Request) -> bytes:
+    """Return the answer to a request for the client."""
+    # Most ports are never asked for it.
+    from .. import browser
+
+    given = (", ".join(request.headers.get_all(name)) for name in ("If-None-Match", "Accept-Encoding"))
+    status, headers, body = browser.answer("GET", *given)
+    return Response(status.value, status.phrase, Headers([("Connection", "close"), *headers]), body).serialize()
 
 
 def parse_request(head: bytes) -> Request:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ... import options as opts
 from ...address import Address
 from ...errors import Closed, PipeRefused
-from ...options import DialerOptions, ListenerOptions, Options
+from ...options import DialerOptions, ListenerOptions, Option, Options
 from ...transport.wschannels import ChannelConnection
 from ..pipes.channelpipe import ChannelPipe
 from ..pipes.ids import next_pipe_id
@@ -16,9 +18,9 @@ from .endpoint import Endpoint
 __all__ = ["ChannelEndpoint"]
 
 #: The carrier watches over its peer. A channel may be silent.
-_CARRIER_DOES = {
-    opts.connector.pipe.heartbeat_interval.name: 0,
-    opts.connector.pipe.heartbeat_timeout.name: 0,
+_CARRIER_DOES: dict[Option[Any], Any] = {
+    opts.connector.pipe.heartbeat_interval: 0,
+    opts.connector.pipe.heartbeat_timeout: 0,
 }
 
 
