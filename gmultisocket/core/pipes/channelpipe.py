@@ -108,7 +108,7 @@ class CarrierPipe(Packets, BytesPipe):
 class ChannelPipe(PacketPipe):
     """The pipe of one channel."""
 
-    __slots__ = ("_timer", "_unread", "_unread_bytes", "_waiting")
+    __slots__ = ("_pause_timer", "_unread", "_unread_bytes", "_waiting")
 
     def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)
@@ -117,8 +117,8 @@ class ChannelPipe(PacketPipe):
         self._unread_bytes = 0
         #: Whether this pipe waits for space in the receiver's queue.
         self._waiting = False
-        #: Ends a pause after too many messages, or the wait for a receiver after the channel has closed.
-        self._timer: Any = None
+        #: Ends a pause after too many messages.
+        self._pause_timer: Any = None
 
     # Receiving
 
@@ -174,17 +174,17 @@ class ChannelPipe(PacketPipe):
         """Return whether the peer has sent more than it may, and nothing is delivered for some time."""
         if self._rates is None or not (pause := self._rates.pause):
             return False
-        if self._timer is None:
-            self._timer = self._owner.hub.loop.timer(pause)
-            self._timer.start(self._pause_ended)
+        if self._pause_timer is None:
+            self._pause_timer = self._owner.hub.loop.timer(pause)
+            self._pause_timer.start(self._pause_ended)
         return True
 
     def _pause_ended(self) -> None:
-        self._stop_timer()
+        self._stop_pause()
         self._deliver_unread(True)
 
     def _wait_for_space(self) -> None:
-        if not self._waiting and self._timer is None:
+        if not self._waiting and self._pause_timer is None:
             self._waiting = True
             not_full = self._owner.receiver.not_full
             not_full.waiters.append(self._deliver_unread)
@@ -214,9 +214,8 @@ class ChannelPipe(PacketPipe):
         if self._move(PipeState.DRAINING):
             self._stop_sending()
         self.reason = reason
-        self._stop_timer()
-        self._timer = self._owner.hub.loop.timer(DRAIN_TIMEOUT)
-        self._timer.start(self._close, reason)
+        self._drain_timer = self._owner.hub.loop.timer(DRAIN_TIMEOUT)
+        self._drain_timer.start(self._close, reason)
 
     def _broken(self, error: OSError) -> None:
         # The carrier finds it out as well. It ends this pipe when it has read what the peer has sent.
@@ -224,14 +223,14 @@ class ChannelPipe(PacketPipe):
             self.reason = f"sending failed: {describe_os_error(error)}"
             self._stop_sending()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
+    def _stop_pause(self) -> None:
+        if self._pause_timer is not None:
+            self._pause_timer.close()
+            self._pause_timer = None
 
     def _close(self, reason: str | MultiSocketError) -> None:
-        super()._close(reason)
-        self._stop_timer()
-        if self._unread:
-            unread, self._unread = self._unread, None
+        unread, self._unread = self._unread, None
+        if unread:
             self._drop("unread", len(unread))
+        super()._close(reason)
+        self._stop_pause()
