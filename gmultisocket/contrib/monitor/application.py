@@ -28,7 +28,6 @@ _FILES: Final = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/feed.js": ("feed.js", "text/javascript; charset=utf-8"),
 }
 #: Nothing from elsewhere, and nothing in the page itself: what a peer has put into a name can neither run nor load.
 _POLICY: Final = (
@@ -52,7 +51,7 @@ class Monitor:
 
     ===================  ==========================================================================================
     ``/monitor/``        the page
-    ``/monitor/ws``      its WebSocket
+    ``/monitor/ws``      its WebSocket, with the client for browsers below it
     ``/monitor/metrics`` for Prometheus, if ``prometheus_client`` is there
     ``/monitor/healthz`` 200 as long as the process answers
     ``/monitor/readyz``  200 while it should get work, 503 otherwise

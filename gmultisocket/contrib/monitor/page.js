@@ -1,6 +1,6 @@
 // The live page. Everything that came from elsewhere becomes text, and nothing else.
 
-import {follow} from "./feed.js";
+import {Client} from "./ws/gmultisocket.js";
 
 const SECONDS = 120;
 // What a sample has of a group, behind its kind and name.
@@ -287,21 +287,26 @@ function show() {
   note.textContent = `and ${latest.left_out} more, with fewer pipes`;
 }
 
-function received(topic, text) {
-  const sample = JSON.parse(text);
-  if (topic === "now") {
+function received(message) {
+  const sample = message.json();
+  if (message.topic === "now") {
     latest = sample;
+    tell("live", "live");
   } else if (!samples.some(({time}) => time === sample.time)) {
     samples.push(sample);
   }
   soon ||= requestAnimationFrame(show);
 }
 
-function tell(open) {
-  state.className = open ? "live" : "lost";
-  state.textContent = open ? "live" : "connection lost, trying again";
+function tell(kind, text) {
+  state.className = kind;
+  state.textContent = text;
 }
 
 document.getElementById("plots").append(...plots.map(([plot]) => plot.root));
 chooser.addEventListener("change", show);
-follow(["now", "plot.*"], received, tell);
+
+const client = new Client("ws", {maxDelay: 5000});
+client.addEventListener("close", ({code, reason, retry}) =>
+  tell("lost", retry === null ? `refused: ${reason || code}` : "connection lost, trying again"));
+for (const pattern of ["now", "plot.*"]) client.subscribe(pattern, received);

@@ -121,6 +121,11 @@ class PipeMaker:
             return InprocPipe(pipe_id, connection, self._owner, endpoint)
         raw = endpoint.options.get(opts.connector.pipe.raw)
         if isinstance(connection, PacketConnection):
+            if connection.channels is not None:
+                # Most programs have no session.
+                from ..pipes.channelpipe import CarrierPipe
+
+                return CarrierPipe(pipe_id, connection, self._owner, endpoint)
             return (RawPacketPipe if raw else PacketPipe)(pipe_id, connection, self._owner, endpoint)
         if isinstance(connection, StreamConnection):
             return (RawPipe if raw else FramedPipe)(pipe_id, connection, self._owner, endpoint)
