@@ -239,7 +239,7 @@ function showProcesses(processes) {
   fill("processes", [
     ["Process", row => String(row.pid), "left"],
     ["Pipes", row => count(row.pipes)],
-    ["To send", row => count(row.send_queue)],
+    ["To send", row => count(row.send_queue), "minor"],
     ["Lag p99", row => row.lag ? time(row.lag.p99) : "–"],
     ["Lag max", row => row.lag ? alarm(time(row.lag.max), row.lag.max >= 0.25) : "–"],
     ["Heard from", row => alarm(row.age < 2 ? "now" : `${time(row.age)} ago`, row.age >= 5)],
