@@ -16,10 +16,10 @@ from gevent import Greenlet, GreenletExit, Timeout
 from .. import usercode
 from .ending import Ended
 
-__all__ = ["Callbacks"]
+__all__ = ["Callbacks", "Event"]
 
 
-class _Event(NamedTuple):
+class Event(NamedTuple):
     """What callbacks get, and the pipe that it is of."""
 
     args: tuple[Any, ...]
@@ -45,10 +45,10 @@ class Callbacks:
         self._callbacks: list[Callable[..., object]] = []
         #: By key, oldest first: events that no callback has got. (Not a dict: the more keys were
         #: removed from its front, the longer it takes to find its first key.)
-        self._queue: OrderedDict[Hashable, _Event] = OrderedDict()
+        self._queue: OrderedDict[Hashable, Event] = OrderedDict()
         self._greenlet: Greenlet[..., Any] | None = None
         #: The event that callbacks are called with now, and those that were not called with it yet.
-        self._uncalled: tuple[_Event, list[Callable[..., object]]] | None = None
+        self._uncalled: tuple[Event, list[Callable[..., object]]] | None = None
 
     def __bool__(self) -> bool:
         """Return whether there is a callback."""
@@ -77,7 +77,7 @@ class Callbacks:
         """
         if not self._callbacks:
             return
-        self._queue[key] = _Event(args, pipe_id, peer)
+        self._queue[key] = Event(args, pipe_id, peer)
         if self._greenlet is None:
             self._greenlet = self._spawn(self._run)
 
@@ -98,7 +98,7 @@ class Callbacks:
             more = (self._uncalled is not None or self._queue) and not ended
             self._greenlet = self._spawn(self._run) if more else None
 
-    def _call(self, event: _Event, uncalled: list[Callable[..., object]]) -> None:
+    def _call(self, event: Event, uncalled: list[Callable[..., object]]) -> None:
         """Call each of the callbacks with an event. Remove it from the list first."""
         while uncalled:
             callback = uncalled.pop(0)
@@ -114,6 +114,6 @@ class Callbacks:
                 self._report(error, event)
                 raise
 
-    def _report(self, error: BaseException, event: _Event) -> None:
+    def _report(self, error: BaseException, event: Event) -> None:
         what = f"a {self._kind} callback failed"
         usercode.report(self._logger_name, what, error, self, pipe_id=event.pipe_id, peer=event.peer)

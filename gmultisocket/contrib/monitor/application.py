@@ -49,13 +49,13 @@ _Answer = tuple[HTTPStatus, str, bytes] | tuple[HTTPStatus, str, bytes, tuple[st
 class Monitor:
     """A WSGI application that shows what the sockets of a program do.
 
-    ===================  ==========================================================================================
-    ``/monitor/``        the page
-    ``/monitor/ws``      its WebSocket, with the client for browsers below it
-    ``/monitor/metrics`` for Prometheus, if ``prometheus_client`` is there
-    ``/monitor/healthz`` 200 as long as the process answers
-    ``/monitor/readyz``  200 while it should get work, 503 otherwise
-    ===================  ==========================================================================================
+    ====================  =========================================================
+    ``/monitor/``         the page
+    ``/monitor/ws``       its WebSocket, with the client for browsers below it
+    ``/monitor/metrics``  for Prometheus, if ``prometheus_client`` is there
+    ``/monitor/healthz``  200 as long as the process answers
+    ``/monitor/readyz``   200 while it should get work, 503 otherwise
+    ====================  =========================================================
 
     It runs where :func:`~gmultisocket.contrib.wsgi.mount` does. It may be made before a fork, and measures only while
     a page is open, and half a minute longer.
@@ -172,7 +172,7 @@ class Monitor:
         try:
             verdict = True if self._ready is None else self._ready()
         except Exception as error:
-            usercode.report("gmultisocket.contrib", "the ready function failed", error, self)
+            usercode.report("gmultisocket.contrib.monitor", "the ready function failed", error, self)
             verdict = False
         return None if verdict is True else snippet(verdict) if isinstance(verdict, str) else "not ready"
 

@@ -39,6 +39,8 @@ _INTERVAL: Final = 1.0
 _LINGER: Final = 30.0
 #: Pipes that are shown: those that are most behind.
 _SLOWEST: Final = 10
+#: To look for them may take this part of a process's time: with very many pipes it is done less often.
+_SHARE: Final = 0.02
 #: Groups that are shown: those with most pipes.
 _MAX_GROUPS: Final = 100
 #: What is plotted of a group: rates, and numbers as they are.
@@ -66,7 +68,8 @@ class Sampler:
         self._slowest: list[dict[str, Any]] = []
         self._pub: Pub | None = None
         self._samples = Periodic(self._pause, self._sample)
-        self._finder = Periodic(self._pause, self._find_slowest)
+        self._finder = Periodic(lambda: self._pause() and self._finder_pause, self._find_slowest)
+        self._finder_pause = _INTERVAL
         if reports is not None:
             reports.add(self._more)
 
@@ -167,6 +170,7 @@ class Sampler:
     # The slowest pipes
 
     def _find_slowest(self, elapsed: float, late: float) -> None:
+        began = monotonic()
         found = []
         hub = get_hub()
         for sock in live_sockets():
@@ -175,6 +179,7 @@ class Sampler:
                 continue
             found += [self._pipe(pipe) | {"kind": kind, "name": name} for pipe in slowest_pipes(sock.pipes, _SLOWEST)]
         self._slowest = sorted(found, key=_behind)[:_SLOWEST]
+        self._finder_pause = max(_INTERVAL, (monotonic() - began) / _SHARE)
 
     def _pipe(self, pipe: Pipe) -> dict[str, Any]:
         numbers = pipe.stats()
@@ -194,7 +199,7 @@ class Sampler:
             return snippet(str(self._peer_names(pipe)))
         except Exception as error:
             text = "peer_names failed"
-            usercode.report("gmultisocket.contrib", text, error, self, pipe_id=pipe.id, peer=pipe.peer_address)
+            usercode.report("gmultisocket.contrib.monitor", text, error, self, pipe_id=pipe.id, peer=pipe.peer_address)
             return ""
 
 
