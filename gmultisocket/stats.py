@@ -17,7 +17,9 @@ from typing import Any, Final
 
 from gevent import get_hub
 from gevent._hub_local import get_hub_if_exists
+from gevent.monkey import get_original
 
+from . import options as opts
 from .core.connecting.connector import Connector
 from .core.socket import Socket, live_sockets, on_closed
 from .core.stats import lag_stats
@@ -25,7 +27,17 @@ from .log import get_logger
 from .loop.lag import BUCKETS, LagSummary, lag_of
 from .loop.periodic import Periodic
 
-__all__ = ["COUNTERS", "GAUGES", "MAXIMA", "add_up", "log_stats", "loop_lag", "process_stats"]
+__all__ = [
+    "COUNTERS",
+    "GAUGES",
+    "MAXIMA",
+    "PROTOCOL_GAUGES",
+    "add_up",
+    "log_stats",
+    "loop_lag",
+    "own_sockets",
+    "process_stats",
+]
 
 logger = get_logger("gmultisocket.stats")
 
@@ -52,18 +64,18 @@ GAUGES: Final = (
     "send_queue",
     "send_queue_bytes",
     "recv_queue",
-    # Of protocols.
-    "subscriptions",
-    "in_flight",
-    "running",
-    "connections",
 )
+#: The same, of certain protocols.
+PROTOCOL_GAUGES: Final = ("subscriptions", "in_flight", "running", "connections")
 #: Of which a group has the greatest.
 MAXIMA: Final = ("longest_send_queue",)
 
 #: Kind and name.
 _Key = tuple[str, str]
 
+_new_lock = get_original("_thread", "allocate_lock")
+#: Held while the two below are read and changed: a thread that is not gevent's may ask. Nobody switches greenlets then.
+_lock = _new_lock()
 #: What closed sockets have counted.
 _closed: dict[_Key, dict[str, Any]] = {}
 #: The sockets that somebody has seen, by the identity of the connector. It is kept because a socket may be collected
@@ -81,19 +93,9 @@ def process_stats() -> dict[str, Any]:
         open ones; and ``"loop_lag"``: the same as in ``Socket.stats()``, with ``"count"``, ``"sum"`` and ``"buckets"``
         (pairs of an upper end in seconds, and the number of looks that were not later) since the measuring began.
     """
-    groups = {key: dict(counted, drops=dict(counted["drops"])) for key, counted in _closed.items()}
     sockets = live_sockets()
-    connectors = {id(sock._connector) for sock in sockets}
-    for identity in [identity for identity in _seen if identity not in connectors]:
-        key, connector = _seen.pop(identity)
-        _remember(key, connector)
-        _add(groups, key, _counted(connector))
-    for sock in sockets:
-        whole: Any = sock._whole
-        numbers = whole.stats()
-        key = numbers["kind"], numbers["name"]
-        _seen[id(sock._connector)] = key, sock._connector
-        _add(groups, key, numbers | {"sockets": 1})
+    with _lock:
+        groups = _groups(sockets)
     return {
         "pid": os.getpid(),
         "groups": [_filled(key, group) for key, group in sorted(groups.items())],
@@ -121,13 +123,41 @@ def loop_lag() -> LagSummary:
     return lag.summary()
 
 
+def own_sockets() -> list[tuple[str, str, Socket]]:
+    """Return the kind, the name and the Socket of all that is open in the calling thread."""
+    hub = get_hub_if_exists()
+    return [(*_key(sock), sock) for sock in live_sockets() if sock._connector.hub is hub]
+
+
 # Groups
+
+
+def _groups(sockets: Iterable[Socket]) -> dict[_Key, dict[str, Any]]:
+    """Return the groups of the open sockets and the closed ones."""
+    groups = {key: {**counted, "drops": {**counted["drops"]}} for key, counted in _closed.items()}
+    connectors = {id(sock._connector) for sock in sockets}
+    for identity in [identity for identity in _seen if identity not in connectors]:
+        # It was collected.
+        key, connector = _seen.pop(identity)
+        _remember(key, connector)
+        _add(groups, key, _counted(connector))
+    for sock in sockets:
+        whole: Any = sock._whole
+        numbers = whole.stats()
+        key = numbers["kind"], numbers["name"]
+        _seen[id(sock._connector)] = key, sock._connector
+        _add(groups, key, numbers | {"sockets": 1})
+    return groups
+
+
+def _key(sock: Socket) -> _Key:
+    return type(sock._whole).__name__, sock.options.get(opts.socket.name)
 
 
 def _add(groups: dict[_Key, dict[str, Any]], key: _Key, numbers: Mapping[str, Any]) -> None:
     """Add numbers to those of a group."""
     group = groups.setdefault(key, {"drops": {}})
-    for name in (*COUNTERS, *GAUGES):
+    for name in (*COUNTERS, *GAUGES, *PROTOCOL_GAUGES):
         if name in numbers:
             group[name] = group.get(name, 0) + numbers[name]
     for name in MAXIMA:
@@ -139,7 +169,7 @@ def _add(groups: dict[_Key, dict[str, Any]], key: _Key, numbers: Mapping[str, An
 
 def _filled(key: _Key, group: Mapping[str, Any]) -> dict[str, Any]:
     """Return a group with all keys that a Socket has, whether or not one of its sockets is open."""
-    zeros = dict.fromkeys((*COUNTERS, *GAUGES[:-4], *MAXIMA), 0)
+    zeros = dict.fromkeys((*COUNTERS, *GAUGES, *MAXIMA), 0)
     return {"kind": key[0], "name": key[1], **zeros, **group}
 
 
@@ -147,7 +177,8 @@ def _counted(connector: Connector) -> dict[str, Any]:
     """Return the counters of a socket."""
     counters = connector.counters()
     totals = connector.endpoint_totals()
-    return {"drops": counters.drops, **totals, **{name: getattr(counters, name) for name in COUNTERS[len(totals) :]}}
+    traffic = {name: getattr(counters, name) for name in COUNTERS if name not in totals}
+    return {"drops": counters.drops, **totals, **traffic}
 
 
 def _remember(key: _Key, connector: Connector) -> None:
@@ -157,13 +188,15 @@ def _remember(key: _Key, connector: Connector) -> None:
 def _closed_now(sock: Socket) -> None:
     """Remember what a socket has counted that has closed."""
     connector = sock._connector
-    known = _seen.pop(id(connector), None)
-    key = known[0] if known is not None else (type(sock._whole).__name__, sock.options.get("socket.name"))
-    _remember(key, connector)
+    with _lock:
+        known = _seen.pop(id(connector), None)
+        _remember(known[0] if known is not None else _key(sock), connector)
 
 
 def _forget() -> None:
     """Begin anew in a forked child: what was counted is the parent's."""
+    global _lock
+    _lock = _new_lock()
     _closed.clear()
     _seen.clear()
 

@@ -28,12 +28,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from gevent._hub_local import get_hub_if_exists
+from gevent.monkey import get_original
+
 from ..loop import owner
 from ..loop.periodic import Periodic
 from ..stats import COUNTERS, add_up, process_stats
 
 __all__ = ["Reports", "add_lags", "reports_in", "start_all"]
 
+_new_lock = get_original("_thread", "allocate_lock")
 #: Seconds between two reports of a process.
 _INTERVAL: Final = 1.0
 #: A report may take this part of a process's time: with very many pipes it is made less often.
@@ -59,6 +63,8 @@ class Reports:
         self._id: str | None = None
         self._lock = -1
         self._written = 0
+        #: Held while a report is made: a thread that is not gevent's may ask. Nobody switches greenlets then.
+        self._threads = _new_lock()
         self._periodic: Periodic | None = None
         self._stopped = False
 
@@ -74,10 +80,12 @@ class Reports:
     def start(self) -> None:
         """Begin to report, every second, in a greenlet. May be repeated. Does not block.
 
+        Has no effect in a thread that has no event loop of gevent's: there, reports are made when somebody reads them.
+
         Raises:
             OSError: the folder cannot be used.
         """
-        if self._periodic is None and not self._stopped:
+        if self._periodic is None and not self._stopped and get_hub_if_exists() is not None:
             self._report()
             self._periodic = Periodic(lambda: self._pause, self._report_again)
             self._periodic.start()
@@ -130,6 +138,10 @@ class Reports:
 
     def _report(self) -> dict[str, Any]:
         """Write the report of this process, and return it."""
+        with self._threads:
+            return self._make_report()
+
+    def _make_report(self) -> dict[str, Any]:
         began = monotonic()
         report = process_stats()
         for more in self._more:
@@ -160,6 +172,7 @@ class Reports:
         """Have no report yet in a forked child. The lock stays with the parent."""
         self._release()
         self._periodic = None
+        self._threads = _new_lock()
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         """Write a file as a whole."""

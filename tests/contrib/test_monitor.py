@@ -203,19 +203,20 @@ def test_nothing_is_measured_unless_somebody_looks(monkeypatch: pytest.MonkeyPat
     with sampler.pub() as pub, Sub() as sub:
         sub.dial(pub.listen("inproc://samples").address)
         wait_until(lambda: pub.pipes)
-        assert not sampler._pause()
+        assert not sampler._watched
         sub.subscribe("now", 5)
         wait_until(lambda: sampler._samples._greenlet and sampler._finder._greenlet)
         assert sub.recv(5)[0] == "now"
         sub.close()
         wait_until(lambda: not pub.pipes)
         now[0] += 29.0
-        assert sampler._pause()
+        assert sampler._watched
         now[0] += 2.0
         wait_until(lambda: not sampler._samples._greenlet and not sampler._finder._greenlet)
         # Nobody is shown what is old.
         retained = pub._gate.retained.history
         assert retained.retained_topics()
+        now[0] += 60.0
         sampler._interest("now", True)
         assert [topic for topic in retained.retained_topics() if topic.startswith("plot.")] == []
         sampler.close()
@@ -372,3 +373,7 @@ def test_under_gunicorn_the_page_shows_all_workers(tmp_path: Path, monkeypatch: 
                   ".reduce((all, row) => all + Number(row.cells[1].innerText), 0) === 9")
         page.wait("document.querySelector('#groups tbody tr')?.innerText.startsWith('Pub news')")
         assert page.complaints == []
+        # Nothing of it keeps a worker from ending.
+        server.stop()
+        server.wait_ended()
+        page.wait("document.getElementById('state').className === 'lost'")

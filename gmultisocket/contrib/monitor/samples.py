@@ -13,11 +13,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-from gevent import get_hub
-
 from ... import stats, usercode
 from ...core.pipes.pipe import Pipe
-from ...core.socket import live_sockets
 from ...core.stats import slowest_pipes
 from ...errors import snippet
 from ...loop.periodic import Periodic
@@ -35,6 +32,8 @@ _NAME: Final = "monitor"
 _SLOTS: Final = 120
 #: Seconds between two samples.
 _INTERVAL: Final = 1.0
+#: Seconds before the first one.
+_AT_ONCE: Final = 0.001
 #: Seconds for which samples are made, and processes look for slow pipes, after a page was last open.
 _LINGER: Final = 30.0
 #: Pipes that are shown: those that are most behind.
@@ -65,10 +64,12 @@ class Sampler:
         self._slot = 0
         #: When somebody has looked, here or in another process.
         self._watched_at = -_LINGER
+        self._sampled_at = -_LINGER
+        self._next_pause = _INTERVAL
         self._slowest: list[dict[str, Any]] = []
         self._pub: Pub | None = None
-        self._samples = Periodic(self._pause, self._sample)
-        self._finder = Periodic(lambda: self._pause() and self._finder_pause, self._find_slowest)
+        self._samples = Periodic(lambda: self._next_pause if self._watched else 0.0, self._sample)
+        self._finder = Periodic(lambda: self._finder_pause if self._watched else 0.0, self._find_slowest)
         self._finder_pause = _INTERVAL
         if reports is not None:
             reports.add(self._more)
@@ -92,10 +93,10 @@ class Sampler:
     def _interest(self, pattern: str, wanted: bool) -> None:
         # A page subscribes to the plots as well.
         if wanted and pattern == "now":
-            if monotonic() - self._watched_at > _LINGER:
+            if monotonic() - self._sampled_at > _LINGER:
                 self._forget_plots()
             self._watched_at = monotonic()
-            self._sample(0.0, 0.0)
+            self._next_pause = _AT_ONCE
             self._samples.start()
             self._finder.start()
 
@@ -105,8 +106,9 @@ class Sampler:
             for slot in range(_SLOTS):
                 self._pub.unretain(f"plot.{slot}")
 
-    def _pause(self) -> float:
-        return _INTERVAL if monotonic() - self._watched_at <= _LINGER else 0.0
+    @property
+    def _watched(self) -> bool:
+        return monotonic() - self._watched_at <= _LINGER
 
     def _more(self) -> dict[str, Any]:
         """Return what the report of this process has for pages, which may be open in another process."""
@@ -115,14 +117,16 @@ class Sampler:
             if time.time() - self._reports.watched.stat().st_mtime < _LINGER:
                 self._watched_at = monotonic()
                 self._finder.start()
-        return {"slowest": self._slowest if self._pause() else []}
+        return {"slowest": self._slowest if self._watched else []}
 
     # Samples
 
     def _sample(self, elapsed: float, late: float) -> None:
         pub = self._pub
+        self._next_pause = _INTERVAL
         if pub is None or pub.closed:
             return
+        self._sampled_at = monotonic()
         if pub.reach("now"):
             self._watched_at = monotonic()
             if self._reports is not None:
@@ -172,12 +176,10 @@ class Sampler:
     def _find_slowest(self, elapsed: float, late: float) -> None:
         began = monotonic()
         found = []
-        hub = get_hub()
-        for sock in live_sockets():
-            kind, name = type(sock._whole).__name__, sock.options.get("socket.name")
-            if name == _NAME or sock._connector.hub is not hub:
-                continue
-            found += [self._pipe(pipe) | {"kind": kind, "name": name} for pipe in slowest_pipes(sock.pipes, _SLOWEST)]
+        for kind, name, sock in stats.own_sockets():
+            if name != _NAME:
+                pipes = slowest_pipes(sock.pipes, _SLOWEST)
+                found += [self._pipe(pipe) | {"kind": kind, "name": name} for pipe in pipes]
         self._slowest = sorted(found, key=_behind)[:_SLOWEST]
         self._finder_pause = max(_INTERVAL, (monotonic() - began) / _SHARE)
 
