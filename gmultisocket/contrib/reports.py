@@ -77,6 +77,11 @@ class Reports:
         """Call ``more()`` for each report of this process. It returns further keys for it, and may not block."""
         self._more.append(more)
 
+    def remove(self, more: Callable[[], dict[str, Any]]) -> None:
+        """Undo :meth:`add`. May be repeated."""
+        if more in self._more:
+            self._more.remove(more)
+
     def start(self) -> None:
         """Begin to report, every second, in a greenlet. May be repeated. Does not block.
 

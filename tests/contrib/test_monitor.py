@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter
 from gmultisocket import Pub, Pull, Push, Sub
 from gmultisocket.contrib.monitor import Monitor
 from gmultisocket.contrib.monitor.samples import Sampler, _Rates
+from gmultisocket.contrib.reports import reports_in
 from gmultisocket.errors import OptionError, RequestRefused
 from gmultisocket.stats import COUNTERS
 from gmultisocket.testing import wait_until
@@ -316,7 +318,7 @@ def test_somebody_looks_at_a_program_that_works(tmp_path: Path) -> None:
 
 @needs("chromium --version")
 @pytest.mark.timeout(180)
-def test_it_comes_back_when_the_server_does() -> None:
+def test_it_comes_back_when_the_server_does(tmp_path: Path) -> None:
     with page_in_chromium() as page, Pub({"socket.name": "first"}):
         server = WSGIServer(("127.0.0.1", 0), Monitor(authorize=None), log=None, error_log=None)
         server.start()
@@ -326,14 +328,16 @@ def test_it_comes_back_when_the_server_does() -> None:
         server.application.stop()
         server.stop(timeout=5)
         page.wait("document.getElementById('state').className === 'lost'")
-        monitor = Monitor(authorize=None)
+        monitor = Monitor(authorize=None, folder=tmp_path / "stats")
         server = WSGIServer(("127.0.0.1", port), monitor, log=None, error_log=None)
         server.start()
         with Pub({"socket.name": "second"}):
             sees(page, "groups", "Pub first", "Pub second")
+            sees(page, "processes", str(os.getpid()))
             page.wait("document.getElementById('state').className === 'live'")
             monitor.stop()
             server.stop(timeout=5)
+            reports_in(tmp_path / "stats").stop()
 
 
 @needs("chromium --version")

@@ -307,6 +307,7 @@ document.getElementById("plots").append(...plots.map(([plot]) => plot.root));
 chooser.addEventListener("change", show);
 
 const client = new Client("ws", {maxDelay: 5000});
+client.addEventListener("open", () => tell("waiting", "waiting for the first numbers"));
 client.addEventListener("close", ({code, reason, retry}) =>
   tell("lost", retry === null ? `refused: ${reason || code}` : "connection lost, trying again"));
 for (const pattern of ["now", "plot.*"]) client.subscribe(pattern, received);

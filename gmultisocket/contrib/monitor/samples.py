@@ -82,7 +82,9 @@ class Sampler:
         return self._pub
 
     def close(self) -> None:
-        """Stop. Does not block."""
+        """Stop. Does not block. May be repeated."""
+        if self._reports is not None:
+            self._reports.remove(self._more)
         self._samples.stop()
         self._finder.stop()
         if self._pub is not None:
@@ -127,10 +129,6 @@ class Sampler:
         if pub is None or pub.closed:
             return
         self._sampled_at = monotonic()
-        if pub.reach("now"):
-            self._watched_at = monotonic()
-            if self._reports is not None:
-                self._reports.watched.touch(0o600)
         if self._reports is None:
             report = stats.process_stats()
             reports = [report | {"id": "", "time": time.time(), "slowest": self._slowest}]
@@ -138,6 +136,10 @@ class Sampler:
         else:
             reports, ended = self._reports.read()
             everything = stats.add_up([*reports, ended])
+        if pub.reach("now"):
+            self._watched_at = monotonic()
+            if self._reports is not None:
+                self._reports.watched.touch(0o600)
         has_rates = self._rates.update(reports)
         groups = [self._shown(group) for group in everything if group["name"] != _NAME]
         groups.sort(key=lambda group: -group["pipes"])
