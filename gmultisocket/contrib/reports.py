@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import monotonic
+from time import thread_time
 from typing import Any, Final
 
 from gevent._hub_local import get_hub_if_exists
@@ -38,9 +38,10 @@ from ..stats import COUNTERS, add_up, process_stats
 __all__ = ["Reports", "add_lags", "reports_in", "start_all"]
 
 _new_lock = get_original("_thread", "allocate_lock")
-#: Seconds between two reports of a process.
+#: Seconds between two reports of a process: the least, and the most.
 _INTERVAL: Final = 1.0
-#: A report may take this part of a process's time: with very many pipes it is made less often.
+_MAX_INTERVAL: Final = 10.0
+#: A report may take this part of a thread's processor time: with very many pipes it is made less often.
 _SHARE: Final = 0.02
 #: Processes that the sums still name, so that no reader counts them twice. More than can end while somebody reads.
 _REMEMBERED: Final = 1000
@@ -147,7 +148,7 @@ class Reports:
             return self._make_report()
 
     def _make_report(self) -> dict[str, Any]:
-        began = monotonic()
+        began = thread_time()
         report = process_stats()
         for more in self._more:
             report |= more()
@@ -155,7 +156,7 @@ class Reports:
             self._open()
         report |= {"version": _VERSION, "id": self._id, "time": time.time()}
         self._write(f"{self._id}.json", report)
-        self._pause = max(_INTERVAL, (monotonic() - began) / _SHARE)
+        self._pause = min(max(_INTERVAL, (thread_time() - began) / _SHARE), _MAX_INTERVAL)
         return report
 
     def _open(self) -> None:

@@ -29,11 +29,11 @@ def socket_stats(connector: Connector, options: Options) -> dict[str, Any]:
     dialers = sum(endpoint.dials for endpoint in endpoints)
     full = waiting = most = size = 0
     for pipe in connector.sender._to_all.maybe_queued():
-        full += pipe.full
-        queued = pipe.queued
+        queued, queued_bytes = pipe._backlog()
         if queued:
+            full += pipe.full
             waiting += queued
-            size += pipe.queued_bytes
+            size += queued_bytes
             if queued > most:
                 most = queued
     requeued = [len(message.content) for message in connector.sender.requeue.pending.copy()]

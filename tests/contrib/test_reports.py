@@ -275,7 +275,7 @@ def test_real_processes_that_are_killed_stop_and_end_in_order(tmp_path: Path, ow
         one.stdin.write(b"5\n")
         one.stdin.flush()
         assert one.stdout.readline() == b"sent\n"
-        wait_until(lambda: total(reader) == 215)
+        wait_until(lambda: total(reader) == 215, 30)
         os.kill(two.pid, signal.SIGSTOP)
         assert total(reader) == 215 and len(reader.read()[0]) == 3
         two.kill()

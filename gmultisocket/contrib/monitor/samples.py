@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, Final
 
 from ... import stats, usercode
@@ -38,7 +38,7 @@ _AT_ONCE: Final = 0.001
 _LINGER: Final = 30.0
 #: Pipes that are shown: those that are most behind.
 _SLOWEST: Final = 10
-#: To look for them may take this part of a process's time: with very many pipes it is done less often.
+#: To look for them may take this part of a thread's processor time: with very many pipes it is done less often.
 _SHARE: Final = 0.02
 #: Groups that are shown: those with most pipes.
 _MAX_GROUPS: Final = 100
@@ -176,14 +176,14 @@ class Sampler:
     # The slowest pipes
 
     def _find_slowest(self, elapsed: float, late: float) -> None:
-        began = monotonic()
+        began = thread_time()
         found = []
         for kind, name, sock in stats.own_sockets():
             if name != _NAME:
                 pipes = slowest_pipes(sock.pipes, _SLOWEST)
                 found += [self._pipe(pipe) | {"kind": kind, "name": name} for pipe in pipes]
         self._slowest = sorted(found, key=_behind)[:_SLOWEST]
-        self._finder_pause = max(_INTERVAL, (monotonic() - began) / _SHARE)
+        self._finder_pause = min(max(_INTERVAL, (thread_time() - began) / _SHARE), _LINGER / 3)
 
     def _pipe(self, pipe: Pipe) -> dict[str, Any]:
         numbers = pipe.stats()

@@ -239,6 +239,7 @@ class Connector:
         total.add(self.receiver.counters)
         # Not by the counters of each pipe: for 10,000 of them that takes five times as long. A copy, because another
         # thread may ask.
+        drops = total.drops
         for pipe in [*self.pipes.values()]:
             total.messages_sent += pipe.messages_sent
             total.bytes_sent += pipe.bytes_sent
@@ -246,7 +247,7 @@ class Connector:
             total.bytes_received += pipe.bytes_received
             if pipe._drops:
                 for reason, count in [*pipe._drops.items()]:
-                    total.drop(reason, count)
+                    drops[reason] = drops.get(reason, 0) + count
         return total
 
     def endpoint_totals(self) -> dict[str, int]:

@@ -302,14 +302,14 @@ class Pipe(StateMachine, ABC):
         )
 
     @property
-    @abstractmethod
     def queued(self) -> int:
-        """How many messages wait to leave."""
+        """How many messages wait to leave, including one of which only a part has left."""
+        return self._backlog()[0]
 
     @property
-    @abstractmethod
     def queued_bytes(self) -> int:
         """How many bytes these messages have; as in :attr:`counters`, for peers in this process only their contents."""
+        return self._backlog()[1]
 
     @property
     def unacknowledged(self) -> int:
@@ -322,6 +322,7 @@ class Pipe(StateMachine, ABC):
         Never blocks. The counters are those of :attr:`counters`.
         """
         unconfirmed_messages, unconfirmed_bytes = self._unconfirmed
+        queued, queued_bytes = self._backlog()
         return {
             "id": self.id,
             "local_address": self.local_address,
@@ -336,8 +337,8 @@ class Pipe(StateMachine, ABC):
             "messages_unconfirmed": unconfirmed_messages,
             "bytes_unconfirmed": unconfirmed_bytes,
             "drops": dict(self._drops or {}),
-            "send_queue": self.queued,
-            "send_queue_bytes": self.queued_bytes,
+            "send_queue": queued,
+            "send_queue_bytes": queued_bytes,
             "unacknowledged": 0 if self.closed else self.unacknowledged,
         }
 
@@ -353,6 +354,10 @@ class Pipe(StateMachine, ABC):
         """
         check_thread(self._owner.hub)
         self._close(reason)
+
+    @abstractmethod
+    def _backlog(self) -> tuple[int, int]:
+        """Return how many messages wait to leave, and how many bytes they have."""
 
     # For senders
 
