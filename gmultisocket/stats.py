@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Any, Final
+from weakref import WeakSet
 
 from gevent import get_hub
-from gevent._hub_local import get_hub_if_exists
 from gevent.monkey import get_original
 
 from . import options as opts
@@ -24,7 +24,7 @@ from .core.connecting.connector import Connector
 from .core.socket import Socket, live_sockets, on_closed
 from .core.stats import lag_stats
 from .log import get_logger
-from .loop.lag import BUCKETS, LagSummary, lag_of
+from .loop.lag import BUCKETS, LagSummary, lag_of, own_hub
 from .loop.periodic import Periodic
 
 __all__ = [
@@ -74,10 +74,12 @@ MAXIMA: Final = ("longest_send_queue",)
 _Key = tuple[str, str]
 
 _new_lock = get_original("_thread", "allocate_lock")
-#: Held while the two below are read and changed: a thread that is not gevent's may ask. Nobody switches greenlets then.
+#: Held while the three below are read and changed: a thread that is not gevent's may ask. Nobody switches greenlets then.
 _lock = _new_lock()
 #: What closed sockets have counted.
 _closed: dict[_Key, dict[str, Any]] = {}
+#: The connectors of the sockets that are in it.
+_remembered: WeakSet[Connector] = WeakSet()
 #: The sockets that somebody has seen, by the identity of the connector. It is kept because a socket may be collected
 #: without having been closed, when nothing of it is in use.
 _seen: dict[int, tuple[_Key, Connector]] = {}
@@ -94,8 +96,10 @@ def process_stats() -> dict[str, Any]:
         (pairs of an upper end in seconds, and the number of looks that were not later) since the measuring began.
     """
     sockets = live_sockets()
+    # Not while the lock is held: this may be code of the program's own protocols.
+    found: list[tuple[Socket, dict[str, Any]]] = [(sock, _whole(sock).stats()) for sock in sockets]
     with _lock:
-        groups = _groups(sockets)
+        groups = _groups(found)
     return {
         "pid": os.getpid(),
         "groups": [_filled(key, group) for key, group in sorted(groups.items())],
@@ -125,33 +129,35 @@ def loop_lag() -> LagSummary:
 
 def own_sockets() -> list[tuple[str, str, Socket]]:
     """Return the kind, the name and the Socket of all that is open in the calling thread."""
-    hub = get_hub_if_exists()
+    hub = own_hub()
     return [(*_key(sock), sock) for sock in live_sockets() if sock._connector.hub is hub]
 
 
 # Groups
 
 
-def _groups(sockets: Iterable[Socket]) -> dict[_Key, dict[str, Any]]:
-    """Return the groups of the open sockets and the closed ones."""
+def _groups(found: Iterable[tuple[Socket, dict[str, Any]]]) -> dict[_Key, dict[str, Any]]:
+    """Return the groups of the closed sockets, and of the open ones with their numbers."""
+    open_now = {id(sock._connector) for sock in live_sockets()}
+    for identity in [identity for identity in _seen if identity not in open_now]:
+        # It was collected, or another thread is closing it.
+        _remember(*_seen.pop(identity))
     groups = {key: {**counted, "drops": {**counted["drops"]}} for key, counted in _closed.items()}
-    connectors = {id(sock._connector) for sock in sockets}
-    for identity in [identity for identity in _seen if identity not in connectors]:
-        # It was collected.
-        key, connector = _seen.pop(identity)
-        _remember(key, connector)
-        _add(groups, key, _counted(connector))
-    for sock in sockets:
-        whole: Any = sock._whole
-        numbers = whole.stats()
-        key = numbers["kind"], numbers["name"]
-        _seen[id(sock._connector)] = key, sock._connector
-        _add(groups, key, numbers | {"sockets": 1})
+    for sock, numbers in found:
+        connector = sock._connector
+        if connector not in _remembered:
+            key = numbers["kind"], numbers["name"]
+            _seen[id(connector)] = key, connector
+            _add(groups, key, numbers | {"sockets": 1})
     return groups
 
 
+def _whole(sock: Socket) -> Any:
+    return sock._whole
+
+
 def _key(sock: Socket) -> _Key:
-    return type(sock._whole).__name__, sock.options.get(opts.socket.name)
+    return type(_whole(sock)).__name__, sock.options.get(opts.socket.name)
 
 
 def _add(groups: dict[_Key, dict[str, Any]], key: _Key, numbers: Mapping[str, Any]) -> None:
@@ -182,7 +188,10 @@ def _counted(connector: Connector) -> dict[str, Any]:
 
 
 def _remember(key: _Key, connector: Connector) -> None:
-    _add(_closed, key, _counted(connector))
+    """Keep what a socket has counted that is not open any more; once."""
+    if connector not in _remembered:
+        _remembered.add(connector)
+        _add(_closed, key, _counted(connector))
 
 
 def _closed_now(sock: Socket) -> None:
@@ -198,6 +207,7 @@ def _forget() -> None:
     global _lock
     _lock = _new_lock()
     _closed.clear()
+    _remembered.clear()
     _seen.clear()
 
 
@@ -209,20 +219,20 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _lag_dict(sockets: Iterable[Socket]) -> dict[str, Any] | None:
-    """Return how late the loop of this process is; where several threads have sockets, the latest of their loops."""
+    """Return how late the loop of this process is. Of several threads' loops: the latest one, and the sums of all."""
     hubs = {sock._connector.hub for sock in sockets}
-    own = get_hub_if_exists()
+    own = own_hub()
     if own is not None:
         hubs.add(own)
     lags = [lag.summary() for hub in hubs if (lag := lag_of(hub)) is not None]
     if not lags:
         return None
-    worst = max(lags, key=lambda lag: lag.maximum)
+    buckets = [sum(counts) for counts in zip(*(lag.buckets for lag in lags), strict=True)]
     return {
-        **lag_stats(worst),
-        "count": worst.looks,
-        "sum": worst.total,
-        "buckets": [list(pair) for pair in zip(BUCKETS, worst.buckets, strict=True)],
+        **lag_stats(max(lags, key=lambda lag: lag.maximum)),
+        "count": sum(lag.looks for lag in lags),
+        "sum": sum(lag.total for lag in lags),
+        "buckets": [list(pair) for pair in zip(BUCKETS, buckets, strict=True)],
     }
 
 

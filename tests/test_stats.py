@@ -10,9 +10,11 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from gmultisocket import Pub, Pull, Push, Socket, Sub, stats
 from gmultisocket.loop.lag import BUCKETS
+from gmultisocket.protocol import ProtocolBase
 from gmultisocket.stats import add_up, log_stats, process_stats
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
@@ -157,6 +159,40 @@ with Socket() as sock:
 assert [group["kind"] for group in process_stats()["groups"]] == ["Socket"]
 """
     )
+
+
+def test_a_protocol_that_waits_for_its_numbers_holds_up_nobody() -> None:
+    waiting, go_on = Event(), Event()
+
+    class Slow(ProtocolBase):
+        def _own_stats(self) -> dict[str, int]:
+            waiting.set()
+            go_on.wait()
+            return {}
+
+    with Slow() as slow, Socket():
+        first = gevent.spawn(process_stats)
+        waiting.wait()
+        second = gevent.spawn(process_stats)
+        slow.close()
+        go_on.set()
+        for report in (first.get(5), second.get(5), process_stats()):
+            found = {group["kind"]: group["sockets"] for group in report["groups"]}
+            assert found == {"Slow": 0, "Socket": 1}
+
+
+def test_threads_that_close_sockets_and_ask_meanwhile_count_each_one_once() -> None:
+    hub = gevent.get_hub()
+    asked = [hub.threadpool.spawn(lambda: [process_stats() for _ in range(100)]) for _ in range(2)]
+    for _ in range(100):
+        exchange(2)
+    for each in asked:
+        sent = [
+            sum(group["messages_sent"] for group in report["groups"] if group["kind"] == "Push")
+            for report in each.get()
+        ]
+        assert sent == sorted(sent) and sent[-1] <= 200
+    assert groups()["Push", "jobs"]["messages_sent"] == 200
 
 
 # The log

@@ -28,10 +28,10 @@ from pathlib import Path
 from time import thread_time
 from typing import Any, Final
 
-from gevent._hub_local import get_hub_if_exists
 from gevent.monkey import get_original
 
 from ..loop import owner
+from ..loop.lag import own_hub
 from ..loop.periodic import Periodic
 from ..stats import COUNTERS, add_up, process_stats
 
@@ -91,7 +91,7 @@ class Reports:
         Raises:
             OSError: the folder cannot be used.
         """
-        if self._periodic is None and not self._stopped and get_hub_if_exists() is not None:
+        if self._periodic is None and not self._stopped and own_hub() is not None:
             self._report()
             self._periodic = Periodic(lambda: self._pause, self._report_again)
             self._periodic.start()

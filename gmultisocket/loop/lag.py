@@ -19,11 +19,12 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
+from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Hub
 
 from . import owner
 
-__all__ = ["BUCKETS", "LagSummary", "LoopLag", "lag_of"]
+__all__ = ["BUCKETS", "LagSummary", "LoopLag", "lag_of", "own_hub"]
 
 #: Seconds between two looks.
 _INTERVAL: Final = 0.1
@@ -119,6 +120,12 @@ _asked: WeakSet[Hub] = WeakSet()
 def _forget() -> None:
     _measured.clear()
     _asked.clear()
+
+
+def own_hub() -> Hub | None:
+    """Return the hub of the calling thread, None if it has none: ``get_hub()`` would make one."""
+    hub: Hub | None = get_hub_if_exists()
+    return hub
 
 
 def lag_of(hub: Hub) -> LoopLag | None:
