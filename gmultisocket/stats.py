@@ -74,7 +74,7 @@ MAXIMA: Final = ("longest_send_queue",)
 _Key = tuple[str, str]
 
 _new_lock = get_original("_thread", "allocate_lock")
-#: Held while the three below are read and changed: a thread that is not gevent's may ask. Nobody switches greenlets then.
+#: Held while the three below are read and changed: another thread may ask. Nobody switches greenlets meanwhile.
 _lock = _new_lock()
 #: What closed sockets have counted.
 _closed: dict[_Key, dict[str, Any]] = {}
@@ -88,7 +88,8 @@ _seen: dict[int, tuple[_Key, Connector]] = {}
 def process_stats() -> dict[str, Any]:
     """Return the numbers of all sockets of this process, as a plain dict.
 
-    May be called in any thread, and never blocks. Takes about a microsecond for each pipe.
+    May be called in any thread, and never blocks. Takes about a microsecond for each pipe. In another thread than that
+    of a socket, a pipe of it that closes at the same moment may be missing: then a counter is too low, that once.
 
     Returns:
         ``"pid"``; ``"groups"``, a list of dicts with the keys of ``Socket.stats()`` and ``"sockets"``, the number of

@@ -191,7 +191,8 @@ def test_threads_that_close_sockets_and_ask_meanwhile_count_each_one_once() -> N
             sum(group["messages_sent"] for group in report["groups"] if group["kind"] == "Push")
             for report in each.get()
         ]
-        assert sent == sorted(sent) and sent[-1] <= 200
+        # A pipe that closes at this moment may be missing. Nothing is there twice, and nothing is lost.
+        assert max(sent) <= 200
     assert groups()["Push", "jobs"]["messages_sent"] == 200
 
 
