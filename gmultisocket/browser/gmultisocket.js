@@ -377,7 +377,8 @@ export class Client extends EventTarget {
       socket.onopen = () => socket === this.#socket && !this.#isSession && this.#up([{channel: 0}]);
       socket.onmessage = ({data}) => socket === this.#socket && this.#take(new Uint8Array(data));
       socket.onclose = event => socket === this.#socket && this.#down(event);
-      socket.onerror = () => {};
+      // Not everywhere is it followed by a close.
+      socket.onerror = () => socket === this.#socket && this.#down({code: 1006, reason: "the connection failed"});
     } catch (error) {
       if (attempt === this.#socket) this.#down({code: 1006, reason: `${error}`});
     }
