@@ -360,7 +360,8 @@ export class Client extends EventTarget {
     this.#heard = false;
     this.#tell({ping: 0});
     clearTimeout(this.#alive);
-    this.#alive = setTimeout(() => socket === this.#socket && !this.#heard && this.#down({code: 1006, reason: "no answer"}), 5000);
+    this.#alive = setTimeout(() => socket === this.#socket && !this.#heard && this.#down({code: 1006, reason: "no answer"}),
+      this.#options.timeout);
   };
 
   async #dial() {

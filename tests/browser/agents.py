@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gevent
-from gevent import socket as gsocket
 from gevent import subprocess
 from websockets.frames import Opcode
 
@@ -125,6 +124,10 @@ class Tab:
         self.inspector.call("Page.navigate", url=url)
         wait_until(lambda: self.evaluate("return [location.href, document.readyState]") == [url, "complete"], PATIENCE)
 
+    def close(self) -> None:
+        self.inspector.call("Page.close")
+        self.inspector.close()
+
     def evaluate(self, code: str) -> Any:
         """Return the value of the body of an async function."""
         wrapped = f"(async () => {{ globalThis.kept ??= {{}}; {code}\n}})()"
@@ -140,19 +143,19 @@ class Chromium:
     def __init__(self, address: str) -> None:
         self._address = address
         self._inspector = _Inspector(address)
-        self._tabs: list[Tab] = []
 
-    def tab(self, url: str) -> Tab:
-        """Open another tab."""
+    @contextmanager
+    def tab(self, url: str) -> Iterator[Tab]:
+        """Open another tab, until the body has ended."""
         target = self._inspector.call("Target.createTarget", url="about:blank")["targetId"]
         tab = Tab(re.sub("/devtools/.*", f"/devtools/page/{target}", self._address))
-        self._tabs.append(tab)
-        tab.visit(url)
-        return tab
+        try:
+            tab.visit(url)
+            yield tab
+        finally:
+            tab.close()
 
     def close(self) -> None:
-        for tab in self._tabs:
-            tab.inspector.close()
         self._inspector.close()
 
 
@@ -182,11 +185,3 @@ def chromium(*flags: str) -> Iterator[Chromium]:
                 process.wait(timeout=10)
             wait_until(lambda: not _kill(_session(process.pid)))
             process.wait()
-
-
-def unused_port() -> int:
-    """Return a port that nobody listens at now."""
-    with gsocket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -46,27 +47,27 @@ def browser() -> Iterator[Chromium]:
 @pytest.fixture
 def tab(server: Gunicorn, browser: Chromium) -> Iterator[Tab]:
     """A tab with a page of the server."""
-    made = new_tab(server, browser)
-    yield made
-    made.evaluate("kept.client?.close()")
+    with new_tab(server, browser) as made:
+        yield made
 
 
-def new_tab(server: Gunicorn, browser: Chromium) -> Tab:
+@contextmanager
+def new_tab(server: Gunicorn, browser: Chromium) -> Iterator[Tab]:
     page = server.address.replace("ws:", "http:").replace("/ws", "/")
-    tab = browser.tab(page)
-    tab.evaluate(_SETUP)
-    return tab
+    with browser.tab(page) as tab:
+        tab.evaluate(_SETUP)
+        yield tab
 
 
-def follow_state(tab: Tab) -> int:
+def follow_state(tab: Tab, options: str = "{}") -> int:
     """Subscribe to what the page's worker retains. Return the process of the worker."""
-    tab.evaluate("kept.make('/ws').subscribe('state.>', m => kept.seen.push(Number(m.text())))")
+    tab.evaluate(f"kept.make('/ws', {options}).subscribe('state.>', m => kept.seen.push(Number(m.text())))")
     return worker_of(tab)
 
 
 def worker_of(tab: Tab) -> int:
     """Return the process of the worker that a page is connected to, when it is."""
-    pid = tab.evaluate("await kept.until(() => kept.seen.length); return Number((await kept.client.request('')).text())")
+    pid = tab.evaluate("await kept.until(() => kept.seen.length); return Number((await kept.client.request('', {timeout: 30000})).text())")
     return int(pid)
 
 
@@ -113,15 +114,15 @@ def test_a_page_that_has_to_log_in_first_is_let_in_afterwards(tab: Tab) -> None:
 
 
 def test_tabs_do_not_disturb_each_other(server: Gunicorn, browser: Chromium) -> None:
-    tabs = [new_tab(server, browser) for _ in range(6)]
-    workers = [follow_state(tab) for tab in tabs]
-    for number, (tab, _) in enumerate(zip(tabs, workers, strict=True)):
-        tab.evaluate(f"await kept.client.request('state.x {number}')")
-    for tab, worker in zip(tabs, workers, strict=True):
-        mine = [number for number, other in enumerate(workers) if other == worker]
-        tab.evaluate(f"await kept.until(() => kept.seen.length === {1 + len(mine)})")
-        assert tab.evaluate("return kept.seen") == [worker, *mine]
-        tab.evaluate("kept.client.close()")
+    with ExitStack() as stack:
+        tabs = [stack.enter_context(new_tab(server, browser)) for _ in range(4)]
+        workers = [follow_state(tab) for tab in tabs]
+        for number, tab in enumerate(tabs):
+            tab.evaluate(f"await kept.client.request('state.x {number}')")
+        for tab, worker in zip(tabs, workers, strict=True):
+            mine = [number for number, other in enumerate(workers) if other == worker]
+            tab.evaluate(f"await kept.until(() => kept.seen.length === {1 + len(mine)})")
+            assert tab.evaluate("return kept.seen") == [worker, *mine]
 
 
 def test_a_frozen_page_catches_up(tab: Tab) -> None:
@@ -154,7 +155,7 @@ def test_a_page_does_not_wait_when_the_network_has_come_back(tab: Tab) -> None:
 
 
 def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(tab: Tab) -> None:
-    worker = follow_state(tab)
+    worker = follow_state(tab, "{timeout: 500}")
     tab.evaluate("kept.seen = []")
     os.kill(worker, signal.SIGSTOP)
     try:
