@@ -144,7 +144,8 @@ class Topics {
   }
   #subscribe(pattern, ...where) {
     const {text, meetings, retained, recover} = pattern;
-    if (retained || recover) {
+    // Retained values come without being asked for.
+    if (recover || !retained) {
       this.#asks.delete(pattern.ask);
       this.#asks.set(pattern.ask = newId(this.#asks), pattern);
       const positions = [...meetings].slice(-16).map(([epoch, {position}]) => [epoch, position]);
