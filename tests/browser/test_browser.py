@@ -147,11 +147,13 @@ _USE = """
 import {Client, Message, RequestError, type Subscription, type Channel} from "./gmultisocket.js";
 
 const client = new Client(async () => new URL("/ws", "https://example.org"), {minDelay: 100});
-const subscription: Subscription = client.subscribe("a.>", (message: Message) => { const text: string = message.text(); void text; });
+const seen: string[] = [];
+const subscription: Subscription = client.subscribe("a.>", (message: Message) => { seen.push(message.text()); });
 const other: Client = new Client("/ws");
 async function use(): Promise<number> {
   await subscription.ready;
-  for await (const message of client.subscribe("b", null, {recover: false, channel: "events"})) return message.json<{n: number}>().n;
+  const feed = client.subscribe("b", null, {recover: false, channel: "events"});
+  for await (const message of feed) return message.json<{n: number}>().n;
   try {
     const answer: Message = await client.request({a: [1]}, {timeout: 100, signal: new AbortController().signal});
     return answer.content.length;
@@ -163,7 +165,7 @@ async function use(): Promise<number> {
 const channel: Channel = client.channel("chat");
 const sent: boolean = channel.send(new Uint8Array(3));
 client.addEventListener("gap", event => { const reason: "overflow" | "history" | "gone" = event.reason; void reason; });
-client.addEventListener("close", ({code, retry}) => { const seconds: number = retry === null ? code : retry / 1000; void seconds; });
+client.addEventListener("close", ({code, retry}) => { const pause: number = retry === null ? code : retry; void pause; });
 // @ts-expect-error: it has no such event
 client.addEventListener("open", event => event.reason);
 // @ts-expect-error: a pattern is text

@@ -67,8 +67,8 @@ def follow_state(tab: Tab, options: str = "{}") -> int:
 
 def worker_of(tab: Tab) -> int:
     """Return the process of the worker that a page is connected to, when it is."""
-    pid = tab.evaluate("await kept.until(() => kept.seen.length); return Number((await kept.client.request('', {timeout: 30000})).text())")
-    return int(pid)
+    tab.evaluate("await kept.until(() => kept.seen.length)")
+    return int(tab.evaluate("return (await kept.client.request('', {timeout: 30000})).text()"))
 
 
 def test_a_page_needs_nothing_but_the_module_that_the_server_serves(tab: Tab) -> None:
@@ -159,7 +159,8 @@ def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(tab: Ta
     tab.evaluate("kept.seen = []")
     os.kill(worker, signal.SIGSTOP)
     try:
-        tab.evaluate("document.dispatchEvent(new Event('visibilitychange')); await kept.until(() => kept.events.length > 1)")
+        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        tab.evaluate("await kept.until(() => kept.events.length > 1)")
     finally:
         os.kill(worker, signal.SIGCONT)
     assert tab.evaluate("return kept.events[1].code") == 1006

@@ -37,7 +37,9 @@ def upper(content: bytes) -> bytes:
 
 
 @contextmanager
-def serving(members: dict[str, Any], where: str = "ws://127.0.0.1:0", options: Any = None) -> Iterator[tuple[str, Session]]:
+def serving(
+    members: dict[str, Any], where: str = "ws://127.0.0.1:0", options: Any = None
+) -> Iterator[tuple[str, Session]]:
     """Listen with a session of some protocols; all of it is closed at the end."""
     with ExitStack() as stack:
         session = stack.enter_context(Session(members, options))
@@ -172,9 +174,11 @@ def test_the_peer_is_told_which_channels_there_are_and_opens_those_that_it_wants
 
 def test_what_makes_no_sense_is_dropped_and_counted_and_disturbs_nobody() -> None:
     nonsense = [
-        b"", b"\0", b"\0{", b"\0[]", b"\0[1]", b"\0null", b"\0{}", b'\0{"open": true}', b'\0{"open": 0}', b'\0{"open": 4}',
+        b"", b"\0", b"\0{", b"\0[]", b"\0[1]", b"\0null", b"\0{}",
+        b'\0{"open": true}', b'\0{"open": 0}', b'\0{"open": 4}',
         b'\0{"open": 2}', b'\0{"open": -1}', b'\0{"open": "1"}', b'\0{"close": 1}', b'\0{"close": 9}',
-        b"\0" + b"[" * 10_000, b"\0\xff", b"\1" + encode(Message(content=b"x")), b"\xff", b'\0{"ping": ' + b"7" * 500 + b"}",
+        b"\0" + b"[" * 10_000, b"\0\xff", b"\1" + encode(Message(content=b"x")), b"\xff",
+        b'\0{"ping": ' + b"7" * 500 + b"}",
         b'\0{"ping": [1]}', b"\0" + b" " * 70_000 + b'{"open": 1}',
     ]  # fmt: skip
     with serving({"a": Socket(), "b": Rep(upper)}) as (where, session), peer_of(where) as peer:
@@ -190,7 +194,8 @@ def test_what_makes_no_sense_is_dropped_and_counted_and_disturbs_nobody() -> Non
 
 
 def test_a_wrong_frame_closes_its_channel_and_no_other() -> None:
-    wrong = [b"", b"1234567", b"\3" + bytes(7), encode(Message(content=b"x")) + b"y", encode(Message(content=b"x"))[:-1]]
+    good = encode(Message(content=b"x"))
+    wrong = [b"", b"1234567", b"\3" + bytes(7), good + b"y", good[:-1]]
     plain = Socket()
     with serving({"plain": plain, "rpc": Rep(upper)}) as (where, _), peer_of(where) as peer:
         peer.hear()
