@@ -165,7 +165,7 @@ async function use(): Promise<number> {
 const channel: Channel = client.channel("chat");
 const sent: boolean = channel.send(new Uint8Array(3));
 client.addEventListener("gap", event => { const reason: "overflow" | "history" | "gone" = event.reason; void reason; });
-client.addEventListener("close", ({code, retry}) => { const pause: number = retry === null ? code : retry; void pause; });
+client.addEventListener("close", ({code, retry}) => { const all: number = code + (retry ?? 0); void all; });
 // @ts-expect-error: it has no such event
 client.addEventListener("open", event => event.reason);
 // @ts-expect-error: a pattern is text
