@@ -12,7 +12,7 @@ import gevent
 import pytest
 from websockets.frames import Opcode
 
-from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub
+from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub, Switch
 from gmultisocket.errors import AddressError, HandshakeFailed, OptionError, RequestRefused, SubscriptionRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, Decoder, encode
@@ -45,7 +45,7 @@ def serving(
         session = stack.enter_context(Session(members, options))
         for member in members.values():
             stack.enter_context(member)
-            if isinstance(member, Rep):
+            if isinstance(member, Rep) and member._handler is not None:
                 member.start()
         yield session.listen(where).address, session
 
@@ -519,3 +519,24 @@ def test_an_idle_carrier_is_kept_alive_and_a_dead_one_closes_all_channels() -> N
         # It answers no ping.
         wait_until(lambda: not session.pipes and not plain.pipes)
         assert peer.raw.read_close().code == 1011
+
+
+def test_a_request_knows_who_has_asked() -> None:
+    rep = Rep()
+    options = {"transport.ws.listener.authorize": lambda request: {"user": request.headers["X-User"]}}
+    with serving({"rpc": rep}, options=options) as (where, _), Socket() as back, Socket() as front, Req() as behind:
+        with Req() as req, Session({"rpc": req}) as client:
+            client.dial(where, {"transport.ws.headers": {"X-User": "ada"}})
+            req.wait_pipes(1, LONG)
+            waiting = req.request_async(b"x")
+            request = rep.recv(LONG)
+            assert request.identity is not None
+            assert request.identity["user"] == "ada"
+            waiting.cancel()
+        wait_until(lambda: request.identity is None)
+        with Switch(back, front) as switch:
+            back.dial(rep.listen("inproc://rpc-of-switch").address)
+            behind.dial(front.listen("inproc://front-of-switch").address)
+            switch.start()
+            behind.request_async(b"y")
+            assert rep.recv(LONG).identity is None
