@@ -74,7 +74,7 @@ export interface ClientOptions {
   minDelay?: number;
   /** The longest pause, in milliseconds. 30,000. */
   maxDelay?: number;
-  /** Milliseconds until a request fails. 10,000. */
+  /** Milliseconds until a request fails, and until a connection that does not answer is given up. 10,000. */
   timeout?: number;
   /** Bytes that may wait to leave; with more, nothing is sent. 1 MiB. */
   buffer?: number;

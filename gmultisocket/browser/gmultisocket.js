@@ -144,7 +144,8 @@ class Topics {
   }
   #subscribe(pattern, ...where) {
     const {text, meetings, retained, recover} = pattern;
-    if (retained || recover) {
+    // Retained values come without being asked for.
+    if (recover || !retained) {
       this.#asks.delete(pattern.ask);
       this.#asks.set(pattern.ask = newId(this.#asks), pattern);
       const positions = [...meetings].slice(-16).map(([epoch, {position}]) => [epoch, position]);
@@ -360,7 +361,8 @@ export class Client extends EventTarget {
     this.#heard = false;
     this.#tell({ping: 0});
     clearTimeout(this.#alive);
-    this.#alive = setTimeout(() => socket === this.#socket && !this.#heard && this.#down({code: 1006, reason: "no answer"}), 5000);
+    this.#alive = setTimeout(() => socket === this.#socket && !this.#heard && this.#down({code: 1006, reason: "no answer"}),
+      this.#options.timeout);
   };
 
   async #dial() {
@@ -377,7 +379,8 @@ export class Client extends EventTarget {
       socket.onopen = () => socket === this.#socket && !this.#isSession && this.#up([{channel: 0}]);
       socket.onmessage = ({data}) => socket === this.#socket && this.#take(new Uint8Array(data));
       socket.onclose = event => socket === this.#socket && this.#down(event);
-      socket.onerror = () => {};
+      // Not everywhere is it followed by a close.
+      socket.onerror = () => socket === this.#socket && this.#down({code: 1006, reason: "the connection failed"});
     } catch (error) {
       if (attempt === this.#socket) this.#down({code: 1006, reason: `${error}`});
     }

@@ -13,8 +13,8 @@ reads slowly is served at its own pace, and one that does not read costs a bound
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import gevent
 from gevent import GreenletExit, getcurrent
@@ -110,6 +110,15 @@ class ReceivedRequest:
 
     def __repr__(self) -> str:
         return f"<ReceivedRequest {self._id.hex()} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
+
+    @property
+    def identity(self) -> Mapping[str, Any] | None:
+        """The verified facts about the peer that asked, as ``pipe.identity``.
+
+        None if it has gone, or is behind a switch, which cannot vouch for those whose requests it passes on.
+        """
+        pipe = self._answerer.socket.pipes.get(first_id(self.source)) if len(self.source) == ID_SIZE else None
+        return None if pipe is None else pipe.identity
 
     def reply(self, content: Buffer) -> bool:
         """Send the answer. Never blocks: if the pipe's queue is full, the answer waits in an outbox.

@@ -164,6 +164,11 @@ class StreamConnection(Connection):
         """Return the number of written bytes that the peer has not acknowledged, if the kernel knows it; else 0."""
         return 0
 
+    @property
+    def shared(self) -> SharedWrites | None:
+        """The stream itself, if the pipes of several channels may write to it; else None."""
+        return None
+
     def vanished(self) -> float:
         """Return for how many seconds a peer was silent that must have gone without a word.
 

@@ -179,6 +179,10 @@ class SharedStream(StreamConnection):
         if self._writer is not None and self._writer is not getcurrent():
             self._writer.join()
 
+    @property
+    def shared(self) -> SharedWrites:
+        return self
+
     # Passed on
 
     @property

@@ -31,7 +31,7 @@ class WSConnection(PacketConnection):
         early: bytes that were read after the head of the opening handshake.
     """
 
-    __slots__ = ("_channels", "_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
+    __slots__ = ("_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
                  "wait_writable")  # fmt: skip
 
     # Set in __init__ to methods of the stream: no other Python function in between.
@@ -46,7 +46,6 @@ class WSConnection(PacketConnection):
         self._path = path
         self._options = options
         self._codec: PacketCodec | None = None
-        self._channels: SharedWrites | None = None
         self._early = b""
         self.send = stream.send
         self.sendmsg = stream.sendmsg
@@ -71,14 +70,14 @@ class WSConnection(PacketConnection):
             # Most programs have no session.
             from .wschannels import SharedStream
 
-            self._stream = self._channels = stream = SharedStream(self._stream)
+            self._stream = stream = SharedStream(self._stream)
             self.send = stream.send
             self.sendmsg = stream.sendmsg
             self.wait_writable = stream.wait_writable
 
     @property
     def channels(self) -> SharedWrites | None:
-        return self._channels
+        return self._stream.shared
 
     @property
     def codec(self) -> PacketCodec:

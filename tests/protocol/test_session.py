@@ -12,7 +12,7 @@ import gevent
 import pytest
 from websockets.frames import Opcode
 
-from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub
+from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub, Switch
 from gmultisocket.errors import AddressError, HandshakeFailed, OptionError, RequestRefused, SubscriptionRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, Decoder, encode
@@ -37,13 +37,15 @@ def upper(content: bytes) -> bytes:
 
 
 @contextmanager
-def serving(members: dict[str, Any], where: str = "ws://127.0.0.1:0", options: Any = None) -> Iterator[tuple[str, Session]]:
+def serving(
+    members: dict[str, Any], where: str = "ws://127.0.0.1:0", options: Any = None
+) -> Iterator[tuple[str, Session]]:
     """Listen with a session of some protocols; all of it is closed at the end."""
     with ExitStack() as stack:
         session = stack.enter_context(Session(members, options))
         for member in members.values():
             stack.enter_context(member)
-            if isinstance(member, Rep):
+            if isinstance(member, Rep) and member._handler is not None:
                 member.start()
         yield session.listen(where).address, session
 
@@ -172,9 +174,11 @@ def test_the_peer_is_told_which_channels_there_are_and_opens_those_that_it_wants
 
 def test_what_makes_no_sense_is_dropped_and_counted_and_disturbs_nobody() -> None:
     nonsense = [
-        b"", b"\0", b"\0{", b"\0[]", b"\0[1]", b"\0null", b"\0{}", b'\0{"open": true}', b'\0{"open": 0}', b'\0{"open": 4}',
+        b"", b"\0", b"\0{", b"\0[]", b"\0[1]", b"\0null", b"\0{}",
+        b'\0{"open": true}', b'\0{"open": 0}', b'\0{"open": 4}',
         b'\0{"open": 2}', b'\0{"open": -1}', b'\0{"open": "1"}', b'\0{"close": 1}', b'\0{"close": 9}',
-        b"\0" + b"[" * 10_000, b"\0\xff", b"\1" + encode(Message(content=b"x")), b"\xff", b'\0{"ping": ' + b"7" * 500 + b"}",
+        b"\0" + b"[" * 10_000, b"\0\xff", b"\1" + encode(Message(content=b"x")), b"\xff",
+        b'\0{"ping": ' + b"7" * 500 + b"}",
         b'\0{"ping": [1]}', b"\0" + b" " * 70_000 + b'{"open": 1}',
     ]  # fmt: skip
     with serving({"a": Socket(), "b": Rep(upper)}) as (where, session), peer_of(where) as peer:
@@ -190,7 +194,8 @@ def test_what_makes_no_sense_is_dropped_and_counted_and_disturbs_nobody() -> Non
 
 
 def test_a_wrong_frame_closes_its_channel_and_no_other() -> None:
-    wrong = [b"", b"1234567", b"\3" + bytes(7), encode(Message(content=b"x")) + b"y", encode(Message(content=b"x"))[:-1]]
+    good = encode(Message(content=b"x"))
+    wrong = [b"", b"1234567", b"\3" + bytes(7), good + b"y", good[:-1]]
     plain = Socket()
     with serving({"plain": plain, "rpc": Rep(upper)}) as (where, _), peer_of(where) as peer:
         peer.hear()
@@ -514,3 +519,24 @@ def test_an_idle_carrier_is_kept_alive_and_a_dead_one_closes_all_channels() -> N
         # It answers no ping.
         wait_until(lambda: not session.pipes and not plain.pipes)
         assert peer.raw.read_close().code == 1011
+
+
+def test_a_request_knows_who_has_asked() -> None:
+    rep = Rep()
+    options = {"transport.ws.listener.authorize": lambda request: {"user": request.headers["X-User"]}}
+    with serving({"rpc": rep}, options=options) as (where, _), Socket() as back, Socket() as front, Req() as behind:
+        with Req() as req, Session({"rpc": req}) as client:
+            client.dial(where, {"transport.ws.headers": {"X-User": "ada"}})
+            req.wait_pipes(1, LONG)
+            waiting = req.request_async(b"x")
+            request = rep.recv(LONG)
+            assert request.identity is not None
+            assert request.identity["user"] == "ada"
+            waiting.cancel()
+        wait_until(lambda: request.identity is None)
+        with Switch(back, front) as switch:
+            back.dial(rep.listen("inproc://rpc-of-switch").address)
+            behind.dial(front.listen("inproc://front-of-switch").address)
+            switch.start()
+            behind.request_async(b"y")
+            assert rep.recv(LONG).identity is None
