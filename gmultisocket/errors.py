@@ -74,6 +74,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
+def article(noun: str) -> str:
+    """Return a noun with its article: ``"a listener"``, ``"an ipc listener"``."""
+    return f"{'an' if noun[0] in 'aeio' else 'a'} {noun}"
+
+
 def snippet(data: object, limit: int = 64) -> str:
     """Return data of a peer or caller as printable ASCII, cut to ``limit`` characters."""
     text = ascii(data)[1:-1] if isinstance(data, str) else printable(ascii(data))
@@ -360,17 +365,27 @@ class MisplacedOption(OptionError):
 
     Attributes:
         name: the option's name.
-        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"`` or ``"pipe"``.
+        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"``, or with the transport or the
+            protocol, ``"tcp listener"``, ``"Pub"``.
         places: where it may be set.
+        families: if it is an option of another transport or protocol: the beginnings of the names of those that are
+            read there.
     """
 
-    def __init__(self, name: str, place: str, places: tuple[str, ...]) -> None:
-        super().__init__(name, place, places)
+    def __init__(
+        self, name: str, place: str, places: tuple[str, ...], families: tuple[str, ...] | None = None
+    ) -> None:
+        super().__init__(name, place, places, families)
         self.name = name
         self.place = place
         self.places = places
+        self.families = families
 
     def __str__(self) -> str:
+        if self.families is not None:
+            start = self.name.partition(".")[0]
+            read = " and ".join(f"{each}.*" for each in self.families if each.startswith(start)) or f"no {start}.*"
+            return f"option {self.name} has no effect on {article(self.place)}, which reads {read}"
         at = " or ".join("the Socket" if each == "socket" else f"a {each}" for each in self.places)
         return f"option {self.name} has no effect on a {self.place}: set it on {at}"
 

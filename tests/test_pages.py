@@ -5,19 +5,63 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.promises import main, named_tests
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_tests_that_the_table_of_faults_names_are_there() -> None:
-    page = (ROOT / "docs" / "reliability.rst").read_text()
-    found = re.findall(r"``((?:\w+/)*test_\w+\.py)?(?:::(test_\w+))?``", page)
-    file, named, missing = "", 0, []
-    for path, test in found:
-        if not path and not test:
-            continue
-        file = path or file
-        named += 1
+def test_the_tests_that_the_pages_name_are_there() -> None:
+    named = list(named_tests())
+    missing = []
+    for page, file, test in named:
         source = ROOT / "tests" / file
         if not source.exists() or (test and not re.search(rf"def {test}\b", source.read_text())):
-            missing.append(f"{file}::{test}")
-    assert named >= 40 and not missing
+            missing.append((page, file, test))
+    assert not missing
+    for page in ("promises", "reliability"):
+        assert sum(each.page == page for each in named) >= 80
+
+
+def test_no_promise_is_without_a_test() -> None:
+    for page in ("promises", "reliability"):
+        text = (ROOT / "docs" / f"{page}.rst").read_text()
+        rows = re.split(r"^   \* - ", text, flags=re.MULTILINE)[1:]
+        without = [row for row in rows if not re.search(r"``[^`]*test_\w+|^\w+\n     - (Test|What happens)\b", row)]
+        assert not without
+
+
+REPORT = """<testsuites><testsuite>
+{}
+</testsuite></testsuites>
+"""
+
+
+def _report(path: Path, outcome: str) -> Path:
+    """Write a report in which every named test passed, but one has another outcome."""
+    lines = []
+    for number, (_, file, test) in enumerate(dict.fromkeys(named_tests())):
+        module = "tests." + file.removesuffix(".py").replace("/", ".")
+        inside = f"<{outcome}/>" if number == 1 and outcome != "missing" else ""
+        if number != 1 or outcome != "missing":
+            lines.append(f'<testcase classname="{module}" name="{test or "test_any"}[x-1]">{inside}</testcase>')
+    path.write_text(REPORT.format("\n".join(lines)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "said"),
+    [
+        ("passed", 0, "promises are kept, 0 tests were skipped, 0 are broken"),
+        ("skipped", 0, "1 tests were skipped, 0 are broken"),
+        ("failure", 1, "0 tests were skipped, 1 are broken"),
+        ("error", 1, "failed: "),
+        ("missing", 1, "did not run: "),
+    ],
+)
+def test_a_promise_whose_test_did_not_pass_is_named(
+    outcome: str, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(_report(tmp_path / "report.xml", outcome))]) == status
+    assert said in capsys.readouterr().out

@@ -67,11 +67,16 @@ class _ServerStream:
         upgraded: whether ``close`` has a stream to end: True from the 101 until then.
     """
 
-    upgraded = False
+    # The classes below have the slots: Python cannot join two bases that both have some.
+    __slots__ = ()
+
+    upgraded: bool
+    _names: tuple[Any, Any]
 
     def __init__(self, sock: Any, names: tuple[Any, Any]) -> None:
         super().__init__(sock)  # type: ignore[call-arg]  # the next base class is a connection
         self._names = names
+        self.upgraded = False
 
     def close(self) -> None:
         if self.upgraded:
@@ -83,11 +88,15 @@ class _ServerStream:
 
 
 class _PlainStream(_ServerStream, TCPConnection):
+    __slots__ = ("upgraded",)
+
     def _end(self) -> None:
         _shut_down(self._sock, self._raw_recv)
 
 
 class _SecureStream(_ServerStream, TLSConnection):
+    __slots__ = ("upgraded",)
+
     def _end(self) -> None:
         TLSConnection.close(self)
 
@@ -123,6 +132,12 @@ class Upgrade:
     Raises:
         RequestRefused: the server gives no access to the connection, or its socket is not gevent's.
     """
+
+    # An upgrade lives as long as its pipe.
+    __slots__ = (
+        "_environ", "_is_gunicorn", "_past_server", "_start_response", "accepted", "early", "in_gunicorn", "secure",
+        "stream",
+    )  # fmt: skip
 
     def __init__(self, environ: Environ, start_response: StartResponse) -> None:
         self._environ = environ

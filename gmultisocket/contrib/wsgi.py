@@ -34,7 +34,7 @@ from ..log import get_logger
 from ..loop.apart import call_apart
 from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
-from ..transport.wsconnection import refusal_for
+from ..transport.wsconnection import AcceptedWS, refusal_for
 from ..transport.wshandshake import client_path, refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
@@ -152,26 +152,10 @@ class Mount:
         """Make a pipe of the request's connection. Blocks until the pipe has closed."""
         if upgrade.in_gunicorn:
             _warn_without_hooks()
-
-        def respond(response: Response) -> None:
-            if self._stopped:
-                # stop() was called while the authorize function ran.
-                raise refusal_for(None)
-            upgrade.accept(response)
-
         listener = self._listen()
-        transport = listener.transport
-        assert isinstance(transport, WSListener)
-        connection = transport.connection(
-            upgrade.stream,
-            read_request(environ),
-            upgrade.early,
-            secure=upgrade.secure,
-            respond=respond,
-            environ=environ,
-        )
         try:
-            listener.serve(connection)
+            # No local variable here keeps what only the handshake needs: this frame lives as long as the pipe.
+            listener.serve(self._connection(listener, environ, upgrade))
         except RequestRefused:
             raise
         except (Closed, HandshakeFailed, PipeRefused) as error:
@@ -183,6 +167,20 @@ class Mount:
             if not upgrade.accepted:
                 raise
             logger.debug("a peer closed its connection before it had its answer: %s", error)
+
+    def _connection(self, listener: Listener, environ: Environ, upgrade: Upgrade) -> AcceptedWS:
+        def respond(response: Response) -> None:
+            if self._stopped:
+                # stop() was called while the authorize function ran.
+                raise refusal_for(None)
+            upgrade.accept(response)
+
+        transport = listener.transport
+        assert isinstance(transport, WSListener)
+        request, early = read_request(environ), upgrade.early
+        return transport.connection(
+            upgrade.stream, request, early, secure=upgrade.secure, respond=respond, environ=environ
+        )
 
     def _listen(self) -> Listener:
         """Return the listener. The first call makes it; other errors of the Socket are for the server to log.

@@ -22,7 +22,8 @@ from ..errors import AddressError, Closed
 from ..loop import owner
 from ..loop.waiting import Deadline
 from ..options import DialerOptions, ListenerOptions, Option, Options, OptionValues
-from ..transport import find
+from ..options.places import Place, Reader, endpoint_reader, socket_reader
+from ..transport import Transport, find
 from ..wire import Message
 from .closing import Closable
 from .connecting.connector import Connector
@@ -48,6 +49,9 @@ _current_thread = owner.current_thread
 _new = tuple.__new__
 
 
+_BARE = socket_reader()
+
+
 class Socket(Closable):
     """A message socket: any number of peers, over any transports, sending and receiving independent of each other.
 
@@ -71,10 +75,10 @@ class Socket(Closable):
     #: The protocol on this socket, None for a bare socket.
     _protocol: weakref.ref[Flushable] | None = None
 
-    def __init__(self, options: OptionValues | None = None) -> None:
+    def __init__(self, options: OptionValues | None = None, *, _reader: Reader = _BARE) -> None:
         hub = get_hub()
         #: The socket's options. Dialers, listeners and pipes inherit the values that are not set on them.
-        self.options = Options(options)
+        self.options = Options(options, reader=_reader)
         self._thread = _current_thread()
         self._connector = Connector(hub, self.options)
         self._sender = self._connector.sender
@@ -120,9 +124,10 @@ class Socket(Closable):
         """
         self._check()
         parsed = _parse(address, "dial")
-        values = DialerOptions(parsed.merged(options), parent=self.options)
+        transport = find(parsed.scheme, parsed)
+        values = DialerOptions(parsed.merged(options), self.options, _endpoint_reader(transport, parsed, "dialer"))
         self._connector.check_open("dialing")
-        dialer = Dialer(self._connector, parsed, values, find(parsed.scheme, parsed).dialer(parsed, values))
+        dialer = Dialer(self._connector, parsed, values, transport.dialer(parsed, values))
         self._connector.endpoints[dialer] = None
         if values.get(opts.connector.dialer.dial_async):
             dialer._dial_later()
@@ -150,9 +155,10 @@ class Socket(Closable):
 
         self._check()
         parsed = _parse(address, "listen")
-        values = ListenerOptions(parsed.merged(options), parent=self.options)
+        transport = find(parsed.scheme, parsed)
+        values = ListenerOptions(parsed.merged(options), self.options, _endpoint_reader(transport, parsed, "listener"))
         self._connector.check_open("listening")
-        listener = Listener(self._connector, parsed, values, find(parsed.scheme, parsed).listener(parsed, values))
+        listener = Listener(self._connector, parsed, values, transport.listener(parsed, values))
         self._connector.endpoints[listener] = None
         try:
             listener._listen()
@@ -454,6 +460,11 @@ def _parse(address: str | Address, wanted: str) -> Address:
     if parsed.connect_type not in ("", wanted):
         raise AddressError(parsed.text, f"it says #{parsed.connect_type}: use {parsed.connect_type}() or connect()")
     return parsed
+
+
+def _endpoint_reader(transport: Transport, address: Address, kind: Place) -> Reader | None:
+    families = transport.families(address.scheme)
+    return None if families is None else endpoint_reader(address.scheme, kind, families)
 
 
 def _close_at(endpoints: tuple[Dialer, ...] | tuple[Listener, ...], address: str | Address) -> int:

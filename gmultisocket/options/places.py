@@ -1,14 +1,16 @@
-"""Where an option may be set: at which of these objects it has an effect.
+"""Where an option may be set: at which objects it has an effect, and what reads it there.
 
 An option that has no effect where it is set is refused, because a program that sets it there believes that it has one.
-A socket accepts the options of dialers, listeners and pipes, which inherit them.
+A socket accepts the options of dialers, listeners and pipes, which inherit them. An endpoint accepts the options of its
+own transport only, and a socket those of its own protocol.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from functools import cache
+from typing import Final, Literal, NamedTuple
 
-__all__ = ["PLACES", "Place", "usual_places"]
+__all__ = ["PLACES", "Place", "Reader", "endpoint_reader", "family", "socket_reader", "usual_places"]
 
 Place = Literal["socket", "dialer", "listener", "pipe"]
 
@@ -28,6 +30,41 @@ _USUAL: Final[dict[str, tuple[Place, ...]]] = {
     "transport.ipc.": ("socket", "listener"),
     "transport.inproc.": ("socket", "dialer", "listener"),
 }
+
+
+#: The options of one transport or protocol, by the beginning of their names. Other libraries may define further ones.
+_TRANSPORTS: Final = tuple(f"transport.{kind}" for kind in ("tcp", "tls", "ws", "ipc", "inproc"))
+_PROTOCOLS: Final = tuple(f"protocol.{kind}" for kind in ("answers", "reqrep", "pubsub", "stream"))
+_FAMILIES: Final = frozenset(_TRANSPORTS + _PROTOCOLS)
+
+
+class Reader(NamedTuple):
+    """What reads the options of a scope.
+
+    Attributes:
+        name: for errors: ``"tcp listener"``.
+        families: the families of options that it reads: ``("transport.tcp",)``.
+    """
+
+    name: str
+    families: tuple[str, ...]
+
+
+def socket_reader(name: str = "bare Socket", protocols: tuple[str, ...] = ()) -> Reader:
+    """Return the reader of a socket's options: those of all transports, and of its own protocol."""
+    return Reader(name, _TRANSPORTS + protocols)
+
+
+@cache
+def endpoint_reader(scheme: str, kind: Place, families: tuple[str, ...]) -> Reader:
+    """Return the reader of an endpoint's options: those of its transport. One object for all endpoints of a kind."""
+    return Reader(f"{scheme} {kind}", families)
+
+
+def family(name: str) -> str:
+    """Return the family that an option of one transport or protocol belongs to, ``""`` for every other option."""
+    start = ".".join(name.split(".", 2)[:2])
+    return start if start in _FAMILIES else ""
 
 
 def usual_places(name: str) -> tuple[Place, ...]:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 from weakref import WeakKeyDictionary
 
+from ..errors import MisplacedOption
 from ..log import get_logger
 from .option import Option, lookup
-from .places import Place
+from .places import Place, Reader, family
 
 __all__ = ["DialerOptions", "ListenerOptions", "OptionValues", "Options", "PipeOptions", "follow"]
 
@@ -67,17 +68,20 @@ class Options:
     """
 
     # A scope without values and hooks costs its slots only: a server has one for each pipe.
-    __slots__ = ("__weakref__", "_children", "_hooks", "_parent", "_values")
+    __slots__ = ("__weakref__", "_children", "_hooks", "_parent", "_reader", "_values")
 
     #: Whose options they are.
     _place: ClassVar[Place] = "socket"
 
-    def __init__(self, values: OptionValues | None = None, parent: Options | None = None) -> None:
+    def __init__(
+        self, values: OptionValues | None = None, parent: Options | None = None, reader: Reader | None = None
+    ) -> None:
         """Make a scope.
 
         Args:
             values: the values to set in this scope, by name or option.
             parent: the scope to inherit from.
+            reader: which transports' and protocols' options are read here; None: any.
 
         Raises:
             UnknownOption: ``values`` contains a name that is not defined.
@@ -85,13 +89,14 @@ class Options:
             BadOptionValue: ``values`` contains a wrong value.
         """
         self._parent = parent
+        self._reader = reader
         self._values: dict[Option[Any], Any] | None = None
         self._hooks: list[_Hook | _Watch] | None = None
         self._children: WeakKeyDictionary[Options, None] | None = None
         if values:
             options = [(lookup(name), value) for name, value in values.items()]
             for option, _ in options:
-                option.check_place(self._place)
+                self._check_place(option)
             self._values = {option: option.validate(value) for option, value in options}
 
     def __repr__(self) -> str:
@@ -141,7 +146,7 @@ class Options:
             BadOptionValue: the value is wrong.
         """
         option = lookup(option)
-        option.check_place(self._place)
+        self._check_place(option)
         value = option.validate(value)
         hooks = list(self._hooks_of(option))
         for hook in hooks:
@@ -163,6 +168,13 @@ class Options:
                 values.pop(option, None)
             _undo(hooks[:done], old, value)
             raise
+
+    def _check_place(self, option: Option[Any]) -> None:
+        option.check_place(self._place)
+        if self._reader is not None:
+            of = family(option.name)
+            if of and of not in self._reader.families:
+                raise MisplacedOption(option.name, self._reader.name, option.places, self._reader.families)
 
     def on_change(
         self, option: str | Option[T], hook: Callable[[T, T], object], check: Callable[[T], object] | None = None

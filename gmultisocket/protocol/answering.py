@@ -448,7 +448,7 @@ class Answerer(ProtocolBase):
         if not self._tells_failures:
             raise NotSupported("fail", "the Surveyor does not wait for each single answer")
         self._core.check()
-        if self.closed:
+        if self.closed or self.socket.closed:
             raise Closed(type(self).__name__)
         pipe = self.pipes.get(first_id(source))
         if pipe is None or pipe.state is not PipeState.OPEN:

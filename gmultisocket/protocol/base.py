@@ -39,6 +39,7 @@ from ..log import get_logger
 from ..loop.ending import Ended
 from ..loop.waiting import Deadline
 from ..options import OptionValues
+from ..options.places import socket_reader
 from ..wire import SEND_TYPE_MASK, Message
 from .outbox import Outbox
 
@@ -68,11 +69,14 @@ class ProtocolBase(Closable):
         defaults: options that this protocol sets unless ``options`` has them.
         fixed: options that this protocol depends on: another value is refused.
         instead: by ``"send"`` and ``"recv"``: what this protocol has in the place of that method.
+        families: which options of protocols it reads, by the beginning of their names: ``("protocol.pubsub",)``. The
+            library's other ones are refused.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed: ClassVar[Mapping[str, Any]] = {}
     instead: ClassVar[Mapping[str, str]] = {}
+    families: ClassVar[tuple[str, ...]] = ()
     #: What this protocol sends later; None for a protocol that has no outbox.
     _outbox: Outbox | None = None
 
@@ -85,7 +89,7 @@ class ProtocolBase(Closable):
             if option.name in self.fixed:
                 refusals[option.name](option.validate(value))
             values[option.name] = value
-        self.socket = Socket(values)
+        self.socket = Socket(values, _reader=socket_reader(kind, self.families))
         #: The socket's options.
         self.options = self.socket.options
         for name in self.fixed:

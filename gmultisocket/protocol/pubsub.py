@@ -95,6 +95,7 @@ class Pub(ProtocolBase):
     defaults = {"socket.send_overflow": "drop_newest"}
     fixed = {"socket.no_recv": False, "socket.no_send": False}
     instead = {"send": "publish()"}
+    families = ("protocol.pubsub",)
 
     def __init__(
         self,

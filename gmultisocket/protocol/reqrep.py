@@ -179,6 +179,7 @@ class Req(ProtocolBase):
     # A request that a queue drops would get no reply, so nothing may be dropped.
     fixed = {"socket.no_recv": False, "socket.no_send": False, "socket.send_overflow": "block"}
     instead = {"send": "request()", "recv": "request()"}
+    families = ("protocol.reqrep",)
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
@@ -395,4 +396,5 @@ class Rep(Answerer):
     """
 
     instead = {"send": "request.reply()"}
+    families = ("protocol.answers", "protocol.reqrep")
     _tells_failures = True

@@ -82,6 +82,7 @@ class Stream(ProtocolBase):
 
     fixed = {"socket.no_recv": False, "socket.no_send": False, "socket.send_overflow": "block"}
     instead = {"send": "connect() and accept()", "recv": "connect() and accept()"}
+    families = ("protocol.stream",)
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)

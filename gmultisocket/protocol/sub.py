@@ -55,6 +55,7 @@ class Sub(ProtocolBase):
     """
 
     fixed = {"socket.no_recv": False, "socket.no_send": False}
+    families = ("protocol.pubsub",)
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)

@@ -196,3 +196,4 @@ class Respondent(Answerer):
     """
 
     instead = {"send": "survey.reply()"}
+    families = ("protocol.answers",)

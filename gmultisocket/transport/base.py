@@ -407,6 +407,13 @@ class Transport(ABC):
     #: The schemes of the addresses of this transport.
     schemes: ClassVar[tuple[str, ...]] = ()
 
+    def families(self, scheme: str) -> tuple[str, ...] | None:
+        """Return the families of options that an endpoint with this scheme reads, like ``("transport.tcp",)``.
+
+        Options of the library's other transports are refused there. None, as by default: nothing is refused.
+        """
+        return None
+
     @abstractmethod
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         """Return a dialer for the address. No I/O.

@@ -162,6 +162,9 @@ class InprocTransport(Transport):
         "inproc.netpipe",
     )
 
+    def families(self, scheme: str) -> tuple[str, ...]:
+        return ("transport.inproc",)
+
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         return _Dialer(address)
 

@@ -332,6 +332,9 @@ class IPCTransport(Transport):
 
     schemes: ClassVar[tuple[str, ...]] = ("ipc",)
 
+    def families(self, scheme: str) -> tuple[str, ...]:
+        return ("transport.ipc",)
+
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         return _Dialer(address)
 

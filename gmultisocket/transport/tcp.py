@@ -571,6 +571,9 @@ class TCPTransport(Transport):
 
     schemes: ClassVar[tuple[str, ...]] = ("tcp",)
 
+    def families(self, scheme: str) -> tuple[str, ...]:
+        return ("transport.tcp",)
+
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         return TCPDialer(address, options)
 

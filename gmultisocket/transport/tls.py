@@ -435,6 +435,9 @@ class TLSTransport(Transport):
 
     schemes: ClassVar[tuple[str, ...]] = ("tls+tcp", "tls")
 
+    def families(self, scheme: str) -> tuple[str, ...]:
+        return ("transport.tcp", "transport.tls")
+
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         return TLSDialer(address, options)
 

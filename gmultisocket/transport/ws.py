@@ -307,6 +307,10 @@ class WSTransport(Transport):
 
     schemes: ClassVar[tuple[str, ...]] = ("ws", "ws.sr", "ws.rw", "wss")
 
+    def families(self, scheme: str) -> tuple[str, ...]:
+        tls = ("transport.tls",) if scheme == "wss" else ()
+        return ("transport.tcp", *tls, "transport.ws")
+
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         return WSDialer(address, options)
 

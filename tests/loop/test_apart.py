@@ -92,3 +92,9 @@ def test_a_timeout_of_the_caller_is_raised_there_also_if_the_function_catches_it
 
     with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
         call_apart(catches)
+
+
+def test_no_frame_of_the_caller_becomes_an_object() -> None:
+    # gevent would record the caller's stack, which takes memory for as long as the caller's frames last.
+    frames = call_apart(lambda: list(gevent.getcurrent().spawning_stack or ()))
+    assert frames == []

@@ -12,6 +12,7 @@ from gmultisocket import Socket
 from gmultisocket.errors import MisplacedOption
 from gmultisocket.options import DialerOptions, ListenerOptions, Option, Options, PipeOptions, describe
 from gmultisocket.options.places import PLACES, Place
+from gmultisocket.protocol import Bus, Pair, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
 from tests.cases import every_case
 
 SCOPES: dict[Place, type[Options]] = {
@@ -111,3 +112,103 @@ def test_an_endpoint_with_an_option_that_has_no_effect_there_is_not_made(
 def test_an_option_of_another_library_may_be_set_everywhere() -> None:
     option = Option("transport.smoke.signal", "bool", False)
     assert option.places == PLACES
+
+
+#: One option of each transport, that a dialer and a listener may have.
+OF_TRANSPORT = {
+    "tcp": ("transport.tcp.no_delay", False),
+    "tls": ("transport.tls.cafile", ""),
+    "ws": ("transport.ws.ping_interval", 20.0),
+    "ipc": ("transport.ipc.mode", 0o600),
+    "inproc": ("transport.inproc.read_buffer", 8192),
+}
+#: By the beginning of an address: whose options are read.
+READ = {
+    "tcp://127.0.0.1:0": {"tcp"},
+    "tls+tcp://127.0.0.1:0": {"tcp", "tls"},
+    "ws://127.0.0.1:0/": {"tcp", "ws"},
+    "wss://127.0.0.1:0/": {"tcp", "tls", "ws"},
+    "ipc://@places": {"ipc"},
+    "inproc://places": {"inproc"},
+}
+
+
+@pytest.mark.parametrize("address", READ)
+@pytest.mark.parametrize("call", ["dial", "listen"])
+def test_an_option_of_another_transport_is_refused(address: str, call: str) -> None:
+    scheme = address.partition(":")[0]
+    place = {"dial": "dialer", "listen": "listener"}[call]
+    for transport, (name, value) in OF_TRANSPORT.items():
+        if transport in READ[address]:
+            continue
+        with Socket() as sock:
+            with pytest.raises(MisplacedOption) as caught:
+                getattr(sock, call)(address, {name: value})
+            assert not sock.dialers and not sock.listeners
+        error = caught.value
+        if transport == "ipc" and call == "dial":
+            continue  # An ipc dialer does not read it either.
+        assert (error.name, error.place) == (name, f"{scheme} {place}")
+        read = " and ".join(f"transport.{each}.*" for each in ("tcp", "tls", "ws", "ipc", "inproc") if each in READ[address])
+        article = "an" if scheme[0] == "i" else "a"
+        assert str(error) == f"option {name} has no effect on {article} {scheme} {place}, which reads {read}"
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "ws://127.0.0.1:0/", "inproc://places"])
+def test_a_listener_takes_the_options_of_its_transport_later_too(address: str) -> None:
+    with Socket() as sock:
+        listener = sock.listen(address)
+        for transport, (name, value) in OF_TRANSPORT.items():
+            if transport in READ[address]:
+                listener.options.set(name, value)
+                assert listener.options.get(name) == value
+            else:
+                with pytest.raises(MisplacedOption):
+                    listener.options.set(name, value)
+                assert not listener.options.has_own(name)
+
+
+def test_a_socket_takes_the_options_of_all_transports() -> None:
+    with Socket(dict(OF_TRANSPORT.values())) as sock:
+        for name, value in OF_TRANSPORT.values():
+            assert sock.options.get(name) == value
+
+
+OF_PROTOCOL = {
+    "answers": ("protocol.answers.max_waiting", 10),
+    "reqrep": ("protocol.reqrep.probe_interval", 1.0),
+    "pubsub": ("protocol.pubsub.expiry", 10.0),
+    "stream": ("protocol.stream.window", 65536),
+}
+PROTOCOLS: dict[Callable[..., Any], set[str]] = {
+    Socket: set(),
+    Bus: set(),
+    Pair: set(),
+    Push: set(),
+    Pull: set(),
+    Surveyor: set(),
+    Respondent: {"answers"},
+    Req: {"reqrep"},
+    Rep: {"answers", "reqrep"},
+    Pub: {"pubsub"},
+    Sub: {"pubsub"},
+    Stream: {"stream"},
+}
+
+
+@pytest.mark.parametrize("make", PROTOCOLS)
+def test_a_protocol_takes_its_own_options_only(make: Callable[..., Any]) -> None:
+    kind = "bare Socket" if make is Socket else make.__name__
+    read = " and ".join(f"protocol.{each}.*" for each in OF_PROTOCOL if each in PROTOCOLS[make]) or "no protocol.*"
+    for protocol, (name, value) in OF_PROTOCOL.items():
+        if protocol in PROTOCOLS[make]:
+            with (make(None, {name: value}) if make in (Rep, Respondent) else make({name: value})) as made:
+                assert made.options.get(name) == value
+            continue
+        with pytest.raises(MisplacedOption, match=rf"^option {name} has no effect on a {kind}, which reads {read}$"):
+            make(None, {name: value}) if make in (Rep, Respondent) else make({name: value})
+        with make() as made:
+            with pytest.raises(MisplacedOption):
+                made.options.set(name, value)
+            assert not made.options.has_own(name)

@@ -294,14 +294,17 @@ def test_an_answer_after_the_end_is_an_error(kind: Any) -> None:
         assert not question.replied
 
 
-def test_a_failure_after_the_end_is_an_error(direct: Net) -> None:
+@pytest.mark.parametrize("closed", ["the protocol", "its socket"])
+def test_a_failure_after_the_end_is_an_error(direct: Net, closed: str) -> None:
     with Rep() as rep, Req() as req:
         direct.connect(rep, req)
         req.request_async(b"")
         request = rep.recv(LONG)
-        rep.close(0)
+        (rep if closed == "the protocol" else rep.socket).close(0)
         with pytest.raises(Closed):
             request.fail("too late")
+        with pytest.raises(Closed):
+            request.reply(b"too late")
         assert not request.replied
 
 

@@ -233,6 +233,12 @@ class Listener(StateMachine, Endpoint):
             PipeRefused: the socket has as many pipes as it may, or a negotiator said no.
             HandshakeFailed: the handshake failed.
         """
+        pipe = self._let_in(connection)
+        if not pipe.closed:
+            pipe._run()
+
+    def _let_in(self, connection: Connection) -> BytesPipe:
+        """Return the new pipe of a connection. In a function of its own: its objects must not live as long as the pipe."""
         connector = self._connector
         visitor = self._visitor(connection, waits_at_limit=False)
         try:
@@ -247,8 +253,7 @@ class Listener(StateMachine, Endpoint):
             self._fail(connection, visitor)
             raise
         assert isinstance(pipe, BytesPipe)
-        if not pipe.closed:
-            pipe._run()
+        return pipe
 
     def _pipe_closed(self, pipe: Pipe) -> None:
         """Forget the pipe. Its peer connects again by itself."""
