@@ -13,8 +13,8 @@ reads slowly is served at its own pace, and one that does not read costs a bound
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import gevent
 from gevent import GreenletExit, getcurrent
@@ -90,6 +90,7 @@ class ReceivedRequest:
 
     Attributes:
         content: the payload.
+        id: 8 hexadecimal digits, the same as at the peer that asked: for logs.
         source: the path back to the peer that asked, as in ``Message.source``.
         replied: whether it was answered.
     """
@@ -103,8 +104,21 @@ class ReceivedRequest:
         self.source = message.source
         self.replied = False
 
+    @property
+    def id(self) -> str:
+        return self._id.hex()
+
     def __repr__(self) -> str:
         return f"<ReceivedRequest {self._id.hex()} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
+
+    @property
+    def identity(self) -> Mapping[str, Any] | None:
+        """The verified facts about the peer that asked, as ``pipe.identity``.
+
+        None if it has gone, or is behind a switch, which cannot vouch for those whose requests it passes on.
+        """
+        pipe = self._answerer.socket.pipes.get(first_id(self.source)) if len(self.source) == ID_SIZE else None
+        return None if pipe is None else pipe.identity
 
     def reply(self, content: Buffer) -> bool:
         """Send the answer. Never blocks: if the pipe's queue is full, the answer waits in an outbox.
@@ -192,6 +206,18 @@ class Answerer(ProtocolBase):
         """How many requests are being answered now."""
         return len(self._running)
 
+    def _own_stats(self) -> dict[str, int]:
+        return {"running": self.running}
+
+    @property
+    def current(self) -> ReceivedRequest | None:
+        """The request that the calling greenlet answers: in a handler, or in the body of an iteration. None elsewhere.
+
+        For logs. Takes time for each request that is being answered.
+        """
+        greenlet = getcurrent()
+        return next((request for request, runs_in in self._running.items() if runs_in is greenlet), None)
+
     # By a handler
 
     def start(self) -> None:
@@ -268,7 +294,7 @@ class Answerer(ProtocolBase):
             pipe = self.pipes.get(pipe_id)
             peer = pipe.peer_address if pipe is not None else ""
             what = f"a handler of a {type(self).__name__} failed"
-            usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer)
+            usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer, request_id=request.id)
 
     def _done(self, request: ReceivedRequest) -> None:
         del self._running[request]

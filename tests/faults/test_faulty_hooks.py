@@ -10,10 +10,11 @@ import gevent
 import pytest
 from gevent import GreenletExit
 
-from gmultisocket import Message, Negotiation, PipeEvent, Rep, Req, Respondent, Socket, Surveyor, Switch
+from gmultisocket import Message, Negotiation, PipeEvent, Pub, Rep, Req, Respondent, Socket, Sub, Surveyor, Switch
 from gmultisocket.errors import HandlerFailed, HandshakeFailed, MultiSocketError, PipeRefused, RequestRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.transport.tcp import TCPConnection
+from tests.peers import only_pipe
 
 QUICKLY = {"connector.dialer.min_reconnect_time": 0.01, "connector.dialer.max_reconnect_time": 0.05}
 
@@ -291,6 +292,47 @@ def test_a_function_that_decides_about_a_request_and_raises_refuses_it_with_an_a
     assert len(shown) == (1 if mistake in ERRORS else 0)
     assert all(failure.peer.startswith("ws://") for failure in shown)  # type: ignore[attr-defined]
     assert "refused ws://" in caplog.text
+
+
+def test_every_report_names_the_pipe_and_the_peer(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(*args: object) -> Any:
+        raise RuntimeError("a mistake of the user's")
+
+    with Pub(authorize=lambda subscriber, pattern: False) as pub, Sub() as sub, Rep(fail) as rep, Req() as req:
+        sub.on_refused(fail)
+        pub.on_pipe(fail)
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("secret")
+        req.dial(rep.listen("tcp://127.0.0.1:0").address)
+        rep.start()
+        request = req.request_async(b"")
+        with pytest.raises(HandlerFailed):
+            request.get(5)
+        wait_until(lambda: len(failures(caplog, "gmultisocket.protocol")) == 2)
+        (callback,) = failures(caplog, "gmultisocket.socket")
+        by_what = {record.getMessage().split(" failed")[0]: record for record in failures(caplog, callback.name)}
+        by_what |= {each.getMessage().split(" failed")[0]: each for each in failures(caplog, "gmultisocket.protocol")}
+        for what, pipe in (
+            ("a pipe callback", only_pipe(pub.socket)),
+            ("a refusal callback", only_pipe(sub.socket)),
+            ("a handler of a Rep", only_pipe(rep.socket)),
+        ):
+            record: Any = by_what[what]
+            assert (record.pipe_id, record.peer) == (pipe.id, pipe.peer_address)
+            assert record.request_id == (request.id if what.endswith("Rep") else "")
+    caplog.clear()
+    with Socket() as server, Socket(QUICKLY) as client:
+        numbers: list[int] = []
+
+        def negotiator(negotiation: Negotiation) -> None:
+            numbers.append(negotiation.pipe_id)
+            fail()
+
+        server.set_negotiator(negotiator)
+        client.dial(server.listen("tcp://127.0.0.1:0").address, {"connector.dialer.dial_async": True})
+        wait_until(lambda: failures(caplog, "gmultisocket.connector"))
+        refused: Any = failures(caplog, "gmultisocket.connector")[0]
+        assert refused.pipe_id == numbers[0] and refused.peer.startswith("tcp://127.0.0.1:")
 
 
 def test_what_a_negotiator_raises_is_for_the_log_and_not_for_the_peer(caplog: pytest.LogCaptureFixture) -> None:

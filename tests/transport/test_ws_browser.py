@@ -1,6 +1,7 @@
 """A real browser, Chromium without a window, opens pages that talk to a Socket.
 
-A page reports by a POST to the server that it came from. Its script is the one of the documentation.
+A page reports by a POST to the server that it came from. It uses its WebSocket itself, by the rules of the wire; the
+client of the library has tests of its own in ``tests/browser/``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gmultisocket import Socket
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
 from tests.certificates import listen_options
-from tests.faults.process import ROOT, needs
+from tests.faults.process import needs
 
 pytestmark = [needs("chromium --version"), pytest.mark.timeout(120)]
 
@@ -32,8 +33,23 @@ pytestmark = [needs("chromium --version"), pytest.mark.timeout(120)]
 PATIENCE = 60
 
 _PAGE = """<!DOCTYPE html>
-<script src="/browser.js"></script>
 <script>
+function connect(url, receive) {
+  const socket = new WebSocket(url, ["multisocket.binary"]);
+  socket.binaryType = "arraybuffer";
+  socket.onmessage = ({data}) => {
+    const frame = new Uint8Array(data), [, , hops, distance] = frame;
+    receive(frame.subarray(8 + 4 * (hops + distance)));
+  };
+  return socket;
+}
+function send(socket, content) {
+  const frame = new Uint8Array(8 + content.length);
+  frame[1] = 16; // ttl; type, hops and distance are 0
+  new DataView(frame.buffer).setUint32(4, content.length);
+  frame.set(content, 8);
+  socket.send(frame);
+}
 let reported = Promise.resolve();
 const report = event => {
   // One after the other: requests side by side could overtake each other.
@@ -65,7 +81,7 @@ class Site:
         self.reports: Queue[dict[str, Any]] = Queue()
         app = self._answer if mounted is None else mount(mounted, "/ws", self._answer)
         self._server = WSGIServer(("127.0.0.1", 0), app, log=None, error_log=None)
-        self._files = {"/": _PAGE, "/browser.js": (ROOT / "docs/browser.js").read_text()}
+        self._files = {"/": _PAGE}
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -74,7 +90,7 @@ class Site:
         if path not in self._files:
             start_response("404 Not Found", [])
             return []
-        start_response("200 OK", [("Content-Type", "text/javascript" if path.endswith(".js") else "text/html")])
+        start_response("200 OK", [("Content-Type", "text/html")])
         return [self._files[path].encode()]
 
     def report(self) -> dict[str, Any]:

@@ -51,9 +51,8 @@ class InprocPipe(Pipe):
     def _max_content(self, value: int) -> None:
         self._limit = value or MAX_CONTENT
 
-    @property
-    def queued(self) -> int:
-        return len(self._queue) if self._queue else 0
+    def _backlog(self) -> tuple[int, int]:
+        return (len(self._queue), self._queued_bytes) if self._queue else (0, 0)
 
     # Sending
 

@@ -122,13 +122,15 @@ class WritePipe(Pipe):
     def unacknowledged(self) -> int:
         return self._connection.unacknowledged()
 
-    @property
-    def queued(self) -> int:
-        """How many messages wait to leave, including one of which only a part has left."""
-        waiting = len(self._queue) + (self._partial is not None)
-        if self._fan_out is not None:
-            waiting += len(self._fan_out.pending)
-        return waiting
+    def _backlog(self) -> tuple[int, int]:
+        waiting, size, partial, fan_out = len(self._queue), self._queued_bytes, self._partial, self._fan_out
+        if partial is not None:
+            waiting += 1
+            size += len(partial)
+        if fan_out is not None:
+            waiting += len(fan_out.pending)
+            size += fan_out.pending_bytes
+        return waiting, size
 
     # Frames from senders
 

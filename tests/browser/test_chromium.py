@@ -1,0 +1,186 @@
+"""The client in a real browser, through a gunicorn with two workers. All tests share both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from gmultisocket.testing import wait_until
+from tests.browser.agents import PATIENCE, Chromium, Tab, chromium
+from tests.contrib.gunicorns import Gunicorn, running
+from tests.faults.process import needs
+
+pytestmark = [needs("chromium --version"), pytest.mark.timeout(180)]
+
+_SETUP = """
+const {Client} = await import("/ws/gmultisocket.js");
+kept.until = async condition => { while (!condition()) await new Promise(resolve => setTimeout(resolve, 5)); };
+kept.seen = []; kept.events = [];
+kept.make = (path, options) => {
+  const client = kept.client = new Client(path, {minDelay: 20, maxDelay: 200, ...options});
+  for (const type of ["open", "close", "gap", "refused"]) {
+    client.addEventListener(type, event => kept.events.push({type, code: event.code, retry: event.retry}));
+  }
+  return client;
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
+    arguments = ["-c", "python:gmultisocket.contrib.gunicorn", "-k", "gevent", "-w", "2", "--graceful-timeout", "2"]
+    with running(tmp_path_factory.mktemp("gunicorn"), *arguments, app="tests.browser.served:application") as gunicorn:
+        yield gunicorn
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with chromium() as running_browser:
+        yield running_browser
+
+
+@pytest.fixture
+def tab(server: Gunicorn, browser: Chromium) -> Iterator[Tab]:
+    """A tab with a page of the server."""
+    with new_tab(server, browser) as made:
+        yield made
+
+
+@contextmanager
+def new_tab(server: Gunicorn, browser: Chromium) -> Iterator[Tab]:
+    page = server.address.replace("ws:", "http:").replace("/ws", "/")
+    with browser.tab(page) as tab:
+        tab.evaluate(_SETUP)
+        yield tab
+
+
+def follow_state(tab: Tab, options: str = "{}") -> int:
+    """Subscribe to what the page's worker retains. Return the process of the worker."""
+    tab.evaluate(f"kept.make('/ws', {options}).subscribe('state.>', m => kept.seen.push(Number(m.text())))")
+    return worker_of(tab)
+
+
+def worker_of(tab: Tab) -> int:
+    """Return the process of the worker that a page is connected to, when it is."""
+    tab.evaluate("await kept.until(() => kept.seen.length)")
+    return int(tab.evaluate("return (await kept.client.request('', {timeout: 30000})).text()"))
+
+
+def test_a_page_needs_nothing_but_the_module_that_the_server_serves(tab: Tab) -> None:
+    worker = follow_state(tab)
+    assert tab.evaluate("return kept.seen") == [worker]
+    tab.evaluate("await kept.client.request('state.x 7'); await kept.until(() => kept.seen.length === 2)")
+    assert tab.evaluate("return [kept.seen[1], kept.client.state]") == [7, "open"]
+    large = "return (await kept.client.request('state.y ' + '7'.repeat(100000))).text()"
+    assert int(tab.evaluate(large)) == worker
+    tab.evaluate("await kept.until(() => kept.seen.length === 3)")
+
+
+def test_a_page_goes_on_with_another_worker_when_its_own_was_killed(tab: Tab) -> None:
+    worker = follow_state(tab)
+    tab.evaluate("kept.seen = []")
+    os.kill(worker, signal.SIGKILL)
+    other = worker_of(tab)
+    assert other != worker
+    assert tab.evaluate("return kept.seen") == [other]
+    assert tab.evaluate("return kept.events.map(({type}) => type)[1]") == "close"
+    tab.evaluate("await kept.client.request('state.x 7'); await kept.until(() => kept.seen.includes(7))")
+
+
+def test_a_reload_of_the_server_is_a_short_pause(server: Gunicorn, tab: Tab) -> None:
+    worker = follow_state(tab)
+    tab.evaluate("kept.seen = []")
+    server.stop(signal.SIGHUP)
+    assert worker_of(tab) != worker
+    assert tab.evaluate("return kept.events.find(({type}) => type === 'close').code") == 1001
+
+
+def test_a_page_that_has_to_log_in_first_is_let_in_afterwards(tab: Tab) -> None:
+    tab.evaluate("""
+        kept.make("/private").subscribe("state.>", m => kept.seen.push(Number(m.text())));
+        await kept.until(() => kept.events.length >= 2);
+    """)
+    closed: list[dict[str, Any]] = tab.evaluate("return kept.events")
+    # A browser tells a page no more than this of an HTTP answer.
+    assert {event["code"] for event in closed} == {1006}
+    tab.evaluate("await fetch('/login')")
+    assert worker_of(tab)
+    tab.evaluate("document.cookie = 'user=; Max-Age=0; path=/'")
+
+
+def test_tabs_do_not_disturb_each_other(server: Gunicorn, browser: Chromium) -> None:
+    with ExitStack() as stack:
+        tabs = [stack.enter_context(new_tab(server, browser)) for _ in range(4)]
+        workers = [follow_state(tab) for tab in tabs]
+        for number, tab in enumerate(tabs):
+            tab.evaluate(f"await kept.client.request('state.x {number}')")
+        for tab, worker in zip(tabs, workers, strict=True):
+            mine = [number for number, other in enumerate(workers) if other == worker]
+            tab.evaluate(f"await kept.until(() => kept.seen.length === {1 + len(mine)})")
+            assert tab.evaluate("return kept.seen") == [worker, *mine]
+
+
+def test_a_frozen_page_catches_up(tab: Tab) -> None:
+    follow_state(tab)
+    tab.evaluate("""
+        kept.seen = [];
+        // What the page has asked for comes while it is frozen.
+        for (let n = 0; n < 500; n++) kept.client.request(`state.n ${n}`);
+    """)
+    tab.inspector.call("Page.setWebLifecycleState", state="frozen")
+    tab.inspector.call("Page.setWebLifecycleState", state="active")
+    tab.evaluate("await kept.until(() => kept.seen.at(-1) === 499 || kept.events.length > 1)")
+
+
+def test_a_page_does_not_wait_when_the_network_has_come_back(tab: Tab) -> None:
+    def network(offline: bool) -> None:
+        tab.inspector.call(
+            "Network.emulateNetworkConditions", offline=offline, latency=0, downloadThroughput=-1, uploadThroughput=-1
+        )
+
+    tab.inspector.call("Network.enable")
+    network(True)
+    tab.evaluate("""
+        kept.make("/ws", {minDelay: 1e9, maxDelay: 1e9}).subscribe("state.>", m => kept.seen.push(Number(m.text())));
+        await kept.until(() => kept.events.length);
+    """)
+    assert tab.evaluate("return [kept.client.state, navigator.onLine]") == ["waiting", False]
+    network(False)
+    assert worker_of(tab)
+
+
+def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(tab: Tab) -> None:
+    worker = follow_state(tab, "{timeout: 500}")
+    tab.evaluate("kept.seen = []")
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        tab.evaluate("await kept.until(() => kept.events.length > 1)")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    assert tab.evaluate("return kept.events[1].code") == 1006
+    assert worker_of(tab)
+
+
+def test_ten_thousand_patterns_in_a_page(tab: Tab) -> None:
+    tab.evaluate("""
+        const client = kept.make("/ws");
+        for (let n = 0; n < 10000; n++) client.subscribe(`t.${n}`, m => kept.seen.push(m.topic));
+        await client.subscribe("t.last").ready;
+        for (const n of [0, 5000, 9999]) await client.request(`t.${n} x`);
+        await kept.until(() => kept.seen.length === 3);
+    """)
+    assert tab.evaluate("return kept.seen") == ["t.0", "t.5000", "t.9999"]
+
+
+def test_all_workers_end_in_order(server: Gunicorn, tab: Tab) -> None:
+    follow_state(tab)
+    server.stop()
+    wait_until(lambda: server.process.poll() is not None, PATIENCE)
+    assert server.process.returncode == 0
+    tab.evaluate("await kept.until(() => kept.events.length > 1)")

@@ -1,0 +1,162 @@
+"""The JavaScript client gets after a reconnect what it has missed, or is told that something is missing."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+import pytest
+
+from gmultisocket import Pub, Session
+from gmultisocket.protocol.history import MemoryHistory
+from gmultisocket.testing import wait_until
+from tests.browser.agents import Node
+from tests.browser.test_client import _prelude, drop  # noqa: F401
+from tests.faults.process import needs
+
+pytestmark = [
+    needs("node --version"),
+    pytest.mark.timeout(120),
+    pytest.mark.skipif("history" not in signature(Pub).parameters, reason="this Pub keeps no history"),
+]
+
+
+def follow(js: Node, address: str, options: str = "{}") -> None:
+    js.evaluate(f"""
+        await kept.make("{address}").subscribe("a.>", m => kept.seen.push([m.topic, m.text()]), {options}).ready;
+    """)
+
+
+def seen(js: Node, end: str) -> list[str]:
+    js.evaluate(f"await kept.until(() => kept.seen.some(([, text]) => text === '{end}'))")
+    return [text for _, text in js.evaluate("return kept.seen")]
+
+
+def gaps(js: Node) -> list[tuple[str | None, str]]:
+    return [(each["topic"], each["reason"]) for each in js.evaluate("return kept.events") if each["type"] == "gap"]
+
+
+def test_what_was_missed_comes_in_order_and_once(js: Node) -> None:
+    with Pub(history=MemoryHistory("a.>")) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        pub.publish("a.x", b"before")
+        follow(js, address)
+        number = 0
+        for _ in range(5):
+            for _ in range(10):
+                pub.publish(f"a.{number % 3}", b"%d" % number)
+                number += 1
+            drop(session)
+            wait_until(lambda: not pub.pipes)
+            for _ in range(10):
+                pub.publish(f"a.{number % 3}", b"%d" % number)
+                number += 1
+            pub.wait_subscribers("a.0", timeout=20)
+        pub.publish("a.0", b"end")
+        assert seen(js, "end") == [*map(str, range(number)), "end"]
+        assert gaps(js) == []
+
+
+def test_a_page_that_was_away_for_too_long_is_told_once_and_gets_the_rest(js: Node) -> None:
+    with Pub(history=MemoryHistory("a.>", max_entries=5)) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        follow(js, address)
+        pub.publish("a.x", b"first")
+        seen(js, "first")
+        drop(session)
+        wait_until(lambda: not pub.pipes)
+        for number in range(20):
+            pub.publish("a.x", b"%d" % number)
+        pub.wait_subscribers("a.x", timeout=20)
+        pub.publish("a.x", b"end")
+        got = seen(js, "end")
+        assert gaps(js) == [(None, "history")]
+        assert (got[0], got[-1]) == ("first", "end")
+        # How many the history still had when it was asked.
+        assert got[1:-1] == [*map(str, range(20))][20 - len(got[1:-1]) :]
+        assert 4 <= len(got[1:-1]) <= 5
+
+
+def test_what_a_full_queue_has_dropped_is_told_by_the_next_message_of_the_topic(js: Node) -> None:
+    with Pub({"socket.send_queue_size": 3}, history=MemoryHistory("a.>")) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        follow(js, address)
+        # Node does nothing else meanwhile, so that the queues on the way fill up.
+        js.evaluate("kept.busy = setTimeout(() => { const end = Date.now() + 1500; while (Date.now() < end); }, 0)")
+        while not pub.counters.drops.get("overflow"):
+            pub.publish("a.x", bytes(100_000))
+        wait_until(lambda: not any(pipe.queued for pipe in pub.pipes.values()), 20)
+        pub.publish("a.x", b"end")
+        seen(js, "end")
+        assert gaps(js) == [("a.x", "overflow")]
+
+
+def test_a_server_that_lost_its_history_is_told_and_a_second_client_of_another_worker_is_not(js: Node) -> None:
+    shared = MemoryHistory("a.>")
+    with Pub(history=shared) as first, Session({"events": first}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        follow(js, address)
+        first.publish("a.x", b"one")
+        seen(js, "one")
+    # Another one with the same history, as another worker behind a backplane has it.
+    with Pub(history=shared) as second, Session({"events": second}) as session:
+        second.publish("a.x", b"missed")
+        session.listen(address)
+        second.wait_subscribers("a.x", timeout=20)
+        second.publish("a.x", b"two")
+        assert seen(js, "two") == ["one", "missed", "two"]
+        assert gaps(js) == []
+    with Pub(history=MemoryHistory("a.>")) as third, Session({"events": third}) as session:
+        session.listen(address)
+        js.evaluate("await kept.until(() => kept.events.some(({type}) => type === 'gap'))")
+        third.publish("a.x", b"three")
+        assert seen(js, "three") == ["one", "missed", "two", "three"]
+        assert gaps(js) == [(None, "gone")]
+
+
+def test_retained_values_come_to_a_subscription_that_was_closed_and_made_again(js: Node) -> None:
+    with Pub(history=MemoryHistory("a.>")) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        pub.publish("a.x", b"state", retain=True)
+        for number in range(1, 4):
+            js.evaluate(f"""
+                kept.client ??= null;
+                if ({number} === 1) kept.make("{address}");
+                const subscription = kept.client.subscribe("a.>", m => kept.seen.push(m.text()));
+                await kept.until(() => kept.seen.length === {number});
+                subscription.close();
+            """)
+        js.evaluate("""
+            kept.one = kept.client.subscribe("a.>", m => kept.seen.push("one"));
+            await kept.until(() => kept.seen.includes("one"));
+            kept.two = kept.client.subscribe("a.>", m => kept.seen.push("two"));
+            await kept.until(() => kept.seen.includes("two"));
+            kept.one.close(); kept.two.close();
+        """)
+        wait_until(lambda: not pub.subscriptions)
+        assert gaps(js) == []
+
+
+def test_what_is_recovered_by_overlapping_patterns_comes_once_to_each(js: Node) -> None:
+    with Pub(history=MemoryHistory("a.>")) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        js.evaluate(f"""
+            kept.make("{address}");
+            for (const pattern of ["a.*", "a.x", "a.>"]) {{
+              await kept.client.subscribe(pattern, m => kept.seen.push([pattern, m.text()])).ready;
+            }}
+        """)
+        for turn in range(3):
+            pub.publish("a.x", b"live %d" % turn)
+            js.evaluate(f"await kept.until(() => kept.seen.filter(([, text]) => text === 'live {turn}').length === 3)")
+            drop(session)
+            wait_until(lambda: not pub.pipes)
+            pub.publish("a.x", b"missed %d" % turn)
+            count = f"kept.seen.filter(([, text]) => text === 'missed {turn}').length"
+            js.evaluate(f"await kept.until(() => {count} === 3)")
+            wait_until(lambda: pub.subscriptions == 3)
+        pub.publish("a.x", b"end")
+        js.evaluate("await kept.until(() => kept.seen.filter(([, text]) => text === 'end').length === 3)")
+        expected = [f"{kind} {turn}" for turn in range(3) for kind in ("live", "missed")] + ["end"]
+        for pattern in ("a.*", "a.x", "a.>"):
+            assert [text for each, text in js.evaluate("return kept.seen") if each == pattern] == expected
+        assert gaps(js) == []
