@@ -58,14 +58,14 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="gmultisocket-") as folder, make(Pub, arguments) as sock:
         address = sock.listen(f"ipc://{folder}/perf.sock").address
         command = [sys.executable, "-m", "gmultisocket", "perf", "_subscribers", address, str(peers), str(times)]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process: Any = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             return _publish(sock, process, peers, size, times, percentiles)
         finally:
             process.kill()
             process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            for stream in (process.stdin, process.stdout):
+                stream.close()
 
 
 def _publish(

@@ -84,16 +84,16 @@ def _number(name: str, text: str) -> int:
 def _local_lat(arguments: Namespace, address: str, size: int, times: int) -> None:
     with make(Socket, arguments) as sock:
         note(f"listening at {sock.listen(address).address}")
-        _send_back(sock, size, times)
+        with Progress("local_lat", times) as progress:
+            _send_back(sock, size, times, progress.show)
 
 
-def _send_back(sock: Socket, size: int, times: int) -> None:
-    with Progress("local_lat", times) as progress:
-        for number in range(times):
-            message = sock.recv_msg()
-            _check_size(len(message.content), size)
-            sock.send_to(message.source, message.content)
-            progress.show(number)
+def _send_back(sock: Socket, size: int, times: int, show: Callable[[int], object]) -> None:
+    for number in range(times):
+        message = sock.recv_msg()
+        _check_size(len(message.content), size)
+        sock.send_to(message.source, message.content)
+        show(number)
 
 
 def _remote_lat(arguments: Namespace, address: str, size: int, times: int) -> None:
@@ -123,9 +123,10 @@ def _remote_lat(arguments: Namespace, address: str, size: int, times: int) -> No
 def _inproc_lat(arguments: Namespace, address: str, size: int, times: int) -> None:
     with make(Socket, arguments) as sock:
         sock.listen(_INPROC)
-        answering = gevent.spawn(_send_back, sock, size, times)
-        _remote_lat(arguments, _INPROC, size, times)
-        answering.get()
+        _both(
+            lambda: _remote_lat(arguments, _INPROC, size, times),
+            lambda: _send_back(sock, size, times, _show_nothing),
+        )
 
 
 # Throughput
@@ -157,21 +158,49 @@ def _take(sock: Socket, size: int, times: int) -> None:
 def _remote_thr(arguments: Namespace, address: str, size: int, times: int) -> None:
     with make(Socket, arguments) as sock:
         sock.dial(address)
-        content = bytes(size)
-        sock.send(b"")
         with Progress("remote_thr", times) as progress:
-            for number in range(times):
-                sock.send(content)
-                progress.show(number)
-        sock.flush()
+            _send_many(sock, size, times, progress.show)
+
+
+def _send_many(sock: Socket, size: int, times: int, show: Callable[[int], object]) -> None:
+    content = bytes(size)
+    sock.send(b"")
+    for number in range(times):
+        sock.send(content)
+        show(number)
+    sock.flush()
 
 
 def _inproc_thr(arguments: Namespace, address: str, size: int, times: int) -> None:
     with make(Socket, arguments) as sock:
         sock.listen(_INPROC)
-        sending = gevent.spawn(_remote_thr, arguments, _INPROC, size, times)
-        _take(sock, size, times)
-        sending.get()
+        with make(Socket, arguments) as sending:
+            sending.dial(_INPROC)
+            _both(lambda: _take(sock, size, times), lambda: _send_many(sending, size, times, _show_nothing))
+
+
+def _both(one: Callable[[], None], other: Callable[[], None]) -> None:
+    """Run both sides at once until both have ended, or one has failed."""
+    sides = [gevent.spawn(_outcome, side) for side in (one, other)]
+    try:
+        for side in gevent.iwait(sides):
+            if side.value is not None:
+                raise side.value
+    finally:
+        gevent.killall(sides)
+
+
+def _outcome(side: Callable[[], None]) -> Exception | None:
+    """Return an exception instead of raising it: gevent would print a traceback."""
+    try:
+        side()
+    except Exception as error:
+        return error
+    return None
+
+
+def _show_nothing(number: int) -> None:
+    """Is in the place of the progress of the side that shows none."""
 
 
 def _check_size(size: int, wanted: int) -> None:

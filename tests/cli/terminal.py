@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,12 +46,13 @@ class Terminal:
 
 
 @contextmanager
-def terminal(folder: Path, command: str) -> Iterator[Terminal]:
+def terminal(command: str) -> Iterator[Terminal]:
     """Run a shell command in a terminal until the body has ended. Skip where there is no tmux."""
     if shutil.which("tmux") is None:
         pytest.skip("tmux is not installed")
-    shown = Terminal(folder / "tmux", command)
-    try:
-        yield shown
-    finally:
-        shown.close()
+    with tempfile.TemporaryDirectory(prefix="terminal-") as folder:
+        shown = Terminal(Path(folder) / "tmux", command)
+        try:
+            yield shown
+        finally:
+            shown.close()

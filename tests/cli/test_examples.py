@@ -51,15 +51,10 @@ def run_all(examples: tuple[str, ...], folder: Path) -> Iterator[str]:
     """Run the examples at once; those that listen first. Yield what each has printed."""
     listening = re.compile(r"gmultisocket (switch|.* -l |perf local_)")
     ordered = sorted(examples, key=lambda example: not listening.match(example))
-    settings = environment() | {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
     with ExitStack() as stack:
         processes: list[Any] = []
         for example in ordered:
-            line = example.replace("tcp://127.0.0.1:5555", f"ipc://{folder}/s").replace("ipc:///run/", f"ipc://{folder}/")
-            process = subprocess.Popen(
-                ["sh", "-c", f"exec {line}" if "|" not in line else line], cwd=folder, env=settings, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
+            process = start_example(example, folder)
             stack.callback(finish, process)
             processes.append(process)
             if listening.match(example):
@@ -74,6 +69,20 @@ def run_all(examples: tuple[str, ...], folder: Path) -> Iterator[str]:
             yield out.decode()
 
 
+def start_example(example: str, folder: Path) -> Any:
+    """Start a command line, with other addresses."""
+    line = example.replace("tcp://127.0.0.1:5555", f"ipc://{folder}/s").replace("ipc:///run/", f"ipc://{folder}/")
+    return subprocess.Popen(
+        # A signal is for the command, not for the shell.
+        ["sh", "-c", line if "|" in line else f"exec {line}"],
+        cwd=folder,
+        env=environment() | {"PATH": f"{folder}/bin:{os.environ['PATH']}"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def finish(process: Any) -> None:
     if process.poll() is None:
         process.kill()
@@ -82,9 +91,12 @@ def finish(process: Any) -> None:
         stream.close()
 
 
-@pytest.mark.parametrize("examples", sorted({examples_of(command) for command in COMMANDS}), ids=lambda each: each[0][13:24])
+EXAMPLES = sorted({examples_of(command) for command in COMMANDS})
+
+
+@pytest.mark.parametrize("examples", EXAMPLES, ids=lambda each: each[0][13:24])
 def test_the_examples_of_the_help_run_and_print_what_they_should(examples: tuple[str, ...], folder: Path) -> None:
-    (name,) = (name for name in PRINTED if examples[0].startswith(f"gmultisocket {name} ") or examples[0] == f"gmultisocket {name}")
+    (name,) = (name for name in PRINTED if f"{examples[0]} ".startswith(f"gmultisocket {name} "))
     printed = [line for out in run_all(examples, folder) for line in out.splitlines()]
     wanted = PRINTED[name]
     if wanted is None:

@@ -13,9 +13,13 @@ import pytest
 from gevent import subprocess as gsubprocess
 
 import gmultisocket
+from gmultisocket import Message, Socket
 from gmultisocket.cli import main
 from gmultisocket.testing import wait_until
+from gmultisocket.wire import CONTROL, TO_ALL
+from tests.certificates import authority, server_certificate
 from tests.cli.command import PATIENCE, address_of, end, environment, interrupt, run, start
+
 
 def test_the_version_is_told_by_the_module_as_a_program() -> None:
     out, _ = run("--version")
@@ -77,12 +81,14 @@ WAITING = {
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_without_a_word(number: int, tmp_path: Path) -> None:
+    # The signal makes no difference to a command, nor the command to the signal.
+    waiting = dict(list(WAITING.items())[number % 3 :: 3])
     with ExitStack() as stack:
         processes = [
             stack.enter_context(start(*arguments, "-l", f"ipc://{tmp_path}/{index}"))
-            for index, arguments in enumerate(WAITING)
+            for index, arguments in enumerate(waiting)
         ]
-        for process, (arguments, status) in zip(processes, WAITING.items(), strict=True):
+        for process, (arguments, status) in zip(processes, waiting.items(), strict=True):
             address_of(process)
             ended, out, err = interrupt(process, number)
             # On a busy machine some of the others wait for long.
@@ -133,12 +139,13 @@ def started(*arguments: str, program: list[str] | None = None, **files: Any) -> 
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("options",), ("demo",), ("recv", "--help"), ("perf", "inproc_thr", "1", "10")])
-def test_a_full_output_is_one_line_and_a_failure(arguments: tuple[str, ...]) -> None:
-    with open(FULL, "w") as full, started(*arguments, stdout=full) as process:
-        _, err = process.communicate(timeout=PATIENCE)
-    assert err == b"gmultisocket: input or output failed: no space left on device\n"
-    assert process.returncode == 1
+def test_a_full_output_is_one_line_and_a_failure() -> None:
+    printing = ("--help", "--version", "options", "demo -n 1", "recv --help", "perf inproc_thr 1 10")
+    with open(FULL, "w") as full, ExitStack() as stack:
+        for process in [stack.enter_context(started(*each.split(), stdout=full)) for each in printing]:
+            _, err = process.communicate(timeout=PATIENCE)
+            assert err == b"gmultisocket: input or output failed: no space left on device\n"
+            assert process.returncode == 1
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
@@ -194,3 +201,47 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(command: str, ignored: t
             bit = 1 << (signal.Signals[f"SIG{name}"] - 1)
             assert bool(int(status["SigIgn"], 16) & bit) == (name in ignored)
             assert bool(int(status["SigCgt"], 16) & bit) == (name not in ignored)
+
+
+def test_the_flags_for_tls_and_headers_reach_a_websocket(tmp_path: Path) -> None:
+    ca, key = tmp_path / "ca.pem", tmp_path / "key.pem"
+    authority().cert_pem.write_to_path(str(ca))
+    server_certificate().private_key_and_cert_chain_pem.write_to_path(str(key))
+    requests: list[Any] = []
+    options = {
+        "transport.tls.certfile": str(key),
+        "transport.ws.listener.authorize": lambda request: requests.append(request.headers["X-Who"]),
+    }
+    with Socket() as sock:
+        address = sock.listen("wss://127.0.0.1:0/path", options).address
+        wss = ("send", "-d", address, "-H", "X-Who: a: person", "hi")
+        with start(*wss, "--cacert", str(ca)) as trusting, start(*wss) as distrusting, start(*wss, "-k") as careless:
+            end(trusting)
+            end(careless)
+            assert "certificate" in end(distrusting, 1)[1]
+        assert [sock.recv(timeout=5) for _ in range(2)] == [b"hi", b"hi"]
+    assert requests == ["a: person"] * 2
+
+
+def test_a_certificate_of_its_own_is_shown(tmp_path: Path) -> None:
+    ca, key = tmp_path / "ca.pem", tmp_path / "key.pem"
+    authority().cert_pem.write_to_path(str(ca))
+    server_certificate().private_key_and_cert_chain_pem.write_to_path(str(key))
+    tls = ("--cacert", str(ca), "--cert", str(key))
+    with start("recv", "-l", "tls+tcp://127.0.0.1:0", *tls, "-n", "1") as process:
+        address = address_of(process)
+        run("send", "-d", address, *tls, "hi")
+        assert end(process)[0] == "hi\n"
+
+
+def test_warnings_are_printed_unless_quiet_and_all_records_if_verbose() -> None:
+    with Socket() as sock, ExitStack() as stack:
+        arguments = ("pull", "-l", "tcp://127.0.0.1:0", "-n", "1")
+        pulls = [stack.enter_context(start(*arguments, flag)) for flag in ("-vv", "-v")]
+        for pull in pulls:
+            sock.dial(address_of(pull))
+            sock.send_msg(Message(flags=CONTROL | TO_ALL, content=b"garbage"))
+        sock.send_all(b"enough")
+        errors = [end(pull)[1] for pull in pulls]
+    assert all("gmultisocket: Pull drops a message (garbage)" in err for err in errors)
+    assert "closed: " in errors[0] and "disconnected: " in errors[1]

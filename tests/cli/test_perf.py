@@ -44,6 +44,12 @@ def test_both_sides_may_be_in_one_process(test: str, last: str) -> None:
     assert out.splitlines()[0] == "message size: 0 [B]" and out.rstrip().endswith(last) and err == ""
 
 
+@pytest.mark.parametrize("test", ["inproc_lat", "inproc_thr"])
+def test_a_side_that_fails_ends_the_other_one(test: str) -> None:
+    out, err = run("perf", test, "200000", "10", status=1)
+    assert out == "" and "a content of 200000 bytes is over the limit of 131072 bytes" in err and err.count("\n") == 1
+
+
 def test_different_sizes_are_an_error(tmp_path: Path) -> None:
     with start("perf", "local_thr", f"ipc://{tmp_path}/perf", "10", "1") as local:
         run("perf", "remote_thr", address_of(local), "11", "1")

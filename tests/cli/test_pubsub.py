@@ -67,7 +67,8 @@ def test_a_sub_prints_what_matches_its_patterns(tmp_path: Path) -> None:
 
 
 def test_a_late_subscriber_gets_what_is_retained(tmp_path: Path) -> None:
-    with start("pub", "-l", f"ipc://{tmp_path}/feed", "--peers", "0", "--retain", "-T", "state", "-i", "60", "on") as pub:
+    arguments = ("pub", "-l", f"ipc://{tmp_path}/feed", "--peers", "0", "--retain", "-T", "state", "-i", "60", "on")
+    with start(*arguments) as pub:
         address = address_of(pub)
         assert run("sub", "-d", address, "-n", "1")[0] == "on\n"
         assert interrupt(pub)[0] == 0

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gmultisocket import Rep, Req
-from tests.cli.command import address_of, end, read_line, run, start, write_line
+from tests.cli.command import address_of, end, interrupt, read_line, run, start, write_line
 
 
 def test_each_line_is_asked_when_the_line_before_has_its_answer(tmp_path: Path) -> None:
@@ -12,6 +12,8 @@ def test_each_line_is_asked_when_the_line_before_has_its_answer(tmp_path: Path) 
             write_line(req, line)
             # Without an answer of its own it sends back what was asked.
             assert read_line(req.stdout) == read_line(rep.stdout) == line.decode() + "\n"
+        assert end(req)[0] == ""
+        assert interrupt(rep) == (0, "", "")
 
 
 def test_a_rep_answers_with_a_file_and_ends_after_enough(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from gmultisocket.cli.sources import Item, Source
 from gmultisocket.errors import MultiSocketError
 
 
-def source(data: bytes | None = None, split: str | int = "whole", *, path: Path | None = None, argument: str | None = None) -> Source:
+def source(
+    data: bytes | None = None, split: str | int = "whole", *, path: Path | None = None, argument: str | None = None
+) -> Source:
     """Return a source of a file with some data, or of an argument."""
     if data is not None and path is not None:
         path.write_bytes(data)
@@ -63,7 +65,10 @@ def test_json_says_the_topic_too(tmp_path: Path) -> None:
     assert items == [Item(b"1", "a.b")]
 
 
-@pytest.mark.parametrize("line", [b"[]", b"1", b"{", b'{"content": 1}', b'{"content_base64": "*"}', b"{}", b'{"content": "", "topic": 1}'])
+@pytest.mark.parametrize(
+    "line",
+    [b"[]", b"1", b"{", b'{"content": 1}', b'{"content_base64": "*"}', b"{}", b'{"content": "", "topic": 1}'],
+)
 def test_a_line_that_is_no_message_in_json_is_named(line: bytes, tmp_path: Path) -> None:
     reading = iter(source(b'{"content": "good"}\n' + line, "json", path=tmp_path / "file"))
     assert next(reading).content == b"good"
