@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent import Greenlet, GreenletExit
+from gevent.exceptions import LoopExit
 
 from .. import __version__
 from ..errors import AddressError, BadTopic, MultiSocketError, OptionError
@@ -149,6 +150,8 @@ def _run(arguments: Namespace) -> int:
     handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in handled]
     try:
         outcome = worker.get()
+    except LoopExit:
+        raise MultiSocketError("nothing can come any more: nobody in another process reaches inproc") from None
     finally:
         for handler in handlers:
             handler.cancel()

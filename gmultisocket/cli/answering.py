@@ -44,13 +44,12 @@ def answer(kind: type[Rep] | type[Respondent], arguments: Namespace, hint: str) 
     content = next(iter(Source(arguments))).content if given else None
     with make(lambda options: kind(None, options), arguments) as sock:
         connect(sock, arguments)
-        printer = Printer(arguments, arguments.count)
+        with Printer(arguments, arguments.count) as printer, until_signal(not arguments.count):
 
-        def handle(request: ReceivedRequest) -> None:
-            printer.print(request.content, source=list(path_ids(request.source)))
-            request.reply(request.content if content is None else content)
+            def handle(request: ReceivedRequest) -> None:
+                printer.print(request.content, source=list(path_ids(request.source)))
+                request.reply(request.content if content is None else content)
 
-        with until_signal(not arguments.count):
             status = receive(sock, arguments, printer, sock.recv, handle, hint)
             return close(sock) or status
     return 0

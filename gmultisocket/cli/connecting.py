@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..errors import MultiSocketError, Timeout
 from .arguments import WrongUsage
 from .notes import note, report, set_verbosity
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     Endpoint = Socket | ProtocolBase
     _E = TypeVar("_E", bound=Endpoint)
 
-__all__ = ["connect", "make", "socket_options", "wait_peers"]
+__all__ = ["connect", "make", "reach_peers", "socket_options", "wait_peers"]
 
 
 def socket_options(arguments: Namespace) -> dict[str, Any]:
@@ -81,7 +83,17 @@ def wait_peers(endpoint: Endpoint, arguments: Namespace) -> None:
     """Block until ``--peers`` are connected.
 
     Raises:
-        Timeout: there are not so many within ``--timeout``.
+        MultiSocketError: there are not so many within ``--timeout``.
     """
     if arguments.peers:
-        endpoint.wait_pipes(arguments.peers, arguments.timeout)
+        with reach_peers(arguments):
+            endpoint.wait_pipes(arguments.peers, arguments.timeout)
+
+
+@contextmanager
+def reach_peers(arguments: Namespace, who: str = "peers") -> Iterator[None]:
+    """Say in plain words that the body has waited for peers in vain."""
+    try:
+        yield
+    except Timeout as error:
+        raise MultiSocketError(f"fewer than {arguments.peers} {who} have come within {error.seconds} s") from error

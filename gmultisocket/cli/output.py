@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import stat
@@ -9,7 +10,9 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from gevent.socket import wait_write
+import gevent
+from gevent import Greenlet, getcurrent
+from gevent.socket import wait_read, wait_write
 
 from ..errors import MultiSocketError
 from .formats import FORMATS
@@ -25,6 +28,9 @@ class Printer:
 
     While nobody reads the output it blocks this greenlet only, so heartbeats and signals work. Its peers then wait.
 
+    A context manager. When the reader of a pipe has gone, BrokenPipeError is raised in the greenlet that has entered
+    it, also if that waits for a message: ``gmultisocket sub ... | head -1`` ends with the first one.
+
     Args:
         arguments: of a command with ``add_format``.
         count: how many messages are enough; None for no limit.
@@ -38,7 +44,18 @@ class Printer:
         self._count = count
         self._descriptor: int | None = None if sys.stdout is None else sys.stdout.fileno()
         self._poll = None if self._descriptor is None else _poll(self._descriptor)
+        self._watching: Greenlet[..., object] | None = None
         self.printed = 0
+
+    def __enter__(self) -> Printer:
+        descriptor = self._descriptor
+        if descriptor is not None and stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            self._watching = gevent.spawn(_watch_reader, descriptor, getcurrent())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._watching is not None:
+            self._watching.kill()
 
     @property
     def done(self) -> bool:
@@ -72,6 +89,13 @@ class Printer:
                 if not self._poll.poll(0):
                     wait_write(descriptor)
                 piece = piece[os.write(descriptor, piece) :]
+
+
+def _watch_reader(descriptor: int, printing: Any) -> None:
+    """Wait until a pipe has no reader, and raise BrokenPipeError in a greenlet."""
+    # Nothing can be read from this end. So the only event is an error.
+    wait_read(descriptor)
+    printing.kill(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), block=False)
 
 
 def _poll(descriptor: int) -> select.poll | None:

@@ -54,8 +54,7 @@ def _push(arguments: Namespace) -> int:
 def _pull(arguments: Namespace) -> int:
     with make(Pull, arguments) as sock:
         connect(sock, arguments)
-        printer = Printer(arguments, arguments.count)
-        with until_signal(not arguments.count):
+        with Printer(arguments, arguments.count) as printer, until_signal(not arguments.count):
             hint = "is it a Push, and has it sent anything?"
             return receive(sock, arguments, printer, sock.recv, printer.print, hint)
     return 0

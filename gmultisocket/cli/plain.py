@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 
 from .. import Message, Socket
@@ -59,18 +60,18 @@ def _send(arguments: Namespace) -> int:
 def _recv(arguments: Namespace) -> int:
     with make(Socket, arguments) as sock:
         connect(sock, arguments)
-        printer = MessagePrinter(sock, Printer(arguments, arguments.count))
+        with Printer(arguments, arguments.count) as printer, until_signal(not arguments.count):
+            messages = MessagePrinter(sock, printer)
 
-        def handle(message: Message) -> None:
-            if printer.print(message) and arguments.reply is not None:
-                try:
-                    sock.send_to(message.source, arguments.reply.encode(), arguments.timeout)
-                except BrokenPath:
-                    report("a peer has gone before it could be answered")
+            def handle(message: Message) -> None:
+                if messages.print(message) and arguments.reply is not None:
+                    try:
+                        sock.send_to(message.source, os.fsencode(arguments.reply), arguments.timeout)
+                    except BrokenPath:
+                        report("a peer has gone before it could be answered")
 
-        with until_signal(not arguments.count):
             hint = "does it wait to be asked? See 'gmultisocket --help' for what speaks its protocol"
-            return receive(sock, arguments, printer.printer, sock.recv_msg, handle, hint)
+            return receive(sock, arguments, printer, sock.recv_msg, handle, hint)
     return 0
 
 
@@ -84,7 +85,7 @@ class MessagePrinter:
 
     def __init__(self, sock: Socket, printer: Printer) -> None:
         self._sock = sock
-        self.printer = printer
+        self._printer = printer
         self._told: set[str] = set()
 
     def print(self, message: Message) -> bool:
@@ -98,7 +99,7 @@ class MessagePrinter:
         if message.flags & CONTROL:
             self._report_protocol(message)
             return False
-        self.printer.print(
+        self._printer.print(
             message.content,
             hops=message.hops,
             send_type=_SEND_TYPES[message.send_type],

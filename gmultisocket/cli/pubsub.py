@@ -11,7 +11,7 @@ from ..errors import Closed, MultiSocketError, SubscriptionRefused, Timeout
 from ..protocol import Pub, Sub
 from ..protocol.subscriptions import check_pattern
 from .arguments import Parser, add_addresses, add_count_received, add_format, add_pace, add_source
-from .connecting import connect, make
+from .connecting import connect, make, reach_peers
 from .notes import note, report
 from .output import Printer
 from .receiving import receive, until_signal
@@ -69,7 +69,8 @@ def _pub(arguments: Namespace) -> int:
         def publish(item: Item) -> None:
             topic, content = _topic_and_content(arguments.topic, item)
             if not waited and arguments.peers:
-                sock.wait_subscribers(topic, arguments.peers, arguments.timeout)
+                with reach_peers(arguments, f"subscribers to {topic}"):
+                    sock.wait_subscribers(topic, arguments.peers, arguments.timeout)
             waited.add(topic)
             sock.publish(topic, content, retain=arguments.retain)
 
@@ -99,15 +100,14 @@ def _sub(arguments: Namespace) -> int:
             check_pattern(pattern)
         connect(sock, arguments)
         subscribing = [gevent.spawn(_subscribe, sock, pattern) for pattern in patterns]
-        printer = Printer(arguments, arguments.count)
         shows_topics = arguments.topics and arguments.format in _READABLE
-
-        def handle(publication: tuple[str, bytes]) -> None:
-            topic, content = publication
-            printer.print(topic.encode() + b" " + content if shows_topics else content, topic=topic)
-
         try:
-            with until_signal(not arguments.count):
+            with Printer(arguments, arguments.count) as printer, until_signal(not arguments.count):
+
+                def handle(publication: tuple[str, bytes]) -> None:
+                    topic, content = publication
+                    printer.print(topic.encode() + b" " + content if shows_topics else content, topic=topic)
+
                 shown = ", ".join(patterns)
                 return receive(sock, arguments, printer, sock.recv, handle, f"nothing was published under {shown}")
         finally:

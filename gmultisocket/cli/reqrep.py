@@ -8,7 +8,7 @@ from ..errors import HandlerFailed, PeerGone, Timeout
 from ..protocol import Rep, Req
 from .answering import add_answering, answer
 from .arguments import Parser, add_addresses, add_format, add_pace, add_source
-from .connecting import connect, make
+from .connecting import connect, make, wait_peers
 from .notes import report
 from .output import Printer
 from .receiving import Silence, until_signal
@@ -47,23 +47,21 @@ def _req(arguments: Namespace) -> int:
     failed = 0
     with make(Req, arguments) as sock:
         connect(sock, arguments)
-        printer = Printer(arguments, None)
-        if arguments.peers:
-            sock.wait_pipes(arguments.peers, arguments.timeout)
+        wait_peers(sock, arguments)
+        with Printer(arguments, None) as printer, until_signal(is_endless(arguments, source)):
 
-        def ask(item: Item) -> None:
-            nonlocal failed
-            try:
-                with Silence(sock, "is the peer a Rep?"):
-                    reply = sock.request(item.content, timeout)
-            except (HandlerFailed, PeerGone, Timeout) as error:
-                # The next question may have an answer.
-                failed += 1
-                report(str(error))
-            else:
-                printer.print(reply)
+            def ask(item: Item) -> None:
+                nonlocal failed
+                try:
+                    with Silence(sock, "is the peer a Rep?"):
+                        reply = sock.request(item.content, timeout)
+                except (HandlerFailed, PeerGone, Timeout) as error:
+                    # The next question may have an answer.
+                    failed += 1
+                    report(str(error))
+                else:
+                    printer.print(reply)
 
-        with until_signal(is_endless(arguments, source)):
             send_items(arguments, source, ask, "req", arguments.count)
     return 1 if failed else 0
 

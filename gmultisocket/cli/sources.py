@@ -113,7 +113,8 @@ class Source:
             # The terminal was closed.
             if error.errno == errno.EIO:
                 return b""
-            raise
+            name = self._path or "standard input"
+            raise WrongUsage(f"cannot read {name}: {(error.strerror or '').lower()}") from error
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -46,22 +46,22 @@ def _survey(arguments: Namespace) -> int:
     unanswered = 0
     with make(Surveyor, arguments) as sock:
         connect(sock, arguments)
-        printer = Printer(arguments, None)
-        if arguments.peers:
-            sock.wait_pipes(arguments.peers)
+        # The timeout is for the answers.
+        sock.wait_pipes(arguments.peers)
+        with Printer(arguments, None) as printer, until_signal(is_endless(arguments, source)):
 
-        def ask(item: Item) -> None:
-            nonlocal unanswered
-            asked = sock.survey(item.content, timeout)
-            answers = 0
-            for reply in asked:
-                printer.print(reply)
-                answers += 1
-            if not answers:
-                unanswered += 1
-                report(f"no answer within {timeout} s from {asked.sent} peers: are they Respondents?")
+            def ask(item: Item) -> None:
+                nonlocal unanswered
+                asked = sock.survey(item.content, timeout)
+                answers = 0
+                for reply in asked:
+                    printer.print(reply)
+                    answers += 1
+                if not answers:
+                    unanswered += 1
+                    why = f"are the {asked.sent} peers Respondents?" if asked.sent else "nobody is connected"
+                    report(f"no answer within {timeout} s: {why}")
 
-        with until_signal(is_endless(arguments, source)):
             send_items(arguments, source, ask, "survey", arguments.count)
     return 1 if unanswered else 0
 

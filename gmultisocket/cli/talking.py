@@ -65,7 +65,7 @@ class Talk:
         """
         sending = gevent.spawn(self._send, send)
         try:
-            with until_signal(not self._arguments.count):
+            with self.printer, until_signal(not self._arguments.count):
                 while not self.printer.done:
                     take()
                 if self._source.given:

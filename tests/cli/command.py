@@ -79,7 +79,7 @@ def write_line(process: Any, line: bytes) -> None:
 def address_of(process: Any) -> str:
     """Return the address that the command says it listens at."""
     line = read_line(process.stderr)
-    assert "listening at " in line, line + process.stderr.read().decode()
+    assert "listening at " in line or "listens at " in line, line + process.stderr.read().decode()
     return line.rpartition(" ")[2].strip()
 
 

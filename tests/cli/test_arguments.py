@@ -68,6 +68,7 @@ def test_the_page_has_the_help_of_every_command_as_it_is() -> None:
         (("send", "-o", "socket.send_queue_size=many"), "expected a whole number"),
         (("send", "one", "-D", "two"), "give what to send once: as DATA, with --data or with --file"),
         (("send", "-l", "inproc://x", "--peers", "0", "-F", "/missing"), "cannot read /missing: no such file"),
+        (("send", "-l", "inproc://x", "--peers", "0", "-F", "/"), "cannot read /: is a directory"),
         (("send", "-d", "tcp://127.0.0.1", "x"), "the port is missing"),
         (("send", "-d", "smoke://signals", "x"), "no transport has the scheme 'smoke'"),
         (("send", "-d", "127.0.0.1:5555", "x"), "bad address '127.0.0.1:5555'"),

@@ -30,6 +30,7 @@ PRINTED = {
     "recv -l tcp://127.0.0.1:5555 -n 5": {"hello", "one", "two", "three", "four"},
     "recv -l tcp://127.0.0.1:5555 -n 1": {"question", "answer"},
     "switch": {"through the switch"},
+    "hub": set(),
     "perf": {"message size: 100 [B]", "round trip count: 1000"},
     "demo": {"one Socket listens at", "and a client has dialed each"},
     "options": {"socket.send_queue_size = 64", "socket.send_queue_bytes = 0"},
@@ -49,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run_all(examples: tuple[str, ...], folder: Path) -> Iterator[str]:
     """Run the examples at once; those that listen first. Yield what each has printed."""
-    listening = re.compile(r"gmultisocket (switch|.* -l |perf local_)")
+    listening = re.compile(r"gmultisocket (switch|hub|.* -l |perf local_)")
     ordered = sorted(examples, key=lambda example: not listening.match(example))
     with ExitStack() as stack:
         processes: list[Any] = []
@@ -60,9 +61,9 @@ def run_all(examples: tuple[str, ...], folder: Path) -> Iterator[str]:
             if listening.match(example):
                 for _ in range(2 if "switch" in example else 1):
                     address_of(process)
-        # A switch ends when nobody needs it any more.
+        # A switch ends when nobody needs it any more, and so does a hub.
         for process, example in zip(reversed(processes), reversed(ordered), strict=True):
-            if example.startswith("gmultisocket switch"):
+            if example.split()[1] in ("switch", "hub"):
                 process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=PATIENCE)
             assert process.returncode == 0, (example, out, err)

@@ -18,7 +18,7 @@ from gmultisocket.cli import main
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL
 from tests.certificates import authority, server_certificate
-from tests.cli.command import PATIENCE, address_of, end, environment, interrupt, run, start
+from tests.cli.command import PATIENCE, address_of, end, environment, interrupt, read_line, run, start
 
 
 def test_the_version_is_told_by_the_module_as_a_program() -> None:
@@ -31,15 +31,25 @@ def test_the_version_is_told_by_the_module_as_a_program() -> None:
     [
         (("send", "-d", "inproc://nobody", "x"), "nobody listens to the name"),
         (("recv", "-l", "ipc:///missing/folder/socket"), "no such file or directory"),
+        (("survey", "-q", "-l", "inproc://alone", "--peers", "0", "x"), "no answer within 1.0 s: nobody is connected"),
+        (("pub", "-q", "-l", "inproc://alone", "-t", "0", "-T", "a", "x"), "fewer than 1 subscribers to a have come"),
     ],
 )
 def test_what_fails_is_told_in_one_line(
-    arguments: tuple[str, ...], why: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], why: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 1
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert out == ""
     assert why in err and err.startswith("gmultisocket: ") and err.count("\n") == 1
+
+
+def test_that_nobody_can_come_is_told() -> None:
+    with started("recv", "-q", "-l", "inproc://alone") as process:
+        assert process.communicate(timeout=PATIENCE)[1] == (
+            b"gmultisocket: nothing can come any more: nobody in another process reaches inproc\n"
+        )
+        assert process.returncode == 1
 
 
 def test_a_command_imports_only_what_it_needs() -> None:
@@ -98,13 +108,26 @@ def test_a_signal_ends_a_command_without_a_word(number: int, tmp_path: Path) -> 
 
 
 def test_an_output_that_nobody_reads_ends_a_command_without_a_word(tmp_path: Path) -> None:
-    with start("recv", "-l", f"ipc://{tmp_path}/socket") as process:
-        address = address_of(process)
-        process.stdout.close()
-        run("send", "-d", address, "into the void")
-        process.wait(PATIENCE)
-        assert (process.returncode, process.stderr.read()) == (141, b"")
+    commands = (("recv",), ("sub",), ("rep",), ("cat",), ("bus",))
+    with ExitStack() as stack:
+        processes = [stack.enter_context(start(*each, "-l", f"ipc://{tmp_path}/{each[0]}")) for each in commands]
+        for process in processes:
+            address_of(process)
+            process.stdout.close()
+        for process in processes:
+            assert process.wait(PATIENCE) == 141
+            assert process.stderr.read() in (b"", b"gmultisocket: nobody has connected yet\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_message_for_an_output_that_nobody_reads_ends_a_command(tmp_path: Path) -> None:
+    with start("recv", "-l", f"ipc://{tmp_path}/socket") as process, Socket() as sock:
+        sock.dial(address_of(process))
+        sock.send(b"first")
+        assert read_line(process.stdout) == "first\n"
+        process.stdout.close()
+        sock.send(b"into the void")
+        assert process.wait(PATIENCE) == 141
 
 
 def test_the_installed_script_is_the_same_command() -> None:

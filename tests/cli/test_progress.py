@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gmultisocket import Socket
-from gmultisocket.cli import progress
+from gmultisocket.cli import notes, progress
 from gmultisocket.testing import wait_until
 from tests.cli.command import PATIENCE
 from tests.cli.terminal import terminal
@@ -41,6 +41,7 @@ def test_on_a_terminal_ctrl_c_ends_it_and_the_line_goes() -> None:
 def test_elsewhere_there_is_a_plain_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    notes.set_verbosity(0, False)
     now = 100.0
     monkeypatch.setattr(progress, "monotonic", lambda: now)
     with progress.Progress("work", 200) as shown:

@@ -23,4 +23,4 @@ def test_a_survey_without_an_answer_fails(tmp_path: Path) -> None:
     with Socket() as sock:
         address = sock.listen(f"ipc://{tmp_path}/poll").address
         out, err = run("survey", "-d", address, "-t", "0.1", "hello?", status=1)
-    assert out == "" and "no answer within 0.1 s from 1 peers: are they Respondents?" in err
+    assert out == "" and "no answer within 0.1 s: are the 1 peers Respondents?" in err
