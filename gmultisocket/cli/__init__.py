@@ -151,6 +151,7 @@ def _run(arguments: Namespace) -> int:
     try:
         outcome = worker.get()
     except LoopExit:
+        worker.kill()
         raise MultiSocketError("nothing can come any more: nobody in another process reaches inproc") from None
     finally:
         for handler in handlers:
