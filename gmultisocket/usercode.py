@@ -67,7 +67,14 @@ _owners: WeakKeyDictionary[object, _Kinds] = WeakKeyDictionary()
 
 
 def report(
-    logger_name: str, what: str, error: BaseException, owner: object, *, pipe_id: int = 0, peer: str = ""
+    logger_name: str,
+    what: str,
+    error: BaseException,
+    owner: object,
+    *,
+    pipe_id: int = 0,
+    peer: str = "",
+    request_id: str = "",
 ) -> None:
     """Log an error of the program's own code. Blocks as the handlers of ``logging`` do.
 
@@ -79,8 +86,9 @@ def report(
         what: what has failed, a sentence.
         error: the exception.
         owner: the object that called the code; it must have weak references.
-        pipe_id: of the pipe that the work was for, 0 for none. An attribute of the record, as is ``peer``.
+        pipe_id: of the pipe that the work was for, 0 for none. An attribute of the record, as are the next two.
         peer: the address of the peer that the work was for.
+        request_id: the id of the request that the work was for.
     """
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         hub: Hub = get_hub()
@@ -93,7 +101,7 @@ def report(
     level = logging.DEBUG if hidden < 0 else logging.WARNING if isinstance(error, GreenletExit) else logging.ERROR
     for_peer = f", for {snippet(peer)}" if peer else ""
     more = f" ({hidden} more like this were not shown)" if hidden > 0 else ""
-    extra: dict[str, object] = {"pipe_id": pipe_id, "peer": snippet(peer)}
+    extra: dict[str, object] = {"pipe_id": pipe_id, "peer": snippet(peer), "request_id": request_id}
     try:
         get_logger(logger_name, at_once=True).log(level, "%s%s%s", what, for_peer, more, exc_info=error, extra=extra)
     except LibraryTimeout:

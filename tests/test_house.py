@@ -25,10 +25,10 @@ PACKAGE = "gmultisocket"
 
 # Row by row as in docs/design.rst: what a module of the row may import of the library, its own row aside.
 FLOOR = {"counters", "errors", "frozen", "log", "state", "system", "usercode"}
-BELOW_TRANSPORT = FLOOR | {"options", "wire", "address", "loop"}
+BELOW_TRANSPORT = FLOOR | {"options", "wire", "address", "loop", "browser"}
 BELOW_CORE = BELOW_TRANSPORT | {"transport"}
 BELOW_SOCKET_USERS = BELOW_CORE | {"core"}
-EVERYTHING = BELOW_SOCKET_USERS | {"switch", "protocol", "contrib", "testing", "cli", PACKAGE}
+EVERYTHING = BELOW_SOCKET_USERS | {"switch", "stats", "protocol", "contrib", "testing", "cli", PACKAGE}
 MAY_IMPORT: dict[str, set[str]] = {
     "counters": set(),
     "errors": set(),
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "state": set(),
     "usercode": {"errors", "log"},
     "system": set(),
+    "browser": set(),
     "loop": FLOOR,
     "options": FLOOR,
     "wire": FLOOR,
@@ -44,9 +45,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transport": BELOW_TRANSPORT,
     "core": BELOW_CORE,
     "switch": BELOW_SOCKET_USERS,
+    "stats": BELOW_SOCKET_USERS,
     "protocol": BELOW_SOCKET_USERS,
-    "contrib": BELOW_SOCKET_USERS,
-    PACKAGE: BELOW_SOCKET_USERS | {"switch", "protocol"},  # the package's own __init__
+    "contrib": BELOW_SOCKET_USERS | {"protocol", "stats"},
+    PACKAGE: BELOW_SOCKET_USERS | {"switch", "stats", "protocol"},  # the package's own __init__
     "testing": EVERYTHING - {"cli", "contrib"},
     "cli": EVERYTHING,
 }

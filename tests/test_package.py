@@ -74,14 +74,14 @@ def test_a_name_that_is_not_there_is_an_attribute_error_that_says_so() -> None:
 SOCKET = {
     "close", "close_nowait", "close_pipe", "closed", "connect", "counters", "dial", "dialers", "flush",
     "get_option", "listen", "listeners", "on_pipe", "options", "pipes", "queued", "reconnects", "recv", "recv_msg",
-    "send", "send_all", "send_msg", "send_to", "set_negotiator", "set_option", "stop_dial", "stop_listen",
+    "send", "send_all", "send_msg", "send_to", "set_negotiator", "set_option", "stats", "stop_dial", "stop_listen",
     "threadsafe", "wait_pipes",
 }  # fmt: skip
 ENDPOINT = {"address", "close", "closed", "dials", "given_address", "options", "state"}
 PIPE = {
     "bytes_received", "bytes_sent", "close", "closed", "counters", "dialed", "endpoint", "full", "id", "identity",
-    "local_address", "messages_received", "messages_sent", "options", "path", "peer_address", "queued", "raw", "reason",
-    "state", "unacknowledged",
+    "local_address", "messages_received", "messages_sent", "options", "path", "peer_address", "queued",
+    "queued_bytes", "raw", "reason", "state", "stats", "unacknowledged",
 }  # fmt: skip
 
 

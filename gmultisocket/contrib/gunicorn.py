@@ -15,6 +15,7 @@ inside the functions.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Final
 
 __all__ = ["post_worker_init", "worker_int"]
@@ -26,13 +27,17 @@ _CHECK_INTERVAL: Final = 0.1
 def post_worker_init(worker: Any) -> None:
     """Start to watch a worker, and stop its mounts when it has to stop: after SIGTERM, a reload or max_requests.
 
-    Does not block.
+    Also starts the worker's reports to others; see :func:`~gmultisocket.contrib.reports.reports_in`. Does not block.
     """
     import gevent
 
     from . import wsgi
 
     wsgi.worker_stops_mounts = True
+    # Only if the application has loaded it: most do without.
+    reports = sys.modules.get(f"{__package__}.reports")
+    if reports is not None:
+        reports.start_all()
     # The greenlet belongs to the worker, and ends with it.
     worker.gmultisocket_greenlet = gevent.spawn(_watch, worker)
 

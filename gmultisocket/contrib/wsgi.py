@@ -1,7 +1,7 @@
 """WebSocket pipes inside a WSGI server: gevent.pywsgi, or gunicorn with gevent workers.
 
 :func:`mount` returns a WSGI application. Requests for a WebSocket at one path become pipes of a Socket, all others go
-to another application::
+to another application. Browsers get the client, ``gmultisocket.js``, below the path::
 
     sock = Socket()
     application = mount(sock, "/ws", app)
@@ -19,7 +19,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from gevent.lock import Semaphore
@@ -35,16 +35,27 @@ from ..loop.apart import call_apart
 from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
 from ..transport.wsconnection import refusal_for
-from ..transport.wshandshake import refusal, replace_host, split_target
+from ..transport.wshandshake import client_path, refusal, replace_host, split_target
 from .servers import NO_GEVENT, Environ, StartResponse, Upgrade
 
-__all__ = ["Mount", "mount", "mounts"]
+__all__ = ["Application", "Mount", "mount", "mounts", "path_of", "read_request", "refuse"]
 
 logger = get_logger("gmultisocket.contrib.wsgi", at_once=True)
 
 #: The characters of a path that are not percent-encoded, beside letters and digits (RFC 3986, section 3.3).
 _PLAIN_IN_PATHS = "/!$&'()*+,;=:@-._~"
 
+
+
+class HasSocket(Protocol):
+    """A protocol: ``gmultisocket.protocol.ProtocolBase``."""
+
+    @property
+    def socket(self) -> Socket:
+        """The Socket underneath."""
+
+
+Mountable = Socket | HasSocket
 #: A WSGI application.
 Application = Callable[[Any, Any], Iterable[bytes]]
 
@@ -54,7 +65,7 @@ class Mount:
 
     def __init__(
         self,
-        sock: Socket | Callable[[], Socket],
+        sock: Mountable | Callable[[], Mountable],
         path: str = "/ws",
         app: Application | None = None,
         options: OptionValues | None = None,
@@ -62,12 +73,18 @@ class Mount:
         if not path.startswith("/") or "?" in path:
             raise ValueError(f"a path starts with a slash and has no query, like /ws: not {path!r}")
         # A wrong option raises now, and not when the first peer comes.
-        self._options = opts.ListenerOptions(options).own() | {opts.transport.ws.listener.external_listen.name: True}
-        self._make_sock = sock if callable(sock) else None
-        self._sock = None if callable(sock) else sock
+        checked = opts.ListenerOptions(options)
+        self._options = checked.own() | {opts.transport.ws.listener.external_listen.name: True}
+        self._make = sock if callable(sock) else None
+        #: The Socket or protocol that was given or made, and the Socket in it.
+        self._mounted: Mountable | None = None
+        self._sock: Socket | None = None
+        if not callable(sock):
+            self._take(sock)
         # A WSGI server percent-decodes the path of a request, and gives each byte as a character.
         raw = unquote_to_bytes(path)
         self._path = raw.decode("latin-1")
+        self._client_path = client_path(self._path, checked)
         self._address = f"ws://wsgi{quote(raw, _PLAIN_IN_PATHS)}"
         self._app = app
         self._listener: Listener | None = None
@@ -81,15 +98,22 @@ class Mount:
         """The Socket's listener that the pipes belong to; None before the first request for a WebSocket."""
         return self._listener
 
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopped
+
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         """Serve one request. For a WebSocket, blocks until its pipe has closed."""
         try:
-            if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and _path_of(environ) == self._path:
+            if "websocket" in environ.get("HTTP_UPGRADE", "").lower() and path_of(environ) == self._path:
                 return self._upgrade(environ, start_response)
+            if self._client_path and environ.get("PATH_INFO") == self._client_path:
+                return _serve_client(environ, start_response)
             if self._app is None:
                 raise RequestRefused(HTTPStatus.NOT_FOUND)
         except RequestRefused as error:
-            return _refuse(start_response, error)
+            return refuse(start_response, error)
         return self._app(environ, start_response)
 
     def stop(self, reason: str = "it is stopping") -> None:
@@ -103,6 +127,10 @@ class Mount:
             for pipe in list(self._sock.pipes.values()):
                 if pipe.endpoint is self._listener:
                     pipe.close(Closed("server", reason))
+
+    def _take(self, mounted: Mountable) -> None:
+        self._mounted = mounted
+        self._sock = mounted if isinstance(mounted, Socket) else mounted.socket
 
     # Requests for a WebSocket
 
@@ -135,7 +163,12 @@ class Mount:
         transport = listener.transport
         assert isinstance(transport, WSListener)
         connection = transport.connection(
-            upgrade.stream, _request(environ), upgrade.early, secure=upgrade.secure, respond=respond, environ=environ
+            upgrade.stream,
+            read_request(environ),
+            upgrade.early,
+            secure=upgrade.secure,
+            respond=respond,
+            environ=environ,
         )
         try:
             listener.serve(connection)
@@ -159,11 +192,12 @@ class Mount:
         """
         with self._making:
             if self._sock is None:
-                assert self._make_sock is not None
-                self._sock = call_apart(self._make_sock)
+                assert self._make is not None
+                self._take(call_apart(self._make))
             if self._stopped:
                 raise refusal_for(None)
             try:
+                assert self._sock is not None
                 if self._listener is None:
                     self._listener = self._sock.listen(self._address, self._options)
             except Closed as error:
@@ -188,13 +222,13 @@ def _check(environ: Environ) -> None:
         raise RequestRefused(HTTPStatus.BAD_REQUEST, "the request has a body")
 
 
-def _path_of(environ: Environ) -> str:
+def path_of(environ: Environ) -> str:
     """Return the path of a request, as in ``PATH_INFO``. Some servers put a whole URL there, if that was the target."""
     path: str = environ.get("PATH_INFO", "")
     return path if path.startswith("/") else split_target(path or "/")[0]
 
 
-def _request(environ: Environ) -> Request:
+def read_request(environ: Environ) -> Request:
     """Return the request that a WSGI server has parsed.
 
     Raises:
@@ -214,11 +248,28 @@ def _request(environ: Environ) -> Request:
     for target in (environ.get("PATH_INFO") or "/", environ.get("RAW_URI") or "/"):
         replace_host(headers, split_target(target)[1])
     query = environ.get("QUERY_STRING", "")
-    path = quote(_path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
+    path = quote(path_of(environ).encode("latin-1"), _PLAIN_IN_PATHS)
     return Request(f"{path}?{query}" if query else path, headers)
 
 
-def _refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
+def _serve_client(environ: Environ, start_response: StartResponse) -> list[bytes]:
+    """Answer a request for the client for browsers.
+
+    Raises:
+        RequestRefused: it is neither GET nor HEAD.
+    """
+    from .. import browser
+
+    method = environ.get("REQUEST_METHOD", "")
+    if method not in ("GET", "HEAD"):
+        raise RequestRefused(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", {"Allow": "GET, HEAD"})
+    tag, encodings = environ.get("HTTP_IF_NONE_MATCH", ""), environ.get("HTTP_ACCEPT_ENCODING", "")
+    status, headers, body = browser.answer(method, tag, encodings)
+    start_response(f"{status.value} {status.phrase}", headers)
+    return [body]
+
+
+def refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
     """Answer a request with a refusal, as a WSGI application."""
     response = refusal(error)
     # The server decides whether the connection stays open.
@@ -256,7 +307,7 @@ def mounts() -> list[Mount]:
 
 
 def mount(
-    sock: Socket | Callable[[], Socket],
+    sock: Mountable | Callable[[], Mountable],
     path: str = "/ws",
     app: Application | None = None,
     options: OptionValues | None = None,
@@ -266,7 +317,8 @@ def mount(
     Nothing runs before the first such request.
 
     Args:
-        sock: the Socket that gets the pipes, or a function that makes it and is called at the first request.
+        sock: what gets the pipes: a Socket, or a protocol such as a Pub or a Session; or a function that makes it and
+            is called at the first request.
         path: the path, as in a URL: characters outside of ASCII may be percent-encoded or not. A server that mounts
             the application itself below a path takes that path off.
         app: serves all other requests; without one they are answered with 404.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Literal
 
+from ..options import Options
 from ..wire import TO_ONE, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
@@ -21,6 +22,8 @@ from .pipes.pipe import Pipe
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from .connecting.channels import ChannelEndpoint
 
 __all__ = ["ProtocolSocket"]
 
@@ -90,6 +93,21 @@ class ProtocolSocket:
         If it returns False, it has no use for the message, and that is counted as ``internal``.
         """
         self._receiver.on_internal = callback
+
+    # Sessions
+
+    def channel_endpoint(self, name: str, options: Options, dials: bool) -> ChannelEndpoint:
+        """Return what makes pipes of a session's channels for this socket.
+
+        Args:
+            name: of the channel.
+            options: the socket's.
+            dials: whether it is the session's dialing side.
+        """
+        # Most programs have no session.
+        from .connecting.channels import ChannelEndpoint
+
+        return ChannelEndpoint(self._connector, options, name, dials)
 
     # Sending
 

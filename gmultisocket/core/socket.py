@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
     from .connecting.listener import Listener
 
-__all__ = ["Socket", "live_sockets"]
+__all__ = ["Socket", "live_sockets", "on_closed"]
+
+#: Called with each socket that has closed. They must not block or raise.
+on_closed: list[Callable[[Socket], object]] = []
 
 _current_thread = owner.current_thread
 _new = tuple.__new__
@@ -353,6 +356,16 @@ class Socket(Closable):
         """What was counted on this socket and all its pipes, open and closed."""
         return self._connector.counters()
 
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of the socket as a plain dict; "Monitoring" in the documentation lists the keys.
+
+        May be called in any thread, and never blocks. Takes about a microsecond for each pipe; the numbers of one pipe
+        are in ``pipe.stats()``. The first call starts to measure how late the event loop is.
+        """
+        from .stats import socket_stats
+
+        return socket_stats(self._connector, self.options)
+
     @property
     def reconnects(self) -> int:
         """How often the open dialers have connected again."""
@@ -417,6 +430,8 @@ class Socket(Closable):
             return connector.lost() - lost_before
         finally:
             owner.unregister(self)
+            for told in on_closed:
+                told(self)
 
     def _abandon(self) -> None:
         """Become unusable in a forked child. Called by the fork."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent import Greenlet, GreenletExit, Timeout
 
@@ -17,6 +17,14 @@ from .. import usercode
 from .ending import Ended
 
 __all__ = ["Callbacks"]
+
+
+class _Event(NamedTuple):
+    """What callbacks get, and the pipe that it is of."""
+
+    args: tuple[Any, ...]
+    pipe_id: int
+    peer: str
 
 
 class Callbacks:
@@ -35,12 +43,12 @@ class Callbacks:
         self._logger_name = logger_name
         self._kind = kind
         self._callbacks: list[Callable[..., object]] = []
-        #: By key, oldest first: the arguments of events that no callback has got. (Not a dict: the more keys were
+        #: By key, oldest first: events that no callback has got. (Not a dict: the more keys were
         #: removed from its front, the longer it takes to find its first key.)
-        self._queue: OrderedDict[Hashable, tuple[Any, ...]] = OrderedDict()
+        self._queue: OrderedDict[Hashable, _Event] = OrderedDict()
         self._greenlet: Greenlet[..., Any] | None = None
-        #: The arguments that callbacks are called with now, and those that were not called with them yet.
-        self._uncalled: tuple[tuple[Any, ...], list[Callable[..., object]]] | None = None
+        #: The event that callbacks are called with now, and those that were not called with it yet.
+        self._uncalled: tuple[_Event, list[Callable[..., object]]] | None = None
 
     def __bool__(self) -> bool:
         """Return whether there is a callback."""
@@ -56,14 +64,20 @@ class Callbacks:
 
         return remove
 
-    def post(self, key: Hashable, *args: Any) -> None:
+    def post(self, key: Hashable, *args: Any, pipe_id: int = 0, peer: str = "") -> None:
         """Call the callbacks later, instead of a call with the same key that has not begun.
 
         Neither blocks nor switches greenlets. What waits is bounded by the number of keys.
+
+        Args:
+            key: of the event.
+            args: what the callbacks get.
+            pipe_id: of the pipe that the event is of, for the report of an error; 0 for none.
+            peer: its address.
         """
         if not self._callbacks:
             return
-        self._queue[key] = args
+        self._queue[key] = _Event(args, pipe_id, peer)
         if self._greenlet is None:
             self._greenlet = self._spawn(self._run)
 
@@ -72,8 +86,8 @@ class Callbacks:
         try:
             while self._uncalled is not None or self._queue:
                 if self._uncalled is None:
-                    _, args = self._queue.popitem(last=False)
-                    self._uncalled = args, list(self._callbacks)
+                    _, event = self._queue.popitem(last=False)
+                    self._uncalled = event, list(self._callbacks)
                 self._call(*self._uncalled)
                 self._uncalled = None
         except Ended:
@@ -84,21 +98,22 @@ class Callbacks:
             more = (self._uncalled is not None or self._queue) and not ended
             self._greenlet = self._spawn(self._run) if more else None
 
-    def _call(self, args: tuple[Any, ...], uncalled: list[Callable[..., object]]) -> None:
+    def _call(self, event: _Event, uncalled: list[Callable[..., object]]) -> None:
         """Call each of the callbacks with an event. Remove it from the list first."""
         while uncalled:
             callback = uncalled.pop(0)
             if callback not in self._callbacks:
                 continue
             try:
-                callback(*args)
+                callback(*event.args)
             except Ended:
                 raise
             except (Exception, Timeout) as error:
-                self._report(error, args)
+                self._report(error, event)
             except GreenletExit as error:
-                self._report(error, args)
+                self._report(error, event)
                 raise
 
-    def _report(self, error: BaseException, args: tuple[Any, ...]) -> None:
-        usercode.report(self._logger_name, f"a {self._kind} callback failed", error, self)
+    def _report(self, error: BaseException, event: _Event) -> None:
+        what = f"a {self._kind} callback failed"
+        usercode.report(self._logger_name, what, error, self, pipe_id=event.pipe_id, peer=event.peer)

@@ -15,6 +15,7 @@ __all__ = ["OptionsByName"]
 OptionsByName = TypedDict(
     "OptionsByName",
     {
+        "socket.name": str,
         "socket.no_recv": bool,
         "socket.no_send": bool,
         "socket.recv_queue_size": int,
@@ -82,6 +83,7 @@ OptionsByName = TypedDict(
         "transport.ws.write_buffer_size": int,
         "transport.ws.ping_interval": float,
         "transport.ws.ping_timeout": float,
+        "transport.ws.session": bool,
         "transport.ws.headers": Mapping[str, str] | Callable[[], Mapping[str, str]],
         "transport.ws.listener.check_origin": bool,
         "transport.ws.listener.origins": Collection[str | re.Pattern[str]],
@@ -90,6 +92,7 @@ OptionsByName = TypedDict(
         "transport.ws.listener.authorize": Callable[..., Any] | None,
         "transport.ws.listener.external_listen": bool,
         "transport.ws.listener.health_path": str,
+        "transport.ws.listener.serve_client": bool,
         "transport.ws.listener.pending_size": int,
         "transport.ipc.mode": int,
         "transport.ipc.allow_uids": Collection[int] | None,

@@ -50,6 +50,10 @@ _DIALED: Final[tuple[Place, ...]] = ("socket", "dialer")
 class socket:
     """``socket.*``: sending and receiving."""
 
+    name = define(
+        "socket.name", str, "",
+        doc="What the program calls the socket, in statistics and metrics. Sockets with the same name are added up.",
+    )
     no_recv = define("socket.no_recv", bool, False, doc="Drop messages that arrive; receiving is an error.")
     no_send = define("socket.no_send", bool, False, doc="Sending is an error.")
     recv_queue_size = define(
@@ -352,6 +356,10 @@ class transport:
             "transport.ws.ping_timeout", float, 20.0, unit="seconds", minimum=0,
             doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
+        session = define(
+            "transport.ws.session", bool, False,
+            doc="Messages belong to channels: the subprotocol multisocket.session. A Session sets it.",
+        )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
             "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=_DIALED,
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
@@ -394,6 +402,10 @@ class transport:
             health_path = define(
                 "transport.ws.listener.health_path", str, "", checker=check_path,
                 doc="A path at which GET and HEAD requests get the answer 200, for health checks. Empty: none.",
+            )
+            serve_client = define(
+                "transport.ws.listener.serve_client", bool, True,
+                doc="Answer GET requests for gmultisocket.js below the path: the client for browsers.",
             )
             pending_size = define(
                 "transport.ws.listener.pending_size", int, 16, minimum=0, maximum=65535,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pubsub import Presence, Pub
     from .reqrep import Rep, Req, Request
     from .rights import RemoteSub
+    from .session import Session
     from .stream import Stream
     from .streamproxy import StreamProxy
     from .streamsocket import StreamSocket
@@ -41,6 +42,7 @@ __all__ = [
     "Req",
     "Request",
     "Respondent",
+    "Session",
     "Stream",
     "StreamProxy",
     "StreamSocket",
@@ -65,6 +67,7 @@ _MODULES = {
     "Req": "reqrep",
     "Request": "reqrep",
     "Respondent": "survey",
+    "Session": "session",
     "Stream": "stream",
     "StreamProxy": "streamproxy",
     "StreamSocket": "streamsocket",

@@ -90,6 +90,7 @@ class ReceivedRequest:
 
     Attributes:
         content: the payload.
+        id: 8 hexadecimal digits, the same as at the peer that asked: for logs.
         source: the path back to the peer that asked, as in ``Message.source``.
         replied: whether it was answered.
     """
@@ -102,6 +103,10 @@ class ReceivedRequest:
         self.content = message.content[ID_SIZE:]
         self.source = message.source
         self.replied = False
+
+    @property
+    def id(self) -> str:
+        return self._id.hex()
 
     def __repr__(self) -> str:
         return f"<ReceivedRequest {self._id.hex()} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
@@ -192,6 +197,18 @@ class Answerer(ProtocolBase):
         """How many requests are being answered now."""
         return len(self._running)
 
+    def _own_stats(self) -> dict[str, int]:
+        return {"running": self.running}
+
+    @property
+    def current(self) -> ReceivedRequest | None:
+        """The request that the calling greenlet answers: in a handler, or in the body of an iteration. None elsewhere.
+
+        For logs. Takes time for each request that is being answered.
+        """
+        greenlet = getcurrent()
+        return next((request for request, runs_in in self._running.items() if runs_in is greenlet), None)
+
     # By a handler
 
     def start(self) -> None:
@@ -268,7 +285,7 @@ class Answerer(ProtocolBase):
             pipe = self.pipes.get(pipe_id)
             peer = pipe.peer_address if pipe is not None else ""
             what = f"a handler of a {type(self).__name__} failed"
-            usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer)
+            usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer, request_id=request.id)
 
     def _done(self, request: ReceivedRequest) -> None:
         del self._running[request]

@@ -140,6 +140,17 @@ class ProtocolBase(Closable):
         """The socket's counters. Their ``drops`` include what the protocol dropped, e.g. ``"garbage"``."""
         return self.socket.counters
 
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of the protocol and its socket as a plain dict. As ``Socket.stats``, with further keys."""
+        return {**self.socket.stats(), "kind": type(self).__name__, **self._own_stats()}
+
+    def _own_stats(self) -> dict[str, int]:
+        """Return what ``stats()`` has beyond the numbers of the socket: gauges. For protocols to override.
+
+        May be called in any thread, and must neither block nor walk through anything long.
+        """
+        return {}
+
     # Methods that not every protocol has
 
     def send(self, content: Buffer, timeout: float | None = None) -> Any:

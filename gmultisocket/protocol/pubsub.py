@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from heapq import nlargest
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from .. import options as opts
@@ -206,6 +205,9 @@ class Pub(ProtocolBase):
         """The number of subscriptions: patterns, counted for each subscriber."""
         return self._subscribers.count
 
+    def _own_stats(self) -> dict[str, int]:
+        return {"subscriptions": self.subscriptions}
+
     # Who is there
 
     def on_interest(self, callback: Callable[[str, bool], object]) -> Callable[[], None]:
@@ -256,12 +258,12 @@ class Pub(ProtocolBase):
         """Return the pipes that are most behind, the worst one first, and none that has nothing to send.
 
         They are compared by ``pipe.queued``, then by ``pipe.unacknowledged``: a peer that does not read shows in the
-        kernel's buffers long before the queue grows. Takes some microseconds for each pipe.
+        kernel's buffers long before the queue grows. Takes some microseconds for each pipe, and lets others run.
         """
+        from ..core.stats import slowest_pipes
+
         self._core.check()
-        behind = [(pipe.queued, pipe.unacknowledged, pipe.id) for pipe in self.pipes.values()]
-        worst = nlargest(count, (each for each in behind if each[0] or each[1]))
-        return [self.pipes[pipe_id] for _, _, pipe_id in worst]
+        return slowest_pipes(self.pipes, count)
 
     def _check_open(self) -> None:
         self._core.check()

@@ -114,6 +114,11 @@ class Request:
         return f"<Request {self._content[:ID_SIZE].hex()} {self._state.value}>"
 
     @property
+    def id(self) -> str:
+        """8 hexadecimal digits, the same as at the peer that answers: for logs."""
+        return self._content[:ID_SIZE].hex()
+
+    @property
     def done(self) -> bool:
         """Whether it has a reply, has failed, or was cancelled."""
         return self._state is not _ASKED
@@ -195,6 +200,9 @@ class Req(ProtocolBase):
     def in_flight(self) -> int:
         """How many requests have not ended."""
         return len(self._asked)
+
+    def _own_stats(self) -> dict[str, int]:
+        return {"in_flight": self.in_flight}
 
     # Asking
 

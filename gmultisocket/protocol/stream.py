@@ -113,6 +113,9 @@ class Stream(ProtocolBase):
         """The number of connections that messages may come for, including those that wait for ``accept()``."""
         return len(self._ends)
 
+    def _own_stats(self) -> dict[str, int]:
+        return {"connections": self.connections}
+
     # Opening and accepting
 
     @overload

@@ -116,6 +116,9 @@ class Sub(ProtocolBase):
         if timeout is not None:
             self._wait_acknowledged(pattern, timeout)
 
+    def _own_stats(self) -> dict[str, int]:
+        return {"subscriptions": len(self._patterns)}
+
     def _wait_acknowledged(self, pattern: str, timeout: float) -> None:
         deadline = Deadline(timeout)
         asked = list(self._upstreams.values())
@@ -280,7 +283,9 @@ class Sub(ProtocolBase):
         if pattern in self._waiters:
             self._acknowledgements.wake_all()
         else:
-            self._refusals.post(pattern, SubscriptionRefused(pattern, reason))
+            pipe = upstream.pipe
+            refusal = SubscriptionRefused(pattern, reason)
+            self._refusals.post(pattern, refusal, pipe_id=pipe.id, peer=pipe.peer_address)
 
     # Publishers that come behind a switch
 

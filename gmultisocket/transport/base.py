@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
+from gevent.event import Event
+
 from ..address import Address
 from ..errors import BadMessage, MultiSocketError
 from ..options import Options
@@ -34,6 +36,7 @@ __all__ = [
     "MessageConnection",
     "PacketCodec",
     "PacketConnection",
+    "SharedWrites",
     "StreamConnection",
     "Transport",
     "TransportDialer",
@@ -257,6 +260,31 @@ class PacketCodec(Protocol):
         """Return why the peer has closed the packet protocol, "" if it has not."""
 
 
+class SharedWrites(Protocol):
+    """A stream to which the pipes of several channels write; see ``wschannels.py``.
+
+    Attributes:
+        taken: how many bytes it has taken from all of them.
+    """
+
+    taken: int
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """Take all of the bytes, or raise, as ``send`` of a :class:`StreamConnection`."""
+
+    def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
+        """Take all of several buffers, or raise."""
+
+    def wait(self, event: Event) -> None:
+        """Block until the stream may be writable, or is broken, or somebody sets the event."""
+
+    def put(self, packet: bytes) -> bool:
+        """Send a packet, now or as soon as the kernel takes it. Never blocks. Return False if too many wait."""
+
+    def join(self) -> None:
+        """Block until no greenlet works for the closed stream, except the caller."""
+
+
 class PacketConnection(StreamConnection):
     """A stream connection on which every message is one packet of the transport.
 
@@ -269,6 +297,11 @@ class PacketConnection(StreamConnection):
     @abstractmethod
     def codec(self) -> PacketCodec:
         """The codec of this connection. Exists after the handshake."""
+
+    @property
+    def channels(self) -> SharedWrites | None:
+        """What all channels of this connection write to; None if a packet is a frame, and belongs to no channel."""
+        return None
 
     @property
     def keepalive(self) -> tuple[float, float]:

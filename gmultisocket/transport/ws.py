@@ -37,7 +37,7 @@ from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import describe_os_error
 from .wsconnection import AcceptedWS, WSConnection
-from .wshandshake import DialerHandshake, UpgradeRequest, is_loopback, read_head
+from .wshandshake import DialerHandshake, UpgradeRequest, client_path, is_loopback, read_head
 from .wsport import Port, join_port
 
 __all__ = ["TRANSPORT", "UpgradeRequest", "WSListener"]
@@ -108,7 +108,8 @@ class WSDialer(TransportDialer):
     def _shake_hands(self, stream: StreamConnection, headers: Mapping[str, str]) -> Connection:
         address = self._address
         secure = _is_secure(address)
-        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers)
+        session = self._options.get(opts.transport.ws.session)
+        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers, session)
         stream.write_all(handshake.request())
         try:
             head, rest = read_head(stream)
@@ -179,6 +180,11 @@ class WSListener(TransportListener):
     def path(self) -> str:
         """The path of the requests that it accepts."""
         return self._path
+
+    @property
+    def client_path(self) -> str:
+        """The path at which its port serves the client for browsers, "" for none."""
+        return client_path(self._path, self._options)
 
     @property
     def refused_by_port(self) -> int:

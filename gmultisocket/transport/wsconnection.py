@@ -12,7 +12,7 @@ from websockets.http11 import Request, Response
 from .. import options as opts
 from ..errors import MultiSocketError, RequestRefused
 from ..options import Options
-from .base import PacketCodec, PacketConnection, StreamConnection
+from .base import PacketCodec, PacketConnection, SharedWrites, StreamConnection
 from .peerlimits import PeerOverLimit
 from .wsframes import ClientFrames, ServerFrames
 from .wshandshake import UpgradeRequest, accept, authorize, check_host, check_origin, refusal
@@ -31,7 +31,7 @@ class WSConnection(PacketConnection):
         early: bytes that were read after the head of the opening handshake.
     """
 
-    __slots__ = ("_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
+    __slots__ = ("_channels", "_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
                  "wait_writable")  # fmt: skip
 
     # Set in __init__ to methods of the stream: no other Python function in between.
@@ -46,6 +46,7 @@ class WSConnection(PacketConnection):
         self._path = path
         self._options = options
         self._codec: PacketCodec | None = None
+        self._channels: SharedWrites | None = None
         self._early = b""
         self.send = stream.send
         self.sendmsg = stream.sendmsg
@@ -61,7 +62,23 @@ class WSConnection(PacketConnection):
         """Return the dialing end of a connection whose handshake is done."""
         connection = cls(stream, scheme, path, options, early)
         connection._codec = ClientFrames(text, *_codec_options(scheme, options))
+        connection._share()
         return connection
+
+    def _share(self) -> None:
+        """After the handshake: let several channels write to the stream, if it is a session's."""
+        if self._options.get(opts.transport.ws.session):
+            # Most programs have no session.
+            from .wschannels import SharedStream
+
+            self._stream = self._channels = stream = SharedStream(self._stream)
+            self.send = stream.send
+            self.sendmsg = stream.sendmsg
+            self.wait_writable = stream.wait_writable
+
+    @property
+    def channels(self) -> SharedWrites | None:
+        return self._channels
 
     @property
     def codec(self) -> PacketCodec:
@@ -190,7 +207,7 @@ class AcceptedWS(WSConnection):
     def handshake(self) -> None:
         assert self._request is not None, "the handshake was done"
         with self._refusing():
-            self._answer, self._text = accept(self._request)
+            self._answer, self._text = accept(self._request, self._options.get(opts.transport.ws.session))
 
     @property
     def may_block_to_decide(self) -> bool:
@@ -218,6 +235,7 @@ class AcceptedWS(WSConnection):
                 self._respond(answer)
         self._request = self._respond = self._environ = self._answer = None
         self._codec = ServerFrames(self._text, *_codec_options(self._scheme, self._options))
+        self._share()
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -41,6 +41,8 @@ __all__ = [
     "authorize",
     "check_host",
     "check_origin",
+    "client_path",
+    "client_script",
     "health_check",
     "healthy",
     "is_loopback",
@@ -60,6 +62,8 @@ MAX_HEAD: Final = 16384
 _TEXT: Final = Subprotocol("multisocket.text")
 #: In the order of preference, for dialers and listeners.
 _SUBPROTOCOLS: Final = (Subprotocol("multisocket.binary"), _TEXT)
+#: The same, with transport.ws.session: a WebSocket with channels has none but this one.
+_SESSION_SUBPROTOCOLS: Final = (Subprotocol("multisocket.session"),)
 
 _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
@@ -145,6 +149,21 @@ def healthy(method: str) -> bytes:
     return Response(200, "OK", headers, body if method == "GET" else b"").serialize()
 
 
+def client_path(path: str, options: Options) -> str:
+    """Return the path below a listener's at which browsers get the client, "" if they do not get it there."""
+    return f"{path.rstrip('/')}/gmultisocket.js" if options.get(opts.transport.ws.listener.serve_client) else ""
+
+
+def client_script(request: Request) -> bytes:
+    """Return the answer to a request for the client."""
+    # Most ports are never asked for it.
+    from .. import browser
+
+    given = (", ".join(request.headers.get_all(name)) for name in ("If-None-Match", "Accept-Encoding"))
+    status, headers, body = browser.answer("GET", *given)
+    return Response(status.value, status.phrase, Headers([("Connection", "close"), *headers]), body).serialize()
+
+
 def parse_request(head: bytes) -> Request:
     """Parse the head of a request.
 
@@ -195,8 +214,12 @@ def replace_host(headers: Headers, host: str | None) -> None:
         headers["Host"] = host
 
 
-def accept(request: Request) -> tuple[Response, bool]:
+def accept(request: Request, session: bool = False) -> tuple[Response, bool]:
     """Return the answer that accepts a request, and whether the subprotocol is ``multisocket.text``.
+
+    Args:
+        request: the request.
+        session: whether the WebSocket is to carry channels.
 
     Raises:
         RequestRefused: it breaks a rule of RFC 6455, or offers no subprotocol of this library.
@@ -208,7 +231,8 @@ def accept(request: Request) -> tuple[Response, bool]:
     if versions and versions != ["13"] and "Upgrade" in headers:
         why = "only version 13 of the WebSocket protocol is supported"
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, why, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    protocol = ServerProtocol(subprotocols=_SUBPROTOCOLS, logger=_SILENT)
+    subprotocols = _SESSION_SUBPROTOCOLS if session else _SUBPROTOCOLS
+    protocol = ServerProtocol(subprotocols=subprotocols, logger=_SILENT)
     response = protocol.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         more = {"Upgrade": "websocket"} if response.status_code == HTTPStatus.UPGRADE_REQUIRED else {}
@@ -396,13 +420,24 @@ class DialerHandshake:
         secure: whether the connection uses TLS.
         path: the path of the request, with its query.
         headers: more headers. They replace headers of the same name.
+        session: whether the WebSocket is to carry channels.
     """
 
-    def __init__(self, address: str, host: str, port: int, secure: bool, path: str, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        host: str,
+        port: int,
+        secure: bool,
+        path: str,
+        headers: Mapping[str, str],
+        session: bool = False,
+    ) -> None:
         self._address = address
+        self._subprotocols = _SESSION_SUBPROTOCOLS if session else _SUBPROTOCOLS
         # The zone of an IPv6 address means something on this machine only (RFC 6874, section 4).
         uri = WebSocketURI(secure, host.partition("%")[0], port, path, "")
-        self._protocol = ClientProtocol(uri, subprotocols=_SUBPROTOCOLS, logger=_SILENT)
+        self._protocol = ClientProtocol(uri, subprotocols=self._subprotocols, logger=_SILENT)
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):
             if name in self._request.headers:
@@ -434,7 +469,7 @@ class DialerHandshake:
         if error is not None:
             raise HandshakeFailed(self._address, snippet(_chain(error), _MAX_QUOTED)) from error
         if protocol.subprotocol is None:
-            why = "the peer accepted neither of the subprotocols multisocket.binary and multisocket.text"
+            why = f"the peer accepted none of the subprotocols: {' '.join(self._subprotocols)}"
             raise HandshakeFailed(self._address, why)
         return protocol.subprotocol == _TEXT
 

@@ -31,7 +31,7 @@ from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
 from .wsconnection import answer, answer_with_refusal, refusal_for
-from .wshandshake import health_check, healthy, parse_request, read_head
+from .wshandshake import client_script, health_check, healthy, parse_request, read_head
 
 __all__ = ["Port", "Route", "join_port"]
 
@@ -58,6 +58,11 @@ class Route(Protocol):
     @abstractmethod
     def path(self) -> str:
         """The path whose requests it takes."""
+
+    @property
+    @abstractmethod
+    def client_path(self) -> str:
+        """The path at which the port serves the client for browsers, "" for none."""
 
     def hand_over(self, stream: StreamConnection, request: Request, early: bytes) -> None:
         """Take a request; the stream belongs to the route from then on. Blocks while too many requests wait.
@@ -275,7 +280,13 @@ class Port:
             _drain(stream)
             return
         request = parse_request(head)
-        route = self.routes.get(request.path.partition("?")[0])
+        path = request.path.partition("?")[0]
+        route = self.routes.get(path)
+        if route is None and any(each.client_path == path for each in self.routes.values()):
+            pending.answered = True
+            answer(stream, client_script(request))
+            _drain(stream)
+            return
         if route is None:
             raise RequestRefused(HTTPStatus.NOT_FOUND, "nobody listens at this path")
         if pending not in self._reading:

@@ -358,7 +358,7 @@ def answered(changes: Mapping[str, str | None] | None = None) -> bool:
 def test_a_dialer_needs_an_answer_to_its_own_key_with_a_subprotocol_that_it_has_offered() -> None:
     assert answered() is False
     assert answered({"Sec-WebSocket-Protocol": "multisocket.text"}) is True
-    neither = "the peer accepted neither of the subprotocols multisocket.binary and multisocket.text"
+    neither = "the peer accepted none of the subprotocols: multisocket.binary multisocket.text"
     for changes, why in (
         ({"Sec-WebSocket-Protocol": None}, neither),
         ({"Sec-WebSocket-Accept": "AAAAAAAAAAAAAAAAAAAAAAAAAAA="}, "Sec-WebSocket-Accept"),

@@ -121,6 +121,11 @@ class PipeMaker:
             return InprocPipe(pipe_id, connection, self._owner, endpoint)
         raw = endpoint.options.get(opts.connector.pipe.raw)
         if isinstance(connection, PacketConnection):
+            if connection.channels is not None:
+                # Most programs have no session.
+                from ..pipes.channelpipe import CarrierPipe
+
+                return CarrierPipe(pipe_id, connection, self._owner, endpoint)
             return (RawPacketPipe if raw else PacketPipe)(pipe_id, connection, self._owner, endpoint)
         if isinstance(connection, StreamConnection):
             return (RawPipe if raw else FramedPipe)(pipe_id, connection, self._owner, endpoint)
@@ -148,9 +153,8 @@ def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeE
                 raise PipeRefused("the negotiator was killed") from error
             # No caller's timeout runs in this greenlet: any other gevent.Timeout is one that the negotiator did not
             # catch. What has failed is for the log: the reason may reach the peer.
-            usercode.report(
-                "gmultisocket.connector", "a negotiator failed", error, options, peer=negotiation.peer_address
-            )
+            what, peer = "a negotiator failed", negotiation.peer_address
+            usercode.report("gmultisocket.connector", what, error, options, pipe_id=negotiation.pipe_id, peer=peer)
             raise PipeRefused("the negotiator failed") from error
 
 

@@ -55,6 +55,10 @@ class InprocPipe(Pipe):
     def queued(self) -> int:
         return len(self._queue) if self._queue else 0
 
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes if self._queue else 0
+
     # Sending
 
     def _put_one(self, ttl: int, content: bytes) -> None:

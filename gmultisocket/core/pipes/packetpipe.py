@@ -31,7 +31,7 @@ from .pipe import PipeEndpoint, PipeOwner, PipeState
 from .rawpipe import RawPipe
 from .writepipe import LARGE, LargeFrame
 
-__all__ = ["PacketPipe", "RawPacketPipe"]
+__all__ = ["PacketPipe", "Packets", "RawPacketPipe"]
 
 #: Bytes that a reader drops at a time while it waits for the peer's close frame.
 _DROP_SIZE: Final = 1 << 16
@@ -41,7 +41,7 @@ class _EndedByPeer(MultiSocketError):
     """The peer has ended the packet protocol."""
 
 
-class _Packets(BytesPipe):
+class Packets(BytesPipe):
     """What framed and raw pipes over packets have in common: reading packets, keepalive, closing.
 
     A base class beside FramedPipe and RawPipe, which say what a packet holds. (An object that the pipe holds instead
@@ -150,7 +150,7 @@ class _Packets(BytesPipe):
             self._owner.closing_pipes.discard(self)
 
 
-class PacketPipe(_Packets, FramedPipe):
+class PacketPipe(Packets, FramedPipe):
     """A pipe on which every message is one packet of the transport's own: ws."""
 
     __slots__ = ("_close_timer", "_codec")
@@ -221,7 +221,7 @@ class PacketPipe(_Packets, FramedPipe):
         return messages
 
 
-class RawPacketPipe(_Packets, RawPipe):
+class RawPacketPipe(Packets, RawPipe):
     """A raw pipe over packets: what one packet holds is a chunk."""
 
     __slots__ = ("_close_timer", "_codec")

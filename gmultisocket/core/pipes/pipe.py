@@ -307,9 +307,39 @@ class Pipe(StateMachine, ABC):
         """How many messages wait to leave."""
 
     @property
+    @abstractmethod
+    def queued_bytes(self) -> int:
+        """How many bytes these messages have; as in :attr:`counters`, for peers in this process only their contents."""
+
+    @property
     def unacknowledged(self) -> int:
         """How many bytes have left that the peer's kernel has not taken. 0 where the system does not say it (ipc)."""
         return 0
+
+    def stats(self) -> dict[str, Any]:
+        """Return the numbers of the pipe as a plain dict; "Monitoring" in the documentation lists the keys.
+
+        Never blocks. The counters are those of :attr:`counters`.
+        """
+        unconfirmed_messages, unconfirmed_bytes = self._unconfirmed
+        return {
+            "id": self.id,
+            "local_address": self.local_address,
+            "peer_address": self.peer_address,
+            "dialed": self.dialed,
+            "state": self.state.value,
+            "full": self.full,
+            "messages_sent": self.messages_sent,
+            "bytes_sent": self.bytes_sent,
+            "messages_received": self.messages_received,
+            "bytes_received": self.bytes_received,
+            "messages_unconfirmed": unconfirmed_messages,
+            "bytes_unconfirmed": unconfirmed_bytes,
+            "drops": dict(self._drops or {}),
+            "send_queue": self.queued,
+            "send_queue_bytes": self.queued_bytes,
+            "unacknowledged": 0 if self.closed else self.unacknowledged,
+        }
 
     def close(self, reason: str | MultiSocketError = "closed by the user") -> None:
         """Close the pipe; to-one messages that wait to leave go to other pipes. Never blocks; may be repeated.

@@ -126,6 +126,11 @@ class WritePipe(Pipe):
             waiting += len(self._fan_out.pending)
         return waiting
 
+    @property
+    def queued_bytes(self) -> int:
+        shared = self._fan_out.pending_bytes if self._fan_out is not None else 0
+        return self._queued_bytes + (len(self._partial) if self._partial is not None else 0) + shared
+
     # Frames from senders
 
     def _push(self, frame: bytes) -> None:

@@ -192,6 +192,14 @@ class ToAllSender:
         if not fan_out.pending:
             fan_out.add(pipe)
 
+    def maybe_queued(self) -> list[Pipe]:
+        """Return the pipes that may have something queued. Of pipes in step these are few, or all."""
+        found = [*self._unshared]
+        for fan_out in [*self._fan_outs.values()]:
+            if fan_out.pending:
+                found += [*fan_out.members]
+        return found
+
     def wake(self) -> None:
         """Wake the greenlets that wait for full pipes, so that they look again."""
         self._slow_waiters.wake_all()

@@ -1,0 +1,151 @@
+"""Metrics for Prometheus: a collector for ``prometheus_client`` (the extra ``prometheus``).
+
+In a program that is one process::
+
+    from prometheus_client import REGISTRY
+    from gmultisocket.contrib.prometheus import Collector
+
+    REGISTRY.register(Collector())
+
+With several workers a scrape reaches only one of them. prometheus_client's own way to add workers up leaves collectors
+out. With a folder that all workers share, this one answers for all of them, whoever is asked; see ``reports.py``::
+
+    REGISTRY.register(Collector("/run/app/stats"))
+
+All numbers are sums over the sockets of a kind with the same name (the option ``socket.name``), and over all workers.
+There are none for single pipes: their number, and so that of the time series, is the choice of peers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from ..stats import add_up, process_stats
+from .reports import add_lags, reports_in
+
+__all__ = ["Collector"]
+
+_LABELS: Final = ("kind", "name")
+
+#: By key of the statistics: the name of the metric, and what it says.
+_COUNTERS: Final = {
+    "messages_sent": ("messages_sent", "Messages that were given to the kernel, or to a peer in this process."),
+    "bytes_sent": ("sent_bytes", "Bytes of these messages."),
+    "messages_received": ("messages_received", "Messages that arrived whole."),
+    "bytes_received": ("received_bytes", "Bytes that arrived."),
+    "messages_unconfirmed": (
+        "messages_unconfirmed",
+        "Messages sent that the peer's kernel had not acknowledged when their pipe closed. An estimate.",
+    ),
+    "bytes_unconfirmed": ("unconfirmed_bytes", "Bytes that were not acknowledged when their pipe closed."),
+    "accepted": ("connections_accepted", "Connections that listeners have accepted."),
+    "refused": ("connections_refused", "Connections that were refused, or that broke before they were pipes."),
+    "attempts": ("dial_attempts", "How often dialers have tried to connect."),
+    "reconnects": ("reconnects", "How often dialers have connected again."),
+}
+_GAUGES: Final = {
+    "sockets": ("sockets", "Open sockets."),
+    "pipes": ("pipes", "Open pipes: connected peers."),
+    "full_pipes": ("full_pipes", "Pipes whose send queue is full."),
+    "dialers": ("dialers", "Open dialers."),
+    "listeners": ("listeners", "Open listeners."),
+    "send_queue": ("send_queue_messages", "Messages that wait to leave, in all pipes."),
+    "send_queue_bytes": ("send_queue_bytes", "Bytes that wait to leave, in all pipes."),
+    "longest_send_queue": ("longest_send_queue_messages", "Messages that wait to leave in the pipe that has most."),
+    "recv_queue": ("recv_queue_messages", "Messages that have arrived and that the program has not received yet."),
+    "subscriptions": ("subscriptions", "Subscriptions at a Pub, or of a Sub."),
+    "in_flight": ("requests_in_flight", "Requests of a Req that have not ended."),
+    "running": ("requests_running", "Requests that a Rep or a Respondent is answering."),
+    "connections": ("stream_connections", "Connections of a Stream."),
+}
+
+
+class Collector:
+    """Collects the numbers of all sockets of this process, or of all processes that use the same folder.
+
+    Args:
+        folder: shared by the workers; see :func:`~gmultisocket.contrib.reports.reports_in`. None: this process only.
+        prefix: of the metrics' names.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, *, prefix: str = "gmultisocket") -> None:
+        self._reports = None if folder is None else reports_in(folder)
+        self._prefix = prefix
+
+    def describe(self) -> Iterable[Metric]:
+        """Return the metrics without values: a registry finds with it that a name is taken."""
+        return self._metrics([], [], None)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics. Never blocks.
+
+        Raises:
+            OSError: the folder cannot be used.
+        """
+        if self._reports is None:
+            report = process_stats()
+            return self._metrics([report], report["groups"], report["loop_lag"])
+        reports, ended = self._reports.read()
+        lags = [report["loop_lag"] for report in (*reports, ended) if report["loop_lag"]]
+        return self._metrics(reports, add_up([*reports, ended]), add_lags(lags))
+
+    def _metrics(
+        self, reports: list[dict[str, Any]], groups: list[dict[str, Any]], lag: dict[str, Any] | None
+    ) -> list[Metric]:
+        return [*self._groups(groups), *self._processes(reports), *self._loops(reports, lag)]
+
+    def _groups(self, groups: list[dict[str, Any]]) -> Iterator[Metric]:
+        for key, (name, text) in _COUNTERS.items():
+            yield _fill(CounterMetricFamily(f"{self._prefix}_{name}", text, labels=_LABELS), key, groups)
+        drops = CounterMetricFamily(
+            f"{self._prefix}_messages_dropped", "Messages lost on this side, by reason.", labels=(*_LABELS, "reason")
+        )
+        for group in groups:
+            for reason, count in sorted(group["drops"].items()):
+                drops.add_metric((group["kind"], group["name"], reason), count)
+        yield drops
+        for key, (name, text) in _GAUGES.items():
+            yield _fill(GaugeMetricFamily(f"{self._prefix}_{name}", text, labels=_LABELS), key, groups)
+
+    def _processes(self, reports: list[dict[str, Any]]) -> Iterator[Metric]:
+        processes = GaugeMetricFamily(f"{self._prefix}_processes", "Living processes that these numbers are of.")
+        age = GaugeMetricFamily(
+            f"{self._prefix}_oldest_report_seconds", "Age of the oldest report: a process that hangs makes none."
+        )
+        if reports:
+            processes.add_metric((), len(reports))
+            now = time.time()
+            age.add_metric((), max(0.0, now - min(report.get("time", now) for report in reports)))
+        yield processes
+        yield age
+
+    def _loops(self, reports: list[dict[str, Any]], lag: dict[str, Any] | None) -> Iterator[Metric]:
+        latest = GaugeMetricFamily(
+            f"{self._prefix}_loop_lag_max_seconds", "The longest that a ready greenlet has waited in the last minute."
+        )
+        waits = HistogramMetricFamily(
+            f"{self._prefix}_loop_lag_seconds", "How long ready greenlets wait: a look every tenth of a second."
+        )
+        worst = [report["loop_lag"]["max"] for report in reports if report["loop_lag"]]
+        if worst:
+            latest.add_metric((), max(worst))
+        if lag is not None:
+            buckets = [(str(end), float(count)) for end, count in lag["buckets"]]
+            waits.add_metric((), [*buckets, ("+Inf", float(lag["count"]))], lag["sum"])
+        yield latest
+        yield waits
+
+
+def _fill(
+    metric: CounterMetricFamily | GaugeMetricFamily, key: str, groups: list[dict[str, Any]]
+) -> CounterMetricFamily | GaugeMetricFamily:
+    """Add the values of a key to a metric, for the groups that have it."""
+    for group in groups:
+        if key in group:
+            metric.add_metric((group["kind"], group["name"]), group[key])
+    return metric

@@ -1,0 +1,251 @@
+"""The numbers of all sockets of a process, by what they are for; and a log of them.
+
+A program may make any number of sockets, and close them. So they are added up in *groups*: those of the same kind (the
+class: Socket, Pub, Req) with the same name (``socket.name``). A group keeps what its closed sockets have counted. So
+its counters never fall, and the number of groups is the program's own choice.
+
+From the first import of this module on, closed sockets are remembered: 20 numbers for each group.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import Any, Final
+
+from gevent import get_hub
+from gevent._hub_local import get_hub_if_exists
+
+from .core.connecting.connector import Connector
+from .core.socket import Socket, live_sockets, on_closed
+from .core.stats import lag_stats
+from .log import get_logger
+from .loop.lag import BUCKETS, LagSummary, lag_of
+from .loop.periodic import Periodic
+
+__all__ = ["COUNTERS", "GAUGES", "MAXIMA", "add_up", "log_stats", "loop_lag", "process_stats"]
+
+logger = get_logger("gmultisocket.stats")
+
+#: What only grows. ``drops`` is a dict of such numbers.
+COUNTERS: Final = (
+    "accepted",
+    "refused",
+    "attempts",
+    "reconnects",
+    "messages_sent",
+    "bytes_sent",
+    "messages_received",
+    "bytes_received",
+    "messages_unconfirmed",
+    "bytes_unconfirmed",
+)
+#: What goes up and down, and is added up.
+GAUGES: Final = (
+    "sockets",
+    "pipes",
+    "full_pipes",
+    "dialers",
+    "listeners",
+    "send_queue",
+    "send_queue_bytes",
+    "recv_queue",
+    # Of protocols.
+    "subscriptions",
+    "in_flight",
+    "running",
+    "connections",
+)
+#: Of which a group has the greatest.
+MAXIMA: Final = ("longest_send_queue",)
+
+#: Kind and name.
+_Key = tuple[str, str]
+
+#: What closed sockets have counted.
+_closed: dict[_Key, dict[str, Any]] = {}
+#: The sockets that somebody has seen, by the identity of the connector. It is kept because a socket may be collected
+#: without having been closed, when nothing of it is in use.
+_seen: dict[int, tuple[_Key, Connector]] = {}
+
+
+def process_stats() -> dict[str, Any]:
+    """Return the numbers of all sockets of this process, as a plain dict.
+
+    May be called in any thread, and never blocks. Takes about a microsecond for each pipe.
+
+    Returns:
+        ``"pid"``; ``"groups"``, a list of dicts with the keys of ``Socket.stats()`` and ``"sockets"``, the number of
+        open ones; and ``"loop_lag"``: the same as in ``Socket.stats()``, with ``"count"``, ``"sum"`` and ``"buckets"``
+        (pairs of an upper end in seconds, and the number of looks that were not later) since the measuring began.
+    """
+    groups = {key: dict(counted, drops=dict(counted["drops"])) for key, counted in _closed.items()}
+    sockets = live_sockets()
+    connectors = {id(sock._connector) for sock in sockets}
+    for identity in [identity for identity in _seen if identity not in connectors]:
+        key, connector = _seen.pop(identity)
+        _remember(key, connector)
+        _add(groups, key, _counted(connector))
+    for sock in sockets:
+        whole: Any = sock._whole
+        numbers = whole.stats()
+        key = numbers["kind"], numbers["name"]
+        _seen[id(sock._connector)] = key, sock._connector
+        _add(groups, key, numbers | {"sockets": 1})
+    return {
+        "pid": os.getpid(),
+        "groups": [_filled(key, group) for key, group in sorted(groups.items())],
+        "loop_lag": _lag_dict(sockets),
+    }
+
+
+def add_up(reports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups of several processes, with the sums of their numbers.
+
+    Args:
+        reports: what :func:`process_stats` returns in each process.
+    """
+    groups: dict[_Key, dict[str, Any]] = {}
+    for report in reports:
+        for group in report["groups"]:
+            _add(groups, (group["kind"], group["name"]), group)
+    return [_filled(key, group) for key, group in sorted(groups.items())]
+
+
+def loop_lag() -> LagSummary:
+    """Return how late the calling thread's event loop is. The first call starts to measure; see ``loop/lag.py``."""
+    lag = lag_of(get_hub())
+    assert lag is not None
+    return lag.summary()
+
+
+# Groups
+
+
+def _add(groups: dict[_Key, dict[str, Any]], key: _Key, numbers: Mapping[str, Any]) -> None:
+    """Add numbers to those of a group."""
+    group = groups.setdefault(key, {"drops": {}})
+    for name in (*COUNTERS, *GAUGES):
+        if name in numbers:
+            group[name] = group.get(name, 0) + numbers[name]
+    for name in MAXIMA:
+        group[name] = max(group.get(name, 0), numbers.get(name, 0))
+    drops = group["drops"]
+    for reason, count in numbers["drops"].items():
+        drops[reason] = drops.get(reason, 0) + count
+
+
+def _filled(key: _Key, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group with all keys that a Socket has, whether or not one of its sockets is open."""
+    zeros = dict.fromkeys((*COUNTERS, *GAUGES[:-4], *MAXIMA), 0)
+    return {"kind": key[0], "name": key[1], **zeros, **group}
+
+
+def _counted(connector: Connector) -> dict[str, Any]:
+    """Return the counters of a socket."""
+    counters = connector.counters()
+    totals = connector.endpoint_totals()
+    return {"drops": counters.drops, **totals, **{name: getattr(counters, name) for name in COUNTERS[len(totals) :]}}
+
+
+def _remember(key: _Key, connector: Connector) -> None:
+    _add(_closed, key, _counted(connector))
+
+
+def _closed_now(sock: Socket) -> None:
+    """Remember what a socket has counted that has closed."""
+    connector = sock._connector
+    known = _seen.pop(id(connector), None)
+    key = known[0] if known is not None else (type(sock._whole).__name__, sock.options.get("socket.name"))
+    _remember(key, connector)
+
+
+def _forget() -> None:
+    """Begin anew in a forked child: what was counted is the parent's."""
+    _closed.clear()
+    _seen.clear()
+
+
+on_closed.append(_closed_now)
+os.register_at_fork(after_in_child=_forget)
+
+
+# The loop
+
+
+def _lag_dict(sockets: Iterable[Socket]) -> dict[str, Any] | None:
+    """Return how late the loop of this process is; where several threads have sockets, the latest of their loops."""
+    hubs = {sock._connector.hub for sock in sockets}
+    own = get_hub_if_exists()
+    if own is not None:
+        hubs.add(own)
+    lags = [lag.summary() for hub in hubs if (lag := lag_of(hub)) is not None]
+    if not lags:
+        return None
+    worst = max(lags, key=lambda lag: lag.maximum)
+    return {
+        **lag_stats(worst),
+        "count": worst.looks,
+        "sum": worst.total,
+        "buckets": [list(pair) for pair in zip(BUCKETS, worst.buckets, strict=True)],
+    }
+
+
+# The log
+
+
+def log_stats(interval: float = 60.0, level: int = logging.INFO) -> Callable[[], None]:
+    """Log a line for each group of sockets, every ``interval`` seconds: rates, queues and losses of that time.
+
+    The logger is ``gmultisocket.stats``. Each record has the attribute ``stats``, a dict of the numbers. Does not
+    block.
+
+    Returns:
+        A function that ends it.
+    """
+    if not interval > 0:
+        raise ValueError(f"interval is a number of seconds above 0, not {interval!r}")
+    log = _StatsLog(level)
+    periodic = Periodic(lambda: interval, log.write)
+    periodic.start()
+    return periodic.stop
+
+
+class _StatsLog:
+    """Writes what has changed since the line before."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._at = monotonic()
+        self._before = {(group["kind"], group["name"]): group for group in process_stats()["groups"]}
+
+    def write(self, elapsed: float, late: float) -> None:
+        """Write the lines."""
+        now = monotonic()
+        seconds, self._at = max(now - self._at, 1e-3), now
+        report = process_stats()
+        lag = report["loop_lag"]
+        before, self._before = self._before, {}
+        for group in report["groups"]:
+            key = group["kind"], group["name"]
+            self._before[key] = group
+            self._write(group, before.get(key, {}), seconds, lag)
+
+    def _write(self, group: dict[str, Any], before: Mapping[str, Any], seconds: float, lag: dict[str, Any]) -> None:
+        rates = {name: (group[name] - before.get(name, 0)) / seconds for name in COUNTERS}
+        dropped = before.get("drops", {})
+        drops = {reason: more for reason, count in group["drops"].items() if (more := count - dropped.get(reason, 0))}
+        label = f"{group['kind']} {group['name']}".strip()
+        text = (
+            f"{group['pipes']} pipes, {group['full_pipes']} full; "
+            f"sent {rates['messages_sent']:.1f} msg/s {rates['bytes_sent'] / 1024:.1f} KiB/s, "
+            f"received {rates['messages_received']:.1f} msg/s {rates['bytes_received'] / 1024:.1f} KiB/s; "
+            f"queued {group['send_queue']} to send, {group['recv_queue']} to receive"
+        )
+        if drops:
+            text += "; dropped " + ", ".join(f"{count} {reason}" for reason, count in sorted(drops.items()))
+        text += f"; loop lag p99 {lag['p99'] * 1e3:.1f} ms, max {lag['max'] * 1e3:.1f} ms"
+        numbers = {**group, "seconds": seconds, "rates": rates, "drops": drops, "loop_lag": lag}
+        logger.log(self._level, "%s: %s", label, text, extra={"stats": numbers})
