@@ -29,7 +29,7 @@ from gevent.exceptions import LoopExit
 from .. import __version__
 from ..errors import AddressError, BadTopic, MultiSocketError, OptionError
 from .arguments import Parser, WrongUsage, suggestion
-from .notes import report
+from .notes import note, report
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -39,6 +39,9 @@ __all__ = ["COMMANDS", "HELP", "main"]
 _INTERRUPTED = 130
 #: 128 + SIGPIPE, as if the system had ended the program because it wrote to a pipe that nobody reads.
 _PIPE_CLOSED = 141
+#: Seconds that a command takes to close its sockets before it says so.
+_PATIENCE = 0.5
+_CLOSING = "waiting until what was sent has left; another signal ends this at once"
 
 #: Command -> the module that declares it.
 COMMANDS = {
@@ -142,12 +145,20 @@ def _main(argv: list[str]) -> int:
 def _run(arguments: Namespace) -> int:
     """Run the command in a greenlet, which a signal kills: the sockets close, and nothing is printed.
 
-    A signal that the caller ignores stays ignored: nohup and the background jobs of a script do that.
+    A second signal ends the closing, too. A signal that the caller ignores stays ignored: nohup and the background jobs
+    of a script do that.
     """
     worker: Greenlet[..., Any] = gevent.spawn(_catch, arguments)
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
-    handlers = [gevent.signal_handler(number, worker.kill, block=False) for number in handled]
+    saying: list[Greenlet[..., Any]] = []
+
+    def stop() -> None:
+        worker.kill(block=False)
+        if not saying:
+            saying.append(gevent.spawn_later(_PATIENCE, note, _CLOSING))
+
+    handlers = [gevent.signal_handler(number, stop) for number in handled]
     try:
         outcome = worker.get()
     except LoopExit:
@@ -156,6 +167,7 @@ def _run(arguments: Namespace) -> int:
     finally:
         for handler in handlers:
             handler.cancel()
+        gevent.killall(saying)
     if isinstance(outcome, GreenletExit):
         return _INTERRUPTED
     if isinstance(outcome, Exception):

@@ -43,11 +43,28 @@ def demo(parser: Parser) -> None:
         _EXAMPLES,
     )
     parser.add("-n", "--count", metavar="N", type=count, default=2000, help="messages of each kind (2000)")
+    parser.add(
+        "--web", metavar="PORT", nargs="?", type=_port, const=0,
+        help="serve the live page of a program with --peers, until a signal",
+    )  # fmt: skip
+    parser.add("--peers", metavar="N", type=count, default=200, help="how many peers that program has (200)")
     parser.set_defaults(run=_demo)
+
+
+def _port(text: str) -> int:
+    number = 0 if text == "0" else count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError("a port is at most 65535")
+    return number
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     """Run the demo. Returns 1 if something went wrong."""
+    if arguments.web is not None:
+        # With a web server, which nothing else needs.
+        from .webdemo import serve
+
+        return serve(arguments.web, arguments.peers)
     demo = Demo(arguments.count)
     with tempfile.TemporaryDirectory(prefix="gmultisocket-") as folder:
         try:

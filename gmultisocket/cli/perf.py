@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from argparse import Namespace
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Final
 
 import gevent
 
 from .. import Socket
-from ..errors import MultiSocketError
+from ..errors import Closed, MultiSocketError
 from .arguments import Parser, WrongUsage, add_connection_options, add_socket_options, count, suggestion
 from .connecting import make
 from .notes import note
@@ -84,7 +85,7 @@ def _number(name: str, text: str) -> int:
 def _local_lat(arguments: Namespace, address: str, size: int, times: int) -> None:
     with make(Socket, arguments) as sock:
         note(f"listening at {sock.listen(address).address}")
-        with Progress("local_lat", times) as progress:
+        with Progress("local_lat", times) as progress, _ending_with_peers(sock):
             _send_back(sock, size, times, progress.show)
 
 
@@ -97,11 +98,11 @@ def _send_back(sock: Socket, size: int, times: int, show: Callable[[int], object
 
 
 def _remote_lat(arguments: Namespace, address: str, size: int, times: int) -> None:
-    with make(Socket, arguments) as sock:
-        sock.dial(address)
+    with make(Socket, arguments, connector__dialer__reconnect=False) as sock:
         content = bytes(size)
         trips = array("d")
-        with Progress("remote_lat", times) as progress:
+        with Progress("remote_lat", times) as progress, _ending_with_peers(sock):
+            sock.dial(address)
             begin = start = perf_counter()
             for number in range(times):
                 sock.send(content)
@@ -135,7 +136,8 @@ def _inproc_lat(arguments: Namespace, address: str, size: int, times: int) -> No
 def _local_thr(arguments: Namespace, address: str, size: int, times: int) -> None:
     with make(Socket, arguments) as sock:
         note(f"listening at {sock.listen(address).address}")
-        _take(sock, size, times)
+        with _ending_with_peers(sock):
+            _take(sock, size, times)
 
 
 def _take(sock: Socket, size: int, times: int) -> None:
@@ -156,9 +158,9 @@ def _take(sock: Socket, size: int, times: int) -> None:
 
 
 def _remote_thr(arguments: Namespace, address: str, size: int, times: int) -> None:
-    with make(Socket, arguments) as sock:
-        sock.dial(address)
-        with Progress("remote_thr", times) as progress:
+    with make(Socket, arguments, connector__dialer__reconnect=False) as sock:
+        with Progress("remote_thr", times) as progress, _ending_with_peers(sock):
+            sock.dial(address)
             _send_many(sock, size, times, progress.show)
 
 
@@ -177,6 +179,18 @@ def _inproc_thr(arguments: Namespace, address: str, size: int, times: int) -> No
         with make(Socket, arguments) as sending:
             sending.dial(_INPROC)
             _both(lambda: _take(sock, size, times), lambda: _send_many(sending, size, times, _show_nothing))
+
+
+@contextmanager
+def _ending_with_peers(sock: Socket) -> Iterator[None]:
+    """Let what has arrived be received when all peers have gone, and then fail, instead of waiting for ever."""
+    stop = sock.on_pipe(lambda event: sock.close(0) if event.kind == "remove" and not sock.pipes else None)
+    try:
+        yield
+    except Closed:
+        raise MultiSocketError("the other side has gone before the end") from None
+    finally:
+        stop()
 
 
 def _both(one: Callable[[], None], other: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from gevent.socket import wait_read
 
 from ..errors import MultiSocketError
 from .arguments import WrongUsage
+from .notes import note
 
 __all__ = ["Item", "Source"]
 
@@ -93,6 +94,8 @@ class Source:
                 raise WrongUsage(f"cannot read {self._path}: {(error.strerror or '').lower()}") from error
         else:
             descriptor = sys.stdin.fileno()
+            if os.isatty(descriptor):
+                note("reading standard input: type, and end it with Ctrl-D")
         try:
             status = os.fstat(descriptor)
             is_file = stat.S_ISREG(status.st_mode)

@@ -44,6 +44,26 @@ def test_what_fails_is_told_in_one_line(
     assert why in err and err.startswith("gmultisocket: ") and err.count("\n") == 1
 
 
+def test_a_second_signal_ends_the_wait_for_a_peer_that_does_not_read(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"x" * 10_000 + b"\n")
+    with (
+        start("push", "-l", f"ipc://{tmp_path}/socket", "--lines", "-F", str(lines), "-n", "1000") as process,
+        Socket({"socket.recv_queue_size": 1}) as sock,
+    ):
+        sock.dial(address_of(process))
+        # The first message waits here, and behind it everything is full.
+        wait_until(lambda: sock.counters.messages_received > 0, PATIENCE)
+        process.send_signal(signal.SIGINT)
+        assert read_line(process.stderr) == (
+            "gmultisocket: waiting until what was sent has left; another signal ends this at once\n"
+        )
+        status, out, err = interrupt(process)
+        assert (status, out, err.count("\n")) == (130, "", 1) and "drops messages: disconnect" in err
+    lines.unlink()
+    assert not list(tmp_path.iterdir())
+
+
 def test_that_nobody_can_come_is_told() -> None:
     with started("recv", "-q", "-l", "inproc://alone") as process:
         assert process.communicate(timeout=PATIENCE)[1] == (

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from gmultisocket.cli.perf import percentiles
-from tests.cli.command import address_of, end, run, start
+from tests.cli.command import address_of, end, read_line, run, start
 
 NUMBER = r"\d+(\.\d+)?"
 PERCENTILES = rf"percentiles: 50 % {NUMBER}, 90 % {NUMBER}, 99 % {NUMBER}, 99.9 % {NUMBER}, max {NUMBER} \[us\]"
@@ -42,6 +43,20 @@ def test_throughput_is_measured_by_the_side_that_listens(tmp_path: Path) -> None
 def test_both_sides_may_be_in_one_process(test: str, last: str) -> None:
     out, err = run("perf", test, "0", "100")
     assert out.splitlines()[0] == "message size: 0 [B]" and out.rstrip().endswith(last) and err == ""
+
+
+def test_a_side_that_is_killed_ends_the_other_one(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        for test, dying, left in (("lat", "remote", "local"), ("lat", "local", "remote"), ("thr", "remote", "local")):
+            path = tmp_path / f"{test}-{dying}"
+            local = stack.enter_context(start("perf", f"local_{test}", f"ipc://{path}", "64", "100000000", "-v"))
+            address = address_of(local)
+            remote = stack.enter_context(start("perf", f"remote_{test}", address, "64", "100000000"))
+            assert "connected" in read_line(local.stderr)
+            sides = {"local": local, "remote": remote}
+            sides[dying].kill()
+            assert end(sides[left], 1)[1].endswith("gmultisocket: the other side has gone before the end\n")
+            path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("test", ["inproc_lat", "inproc_thr"])
