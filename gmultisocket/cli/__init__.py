@@ -99,9 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             wrong = isinstance(error, (WrongUsage, AddressError, OptionError, BadTopic))
             return 2 if wrong else 1
         finally:
-            # The interpreter itself would only print that it has ignored an exception.
+            # The interpreter itself would only print that it has ignored an error.
             if sys.stdout is not None:
                 sys.stdout.flush()
+    except KeyboardInterrupt:
+        # Before the command has begun.
+        return _INTERRUPTED
     except BrokenPipeError:
         # Nobody reads our output any more.
         _drop_output()

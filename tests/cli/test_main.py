@@ -64,6 +64,17 @@ def test_a_second_signal_ends_the_wait_for_a_peer_that_does_not_read(tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_before_the_command_has_begun_ends_it_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gmultisocket.cli.Parser", interrupted)
+    assert main(["recv"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_that_nobody_can_come_is_told() -> None:
     with started("recv", "-q", "-l", "inproc://alone") as process:
         assert process.communicate(timeout=PATIENCE)[1] == (
