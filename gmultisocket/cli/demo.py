@@ -45,9 +45,9 @@ def demo(parser: Parser) -> None:
     parser.add("-n", "--count", metavar="N", type=count, default=2000, help="messages of each kind (2000)")
     parser.add(
         "--web", metavar="PORT", nargs="?", type=_port, const=0,
-        help="serve the live page of a program with --peers, until a signal",
+        help="serve a live page of --peers until a signal",
     )  # fmt: skip
-    parser.add("--peers", metavar="N", type=count, default=200, help="how many peers that program has (200)")
+    parser.add("--peers", metavar="N", type=count, default=200, help="how many peers the page shows (200)")
     parser.set_defaults(run=_demo)
 
 

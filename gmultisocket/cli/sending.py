@@ -5,12 +5,16 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import gevent
 
 from .notes import report
 from .progress import Progress
 from .sources import Item, Source
+
+if TYPE_CHECKING:
+    from .connecting import Endpoint
 
 __all__ = ["close", "is_endless", "send_items"]
 
@@ -62,9 +66,9 @@ def _repeat(source: Source, times: int, endless: bool) -> Iterator[Item]:
         times -= 1
 
 
-def close(endpoint: object) -> int:
+def close(endpoint: Endpoint) -> int:
     """Close a socket or a protocol, report the messages that are lost, and return the exit status."""
-    lost = endpoint.close()  # type: ignore[attr-defined]
+    lost = endpoint.close()
     if lost:
         report(f"{lost} messages were not sent")
     return 1 if lost else 0

@@ -14,7 +14,7 @@ from .arguments import Parser, add_addresses, add_format, add_pace, add_source, 
 from .connecting import wait_peers
 from .output import Printer
 from .receiving import until_signal
-from .sending import send_items
+from .sending import close, send_items
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Talk:
         self._source = source
         self._error: Exception | None = None
         self._sent = Event()
+        self._status = 0
         self.printer = Printer(arguments, arguments.count)
 
     def run(self, take: Callable[[], object], send: Callable[[bytes], object]) -> int:
@@ -77,7 +78,7 @@ class Talk:
             sending.kill()
         if self._error is not None:
             raise self._error
-        return 0
+        return self._status
 
     def _send(self, send: Callable[[bytes], object]) -> None:
         """Send everything, wait until no more messages arrive, and close the socket (in its own greenlet)."""
@@ -93,7 +94,7 @@ class Talk:
             self._error = error
         finally:
             self._sent.set()
-            self._endpoint.close()
+            self._status = close(self._endpoint)
 
     def _pause(self) -> None:
         if self._arguments.wait < float("inf"):
