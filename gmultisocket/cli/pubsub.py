@@ -64,14 +64,15 @@ def _pub(arguments: Namespace) -> int:
     # The lines of a file come faster than a Sub reads them. Nobody else waits here.
     with make(Pub, arguments, socket__send_overflow="block") as sock:
         connect(sock, arguments)
-        waited: set[str] = set()
+        missing = arguments.peers
 
         def publish(item: Item) -> None:
+            nonlocal missing
             topic, content = _topic_and_content(arguments.topic, item)
-            if not waited and arguments.peers:
+            if missing:
                 with reach_peers(arguments, f"subscribers to {topic}"):
-                    sock.wait_subscribers(topic, arguments.peers, arguments.timeout)
-            waited.add(topic)
+                    sock.wait_subscribers(topic, missing, arguments.timeout)
+                missing = 0
             sock.publish(topic, content, retain=arguments.retain)
 
         with until_signal(is_endless(arguments, source)):

@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import gevent
 import pytest
 
 from gmultisocket import Socket
@@ -18,16 +19,24 @@ COMMAND = f"{shlex.quote(sys.executable)} -m gmultisocket"
 
 def test_on_a_terminal_one_line_moves_and_is_gone_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "lines"
-    path.write_bytes((b"x" * 999 + b"\n") * 500)
-    line = re.compile(r"^send: (\d+) %, [\d,]+ of 500,000 bytes, [\d,]+ a second, \d+ s left$", re.M)
-    with Socket({"socket.recv_queue_size": 500}) as sock:
+    path.write_bytes((b"x" * 59_999 + b"\n") * 200)
+    line = re.compile(r"^send: (\d+) %, [\d,]+ of 12,000,000 bytes, [\d,]+ a second, \d+ s left$", re.M)
+    with Socket({"socket.recv_queue_size": 1}) as sock:
         address = sock.listen(f"ipc://{tmp_path}/s").address
-        # It reads far ahead of the line that it sends: 65,536 bytes at once.
-        command = f"{COMMAND} send -q -d {address} --lines -F {path} -i 0.004; echo status $?; exec cat"
-        with terminal(command) as shown:
+        command = f"{COMMAND} send -q -d {address} -o socket.send_queue_size=1 --lines -F {path}"
+        with terminal(f"{command}; echo status $?; exec cat") as shown:
             seen: set[str] = set()
-            wait_until(lambda: seen.update(line.findall("\n".join(shown.lines()))) or len(seen) > 1, PATIENCE)
+
+            def moves() -> bool:
+                # The command is never far ahead of this.
+                sock.recv(PATIENCE)
+                seen.update(line.findall("\n".join(shown.lines())))
+                return len(seen) > 1
+
+            wait_until(moves, PATIENCE)
+            taking = gevent.spawn(lambda: [None for _ in sock])
             wait_until(lambda: shown.lines() == ["status 0"], PATIENCE)
+    taking.join()
 
 
 def test_on_a_terminal_ctrl_c_ends_it_and_the_line_goes() -> None:
