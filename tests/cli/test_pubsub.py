@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gmultisocket import Pub, Sub
 from gmultisocket.testing import wait_until
-from tests.cli.command import address_of, end, interrupt, read_line, run, start, write_line
+from tests.cli.command import PATIENCE, address_of, end, interrupt, read_line, run, start, write_line
 
 
 def test_the_first_word_of_a_line_is_its_topic_unless_the_arguments_have_one(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_what_is_published_and_printed_can_be_published_again(tmp_path: Path) ->
         second.stdin.close()
         first.stdin.write(b'{"content": "1", "topic": "a"}\n{"content": "2", "topic": "b.c"}\n')
         first.stdin.close()
-        assert between.wait(20) == 0
         assert last.stdout.read() == b"a 1\nb.c 2\n"
+        assert [process.wait(PATIENCE) for process in (first, between, second, last)] == [0, 0, 0, 0]
 
 
 def test_a_file_is_published_without_a_loss_to_a_slow_sub(tmp_path: Path) -> None:
