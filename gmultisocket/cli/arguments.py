@@ -7,6 +7,7 @@ for each, and then examples: whole command lines that work together.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -176,8 +177,21 @@ def add_addresses(parser: Parser) -> None:
         "-d", "--dial", "--connect", metavar="ADDRESS", action="append", default=[],
         help="connect to an address; repeatable",
     )  # fmt: skip
+    # As nngcat and macat have them. Not in the help, which has no place for two ways to say the same.
+    parser.add("-X", "--bind-ipc", metavar="PATH", type=_ipc, action="append", dest="listen")
+    parser.add("-x", "--connect-ipc", metavar="PATH", type=_ipc, action="append", dest="dial")
+    parser.add("-L", "--bind-local", metavar="PORT", type=_local, action="append", dest="listen")
+    parser.add("--connect-local", metavar="PORT", type=_local, action="append", dest="dial")
     add_connection_options(parser)
     add_socket_options(parser)
+
+
+def _ipc(path: str) -> str:
+    return f"ipc://{os.path.abspath(path)}"
+
+
+def _local(port: str) -> str:
+    return f"tcp://127.0.0.1:{port}"
 
 
 def add_connection_options(parser: Parser) -> None:
@@ -221,12 +235,15 @@ def add_source(parser: Parser, split: str = "whole") -> None:
     parser.add("--lines", action="store_const", const="lines", dest="split")
 
 
-def add_pace(parser: Parser, *, repeats: bool = True, peers: str = "peers", timeout: str = "") -> None:
+def add_pace(
+    parser: Parser, *, repeats: bool = True, answered: bool = False, peers: str = "peers", timeout: str = ""
+) -> None:
     """Declare the arguments that say when something is sent, and how often.
 
     Args:
         parser: of the command.
         repeats: whether ``--count`` says how often.
+        answered: whether the timeout is one for answers.
         peers: what the peers are called.
         timeout: what the timeout is for.
     """
@@ -236,7 +253,7 @@ def add_pace(parser: Parser, *, repeats: bool = True, peers: str = "peers", time
     parser.add("--delay", metavar="SECONDS", type=seconds, default=0.0)
     parser.add_row("-i, --delay SECONDS", "pause after each message (DATA repeats), at the start")
     parser.add(
-        "-t", "--timeout", "--send-timeout", metavar="SECONDS", type=seconds,
+        "-t", "--timeout", "--send-timeout", *(["--recv-timeout"] if answered else []), metavar="SECONDS", type=seconds,
         help=timeout or "longest wait for peers, and to send a message",
     )  # fmt: skip
     parser.add("--peers", metavar="N", type=_peers, default=1, help=f"first wait for N {peers} (1)")

@@ -29,7 +29,7 @@ def req(parser: Parser) -> None:
     parser.describe("Ask one Rep after the other, and print each answer before the next question.", _EXAMPLES, "[DATA]")
     add_addresses(parser)
     add_source(parser)
-    add_pace(parser, peers="Reps", timeout="longest wait for an answer (16)")
+    add_pace(parser, answered=True, peers="Reps", timeout="longest wait for an answer (16)")
     add_format(parser)
     parser.set_defaults(run=_req)
 

@@ -28,7 +28,7 @@ def survey(parser: Parser) -> None:
     parser.describe("Ask all Respondents at once, and print the answers that come in time.", _EXAMPLES, "[DATA]")
     add_addresses(parser)
     add_source(parser)
-    add_pace(parser, peers="Respondents", timeout="how long answers are taken (1)")
+    add_pace(parser, answered=True, peers="Respondents", timeout="how long answers are taken (1)")
     add_format(parser)
     parser.set_defaults(run=_survey)
 

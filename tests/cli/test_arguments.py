@@ -32,8 +32,10 @@ def test_every_argument_is_in_the_help_and_every_name_of_it_on_the_page(command:
     for action in parser_of(command)._actions:
         names = set(action.option_strings)
         assert names - {"-h", "--help"} <= explained
-        # These are short for --format and --split, and mean nothing else.
-        if names and "-h" not in names and (action.const is None or action.dest not in ("format", "split")):
+        # Others are short for --format, --split, --listen or --dial, and mean nothing else.
+        short = action.const is not None and action.dest in ("format", "split")
+        short |= names.isdisjoint(("--listen", "--dial")) and action.dest in ("listen", "dial")
+        if names and "-h" not in names and not short:
             assert names & shown
 
 
@@ -97,3 +99,13 @@ def test_what_is_wrong_with_the_arguments_is_told_in_one_line_with_status_2(
 def test_help_comes_before_what_is_wrong_with_later_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recv", "--help", "--count", "0"]) == 0
     assert capsys.readouterr().out == help_of("recv")
+
+
+def test_the_flags_of_nngcat_for_addresses_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    flags = "-l a --bind b -X c -L 1 --bind-ipc /d --bind-local 2 "
+    flags += "-d e --connect f -x g --connect-ipc h --connect-local 3"
+    arguments = parser_of("pull").parse_args(flags.split())
+    assert arguments.listen == ["a", "b", "ipc:///c", "tcp://127.0.0.1:1", "ipc:///d", "tcp://127.0.0.1:2"]
+    assert arguments.dial == ["e", "f", "ipc:///g", "ipc:///h", "tcp://127.0.0.1:3"]
+    assert parser_of("pull").parse_args([]).listen == parser_of("push").parse_args([]).dial == []
