@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ..errors import printable
 
-__all__ = ["note", "report", "set_verbosity", "set_line", "write"]
+__all__ = ["is_quiet", "note", "report", "set_verbosity", "set_line", "write"]
 
 _quiet = False
 #: Prints the line that moves on the terminal once more, or takes it away: see ``progress``.
@@ -47,6 +47,11 @@ def set_line(line: Callable[[bool], None] | None) -> None:
     """Set what prints (True) or takes away (False) the line that moves; None if there is none."""
     global _line
     _line = line
+
+
+def is_quiet() -> bool:
+    """Return whether ``--quiet`` was given."""
+    return _quiet
 
 
 def set_verbosity(verbose: int, quiet: bool) -> None:

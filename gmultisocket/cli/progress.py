@@ -1,7 +1,8 @@
 """How far a long command is.
 
 On a terminal it is one line that moves. Elsewhere it is a plain line every ten seconds, so a short command prints none.
-It goes to standard error: an output that is piped has only messages.
+It goes to standard error: an output that is piped has only messages. Work without a known end has no progress, and
+neither has what a person types, nor anything with ``--quiet``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Final
 
-from .notes import note, set_line, write
+from .notes import is_quiet, note, set_line, write
 
 __all__ = ["Progress"]
 
@@ -25,14 +26,15 @@ class Progress:
     """Shows how far some work is. A context manager: at its end the line that moves is taken away.
 
     Args:
-        what: the work.
+        what: the work; "" shows nothing.
         total: how many messages, or whatever :meth:`show` says, there are; None if that is not known.
     """
 
     def __init__(self, what: str, total: int | None = None) -> None:
         self._what = what
         self._total = total
-        self._terminal = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = bool(what) and not is_quiet()
+        self._terminal = self._shown and sys.stderr is not None and sys.stderr.isatty()
         self._interval = _MOVING_INTERVAL if self._terminal else _PLAIN_INTERVAL
         self._start = monotonic()
         self._next = self._start + self._interval
@@ -59,17 +61,18 @@ class Progress:
         now = monotonic()
         if now < self._next:
             return
+        total = total or self._total
+        if not total or not self._shown:
+            return
         self._next = now + self._interval
-        self._text = self._describe(done, total or self._total, unit, now - self._start)
+        self._text = self._describe(done, total, unit, now - self._start)
         if self._terminal:
             self._move(True)
         else:
             note(self._text)
 
-    def _describe(self, done: int, total: int | None, unit: str, seconds: float) -> str:
-        rate = done / seconds if seconds else 0.0
-        if not total:
-            return f"{self._what}: {done:,} {unit}, {rate:,.0f} a second"
+    def _describe(self, done: int, total: int, unit: str, seconds: float) -> str:
+        rate = done / seconds
         percent = min(done * 100 // total, 100)
         left = f", {max(0, total - done) / rate:,.0f} s left" if rate else ""
         return f"{self._what}: {percent} %, {done:,} of {total:,} {unit}, {rate:,.0f} a second{left}"

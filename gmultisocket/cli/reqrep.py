@@ -62,7 +62,7 @@ def _req(arguments: Namespace) -> int:
                 else:
                     printer.print(reply)
 
-            send_items(arguments, source, ask, "req", arguments.count)
+            send_items(arguments, source, ask, "", arguments.count)
     return 1 if failed else 0
 
 

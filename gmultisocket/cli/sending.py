@@ -33,7 +33,7 @@ def send_items(
         arguments: of a command with ``add_pace``.
         source: of the items.
         send: may block.
-        what: the work, for its progress.
+        what: the work, for its progress; "" for a command that also prints.
         times: how often each item is sent. None: once, or without an end where a single one has an interval.
     """
     if arguments.delay:

@@ -62,7 +62,7 @@ def _survey(arguments: Namespace) -> int:
                     why = f"are the {asked.sent} peers Respondents?" if asked.sent else "nobody is connected"
                     report(f"no answer within {timeout} s: {why}")
 
-            send_items(arguments, source, ask, "survey", arguments.count)
+            send_items(arguments, source, ask, "", arguments.count)
     return 1 if unanswered else 0
 
 

@@ -84,7 +84,7 @@ class Talk:
         """Send everything, wait until no more messages arrive, and close the socket (in its own greenlet)."""
         try:
             wait_peers(self._endpoint, self._arguments)
-            send_items(self._arguments, self._source, lambda item: send(item.content), "sending")
+            send_items(self._arguments, self._source, lambda item: send(item.content), "")
             self._sent.set()
             printed = -1
             while printed != self.printer.printed:

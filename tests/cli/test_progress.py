@@ -23,7 +23,7 @@ def test_on_a_terminal_one_line_moves_and_is_gone_at_the_end(tmp_path: Path) -> 
     line = re.compile(r"^send: (\d+) %, [\d,]+ of 12,000,000 bytes, [\d,]+ a second, \d+ s left$", re.M)
     with Socket({"socket.recv_queue_size": 1}) as sock:
         address = sock.listen(f"ipc://{tmp_path}/s").address
-        command = f"{COMMAND} send -q -d {address} -o socket.send_queue_size=1 --lines -F {path}"
+        command = f"{COMMAND} send -d {address} -o socket.send_queue_size=1 --lines -F {path}"
         with terminal(f"{command}; echo status $?; exec cat") as shown:
             seen: set[str] = set()
 
@@ -35,7 +35,9 @@ def test_on_a_terminal_one_line_moves_and_is_gone_at_the_end(tmp_path: Path) -> 
 
             wait_until(moves, PATIENCE)
             taking = gevent.spawn(lambda: [None for _ in sock])
-            wait_until(lambda: shown.lines() == ["status 0"], PATIENCE)
+            wait_until(lambda: shown.lines()[-1] == "status 0", PATIENCE)
+            # The address takes two lines.
+            assert "".join(shown.lines()) == f"gmultisocket: dialed {address}status 0"
     taking.join()
 
 
@@ -59,13 +61,21 @@ def test_elsewhere_there_is_a_plain_line_now_and_then(
             shown.show(done)
     with progress.Progress("more work") as shown:
         now += 10
-        shown.show(1000, unit="bytes")
+        shown.show(1000)
+        now += 10
+        shown.show(1000, 2000, "bytes")
+    for what, quiet in (("", False), ("quiet", True)):
+        notes.set_verbosity(0, quiet)
+        with progress.Progress(what, 5) as shown:
+            now += 10
+            shown.show(2)
+    notes.set_verbosity(0, False)
     out, err = capsys.readouterr()
     assert (out, err.splitlines()) == (
         "",
         [
             "gmultisocket: work: 19 %, 39 of 200 messages, 4 a second, 41 s left",
             "gmultisocket: work: 39 %, 79 of 200 messages, 4 a second, 31 s left",
-            "gmultisocket: more work: 1,000 bytes, 100 a second",
+            "gmultisocket: more work: 50 %, 1,000 of 2,000 bytes, 50 a second, 20 s left",
         ],
     )
