@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 
 from gmultisocket.cli import COMMANDS, main
-from tests.cli.command import examples_of, help_of, parser_of
+from tests.cli.command import ROOT, examples_of, help_of, parser_of
 from tests.clipage import PAGE, blocks, filled
 
 
@@ -109,3 +110,27 @@ def test_the_flags_of_nngcat_for_addresses_are_known(monkeypatch: pytest.MonkeyP
     assert arguments.listen == ["a", "b", "ipc:///c", "tcp://127.0.0.1:1", "ipc:///d", "tcp://127.0.0.1:2"]
     assert arguments.dial == ["e", "f", "ipc:///g", "ipc:///h", "tcp://127.0.0.1:3"]
     assert parser_of("pull").parse_args([]).listen == parser_of("push").parse_args([]).dial == []
+
+
+def command_lines() -> list[tuple[str, str]]:
+    """Return the command lines of the README, the pages and the examples, with the names of their files."""
+    pages = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst")), *sorted((ROOT / "examples").rglob("*.rst"))]
+    found = []
+    for page in pages:
+        text = page.read_text().replace("\\\n", " ").replace("|\n    >", "|")
+        for line in re.findall(r"^(?:    |   )(?:\$ |.*\| )?(gmultisocket [a-z-].*)$", text, re.M):
+            found.append((page.name, line))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), command_lines())
+def test_the_command_lines_of_the_pages_are_right(page: str, line: str) -> None:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    for operator in ("|", "||", "<", ">", "&", "&&", ";"):
+        if operator in words:
+            words = words[: words.index(operator)]
+    _, command, *arguments = words
+    if command not in ("COMMAND", "--help", "--version"):
+        parser_of(command).parse_args(arguments)
