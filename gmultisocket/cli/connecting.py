@@ -5,7 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import gevent
 
 from ..errors import MultiSocketError, Timeout
 from .arguments import WrongUsage
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     Endpoint = Socket | ProtocolBase
     _E = TypeVar("_E", bound=Endpoint)
 
-__all__ = ["connect", "make", "reach_peers", "socket_options", "wait_peers"]
+__all__ = ["SILENCE", "connect", "make", "reach_peers", "socket_options", "wait_peers"]
+
+#: After so many seconds a command says what it waits for.
+SILENCE: Final = 2.0
 
 
 def socket_options(arguments: Namespace) -> dict[str, Any]:
@@ -91,9 +96,18 @@ def wait_peers(endpoint: Endpoint, arguments: Namespace) -> None:
 
 
 @contextmanager
-def reach_peers(arguments: Namespace, who: str = "peers") -> Iterator[None]:
-    """Say in plain words that the body has waited for peers in vain."""
+def reach_peers(arguments: Namespace, whom: str = "") -> Iterator[None]:
+    """While the body waits for ``--peers``, say so after a while; and in plain words that it was in vain.
+
+    Args:
+        arguments: of a command with ``add_pace``.
+        whom: what follows their number, instead of "peer" or "peers".
+    """
+    whom = f"{arguments.peers} {whom or ('peer' if arguments.peers == 1 else 'peers')}"
+    saying = gevent.spawn_later(SILENCE, note, f"waiting for {whom}")
     try:
         yield
     except Timeout as error:
-        raise MultiSocketError(f"fewer than {arguments.peers} {who} have come within {error.seconds} s") from error
+        raise MultiSocketError(f"{whom} did not come within {error.seconds} s") from error
+    finally:
+        saying.kill(block=False)

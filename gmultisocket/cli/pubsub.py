@@ -70,7 +70,7 @@ def _pub(arguments: Namespace) -> int:
             nonlocal missing
             topic, content = _topic_and_content(arguments.topic, item)
             if missing:
-                with reach_peers(arguments, f"subscribers to {topic}"):
+                with reach_peers(arguments, f"subscriber{'s' if missing > 1 else ''} to {topic}"):
                     sock.wait_subscribers(topic, missing, arguments.timeout)
                 missing = 0
             sock.publish(topic, content, retain=arguments.retain)

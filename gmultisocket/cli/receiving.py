@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import gevent
 from gevent import Greenlet, GreenletExit
 
 from ..errors import Timeout
+from .connecting import SILENCE
 from .notes import note, report
 from .output import Printer
 
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     _T = TypeVar("_T")
 
 __all__ = ["Silence", "receive", "until_signal"]
-
-#: After so many seconds without a message it is said that nothing comes.
-_SILENCE: Final = 2.0
 
 
 @contextmanager
@@ -83,7 +81,7 @@ class Silence:
         self._waiting: Greenlet[..., object] | None = None
 
     def __enter__(self) -> Silence:
-        self._waiting = gevent.spawn_later(_SILENCE, self._say)
+        self._waiting = gevent.spawn_later(SILENCE, self._say)
         return self
 
     def __exit__(self, *error: object) -> None:

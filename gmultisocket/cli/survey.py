@@ -7,7 +7,7 @@ from argparse import Namespace
 from ..protocol import Respondent, Surveyor
 from .answering import add_answering, answer
 from .arguments import Parser, add_addresses, add_format, add_pace, add_source
-from .connecting import connect, make
+from .connecting import connect, make, reach_peers
 from .notes import report
 from .output import Printer
 from .receiving import until_signal
@@ -46,8 +46,9 @@ def _survey(arguments: Namespace) -> int:
     unanswered = 0
     with make(Surveyor, arguments) as sock:
         connect(sock, arguments)
-        # The timeout is for the answers.
-        sock.wait_pipes(arguments.peers)
+        with reach_peers(arguments):
+            # The timeout is for the answers.
+            sock.wait_pipes(arguments.peers)
         with Printer(arguments, None) as printer, until_signal(is_endless(arguments, source)):
 
             def ask(item: Item) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,7 +38,13 @@ def end(process: Any, status: int = 0, data: bytes = b"") -> tuple[str, str]:
     """Wait for the end of a command, check its exit status, and return what was left to read of both outputs."""
     out, err = process.communicate(data, timeout=PATIENCE)
     assert process.returncode == status, (process.returncode, out, err)
-    return out.decode(), err.decode()
+    return out.decode(), without_hints(err)
+
+
+def without_hints(err: bytes) -> str:
+    """Return a standard error without what a command says when it waits for long: machines may be busy."""
+    hints = r"nobody has connected yet|waiting for .*|\d+ peers? (is|are) connected, but .*"
+    return re.sub(f"^gmultisocket: ({hints})\n", "", err.decode(), flags=re.M)
 
 
 @contextmanager
@@ -87,7 +94,7 @@ def interrupt(process: Any, number: int = signal.SIGINT) -> tuple[int, str, str]
     """Send a signal, and return the exit status and what was left to read of both outputs."""
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE)
-    return process.returncode, out.decode(), err.decode()
+    return process.returncode, out.decode(), without_hints(err)
 
 
 def parser_of(command: str) -> Parser:

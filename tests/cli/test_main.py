@@ -18,7 +18,7 @@ from gmultisocket.cli import main
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL
 from tests.certificates import authority, server_certificate
-from tests.cli.command import PATIENCE, address_of, end, environment, interrupt, read_line, run, start
+from tests.cli.command import PATIENCE, address_of, end, environment, interrupt, read_line, run, start, without_hints
 
 
 def test_the_version_is_told_by_the_module_as_a_program() -> None:
@@ -32,7 +32,7 @@ def test_the_version_is_told_by_the_module_as_a_program() -> None:
         (("send", "-d", "inproc://nobody", "x"), "nobody listens to the name"),
         (("recv", "-l", "ipc:///missing/folder/socket"), "no such file or directory"),
         (("survey", "-q", "-l", "inproc://alone", "--peers", "0", "x"), "no answer within 1.0 s: nobody is connected"),
-        (("pub", "-q", "-l", "inproc://alone", "-t", "0", "-T", "a", "x"), "fewer than 1 subscribers to a have come"),
+        (("pub", "-q", "-l", "inproc://alone", "-t", "0", "-T", "a", "x"), "1 subscriber to a did not come"),
     ],
 )
 def test_what_fails_is_told_in_one_line(
@@ -77,9 +77,8 @@ def test_a_signal_before_the_command_has_begun_ends_it_without_a_word(
 
 def test_that_nobody_can_come_is_told() -> None:
     with started("recv", "-q", "-l", "inproc://alone") as process:
-        assert process.communicate(timeout=PATIENCE)[1] == (
-            b"gmultisocket: nothing can come any more: nobody in another process reaches inproc\n"
-        )
+        _, err = process.communicate(timeout=PATIENCE)
+        assert err == b"gmultisocket: nothing can come any more: nobody in another process reaches inproc\n"
         assert process.returncode == 1
 
 
@@ -131,10 +130,7 @@ def test_a_signal_ends_a_command_without_a_word(number: int, tmp_path: Path) -> 
         ]
         for process, (arguments, status) in zip(processes, waiting.items(), strict=True):
             address_of(process)
-            ended, out, err = interrupt(process, number)
-            # On a busy machine some of the others wait for long.
-            err = err.replace("gmultisocket: nobody has connected yet\n", "")
-            assert (ended, out, err) == (status, "", ""), arguments
+            assert interrupt(process, number) == (status, "", ""), arguments
     assert not list(tmp_path.iterdir()), "a socket file is still there"
 
 
@@ -147,7 +143,7 @@ def test_an_output_that_nobody_reads_ends_a_command_without_a_word(tmp_path: Pat
             process.stdout.close()
         for process in processes:
             assert process.wait(PATIENCE) == 141
-            assert process.stderr.read() in (b"", b"gmultisocket: nobody has connected yet\n")
+            assert without_hints(process.stderr.read()) == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -213,7 +209,7 @@ def test_a_full_output_ends_what_prints_messages(command: str, tmp_path: Path) -
         run("send", "-d", f"ipc://{tmp_path}/socket", "one")
         err = process.stderr.read()
         process.wait(PATIENCE)
-    assert err == b"gmultisocket: input or output failed: no space left on device\n"
+    assert without_hints(err) == "gmultisocket: input or output failed: no space left on device\n"
     assert process.returncode == 1
     assert not list(tmp_path.iterdir())
 
@@ -238,7 +234,7 @@ def test_a_closed_file_is_an_error_in_words(closed: str, tmp_path: Path) -> None
             run("send", "-d", f"ipc://{path}", "one")
         _, err = process.communicate(timeout=PATIENCE)
     name = {"stdin": "input", "stdout": "output"}[closed]
-    assert (err.decode(), process.returncode) == (f"gmultisocket: standard {name} is closed\n", 1)
+    assert (without_hints(err), process.returncode) == (f"gmultisocket: standard {name} is closed\n", 1)
 
 
 @pytest.mark.parametrize("ignored", [("INT",), ("TERM",), ("INT", "TERM")])

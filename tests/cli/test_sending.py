@@ -61,7 +61,7 @@ def test_all_peers_get_a_message_to_all() -> None:
 
 def test_it_gives_up_when_no_peer_comes() -> None:
     _, err = run("send", "-l", "tcp://127.0.0.1:0", "--timeout", "0.05", "hi", status=1)
-    assert err.endswith("gmultisocket: fewer than 1 peers have come within 0.05 s\n")
+    assert err.endswith("gmultisocket: 1 peer did not come within 0.05 s\n")
 
 
 def test_a_content_that_is_too_long_is_told(server: tuple[Socket, str]) -> None:
