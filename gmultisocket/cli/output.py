@@ -93,9 +93,12 @@ class Printer:
 
 def _watch_reader(descriptor: int, printing: Any) -> None:
     """Wait until a pipe has no reader, and raise BrokenPipeError in a greenlet."""
-    # Nothing can be read from this end. So the only event is an error.
     wait_read(descriptor)
-    printing.kill(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), block=False)
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    # From this end nothing can be read, unless it was opened for both: then it always has a reader.
+    if poll.poll(0):
+        printing.kill(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)), block=False)
 
 
 def _poll(descriptor: int) -> select.poll | None:

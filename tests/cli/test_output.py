@@ -35,6 +35,21 @@ def test_an_output_that_nobody_reads_does_not_stop_heartbeats_and_signals(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_pipe_that_is_open_for_reading_too_has_a_reader(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    both = os.open(tmp_path / "fifo", os.O_RDWR)
+    try:
+        with start("recv", "-l", f"ipc://{tmp_path}/r", "-n", "2", stdout=both) as process, Socket() as sock:
+            sock.dial(address_of(process))
+            sock.send(b"one")
+            assert os.read(both, 1) == b"o"
+            sock.send(b"two")
+            assert process.wait(PATIENCE) == 0
+        assert os.read(both, 100) == b"ne\ntwo\n"
+    finally:
+        os.close(both)
+
+
 def test_a_long_message_is_printed_whole_though_it_is_read_slowly(tmp_path: Path) -> None:
     content = bytes(range(256)) * 400
     with start("recv", "-l", f"ipc://{tmp_path}/r", "-n", "1", "--raw") as process, Socket() as sock:
