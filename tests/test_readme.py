@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import textwrap
@@ -21,11 +24,11 @@ README = (ROOT / "README.rst").read_text()
 PATIENCE = 50
 
 
-def blocks(heading: str) -> list[str]:
-    """Return the Python of a section."""
+def blocks(heading: str, language: str = "python") -> list[str]:
+    """Return the code of a section."""
     section = re.split(rf"^{re.escape(heading)}\n-+\n", README, flags=re.M)[1]
     section = re.split(r"^.+\n-+\n", section, maxsplit=1, flags=re.M)[0]
-    found = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", section, re.M)
+    found = re.findall(rf"^\.\. code-block:: {language}\n\n((?:    .*\n|\n)+)", section, re.M)
     return [textwrap.dedent(block) for block in found]
 
 
@@ -79,6 +82,36 @@ def test_the_quick_start_works(address: str) -> None:
             out, err = process.communicate(timeout=PATIENCE)
     assert (out, err) == ("b'Hello, world'\n", "")
     Path(address.removeprefix("ipc://")).unlink()
+
+
+def test_the_terminal_session_prints_what_stands_there(tmp_path: Path) -> None:
+    """Ten commands and more start one after the other, so it takes some seconds."""
+    (session,) = blocks("A terminal session", "console")
+    for port in range(30003, 30007):
+        session = session.replace(f"tcp://127.0.0.1:{port}", f"ipc://{tmp_path}/{port}")
+    command = tmp_path / "gmultisocket"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m gmultisocket "$@"\n')
+    command.chmod(0o755)
+    steps = re.findall(r"^\$ (.*\n(?:> .*\n)*)((?:[^$>].*\n)*)", session, re.M)
+    assert sum(line.count("gmultisocket") for line, _ in steps) == 10
+    settings = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        ["bash"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings,
+        start_new_session=True,
+    ) as shell:  # fmt: skip
+        assert shell.stdin is not None and shell.stdout is not None
+        try:
+            for line, printed in steps:
+                shell.stdin.write(line.replace("\n> ", "\n"))
+                shell.stdin.flush()
+                for wanted in printed.splitlines():
+                    got = shell.stdout.readline().rstrip("\n")
+                    assert re.fullmatch(re.escape(wanted).replace(r"\.\.\.", ".*"), got), (line, got, wanted)
+        finally:
+            # The Rep goes on for ever.
+            os.killpg(shell.pid, signal.SIGTERM)
+            shell.kill()
+    wait_until(lambda: not list(tmp_path.glob("3*")), PATIENCE)
 
 
 def test_the_fan_out_works_and_clients_may_come_first(address: str) -> None:

@@ -10,7 +10,7 @@ import argparse
 import platform
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import perf_counter
 
 import gevent
@@ -19,9 +19,12 @@ from gevent.event import Event
 
 from .. import Message, Socket, __version__
 from ..errors import Closed, MultiSocketError, Timeout
-from .common import Subparsers, count
+from .arguments import Parser, count
+from .progress import Progress
 
-__all__ = ["add"]
+__all__ = ["demo"]
+
+_EXAMPLES = ("gmultisocket demo", "gmultisocket demo -n 100")
 
 #: The longest wait for one message, in seconds.
 _TIMEOUT = 10.0
@@ -31,22 +34,37 @@ _MAX_UNANSWERED = 32
 _END = b"end"
 
 
-def add(subparsers: Subparsers) -> None:
+def demo(parser: Parser) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser(
-        "demo",
-        help="show that everything works, without a server or an argument",
-        description="Start a Socket on tcp, ipc and inproc, exchange and check messages with a client over each, cut "
-        "one connection and wait for the client to reconnect. Ends with status 0 only if every message was right.",
+    parser.describe(
+        "Start a Socket on tcp, ipc and inproc, exchange and check messages with a\n"
+        "client over each, cut one connection, and wait until its client is back.\n"
+        "The status is 0 only if every message was right.",
+        _EXAMPLES,
     )
-    parser.add_argument(
-        "-n", "--count", metavar="N", type=count, default=2000, help="messages of each kind (default 2000)"
-    )
-    parser.set_defaults(run=run)
+    parser.add("-n", "--count", metavar="N", type=count, default=2000, help="messages of each kind (2000)")
+    parser.add(
+        "--web", metavar="PORT", nargs="?", type=_port, const=0,
+        help="serve a live page of --peers until a signal",
+    )  # fmt: skip
+    parser.add("--peers", metavar="N", type=count, default=200, help="how many peers the page shows (200)")
+    parser.set_defaults(run=_demo)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _port(text: str) -> int:
+    number = 0 if text == "0" else count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError("a port is at most 65535")
+    return number
+
+
+def _demo(arguments: argparse.Namespace) -> int:
     """Run the demo. Returns 1 if something went wrong."""
+    if arguments.web is not None:
+        # With a web server, which nothing else needs.
+        from .webdemo import serve
+
+        return serve(arguments.web, arguments.peers)
     demo = Demo(arguments.count)
     with tempfile.TemporaryDirectory(prefix="gmultisocket-") as folder:
         try:
@@ -80,6 +98,7 @@ class Demo:
         self._expected = 0
         self._right = 0
         self._seconds = 0.0
+        self._progress: Progress
         self.failures: list[str] = []
 
     # The steps
@@ -161,6 +180,7 @@ class Demo:
         contents = self._contents(b"?")
         for start in range(0, len(contents), _MAX_UNANSWERED):
             asked = contents[start : start + _MAX_UNANSWERED]
+            self._progress.show(2 * start)
             for content in asked:
                 client.send(content, _TIMEOUT)
             right += sum(client.recv(_TIMEOUT) == b"answer to " + content for content in asked)
@@ -170,7 +190,7 @@ class Demo:
     def _send_one_way(self, client: Socket) -> int:
         self._arrived.clear()
         contents = self._contents(b"!")
-        for content in contents:
+        for content in self._watched(contents):
             client.send(content, _TIMEOUT)
         # A pipe keeps the order: when the answer is here, all messages before the question have arrived.
         client.send(b"?", _TIMEOUT)
@@ -180,7 +200,7 @@ class Demo:
     def _send_to_one(self) -> int:
         contents = self._contents(b"!")
         readers = self._read_all()
-        for content in contents:
+        for content in self._watched(contents):
             self._server.send(content, _TIMEOUT)
         received = [content for contents in self._finish(readers) for content in contents]
         # Each message goes to any one client, and to no second one.
@@ -189,7 +209,7 @@ class Demo:
     def _send_to_all(self) -> int:
         contents = self._contents(b"!")
         readers = self._read_all()
-        for content in contents:
+        for content in self._watched(contents):
             self._server.send_all(content, _TIMEOUT)
         return sum(_in_order(received, contents) for received in self._finish(readers))
 
@@ -206,11 +226,18 @@ class Demo:
         """Return ``count`` different contents of 92 bytes."""
         return [b"%s%d " % (mark, number) + bytes(90 - len(str(number))) for number in range(self._count)]
 
+    def _watched(self, contents: list[bytes]) -> Iterator[bytes]:
+        """Yield the contents that are sent, and show how many were."""
+        for number, content in enumerate(contents):
+            self._progress.show(number)
+            yield content
+
     def _show(self, what: str, messages: int, exchange: Callable[..., int], *arguments: Socket) -> None:
         """Do one exchange, and print its numbers."""
         self._expected += messages
         start = perf_counter()
-        right = exchange(*arguments)
+        with Progress(what, messages) as self._progress:
+            right = exchange(*arguments)
         seconds = perf_counter() - start
         self._right += right
         self._seconds += seconds

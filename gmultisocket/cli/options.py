@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
+from argparse import Namespace
 
 from ..options import describe
-from .common import Subparsers
+from .arguments import Parser
 
-__all__ = ["add"]
+__all__ = ["options"]
+
+_EXAMPLES = ("gmultisocket options", "gmultisocket options send_queue")
 
 
-def add(subparsers: Subparsers) -> None:
+def options(parser: Parser) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser(
-        "options",
-        help="list the options of sockets, dialers, listeners, pipes and transports",
-        description="List every option with its default. --option NAME=VALUE sets an option for everything, "
-        "tcp://127.0.0.1:5555?NAME=VALUE for one address.",
+    parser.describe(
+        "List every option with its default. -o NAME=VALUE sets one for all addresses,\n"
+        "tcp://127.0.0.1:5555?NAME=VALUE for that address.",
+        _EXAMPLES,
+        "[PART]",
     )
-    parser.add_argument("part", nargs="?", default="", help="list only options whose name contains this")
-    parser.set_defaults(run=run)
+    parser.add("part", nargs="?", default="", metavar="PART")
+    parser.add_row("PART", "list only options whose name contains this")
+    parser.set_defaults(run=_options)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _options(arguments: Namespace) -> int:
     """Print the options. Returns 1 if none was found."""
     found = [option for option in describe() if arguments.part.lower() in option.name]
     for option in found:

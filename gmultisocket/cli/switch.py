@@ -7,38 +7,35 @@ import argparse
 from gevent import GreenletExit
 
 from .. import Address, Socket, Switch
-from .common import Subparsers, add_options, count, make_socket, report
+from .arguments import Parser, add_connection_options, add_socket_options, count
+from .connecting import make
+from .notes import note
 
-__all__ = ["add"]
+__all__ = ["switch"]
 
-_EXAMPLES = """examples:
-  gmultisocket switch ipc:///run/app-in.sock ipc:///run/app-out.sock
-      a hub between the workers of a server: what a worker sends to all at one address,
-      all workers receive at the other
-  gmultisocket switch 'tcp://*:5555' ipc:///run/app.sock#dial
-      give other machines access to a service that listens on this machine only
-"""
+_EXAMPLES = (
+    "gmultisocket switch tcp://127.0.0.1:5555 ipc:///run/out.sock",
+    "gmultisocket recv -d ipc:///run/out.sock -n 1",
+    "gmultisocket send -d tcp://127.0.0.1:5555 'through the switch'",
+)
 
 
-def add(subparsers: Subparsers) -> None:
+def switch(parser: Parser) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser(
-        "switch",
-        help="join two addresses",
-        description="Forward every message that arrives at one address to the other, in both directions, until a "
-        "signal.\nReplies find their way back. An address that ends with #dial is dialed, any other is listened at.\n"
-        "A peer that does not read loses messages to all, and is disconnected when it is answered; the others go on.\n"
+    parser.describe(
+        "Forward what arrives at one address to the other, both ways, until a signal.\n"
+        "Answers find their way back. Only a peer that does not read loses messages.\n"
         "At the end the numbers of forwarded and dropped messages are printed.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _EXAMPLES,
+        "BACK FRONT",
     )
-    parser.add_argument("back", metavar="BACK", help="one address")
-    parser.add_argument("front", metavar="FRONT", help="the other address")
-    parser.add_argument(
-        "--max-ttl", metavar="N", type=_ttl, default=64, help="lower the ttl of messages to N, 1 to 255; default: 64"
-    )
-    add_options(parser)
-    parser.set_defaults(run=run)
+    parser.add("back", metavar="BACK")
+    parser.add("front", metavar="FRONT")
+    parser.add_row("BACK, FRONT", "addresses: listened at, dialed if they end with #dial")
+    parser.add("--max-ttl", metavar="N", type=_ttl, default=64, help="lower the ttl of messages to N, 1 to 255 (64)")
+    add_connection_options(parser)
+    add_socket_options(parser)
+    parser.set_defaults(run=_switch)
 
 
 def _ttl(text: str) -> int:
@@ -49,9 +46,9 @@ def _ttl(text: str) -> int:
     return number
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _switch(arguments: argparse.Namespace) -> int:
     """Forward until a signal, and report how many messages were forwarded and dropped."""
-    with make_socket(arguments) as back, make_socket(arguments) as front:
+    with make(Socket, arguments) as back, make(Socket, arguments) as front:
         _connect(back, "back", arguments.back)
         _connect(front, "front", arguments.front)
         with Switch(back, front, max_ttl=arguments.max_ttl) as switch:
@@ -59,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
                 switch.join()
             except GreenletExit:
                 pass
-            report(f"{switch.forwarded} messages forwarded")
+            note(f"{switch.forwarded} messages forwarded")
             for reason, dropped in sorted(switch.drops.items()):
-                report(f"{dropped} messages dropped: {reason}")
+                note(f"{dropped} messages dropped: {reason}")
     return 0
 
 
@@ -69,6 +66,6 @@ def _connect(sock: Socket, side: str, address: str) -> None:
     """Listen or dial, and report the address, with the real port instead of 0."""
     parsed = Address.parse(address)
     if parsed.connect_type == "dial":
-        report(f"{side}: dialed {sock.dial(parsed).address}")
+        note(f"{side}: dialed {sock.dial(parsed).address}")
     else:
-        report(f"{side}: listening at {sock.listen(parsed).address}")
+        note(f"{side}: listening at {sock.listen(parsed).address}")

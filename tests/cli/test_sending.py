@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gmultisocket import Socket
-from tests.cli.command import address_of, run, start
+from tests.cli.command import PATIENCE, address_of, interrupt, read_line, run, start, write_line
 
 
 @pytest.fixture
@@ -38,8 +38,7 @@ def test_lines_leave_as_they_are_written(server: tuple[Socket, str]) -> None:
     sock, address = server
     with start("send", "-d", address, "--lines") as process:
         for line in (b"first", b"second"):
-            process.stdin.write(line + b"\n")
-            process.stdin.flush()
+            write_line(process, line)
             assert sock.recv(timeout=20) == line
 
 
@@ -62,7 +61,7 @@ def test_all_peers_get_a_message_to_all() -> None:
 
 def test_it_gives_up_when_no_peer_comes() -> None:
     _, err = run("send", "-l", "tcp://127.0.0.1:0", "--timeout", "0.05", "hi", status=1)
-    assert "wait_pipes timed out after 0.05 s" in err
+    assert err.endswith("gmultisocket: 1 peer did not come within 0.05 s\n")
 
 
 def test_a_content_that_is_too_long_is_told(server: tuple[Socket, str]) -> None:
@@ -87,8 +86,43 @@ def test_messages_that_did_not_leave_are_told(tmp_path: Path) -> None:
         assert " messages were not sent" in err
 
 
-def test_verbose_tells_what_becomes_of_connections(server: tuple[Socket, str]) -> None:
+def test_verbose_shows_pipes_that_come_and_go(server: tuple[Socket, str]) -> None:
     sock, address = server
     _, err = run("send", "-v", "-d", address, "hi")
-    assert "closed: the socket was closed" in err
+    shown = err.splitlines()
+    assert shown[0].startswith(f"gmultisocket: {address} connected: pipe ") and shown[0].endswith(", dialed")
+    assert f"gmultisocket: {address} disconnected: the socket was closed" in shown
     assert sock.recv(timeout=5) == b"hi"
+
+
+def test_pieces_of_a_file_are_put_together_again(server: tuple[Socket, str], tmp_path: Path) -> None:
+    sock, address = server
+    data = bytes(range(256)) * 1000
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with start("recv", "-l", f"ipc://{tmp_path}/r", "-n", "26", "--raw") as process:
+        run("send", "-d", address_of(process), "-F", str(path), "--split", "10000")
+        assert process.communicate(timeout=PATIENCE)[0] == data
+
+
+def test_an_interval_alone_repeats_until_a_signal(server: tuple[Socket, str]) -> None:
+    sock, address = server
+    with start("send", "-d", address, "-i", "0.01", "tick") as process:
+        assert [sock.recv(timeout=20) for _ in range(3)] == [b"tick"] * 3
+        read_line(process.stderr)
+        assert interrupt(process) == (0, "", "")
+
+
+def test_the_longest_message_can_be_set(server: tuple[Socket, str]) -> None:
+    sock, address = server
+    sock.set_option("connector.pipe.max_recv_content_length", 300_000)
+    run("send", "-d", address, "-Z", "300000", data=bytes(200_000))
+    assert sock.recv(timeout=5) == bytes(200_000)
+
+
+def test_json_goes_through_two_commands_unchanged(tmp_path: Path) -> None:
+    with start("recv", "-l", f"ipc://{tmp_path}/r", "-n", "2", "--json") as process:
+        lines = b'{"content": "n\\u00e9"}\n{"content_base64": "/w=="}\n'
+        run("send", "-d", address_of(process), "--split", "json", data=lines)
+        out = process.communicate(timeout=PATIENCE)[0].splitlines()
+    assert [line.partition(b", ")[0] + b"}" for line in out] == lines.splitlines()

@@ -2,25 +2,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gevent
 import pytest
 from gevent import socket as gsocket
+from gevent import subprocess
 
 from gmultisocket import Socket
-from tests.cli.command import PATIENCE, address_of, read_line, run, start
+from tests.cli.command import PATIENCE, address_of, end, interrupt, read_line, run, start, write_line
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[Socket, str]]:
     with Socket() as sock:
         yield sock, sock.listen(f"ipc://{tmp_path}/socket").address
-
-
-def write_line(process: Any, line: bytes) -> None:
-    process.stdin.write(line + b"\n")
-    process.stdin.flush()
 
 
 def answer(sock: Socket, count: int) -> None:
@@ -91,7 +86,7 @@ def test_a_line_to_who_has_gone_is_dropped_and_told() -> None:
             sock.dial(address)
             sock.send(b"bye")
             assert read_line(process.stdout) == "bye\n"
-        while "closed" not in read_line(process.stderr):
+        while "disconnected" not in read_line(process.stderr):
             pass
         write_line(process, b"wait!")
         assert "the peer that wrote last has gone" in read_line(process.stderr)
@@ -124,3 +119,30 @@ def test_a_file_can_be_its_input(server: tuple[Socket, str], tmp_path: Path) -> 
     with start("cat", "-d", address, "--wait", "0", str(lines), program=["-c", program]) as process:
         assert [sock.recv(timeout=20) for _ in range(2)] == [b"from", b"a file"]
         assert process.wait(PATIENCE) == 0
+
+
+def test_a_pair_talks_by_lines() -> None:
+    with start("pair", "-l", "tcp://127.0.0.1:0") as one:
+        with start("pair", "-d", address_of(one)) as other:
+            for line in (b"hello", b"hello again"):
+                write_line(one, line)
+                assert read_line(other.stdout) == line.decode() + "\n"
+                write_line(other, b"answer to " + line)
+                assert read_line(one.stdout) == f"answer to {line.decode()}\n"
+            assert interrupt(other)[:2] == (0, "")
+        assert interrupt(one)[:2] == (0, "")
+
+
+def test_a_message_of_the_arguments_is_sent_however_early_enough_has_come(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/bus"
+    arguments = ("bus", "-l", address, "-n", "1", "--delay", "0.3", "late")
+    with start(*arguments) as one, start("bus", "-d", address_of(one), "-n", "1", "early") as other:
+        assert end(one)[0] == "early\n"
+        assert end(other)[0] == "late\n"
+
+
+def test_a_bus_may_only_listen(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/bus"
+    with start("bus", "-l", address, "-w", "inf", "-n", "1", stdin=subprocess.DEVNULL) as one:
+        run("bus", "-d", address_of(one), "-w", "0", "news")
+        assert end(one)[0] == "news\n"

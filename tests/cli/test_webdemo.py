@@ -1,0 +1,38 @@
+"""The live page of the demo, in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+pytest.importorskip("websocket", reason="the client that drives Chromium is not installed")
+
+from gmultisocket.testing import wait_until
+from tests.cli.command import PATIENCE, address_of, end, interrupt, run, start
+from tests.contrib.chromium import page_in_chromium
+from tests.faults.process import needs
+
+
+@needs("chromium --version")
+def test_the_page_shows_the_peers_of_the_demo() -> None:
+    with start("demo", "--web", "--peers", "50") as process, page_in_chromium() as page:
+        page.open(address_of(process))
+        names = ("feed", "jobs", "answers", "subscribers", "workers", "askers")
+        wait_until(lambda: all(name in page.text("body") for name in names), PATIENCE)
+        wait_until(lambda: re.search(r"feed\b.*?\b35\b", page.text("body"), re.S), PATIENCE)
+        assert interrupt(process) == (0, "", "")
+        assert not page.complaints
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    with start("demo", "--web", "--peers", "1") as process:
+        port = address_of(process).rstrip("/").rpartition(":")[2]
+        _, err = run("demo", "--web", port, status=1)
+        assert err == f"gmultisocket: 127.0.0.1:{port}: another program has the port\n"
+        assert interrupt(process)[0] == 0
+
+
+def test_a_wrong_port_is_a_wrong_argument() -> None:
+    with start("demo", "--web", "65536") as process:
+        assert "a port is at most 65535" in end(process, 2)[1]
