@@ -11,14 +11,19 @@ import gevent
 import pytest
 from gevent.pywsgi import WSGIServer
 from gevent.queue import Queue
+from websockets.frames import Close, Opcode
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from gmultisocket import Pub, Rep, Session, Socket, Switch
-from gmultisocket.contrib.wsgi import mount
+from gmultisocket.contrib.servers import Upgrade
+from gmultisocket.contrib.wsgi import _request, mount
 from gmultisocket.errors import RequestRefused
 from gmultisocket.testing import wait_until
 from tests.browser.agents import ROOT, Node
 from tests.cases import every_case
 from tests.faults.process import needs
+from tests.transport.wspeers import frame
 
 pytestmark = [needs("node --version"), pytest.mark.timeout(120)]
 
@@ -231,13 +236,9 @@ def test_a_refusal_by_code_is_not_tried_again_until_the_page_says_so(js: Node, c
         """Closes each WebSocket with a code."""
 
         def __call__(self, environ: Any, start_response: Any) -> Any:
-            from gmultisocket.contrib.servers import Upgrade
-            from gmultisocket.contrib.wsgi import _request
-            from gmultisocket.transport.wshandshake import accept
-
             upgrade = Upgrade(environ, start_response)
-            upgrade.accept(accept(_request(environ), session=True)[0])
-            upgrade.stream.write_all(b"\x88\x04" + code.to_bytes(2, "big") + b"no")
+            upgrade.accept(ServerProtocol(subprotocols=[Subprotocol("multisocket.session")]).accept(_request(environ)))
+            upgrade.stream.write_all(frame(Opcode.CLOSE, Close(code, "no").serialize(), masked=False))
             refusals.put(code)
             upgrade.stream.close()
             return upgrade.result()
