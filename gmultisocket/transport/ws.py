@@ -36,7 +36,7 @@ from ..usercode import LibraryTimeout
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import describe_os_error
-from .wsconnection import AcceptedWS, WSConnection
+from .wsconnection import AcceptedWS, WSConnection, refuse_with_code
 from .wshandshake import DialerHandshake, UpgradeRequest, is_loopback, read_head
 from .wsport import Port, join_port
 
@@ -108,14 +108,16 @@ class WSDialer(TransportDialer):
     def _shake_hands(self, stream: StreamConnection, headers: Mapping[str, str]) -> Connection:
         address = self._address
         secure = _is_secure(address)
-        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers)
+        handshake = DialerHandshake(
+            address.bare, self._host, self._port, secure, self._path, headers, self._options
+        )  # fmt: skip
         stream.write_all(handshake.request())
         try:
             head, rest = read_head(stream)
         except RequestRefused as error:
             raise HandshakeFailed(address.bare, f"the answer is wrong: {error.why}") from error
-        text = handshake.finish(head, rest)
-        return WSConnection.dialed(stream, address.scheme, self._shown_path, self._options, rest, text=text)
+        agreed = handshake.finish(head, rest)
+        return WSConnection.dialed(stream, address.scheme, self._shown_path, self._options, rest, agreed)
 
     def _headers(self) -> Mapping[str, str]:
         headers = self._options.get(opts.transport.ws.headers)
@@ -222,6 +224,10 @@ class WSListener(TransportListener):
         )
         self._pending.append(connection)
         self._not_empty.set()
+
+    def refuse(self, stream: StreamConnection, request: Request, error: RequestRefused) -> bool:
+        """Refuse a request that :meth:`hand_over` has not taken. Return False if an HTTP status is to refuse it."""
+        return refuse_with_code(stream, request, error, self._options) is not None
 
     def connection(
         self,

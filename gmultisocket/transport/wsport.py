@@ -23,7 +23,7 @@ from websockets.http11 import Request
 
 from .. import options as opts
 from ..address import Address
-from ..errors import AddressInUse, MultiSocketError, PipeRefused, RequestRefused, snippet
+from ..errors import AddressInUse, Closed, MultiSocketError, PipeRefused, RequestRefused, snippet
 from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
 from ..loop.ending import LOG_INTERVAL, Ended, end, survive
@@ -65,6 +65,9 @@ class Route(Protocol):
         Raises:
             Closed: it takes no more; the stream was not taken.
         """
+
+    def refuse(self, stream: StreamConnection, request: Request, error: RequestRefused) -> bool:
+        """Refuse a request that it has not taken. Return False if an HTTP status is to refuse it."""
 
 
 class PendingRequest:
@@ -249,8 +252,9 @@ class Port:
             self._hand_over(request, stream)
         except RequestRefused as error:
             self._count_refused(stream, error)
-            request.answered = True
-            answer_with_refusal(stream, error)
+            if not request.answered:
+                request.answered = True
+                answer_with_refusal(stream, error)
             _drain(stream)
         except (MultiSocketError, OSError) as error:
             if request.stream is not None:
@@ -283,9 +287,14 @@ class Port:
             return
         del self._reading[pending]
         self._waiting[pending] = None
-        with gevent.Timeout(seconds, RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many wait already")):
-            route.hand_over(stream, request, early)
-            pending.stream = None
+        try:
+            with gevent.Timeout(seconds, RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many wait already")):
+                route.hand_over(stream, request, early)
+                pending.stream = None
+        except (RequestRefused, Closed) as error:
+            refused = error if isinstance(error, RequestRefused) else refusal_for(error)
+            pending.answered = route.refuse(stream, request, refused)
+            raise refused from None
 
     def _count_refused(self, stream: StreamConnection, error: Exception) -> None:
         self.refused += 1
