@@ -4,6 +4,8 @@ Addresses are ``ws://host:port/path``. The default path is ``/``, and a dialer's
 is WebSocket over TLS, with the options ``transport.tls.*``. Each message is one WebSocket message; ``ws.sr`` is another
 name for that. With ``ws.rw`` WebSocket messages are pieces of one stream.
 
+``ws+fd://3/path`` and ``wss+fd://3/path`` listen with a descriptor that another program has made: see ``inherited.py``.
+
 Listeners with different paths, of all Sockets of a thread, can share one port. With
 ``transport.ws.listener.external_listen`` a listener binds nothing, and another HTTP server passes its requests to it;
 ``gmultisocket.contrib.wsgi`` does that for WSGI servers.
@@ -46,6 +48,9 @@ logger = get_logger("gmultisocket.ws")
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _STREAM_SCHEMES = {"ws": "tcp", "wss": "tls+tcp"}
+#: The end of the schemes that listen with a descriptor of another program; and the schemes below them.
+_INHERITED = "+fd"
+_INHERITED_STREAM_SCHEMES = {"ws": "fd", "wss": "tls+fd"}
 #: The characters of a path in a request line. An address has no "?" and no "#" there.
 _PATH = re.compile(r"/[!-~]*")
 
@@ -63,7 +68,7 @@ def _split(address: Address) -> tuple[str, str]:
 
 
 def _is_secure(address: Address) -> bool:
-    return address.scheme == "wss"
+    return address.scheme.removesuffix(_INHERITED) == "wss"
 
 
 def _kind(address: Address) -> str:
@@ -153,7 +158,7 @@ class WSListener(TransportListener):
         authority, self._path = _split(address)
         self._shown_path = address.location[len(authority) :]
         self._address = address
-        self._scheme = address.scheme
+        self._scheme = address.scheme.removesuffix(_INHERITED)
         self._options = options
         listener_options = opts.transport.ws.listener
         self._external = options.get(listener_options.external_listen)
@@ -162,7 +167,13 @@ class WSListener(TransportListener):
         self._location = authority
         self._name = authority.rpartition(":")[0]
         self._stream_listener: TransportListener | None = None
-        if not self._external:
+        if address.scheme.endswith(_INHERITED):
+            given = address.replaced(_INHERITED_STREAM_SCHEMES[_kind(address)], authority)
+            self._stream_listener = find(given.scheme).listener(given, options)
+            # The real address: another descriptor or address of the same port joins it.
+            self._location = self._stream_listener.address.partition("://")[2]
+            self._name = ""
+        elif not self._external:
             # Ports are shared by kind: ws.rw shares a port with ws.
             below = address.replaced(_kind(address), authority)
             self._stream_listener = find(_STREAM_SCHEMES[below.scheme]).listener(below, options)
@@ -294,7 +305,7 @@ _warned = False
 def _warn_of_plain(address: str, location: str) -> None:
     """Warn, once per process, of a listener without encryption that other hosts can reach."""
     global _warned
-    if _warned or is_loopback(location.rpartition(":")[0]):
+    if _warned or location.startswith(("/", "@")) or is_loopback(location.rpartition(":")[0]):
         return
     _warned = True
     logger.warning("%s is not encrypted and other hosts can reach it: use wss://, or a proxy that does TLS", address)
@@ -305,9 +316,11 @@ class WSTransport(Transport):
 
     __slots__ = ()
 
-    schemes: ClassVar[tuple[str, ...]] = ("ws", "ws.sr", "ws.rw", "wss")
+    schemes: ClassVar[tuple[str, ...]] = ("ws", "ws.sr", "ws.rw", "wss", "ws+fd", "wss+fd")
 
     def dialer(self, address: Address, options: Options) -> TransportDialer:
+        if address.scheme.endswith(_INHERITED):
+            raise AddressError(address.text, "a descriptor can only be listened on: dial the address of its socket")
         return WSDialer(address, options)
 
     def listener(self, address: Address, options: Options) -> TransportListener:
