@@ -10,6 +10,7 @@ import os
 import signal
 import socket as plain_socket
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
@@ -23,29 +24,21 @@ from gevent import subprocess
 from gmultisocket import Message
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import encode
+from tests.faults.process import ROOT
 from tests.transport.wspeers import frame, request
 
 __all__ = ["Activation", "Clients", "ReusedPort", "run_clients"]
 
-#: An echo service as the documentation shows one: ready, served until SIGTERM, stopped.
-_SERVICE = """
-import os, signal, sys
-from contextlib import suppress
-import gevent
-from gmultisocket import Socket
-from gmultisocket.contrib.systemd import service
-from gmultisocket.errors import BrokenPath, Closed
+#: The service of the documentation: the first program on its page.
+_PAGE = (ROOT / "docs/service.rst").read_text()
+_SERVICE = textwrap.dedent(_PAGE.partition(".. code-block:: python\n")[2].partition("\n``server.close`` sends")[0])
 
-address, reuse = sys.argv[1:]
-os.environ["LISTEN_PID"] = str(os.getpid())
-with Socket({"transport.tcp.reuse_port": True} if reuse else {}) as server:
-    gevent.signal_handler(signal.SIGTERM, gevent.spawn, server.close)
-    server.listen(address)
-    with service():
-        for message in server:
-            with suppress(BrokenPath, Closed):
-                server.send_to(message.source, message.content)
-"""
+
+def _program(address: str) -> str:
+    assert 'server.listen("fd://feed")' in _SERVICE
+    # A tenth of the pause: these clients stay for a moment only.
+    return _SERVICE.replace('"fd://feed"', repr(address)).replace("sleep(1)", "sleep(0.1)")
+
 
 #: Seconds that a process may take to be ready.
 _PATIENCE = 60.0
@@ -63,12 +56,10 @@ class _Service:
         self._told.bind(f"{self._folder.name}/notify")
         self._told.settimeout(_PATIENCE)
 
-    def _start(self, address: str, *, reuse: bool = False, **more: Any) -> Any:
+    def _start(self, address: str, **more: Any) -> Any:
         """Start a process, and wait until it is ready."""
-        environ = os.environ | {"NOTIFY_SOCKET": f"{self._folder.name}/notify", "LISTEN_FDS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-c", _SERVICE, address, "reuse" if reuse else ""], env=environ, **more
-        )
+        environ = os.environ | {"NOTIFY_SOCKET": f"{self._folder.name}/notify"}
+        process = subprocess.Popen([sys.executable, "-c", _program(address)], env=environ, **more)
         while self._told.recv(100) != b"READY=1":
             pass
         return process
@@ -132,7 +123,7 @@ class ReusedPort(_Service):
         self._process = self._start_one()
 
     def _start_one(self) -> Any:
-        return self._start(f"{self.scheme}://127.0.0.1:{self.port}", reuse=True)
+        return self._start(f"{self.scheme}://127.0.0.1:{self.port}?transport.tcp.reuse_port")
 
     def restart(self) -> None:
         old, self._process = self._process, self._start_one()
@@ -179,7 +170,7 @@ class Clients:
             else:
                 sock.sendall(hello)
             data = b""
-            while not data.endswith(b"hello"):
+            while not data.endswith(b"Hello, hello"):
                 more = sock.recv(4096)
                 if not more:
                     raise ConnectionResetError
