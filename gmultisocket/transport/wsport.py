@@ -27,6 +27,7 @@ from ..errors import AddressInUse, Closed, MultiSocketError, PipeRefused, Reques
 from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
 from ..loop.ending import LOG_INTERVAL, Ended, end, survive
+from ..loop.yielding import yield_to_loop
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
@@ -317,7 +318,8 @@ def _drain(stream: StreamConnection) -> None:
     try:
         with gevent.Timeout(_CLOSE_TIMEOUT, TimeoutError()):
             while stream.recv(1 << 16):
-                pass
+                # The next bytes may be there already, and reading them would not wait.
+                yield_to_loop()
     except OSError:
         # Its time is up, or it closed the connection.
         pass

@@ -8,6 +8,7 @@ import random
 import sys
 import zlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gevent
@@ -266,6 +267,30 @@ def test_what_does_not_get_shorter_is_sent_as_it_is(sender: type[Codec], receive
     if sender is DeflatedServerFrames:
         assert codec.prefix(MAX_DEFLATED + 1) == ServerFrames().prefix(MAX_DEFLATED + 1)
         assert codec.wrap(bytes(MAX_DEFLATED + 1)) == ServerFrames().wrap(bytes(MAX_DEFLATED + 1))
+
+
+def test_a_long_message_is_tried_before_it_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of a MiB would keep the loop for 40 ms, for nothing."""
+    given: list[int] = []
+
+    class Counting:
+        def __init__(self, *args: Any) -> None:
+            self._deflater = zlib.compressobj(*args)
+
+        def compress(self, data: bytes) -> bytes:
+            given.append(len(data))
+            return self._deflater.compress(data)
+
+        def flush(self, mode: int) -> bytes:
+            return self._deflater.flush(mode)
+
+    monkeypatch.setattr(wsdeflate, "zlib", SimpleNamespace(**{**vars(zlib), "compressobj": Counting}))
+    codec = DeflatedServerFrames(15, 256)
+    picture = TICKS[:3000] + random.Random(3).randbytes(500_000)
+    assert codec.wrap(picture) == ServerFrames().wrap(picture)
+    assert sum(given) == 4096
+    assert len(codec.wrap(TICKS * 20)) < len(TICKS) * 20 / 4
+    assert sum(given[1:]) == 4096 + len(TICKS) * 20
 
 
 @KINDS

@@ -274,3 +274,30 @@ def secured(sock: gsocket.socket) -> gssl.SSLSocket:
     context = gssl.SSLContext(gssl.PROTOCOL_TLS_CLIENT)
     authority().configure_trust(context)
     return context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+
+class Endless:
+    """A peer that sends faster than this side reads."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def recv(self, size: int) -> bytes:
+        self.reads += 1
+        return b"x" * size
+
+
+def test_a_refused_peer_that_goes_on_sending_does_not_keep_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsport, "_CLOSE_TIMEOUT", 0.05)
+    peer = Endless()
+    turns: list[int] = []
+
+    def count() -> None:
+        while True:
+            turns.append(peer.reads)
+            gevent.sleep(0)
+
+    counting = gevent.spawn(count)
+    wsport._drain(peer)  # type: ignore[arg-type]
+    counting.kill()
+    assert len(turns) > 2
