@@ -30,6 +30,8 @@ _WS_REQUEST = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: multisocket.binary\r\n\r\n"
 )
+#: What browsers add to the request.
+_WS_DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
 _SP_SUB0 = b"\0SP\0\x00\x21\0\0"
 
 
@@ -129,14 +131,18 @@ def _sp(connection: socket.socket) -> socket.socket:
     return connection
 
 
-def _ws(connection: socket.socket) -> socket.socket:
-    connection.sendall(_WS_REQUEST)
+def _ws(connection: socket.socket, request: bytes = _WS_REQUEST) -> socket.socket:
+    connection.sendall(request)
     answer = b""
     # Byte by byte: the first message may follow the last answer at once.
     while not answer.endswith(b"\r\n\r\n"):
         answer += read_exactly(connection, 1)
     assert answer.startswith(b"HTTP/1.1 101 "), answer
     return connection
+
+
+def _ws_deflate(connection: socket.socket) -> socket.socket:
+    return _ws(connection, _WS_REQUEST[:-2] + _WS_DEFLATE)
 
 
 def _tls(connection: socket.socket) -> socket.socket:
@@ -172,6 +178,7 @@ _HANDSHAKES: dict[str, Callable[[socket.socket], socket.socket]] = {
     "zmtp": _zmtp,
     "sp": _sp,
     "ws": _ws,
+    "ws-deflate": _ws_deflate,
     "wss": _wss,
     "tls": _tls,
 }

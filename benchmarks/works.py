@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from . import fanout, forwarding, importtime, inproc, memory, oneway, pipeline, pubsub, reqrep, roundtrip, stream
+from . import (
+    compressed,
+    fanout,
+    forwarding,
+    importtime,
+    inproc,
+    memory,
+    oneway,
+    pipeline,
+    pubsub,
+    reqrep,
+    roundtrip,
+    stream,
+)
 from .harness import Row
 
 __all__ = ["all_rows"]
 
-_WORKS = (oneway, roundtrip, forwarding, inproc, fanout, reqrep, pubsub, pipeline, stream, memory, importtime)
+_WORKS = (
+    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, pipeline, stream, memory, importtime,
+)  # fmt: skip
 
 
 def all_rows() -> list[Row]:

@@ -300,6 +300,27 @@ class ContentTooLong(BadMessage):
         self.limit = limit
 
 
+class InflatedTooLong(ContentTooLong):
+    """A compressed WebSocket message grew too long when it was decompressed, or too long for what has arrived of it.
+
+    Attributes:
+        arrived: the bytes that have arrived of it.
+        size: how many bytes of them it had grown to, and was still not complete.
+        limit: ``connector.pipe.max_recv_content_length``.
+    """
+
+    def __init__(self, arrived: int, size: int, limit: int) -> None:
+        super().__init__(size, limit)
+        self.args = (arrived, size, limit)
+        self.arrived = arrived
+
+    def __str__(self) -> str:
+        return (
+            f"a compressed message of {self.arrived} bytes grows to more than {self.size} bytes; "
+            f"the limit of a content is {self.limit} bytes"
+        )
+
+
 class BadPacket(BadMessage):
     """A peer broke a rule of WebSocket, the protocol that carries the messages.
 

@@ -156,13 +156,14 @@ class Mount:
         try:
             # No local variable here keeps what only the handshake needs: this frame lives as long as the pipe.
             listener.serve(self._connection(listener, environ, upgrade))
-        except RequestRefused:
-            raise
         except (Closed, HandshakeFailed, PipeRefused) as error:
-            if not upgrade.accepted:
+            if upgrade.accepted:
+                # By a negotiator, or as transport.ws.listener.refuse_with says: the peer was told by a close frame.
+                logger.debug("a peer was refused: %s", error)
+            elif isinstance(error, RequestRefused):
+                raise
+            else:
                 raise refusal_for(error) from error
-            # A negotiator has refused the peer, and the peer was told.
-            logger.debug("a peer was refused: %s", error)
         except OSError as error:
             if not upgrade.accepted:
                 raise

@@ -21,6 +21,12 @@ def check_pipe_limit(value: int) -> int:
     return value
 
 
+def check_compress_over(value: int) -> int:
+    if 0 < value < 256:
+        raise ValueError("0 for no compression, or at least 256: shorter messages hardly get shorter")
+    return value
+
+
 def check_linger(value: int) -> int:
     if value not in (-1, 0):
         # close(2) waits for so long, also on a non-blocking socket, and every greenlet with it.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .checks import (
     UINT32,
     check_callable,
+    check_compress_over,
     check_function,
     check_headers,
     check_hosts,
@@ -360,6 +361,12 @@ class transport:
             "transport.ws.session", bool, False,
             doc="Messages belong to channels: the subprotocol multisocket.session. A Session sets it.",
         )
+        compress_over = define(
+            "transport.ws.compress_over", int, 0, unit="bytes", minimum=0, maximum=_INT32, checker=check_compress_over,
+            doc="Compress messages of more than this length, header included, if the peer can do that too "
+            "(permessage-deflate). 0: never; otherwise at least 256. Do not compress secrets together with text of "
+            "strangers.",
+        )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
             "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=_DIALED,
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
@@ -394,6 +401,12 @@ class transport:
                 "transport.ws.listener.authorize", object, None, checker=check_function,
                 doc="A function that is called with the request before it is accepted. It may block. It returns None "
                 "or the identity for the pipe. To refuse the request it returns an HTTP status or raises.",
+            )
+            refuse_with = define(
+                "transport.ws.listener.refuse_with", "choice", "status", choices=("status", "code", "code_to_pages"),
+                doc="How a peer is refused: by an HTTP status, or by a WebSocket that is closed at once with the code "
+                "4000 + status, which a page in a browser can read. code_to_pages: by a code if the request has an "
+                "Origin header.",
             )
             external_listen = define(
                 "transport.ws.listener.external_listen", bool, False,

@@ -1,8 +1,8 @@
 """Transports, and the registry that finds the transport of an address by its scheme.
 
-``tcp``, ``tls+tcp``, ``ws``, ``wss``, ``ipc`` and ``inproc`` are built in and imported when they are first used. Other
-transports are added by :func:`register`, or by an entry point in the group ``gmultisocket.transports`` whose name is
-the scheme and whose object is a :class:`Transport` or a subclass of it.
+``tcp``, ``tls+tcp``, ``ws``, ``wss``, ``ipc``, ``inproc`` and ``fd`` are built in and imported when they are first
+used. Other transports are added by :func:`register`, or by an entry point in the group ``gmultisocket.transports``
+whose name is the scheme and whose object is a :class:`Transport` or a subclass of it.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ _BUILT_IN = {
     "ws.rw": "ws",
     "wss": "ws",
     "ipc": "ipc",
+    "fd": "inherited",
+    "tls+fd": "inherited",
+    "ws+fd": "ws",
+    "wss+fd": "ws",
     "inproc": "inproc",
     "inproc.channel": "inproc",
     "inproc.channel.msr": "inproc",

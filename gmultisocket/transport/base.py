@@ -21,7 +21,7 @@ To add a transport, subclass :class:`Transport` and give it to :func:`gmultisock
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
@@ -110,6 +110,14 @@ class Connection(ABC):
         Args:
             error: why. May be called for errors of this connection's own methods too.
         """
+
+    @property
+    def refusal_unread(self) -> bool:
+        """Whether :meth:`turn_away` has told the peer something that :meth:`close` might destroy."""
+        return False
+
+    def wait_refusal_read(self) -> None:  # noqa: B027, most have no words for it
+        """Block until the peer has answered what :meth:`turn_away` told it, for at most a second."""
 
     def hung_up(self, may_half_close: bool = True) -> bool:
         """Return whether the peer is known to have closed the connection. Reads nothing, and never blocks.
@@ -312,6 +320,13 @@ class PacketConnection(StreamConnection):
     def keepalive(self) -> tuple[float, float]:
         """The seconds of silence after which to ping the peer, and after which to close the pipe. 0: never."""
         return 0.0, 0.0
+
+    def account(self, spend: Callable[[int, int], object]) -> None:  # noqa: B027, most have no such work
+        """Set the function that the codec calls for work that takes much longer than sending, such as compressing.
+
+        Args:
+            spend: takes a number of messages and of bytes whose sending would take as long. Never blocks.
+        """
 
     @abstractmethod
     def unread(self, data: bytes) -> None:

@@ -35,7 +35,7 @@ from ..options import Options
 from .base import Connection, Transport, TransportDialer, TransportListener
 from .stream import SocketConnection, abandon_socket, describe_os_error
 
-__all__ = ["TRANSPORT", "IPCConnection"]
+__all__ = ["TRANSPORT", "IPCConnection", "IPCListener"]
 
 #: The maximum length of a unix socket's path in bytes (sun_path, without the zero at its end).
 _LONGEST_PATH = 107
@@ -148,7 +148,9 @@ class _Dialer(TransportDialer):
         return ConnectionFailed(self._address, describe_os_error(error))
 
 
-class _Listener(TransportListener):
+class IPCListener(TransportListener):
+    """Listens at one path or name."""
+
     __slots__ = ("_address", "_file", "_name", "_options", "_sock", "_uids")
 
     def __init__(self, address: Address, options: Options) -> None:
@@ -339,7 +341,7 @@ class IPCTransport(Transport):
         return _Dialer(address)
 
     def listener(self, address: Address, options: Options) -> TransportListener:
-        return _Listener(address, options)
+        return IPCListener(address, options)
 
 
 TRANSPORT = IPCTransport()

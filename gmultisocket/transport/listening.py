@@ -23,12 +23,14 @@ class ListeningSockets:
 
     Args:
         socks: bound and listening; at least one. They belong to this object from now on.
+        shared: whether other descriptors of the same sockets go on listening when these are closed.
     """
 
-    __slots__ = ("_news", "_socks", "_watchers")
+    __slots__ = ("_news", "_shared", "_socks", "_watchers")
 
-    def __init__(self, socks: Iterable[gsocket.socket]) -> None:
+    def __init__(self, socks: Iterable[gsocket.socket], *, shared: bool = False) -> None:
         self._socks = deque[Any](socks)
+        self._shared = shared
         #: Only with several sockets: a single one waits by itself.
         self._watchers: list[Any] = []
         self._news = Event()
@@ -77,7 +79,8 @@ class ListeningSockets:
             if not sock.closed:
                 try:
                     # While a greenlet waits for a socket, the event loop closes it later. The port must be free now.
-                    sock.shutdown(gsocket.SHUT_RDWR)
+                    if not self._shared:
+                        sock.shutdown(gsocket.SHUT_RDWR)
                 finally:
                     sock.close()
         self._news.set()

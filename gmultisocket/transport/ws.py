@@ -4,6 +4,8 @@ Addresses are ``ws://host:port/path``. The default path is ``/``, and a dialer's
 is WebSocket over TLS, with the options ``transport.tls.*``. Each message is one WebSocket message; ``ws.sr`` is another
 name for that. With ``ws.rw`` WebSocket messages are pieces of one stream.
 
+``ws+fd://3/path`` and ``wss+fd://3/path`` listen with a descriptor that another program has made: see ``inherited.py``.
+
 Listeners with different paths, of all Sockets of a thread, can share one port. With
 ``transport.ws.listener.external_listen`` a listener binds nothing, and another HTTP server passes its requests to it;
 ``gmultisocket.contrib.wsgi`` does that for WSGI servers.
@@ -36,7 +38,7 @@ from ..usercode import LibraryTimeout
 from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import describe_os_error
-from .wsconnection import AcceptedWS, WSConnection
+from .wsconnection import AcceptedWS, WSConnection, refuse_with_code
 from .wshandshake import DialerHandshake, UpgradeRequest, client_path, is_loopback, read_head
 from .wsport import Port, join_port
 
@@ -46,6 +48,9 @@ logger = get_logger("gmultisocket.ws")
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _STREAM_SCHEMES = {"ws": "tcp", "wss": "tls+tcp"}
+#: The end of the schemes that listen with a descriptor of another program; and the schemes below them.
+_INHERITED = "+fd"
+_INHERITED_STREAM_SCHEMES = {"ws": "fd", "wss": "tls+fd"}
 #: The characters of a path in a request line. An address has no "?" and no "#" there.
 _PATH = re.compile(r"/[!-~]*")
 
@@ -63,7 +68,7 @@ def _split(address: Address) -> tuple[str, str]:
 
 
 def _is_secure(address: Address) -> bool:
-    return address.scheme == "wss"
+    return address.scheme.removesuffix(_INHERITED) == "wss"
 
 
 def _kind(address: Address) -> str:
@@ -108,15 +113,16 @@ class WSDialer(TransportDialer):
     def _shake_hands(self, stream: StreamConnection, headers: Mapping[str, str]) -> Connection:
         address = self._address
         secure = _is_secure(address)
-        session = self._options.get(opts.transport.ws.session)
-        handshake = DialerHandshake(address.bare, self._host, self._port, secure, self._path, headers, session)
+        handshake = DialerHandshake(
+            address.bare, self._host, self._port, secure, self._path, headers, self._options
+        )  # fmt: skip
         stream.write_all(handshake.request())
         try:
             head, rest = read_head(stream)
         except RequestRefused as error:
             raise HandshakeFailed(address.bare, f"the answer is wrong: {error.why}") from error
-        text = handshake.finish(head, rest)
-        return WSConnection.dialed(stream, address.scheme, self._shown_path, self._options, rest, text=text)
+        agreed = handshake.finish(head, rest)
+        return WSConnection.dialed(stream, address.scheme, self._shown_path, self._options, rest, agreed)
 
     def _headers(self) -> Mapping[str, str]:
         headers = self._options.get(opts.transport.ws.headers)
@@ -152,7 +158,7 @@ class WSListener(TransportListener):
         authority, self._path = _split(address)
         self._shown_path = address.location[len(authority) :]
         self._address = address
-        self._scheme = address.scheme
+        self._scheme = address.scheme.removesuffix(_INHERITED)
         self._options = options
         listener_options = opts.transport.ws.listener
         self._external = options.get(listener_options.external_listen)
@@ -161,7 +167,13 @@ class WSListener(TransportListener):
         self._location = authority
         self._name = authority.rpartition(":")[0]
         self._stream_listener: TransportListener | None = None
-        if not self._external:
+        if address.scheme.endswith(_INHERITED):
+            given = address.replaced(_INHERITED_STREAM_SCHEMES[_kind(address)], authority)
+            self._stream_listener = find(given.scheme).listener(given, options)
+            # The real address: another descriptor or address of the same port joins it.
+            self._location = self._stream_listener.address.partition("://")[2]
+            self._name = ""
+        elif not self._external:
             # Ports are shared by kind: ws.rw shares a port with ws.
             below = address.replaced(_kind(address), authority)
             self._stream_listener = find(_STREAM_SCHEMES[below.scheme]).listener(below, options)
@@ -229,6 +241,10 @@ class WSListener(TransportListener):
         self._pending.append(connection)
         self._not_empty.set()
 
+    def refuse(self, stream: StreamConnection, request: Request, error: RequestRefused) -> bool:
+        """Refuse a request that :meth:`hand_over` has not taken. Return False if an HTTP status is to refuse it."""
+        return refuse_with_code(stream, request, error, self._options) is not None
+
     def connection(
         self,
         stream: StreamConnection,
@@ -294,7 +310,7 @@ _warned = False
 def _warn_of_plain(address: str, location: str) -> None:
     """Warn, once per process, of a listener without encryption that other hosts can reach."""
     global _warned
-    if _warned or is_loopback(location.rpartition(":")[0]):
+    if _warned or location.startswith(("/", "@")) or is_loopback(location.rpartition(":")[0]):
         return
     _warned = True
     logger.warning("%s is not encrypted and other hosts can reach it: use wss://, or a proxy that does TLS", address)
@@ -305,13 +321,15 @@ class WSTransport(Transport):
 
     __slots__ = ()
 
-    schemes: ClassVar[tuple[str, ...]] = ("ws", "ws.sr", "ws.rw", "wss")
+    schemes: ClassVar[tuple[str, ...]] = ("ws", "ws.sr", "ws.rw", "wss", "ws+fd", "wss+fd")
 
     def families(self, scheme: str) -> tuple[str, ...]:
-        tls = ("transport.tls",) if scheme == "wss" else ()
+        tls = ("transport.tls",) if scheme.startswith("wss") else ()
         return ("transport.tcp", *tls, "transport.ws")
 
     def dialer(self, address: Address, options: Options) -> TransportDialer:
+        if address.scheme.endswith(_INHERITED):
+            raise AddressError(address.text, "a descriptor can only be listened on: dial the address of its socket")
         return WSDialer(address, options)
 
     def listener(self, address: Address, options: Options) -> TransportListener:

@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
+import gevent
 from websockets.http11 import Request, Response
 
 from .. import options as opts
-from ..errors import MultiSocketError, RequestRefused
+from ..errors import BadMessage, MultiSocketError, RequestRefused
+from ..loop.yielding import yield_to_loop
 from ..options import Options
 from .base import PacketCodec, PacketConnection, SharedWrites, StreamConnection
 from .peerlimits import PeerOverLimit
-from .wsframes import ClientFrames, ServerFrames
-from .wshandshake import UpgradeRequest, accept, authorize, check_host, check_origin, refusal
+from .wsframes import ClientFrames, FrameCodec, ServerFrames
+from .wshandshake import (
+    Agreement,
+    UpgradeRequest,
+    accept,
+    authorize,
+    check_host,
+    check_origin,
+    refusal,
+    refusal_code,
+    refuses_with_code,
+)
 
-__all__ = ["AcceptedWS", "WSConnection", "answer", "answer_with_refusal", "refusal_for"]
+__all__ = ["AcceptedWS", "WSConnection", "answer", "answer_with_refusal", "refusal_for", "refuse_with_code"]
+
+#: Seconds that a peer has to answer the close frame that refuses it.
+_CLOSE_TIMEOUT: Final = 1.0
+#: Bytes that are read at a time meanwhile: so few that the codec decodes all of them at once.
+_DROP_SIZE: Final = 2048
 
 
 class WSConnection(PacketConnection):
@@ -45,7 +62,7 @@ class WSConnection(PacketConnection):
         self._scheme = scheme
         self._path = path
         self._options = options
-        self._codec: PacketCodec | None = None
+        self._codec: FrameCodec | None = None
         self._early = b""
         self.send = stream.send
         self.sendmsg = stream.sendmsg
@@ -56,11 +73,11 @@ class WSConnection(PacketConnection):
 
     @classmethod
     def dialed(
-        cls, stream: StreamConnection, scheme: str, path: str, options: Options, early: bytes, *, text: bool
+        cls, stream: StreamConnection, scheme: str, path: str, options: Options, early: bytes, agreed: Agreement
     ) -> WSConnection:
         """Return the dialing end of a connection whose handshake is done."""
         connection = cls(stream, scheme, path, options, early)
-        connection._codec = ClientFrames(text, *_codec_options(scheme, options))
+        connection._codec = _make_codec(agreed, scheme, options, dials=True)
         connection._share()
         return connection
 
@@ -83,6 +100,10 @@ class WSConnection(PacketConnection):
     def codec(self) -> PacketCodec:
         assert self._codec is not None, "the handshake is not done"
         return self._codec
+
+    def account(self, spend: Callable[[int, int], object]) -> None:
+        if self._codec is not None:
+            self._codec.account(spend)
 
     @property
     def keepalive(self) -> tuple[float, float]:
@@ -161,7 +182,7 @@ class AcceptedWS(WSConnection):
         name: the host name that the listener was given.
     """
 
-    __slots__ = ("_answer", "_environ", "_identity", "_name", "_request", "_respond", "_text")
+    __slots__ = ("_agreed", "_answer", "_environ", "_identity", "_name", "_refusal", "_request", "_respond")
 
     needs_handshake = True
     handshake_waits = False
@@ -186,9 +207,11 @@ class AcceptedWS(WSConnection):
         self._environ = environ
         self._name = name
         self._identity: Mapping[str, Any] | None = None
-        #: The response that accepts the request, until it is sent; and whether text frames were agreed on.
+        #: The response that accepts the request, until it is sent; and what it agrees to.
         self._answer: Response | None = None
-        self._text = False
+        self._agreed: Agreement | None = None
+        #: The codec that has made the close frame by which the request was refused.
+        self._refusal: ServerFrames | None = None
 
     @property
     def local_address(self) -> str:
@@ -206,7 +229,7 @@ class AcceptedWS(WSConnection):
     def handshake(self) -> None:
         assert self._request is not None, "the handshake was done"
         with self._refusing():
-            self._answer, self._text = accept(self._request, self._options.get(opts.transport.ws.session))
+            self._answer, self._agreed = accept(self._request, self._options)
 
     @property
     def may_block_to_decide(self) -> bool:
@@ -225,15 +248,15 @@ class AcceptedWS(WSConnection):
             self._identity = identity
 
     def confirm(self) -> None:
-        answer = self._answer
-        assert answer is not None, "handshake() comes first"
-        with self._refusing():
-            if self._respond is None:
-                self.write_all(answer.serialize())
-            else:
-                self._respond(answer)
-        self._request = self._respond = self._environ = self._answer = None
-        self._codec = ServerFrames(self._text, *_codec_options(self._scheme, self._options))
+        answer, agreed, respond = self._answer, self._agreed, self._respond
+        assert answer is not None and agreed is not None, "handshake() comes first"
+        # From now on the request cannot be refused.
+        self._request = self._respond = self._environ = self._answer = self._agreed = None
+        if respond is None:
+            self.write_all(answer.serialize())
+        else:
+            respond(answer)
+        self._codec = _make_codec(agreed, self._scheme, self._options, dials=False)
         self._share()
 
     @contextmanager
@@ -252,16 +275,34 @@ class AcceptedWS(WSConnection):
 
     def refuse(self, error: RequestRefused) -> None:
         """Refuse the request, if it was not answered yet. Never blocks."""
-        if self._request is not None:
-            self._request = None
-            if self._respond is None:
-                answer_with_refusal(self._stream, error)
+        request, self._request = self._request, None
+        if request is None:
+            return
+        self._refusal = refuse_with_code(self._stream, request, error, self._options, self._respond)
+        if self._refusal is None and self._respond is None:
+            answer_with_refusal(self._stream, error)
 
     def turn_away(self, error: MultiSocketError) -> None:
-        self.refuse(refusal_for(error))
+        self.refuse(error if isinstance(error, RequestRefused) else refusal_for(error))
+
+    @property
+    def refusal_unread(self) -> bool:
+        return self._refusal is not None
+
+    def wait_refusal_read(self) -> None:
+        codec, self._refusal = self._refusal, None
+        if codec is None:
+            return
+        # The peer hangs up, breaks a rule, or takes too long.
+        with suppress(OSError, BadMessage), gevent.Timeout(_CLOSE_TIMEOUT, TimeoutError()):
+            while not codec.end() and (data := self.recv(_DROP_SIZE)):
+                codec.feed(data)
+                yield_to_loop()
 
     def close(self) -> None:
-        self.refuse(refusal_for(None))
+        if self._respond is None:
+            self.refuse(refusal_for(None))
+        self._request = self._refusal = None
         super().close()
 
 
@@ -275,8 +316,46 @@ def refusal_for(error: MultiSocketError | None) -> RequestRefused:
     return RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "not now")
 
 
+def refuse_with_code(
+    stream: StreamConnection,
+    request: Request,
+    error: RequestRefused,
+    options: Options,
+    respond: Callable[[Response], object] | None = None,
+) -> ServerFrames | None:
+    """Accept a request, and close its WebSocket with a code, if the listener refuses so. Never blocks.
+
+    Args:
+        stream: the connection, on which nothing was sent before.
+        request: a complete request.
+        error: why the request is refused.
+        options: of the listener.
+        respond: sends the answer that accepts the request, if another server has to send it.
+
+    Returns:
+        The codec that has made the close frame. None if the peer was sent nothing: it has to get an HTTP status,
+        because the options say so, or because the request is not one that can be accepted.
+    """
+    if not refuses_with_code(request.headers, options):
+        return None
+    codec = ServerFrames()
+    try:
+        response, _ = accept(request, options)
+        if respond is not None:
+            respond(response)
+    except RequestRefused:
+        return None
+    except OSError:
+        # The peer has closed the connection first.
+        return codec
+    head = response.serialize() if respond is None else b""
+    with suppress(OSError):
+        stream.send(head + codec.goodbye_with(*refusal_code(error)))
+    return codec
+
+
 def answer_with_refusal(stream: StreamConnection, error: RequestRefused) -> None:
-    """Refuse a request."""
+    """Refuse a request by an HTTP answer."""
     answer(stream, refusal(error).serialize())
 
 
@@ -290,6 +369,14 @@ def answer(stream: StreamConnection, data: bytes) -> None:
         pass
 
 
-def _codec_options(scheme: str, options: Options) -> tuple[int, bool]:
-    """Return the longest content, and whether each WebSocket message is a whole frame."""
-    return options.get(opts.connector.pipe.max_recv_content_length), not scheme.endswith(".rw")
+def _make_codec(agreed: Agreement, scheme: str, options: Options, *, dials: bool) -> FrameCodec:
+    max_content: int = options.get(opts.connector.pipe.max_recv_content_length)
+    # Whether each WebSocket message is a whole frame.
+    whole = not scheme.endswith(".rw")
+    if not agreed.window_bits:
+        return (ClientFrames if dials else ServerFrames)(agreed.text, max_content, whole)
+    from . import wsdeflate
+
+    kind = wsdeflate.DeflatedClientFrames if dials else wsdeflate.DeflatedServerFrames
+    over = options.get(opts.transport.ws.compress_over)
+    return kind(agreed.window_bits, over, agreed.text, max_content, whole)

@@ -14,12 +14,13 @@ Limits. A message may be as long as the longest content with the longest paths, 
 memory is allocated for an announced length: buffers grow with the bytes that have arrived. Of the pings in one read
 only the last few are answered, so a flood of pings costs its sender more than this side.
 
-Compression is not implemented: it is refused in the handshake, and a frame with the bit for it is an error.
+Compressed messages are in ``wsdeflate.py``. Here a frame with the bit for them is an error.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from copy import copy
 from struct import Struct
 from typing import ClassVar, Final
@@ -35,7 +36,7 @@ try:
 except ImportError:
     from websockets.utils import apply_mask
 
-__all__ = ["MAX_FRAGMENTS", "ClientFrames", "FrameCodec", "ServerFrames"]
+__all__ = ["BINARY", "MAX_FRAGMENTS", "OVERHEAD", "TEXT", "ClientFrames", "FrameCodec", "ServerFrames", "is_utf8"]
 
 #: The maximum number of frames of one message.
 MAX_FRAGMENTS: Final = 16384
@@ -74,7 +75,7 @@ _get_16 = Struct(">H").unpack_from
 _get_64 = Struct(">Q").unpack_from
 
 #: The maximum number of bytes in a packet in addition to the content.
-_OVERHEAD: Final = HEADER_SIZE + 4 * MAX_IDS
+OVERHEAD: Final = HEADER_SIZE + 4 * MAX_IDS
 #: This number of pings in one read are answered, the last ones.
 _MAX_PONGS: Final = 16
 #: The longest text in a close frame, in bytes.
@@ -109,7 +110,8 @@ def _header(first: int, mask_bit: int, size: int) -> bytes:
     return _pack_64(first, mask_bit | _LENGTH_64, size)
 
 
-def _is_utf8(data: bytes | bytearray) -> bool:
+def is_utf8(data: bytes | bytearray) -> bool:
+    """Return whether some bytes are a text."""
     if data.isascii():
         return True
     try:
@@ -178,6 +180,9 @@ class FrameCodec:
 
     # Sending
 
+    def account(self, spend: Callable[[int, int], object]) -> None:
+        """Report work that takes much longer than sending; see :meth:`PacketConnection.account`. Here there is none."""
+
     def wrap(self, frame: bytes) -> bytes:
         """Return the packet of one message frame."""
         raise NotImplementedError
@@ -195,7 +200,7 @@ class FrameCodec:
         raise NotImplementedError
 
     def _opcode_for(self, payload: bytes) -> int:
-        return TEXT if self._text and _is_utf8(payload) else BINARY
+        return TEXT if self._text and is_utf8(payload) else BINARY
 
     def ping(self) -> bytes:
         """Return a ping. It needs no payload: any byte from the peer counts as the answer."""
@@ -214,14 +219,17 @@ class FrameCodec:
 
     def goodbye(self, reason: MultiSocketError | None) -> bytes:
         """Return a close frame at the first call: the answer to the peer's close frame, if that has arrived."""
+        return self.goodbye_with(_close_code(reason), "" if reason is None else str(reason))
+
+    def goodbye_with(self, code: int, text: str) -> bytes:
+        """Return a close frame as :meth:`goodbye` does, with this code and text."""
         if self._ended:
             return b""
         self._ended = True
         if self._close is not None:
             # The answer repeats the code.
             return self._encode(CLOSE, self._close[:2])
-        text = "" if reason is None else snippet(str(reason), _MAX_REASON)
-        return self._encode(CLOSE, Close(_close_code(reason), text).serialize())
+        return self._encode(CLOSE, Close(code, snippet(text, _MAX_REASON)).serialize())
 
     def end(self) -> str:
         """Return why the peer has closed the connection, "" if it has not."""
@@ -382,7 +390,7 @@ class FrameCodec:
             if self._message is not None:
                 size += len(self._message)
             limit = self.max_content or MAX_CONTENT
-            if size > limit + _OVERHEAD:
+            if size > limit + OVERHEAD:
                 raise ContentTooLong(size - HEADER_SIZE, limit)
 
     def _take_payload(self, first: int, payload: bytes, packets: list[bytes]) -> None:
@@ -403,7 +411,7 @@ class FrameCodec:
             self._fragments = 1
             self._opcode = opcode
             return
-        if opcode == TEXT and not _is_utf8(payload):
+        if opcode == TEXT and not is_utf8(payload):
             raise BadPacket("a text message is not UTF-8", CloseCode.INVALID_DATA)
         packets.append(payload)
 

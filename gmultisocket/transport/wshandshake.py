@@ -1,8 +1,9 @@
 """The WebSocket opening handshake (RFC 6455, section 4): requests, and how they are accepted or refused.
 
 The Sans-I/O protocols of the ``websockets`` package check the rules of the RFC. This module adds subprotocols, origins,
-authorization, and the HTTP status of every refusal. After the answer 101 nothing is refused: a refused peer always gets
-an HTTP answer.
+authorization, and the HTTP status of every refusal. A refused peer gets an HTTP answer, and after the answer 101
+nothing is refused. There is one exception: with ``transport.ws.listener.refuse_with`` a refusal is a 101 and a close
+frame, because a browser does not show a page any other answer.
 
 Only :func:`read_head` does I/O here.
 
@@ -17,7 +18,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gevent import GreenletExit
 from websockets.client import ClientProtocol
@@ -35,6 +36,7 @@ from .base import StreamConnection
 
 __all__ = [
     "MAX_HEAD",
+    "Agreement",
     "DialerHandshake",
     "UpgradeRequest",
     "accept",
@@ -49,6 +51,8 @@ __all__ = [
     "parse_request",
     "read_head",
     "refusal",
+    "refusal_code",
+    "refuses_with_code",
     "replace_host",
     "split_target",
 ]
@@ -69,6 +73,8 @@ _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
 #: A target that is a whole URL, without a user name: its host and port, and the rest.
 _URL: Final = re.compile(r"(?:https?|wss?)://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
+#: A status and this make a close code of the range for private use (RFC 6455, section 7.4.2).
+_FIRST_CODE: Final = 4000
 #: The maximum number of characters of a peer's text in an error.
 _MAX_QUOTED: Final = 200
 
@@ -214,12 +220,32 @@ def replace_host(headers: Headers, host: str | None) -> None:
         headers["Host"] = host
 
 
-def accept(request: Request, session: bool = False) -> tuple[Response, bool]:
-    """Return the answer that accepts a request, and whether the subprotocol is ``multisocket.text``.
+class Agreement(NamedTuple):
+    """What the two sides of a connection have agreed on.
+
+    Attributes:
+        text: whether the subprotocol is ``multisocket.text``.
+        window_bits: the window of what this side compresses, 9 to 15; 0 if messages are not compressed.
+    """
+
+    text: bool
+    window_bits: int
+
+
+def _subprotocols(options: Options) -> list[Subprotocol]:
+    return _SESSION_SUBPROTOCOLS if options.get(opts.transport.ws.session) else _SUBPROTOCOLS
+
+
+def _compresses(options: Options) -> bool:
+    return options.get(opts.transport.ws.compress_over) > 0
+
+
+def accept(request: Request, options: Options) -> tuple[Response, Agreement]:
+    """Return the answer that accepts a request, and what was agreed on.
 
     Args:
         request: the request.
-        session: whether the WebSocket is to carry channels.
+        options: of the listener.
 
     Raises:
         RequestRefused: it breaks a rule of RFC 6455, or offers no subprotocol of this library.
@@ -231,13 +257,25 @@ def accept(request: Request, session: bool = False) -> tuple[Response, bool]:
     if versions and versions != ["13"] and "Upgrade" in headers:
         why = "only version 13 of the WebSocket protocol is supported"
         raise RequestRefused(HTTPStatus.UPGRADE_REQUIRED, why, {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"})
-    subprotocols = _SESSION_SUBPROTOCOLS if session else _SUBPROTOCOLS
-    protocol = ServerProtocol(subprotocols=subprotocols, logger=_SILENT)
+    protocol = ServerProtocol(subprotocols=_subprotocols(options), logger=_SILENT)
+    if _compresses(options):
+        from . import wsdeflate
+
+        protocol.available_extensions = [wsdeflate.server_extension()]
     response = protocol.accept(request)
     if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
         more = {"Upgrade": "websocket"} if response.status_code == HTTPStatus.UPGRADE_REQUIRED else {}
         raise RequestRefused(response.status_code, snippet(_chain(protocol.handshake_exc), _MAX_QUOTED), more)
-    return response, protocol.subprotocol == _TEXT
+    return response, _agreement(protocol)
+
+
+def _agreement(protocol: ClientProtocol | ServerProtocol) -> Agreement:
+    bits = 0
+    if protocol.extensions:
+        from . import wsdeflate
+
+        bits = wsdeflate.window_bits(protocol.extensions)
+    return Agreement(protocol.subprotocol == _TEXT, bits)
 
 
 def _chain(error: BaseException | None) -> str:
@@ -386,15 +424,19 @@ def _call(what: str, function: Any, request: UpgradeRequest, options: Options) -
         raise RequestRefused(HTTPStatus.INTERNAL_SERVER_ERROR) from error
 
 
-def refusal(error: RequestRefused) -> Response:
-    """Return the answer that refuses a request: a status and a line of text."""
+def _status_of(error: RequestRefused) -> HTTPStatus:
+    """Return the status of a refusal. A function of the program may have set a wrong one."""
     try:
         status = HTTPStatus(error.status)
     except ValueError:
-        status = HTTPStatus.FORBIDDEN
-    if status < HTTPStatus.BAD_REQUEST:
-        # A function of the program cannot accept or redirect a request by a status.
-        status = HTTPStatus.FORBIDDEN
+        return HTTPStatus.FORBIDDEN
+    # A function cannot accept or redirect a request by a status.
+    return status if status >= HTTPStatus.BAD_REQUEST else HTTPStatus.FORBIDDEN
+
+
+def refusal(error: RequestRefused) -> Response:
+    """Return the answer that refuses a request: a status and a line of text."""
+    status = _status_of(error)
     body = f"{status.value} {status.phrase}{': ' if error.why else ''}{snippet(error.why, 500)}\n".encode()
     headers = Headers(
         [
@@ -405,6 +447,23 @@ def refusal(error: RequestRefused) -> Response:
         ]
     )
     return Response(status.value, status.phrase, headers, body)
+
+
+def refuses_with_code(headers: Headers, options: Options) -> bool:
+    """Return whether a request is refused by a close code (``transport.ws.listener.refuse_with``).
+
+    Args:
+        headers: of the request.
+        options: of the listener.
+    """
+    way = options.get(opts.transport.ws.listener.refuse_with)
+    return way == "code" or (way == "code_to_pages" and "Origin" in headers)
+
+
+def refusal_code(error: RequestRefused) -> tuple[int, str]:
+    """Return the close code and the text that refuse a request after the 101."""
+    status = _status_of(error)
+    return _FIRST_CODE + status.value, error.why or status.phrase
 
 
 # The dialing side
@@ -420,7 +479,7 @@ class DialerHandshake:
         secure: whether the connection uses TLS.
         path: the path of the request, with its query.
         headers: more headers. They replace headers of the same name.
-        session: whether the WebSocket is to carry channels.
+        options: of the dialer.
     """
 
     def __init__(
@@ -431,13 +490,17 @@ class DialerHandshake:
         secure: bool,
         path: str,
         headers: Mapping[str, str],
-        session: bool = False,
+        options: Options,
     ) -> None:
         self._address = address
-        self._subprotocols = _SESSION_SUBPROTOCOLS if session else _SUBPROTOCOLS
+        self._subprotocols = _subprotocols(options)
         # The zone of an IPv6 address means something on this machine only (RFC 6874, section 4).
         uri = WebSocketURI(secure, host.partition("%")[0], port, path, "")
         self._protocol = ClientProtocol(uri, subprotocols=self._subprotocols, logger=_SILENT)
+        if _compresses(options):
+            from . import wsdeflate
+
+            self._protocol.available_extensions = [wsdeflate.client_extension()]
         self._request = self._protocol.connect()
         for name, value in _checked(headers.items(), address):
             if name in self._request.headers:
@@ -448,8 +511,8 @@ class DialerHandshake:
         """Return the request."""
         return self._request.serialize()
 
-    def finish(self, head: bytes, rest: bytes = b"") -> bool:
-        """Check the answer, and return whether the subprotocol is ``multisocket.text``.
+    def finish(self, head: bytes, rest: bytes = b"") -> Agreement:
+        """Check the answer, and return what was agreed on.
 
         Args:
             head: the head of the answer.
@@ -471,7 +534,7 @@ class DialerHandshake:
         if protocol.subprotocol is None:
             why = f"the peer accepted none of the subprotocols: {' '.join(self._subprotocols)}"
             raise HandshakeFailed(self._address, why)
-        return protocol.subprotocol == _TEXT
+        return _agreement(protocol)
 
 
 def _checked(headers: Iterable[tuple[str, str]], address: str) -> Iterable[tuple[str, str]]:

@@ -23,10 +23,11 @@ from websockets.http11 import Request
 
 from .. import options as opts
 from ..address import Address
-from ..errors import AddressInUse, MultiSocketError, PipeRefused, RequestRefused, snippet
+from ..errors import AddressInUse, Closed, MultiSocketError, PipeRefused, RequestRefused, snippet
 from ..log import ThrottledLog, get_logger
 from ..loop.accepting import AcceptLoop
 from ..loop.ending import LOG_INTERVAL, Ended, end, survive
+from ..loop.yielding import yield_to_loop
 from ..options import Options
 from .base import Connection, StreamConnection, TransportListener
 from .peerlimits import AcceptPace, Admission, PeerLimits
@@ -70,6 +71,9 @@ class Route(Protocol):
         Raises:
             Closed: it takes no more; the stream was not taken.
         """
+
+    def refuse(self, stream: StreamConnection, request: Request, error: RequestRefused) -> bool:
+        """Refuse a request that it has not taken. Return False if an HTTP status is to refuse it."""
 
 
 class PendingRequest:
@@ -254,8 +258,9 @@ class Port:
             self._hand_over(request, stream)
         except RequestRefused as error:
             self._count_refused(stream, error)
-            request.answered = True
-            answer_with_refusal(stream, error)
+            if not request.answered:
+                request.answered = True
+                answer_with_refusal(stream, error)
             _drain(stream)
         except (MultiSocketError, OSError) as error:
             if request.stream is not None:
@@ -294,9 +299,14 @@ class Port:
             return
         del self._reading[pending]
         self._waiting[pending] = None
-        with gevent.Timeout(seconds, RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many wait already")):
-            route.hand_over(stream, request, early)
-            pending.stream = None
+        try:
+            with gevent.Timeout(seconds, RequestRefused(HTTPStatus.SERVICE_UNAVAILABLE, "too many wait already")):
+                route.hand_over(stream, request, early)
+                pending.stream = None
+        except (RequestRefused, Closed) as error:
+            refused = error if isinstance(error, RequestRefused) else refusal_for(error)
+            pending.answered = route.refuse(stream, request, refused)
+            raise refused from None
 
     def _count_refused(self, stream: StreamConnection, error: Exception) -> None:
         self.refused += 1
@@ -319,7 +329,8 @@ def _drain(stream: StreamConnection) -> None:
     try:
         with gevent.Timeout(_CLOSE_TIMEOUT, TimeoutError()):
             while stream.recv(1 << 16):
-                pass
+                # The next bytes may be there already, and reading them would not wait.
+                yield_to_loop()
     except OSError:
         # Its time is up, or it closed the connection.
         pass

@@ -497,3 +497,13 @@ class _Nothing:
 
     def close(self) -> None:
         pass
+
+
+def test_messages_before_a_wrong_frame_arrive_whatever_is_between_them(server: Socket) -> None:
+    """More frames than one call of the codec decodes, in one read."""
+    address = server.listen(WS).address
+    with upgraded(address) as peer:
+        server.wait_pipes(1, timeout=5)
+        peer.send(frame(Opcode.BINARY, HELLO) + frame(Opcode.PONG) * 600 + b"\x83\x80" + bytes(4))
+        assert peer.read_close().code == 1002
+        assert server.recv(timeout=5) == b"hello"

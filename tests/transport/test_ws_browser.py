@@ -71,15 +71,16 @@ class Site:
 
     Args:
         mounted: a Socket that is reached at ``/ws`` of the same server.
+        options: for its pipes.
 
     Attributes:
         port: where it serves.
         reports: what the pages have said.
     """
 
-    def __init__(self, mounted: Socket | None = None) -> None:
+    def __init__(self, mounted: Socket | None = None, options: dict[str, Any] | None = None) -> None:
         self.reports: Queue[dict[str, Any]] = Queue()
-        app = self._answer if mounted is None else mount(mounted, "/ws", self._answer)
+        app = self._answer if mounted is None else mount(mounted, "/ws", self._answer, options)
         self._server = WSGIServer(("127.0.0.1", 0), app, log=None, error_log=None)
         self._files = {"/": _PAGE}
 
@@ -204,3 +205,29 @@ def test_a_page_of_another_origin_is_refused() -> None:
             assert (goodbye["code"], goodbye["wasClean"]) == (1006, False)
         assert listener.refused == 1
         assert not server.pipes and not server.queued
+
+
+@pytest.mark.parametrize("mounted", [False, True], ids=["listener", "mount"])
+def test_a_page_and_a_socket_compress_what_they_send(mounted: bool) -> None:
+    """Chromium offers permessage-deflate by itself, and the page notices nothing."""
+    options = {"transport.ws.compress_over": 256}
+    with Socket() as server, Site(server, options) as site:
+        place = f"127.0.0.1:{site.port}"
+        address = f"ws://{place}/ws"
+        if not mounted:
+            allowed = {"transport.ws.listener.origins": [f"http://{place}"], **options}
+            address = server.listen("ws://127.0.0.1:0/", allowed).address
+        with browsing(f"http://{place}/?{address}"):
+            message = server.recv_msg(timeout=PATIENCE)
+            assert message.content == f"hello from http://{place}".encode()
+            (pipe,) = server.pipes.values()
+            assert site.report() == {"opened": "multisocket.binary"}
+            content = json.dumps([{"symbol": "EURUSD", "bid": number} for number in range(2000)])
+            before = pipe.bytes_sent
+            server.send_all(content.encode())
+            assert site.report() == {"received": content}
+            assert 0 < pipe.bytes_sent - before < len(content) / 4
+            server.send_to(message.source, b"short")
+            assert site.report() == {"received": "short"}
+            pipe.close()
+            assert site.report()["wasClean"] is True

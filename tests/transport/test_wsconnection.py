@@ -14,12 +14,14 @@ from gmultisocket.options import Options
 from gmultisocket.testing import FakeStream
 from gmultisocket.transport.wsconnection import AcceptedWS, WSConnection
 from gmultisocket.transport.wsframes import ClientFrames
-from gmultisocket.transport.wshandshake import parse_request
+from gmultisocket.transport.wshandshake import Agreement, parse_request
 from gmultisocket.wire import encode
 from tests.certificates import client_certificate, dial_options, listen_options
 from tests.peers import only_pipe
 from tests.transport.wspeers import frame, request
 
+#: Neither text nor compression.
+PLAIN = Agreement(False, 0)
 HELLO = encode(Message(content=b"hello"))
 
 
@@ -62,13 +64,13 @@ def test_the_identity_is_the_streams() -> None:
 
 def test_bytes_that_came_early_are_read_first_in_pieces_of_the_size_asked_for() -> None:
     stream = FakeStream([b"from the stream"])
-    connection = WSConnection.dialed(stream, "ws", "/", Options(), b"early", text=False)
+    connection = WSConnection.dialed(stream, "ws", "/", Options(), b"early", PLAIN)
     assert [connection.recv(2) for _ in range(4)] == [b"ea", b"rl", b"y", b"fr"]
     assert connection.recv(100) == b"om the stream"
 
 
 def test_what_is_put_back_is_read_before_what_is_still_early() -> None:
-    connection = WSConnection.dialed(FakeStream([b"last"]), "ws", "/", Options(), b"cd", text=False)
+    connection = WSConnection.dialed(FakeStream([b"last"]), "ws", "/", Options(), b"cd", PLAIN)
     connection.unread(b"ab")
     assert [connection.recv(3) for _ in range(3)] == [b"abc", b"d", b"las"]
     connection.unread(b"x")
@@ -77,7 +79,7 @@ def test_what_is_put_back_is_read_before_what_is_still_early() -> None:
 
 def test_early_bytes_are_gone_when_the_connection_is_closed() -> None:
     stream = FakeStream()
-    connection = WSConnection.dialed(stream, "ws", "/", Options(), b"early", text=False)
+    connection = WSConnection.dialed(stream, "ws", "/", Options(), b"early", PLAIN)
     connection.close()
     assert stream.closed
     with pytest.raises(OSError):
@@ -86,7 +88,7 @@ def test_early_bytes_are_gone_when_the_connection_is_closed() -> None:
 
 def test_what_is_written_goes_to_the_stream_as_it_is() -> None:
     stream = FakeStream()
-    connection = WSConnection.dialed(stream, "ws", "/", Options(), b"", text=False)
+    connection = WSConnection.dialed(stream, "ws", "/", Options(), b"", PLAIN)
     connection.send(b"one")
     connection.sendmsg([b"two", b"three"])
     connection.wait_writable()
@@ -105,10 +107,10 @@ def test_an_abandoned_connection_says_nothing() -> None:
 
 def test_a_dialer_masks_its_frames_and_keeps_the_limit_of_its_options() -> None:
     options = Options({"connector.pipe.max_recv_content_length": 77})
-    codec = WSConnection.dialed(FakeStream(), "ws", "/", options, b"", text=False).codec
+    codec = WSConnection.dialed(FakeStream(), "ws", "/", options, b"", PLAIN).codec
     assert isinstance(codec, ClientFrames)
     assert codec.max_content == 77 and codec.whole
-    assert not WSConnection.dialed(FakeStream(), "ws.rw", "/", options, b"", text=False).codec.whole
+    assert not WSConnection.dialed(FakeStream(), "ws.rw", "/", options, b"", PLAIN).codec.whole
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_nothing_of_the_handshake_is_kept_on_a_pipe(server: Socket) -> None:
 
 def answered(changes: Mapping[str, str | None] | None = None) -> bool:
     """Give a dialer an answer that is right but for some headers. Return whether the subprotocol is text."""
-    handshake = DialerHandshake("ws://peer/", "peer", 80, False, "/", {"Sec-WebSocket-Key": KEY})
+    handshake = DialerHandshake("ws://peer/", "peer", 80, False, "/", {"Sec-WebSocket-Key": KEY}, Options())
     handshake._protocol.key = KEY
     headers = {
         "Upgrade": "websocket",
@@ -352,7 +352,7 @@ def answered(changes: Mapping[str, str | None] | None = None) -> bool:
         **(changes or {}),
     }
     lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
-    return handshake.finish("\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, "", ""]).encode())
+    return handshake.finish("\r\n".join(["HTTP/1.1 101 Switching Protocols", *lines, "", ""]).encode()).text
 
 
 def test_a_dialer_needs_an_answer_to_its_own_key_with_a_subprotocol_that_it_has_offered() -> None:

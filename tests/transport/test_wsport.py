@@ -184,8 +184,11 @@ def test_no_more_requests_wait_at_a_listener_than_may_and_those_behind_them_go_w
         wait_until(lambda: len(port._waiting) >= 3 and not port._reading)
         assert len(listener.transport._pending) == 1  # type: ignore[attr-defined]
         listener.close()
-        assert not any(b" 101 " in peer.read_rest() for peer in peers)
-        assert not port._waiting
+        # One that was accepted waits for a pipe, and its connection closes with the listener as well.
+        assert all(peer.read_rest().startswith(b"HTTP/1.1 503 ") for peer in peers)
+        for peer in peers:
+            peer.close()
+        wait_until(lambda: not port._waiting)
         server.close(linger=0)
 
 
@@ -274,3 +277,30 @@ def secured(sock: gsocket.socket) -> gssl.SSLSocket:
     context = gssl.SSLContext(gssl.PROTOCOL_TLS_CLIENT)
     authority().configure_trust(context)
     return context.wrap_socket(sock, server_hostname="127.0.0.1")
+
+
+class Endless:
+    """A peer that sends faster than this side reads."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def recv(self, size: int) -> bytes:
+        self.reads += 1
+        return b"x" * size
+
+
+def test_a_refused_peer_that_goes_on_sending_does_not_keep_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wsport, "_CLOSE_TIMEOUT", 0.05)
+    peer = Endless()
+    turns: list[int] = []
+
+    def count() -> None:
+        while True:
+            turns.append(peer.reads)
+            gevent.sleep(0)
+
+    counting = gevent.spawn(count)
+    wsport._drain(peer)  # type: ignore[arg-type]
+    counting.kill()
+    assert len(turns) > 2

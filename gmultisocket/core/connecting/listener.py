@@ -149,13 +149,16 @@ class Listener(StateMachine, Endpoint):
                 if self._refuses():
                     connector.places.check_below_limit()
                 connector.places.wait_below_limit()
-                self._start_handshake(connection, visitor)
+                self._start(self._shake_hands, connection, visitor)
             else:
                 self._add(connector.maker.open(connection, self, visitor), visitor, connector.add)
         except (PipeRefused, HandshakeFailed) as error:
             connection.turn_away(error)
-            self._fail(connection, visitor)
             connector.refused(connection, error)
+            if connection.refusal_unread:
+                self._start(self._wait_refusal_read, connection, visitor)
+            else:
+                self._fail(connection, visitor)
         except BaseException:
             self._fail(connection, visitor)
             raise
@@ -186,10 +189,13 @@ class Listener(StateMachine, Endpoint):
             visitor.admission.leave()
         visitor.end()
 
-    def _start_handshake(self, connection: Connection, visitor: Visitor) -> None:
+    def _start(
+        self, work: Callable[[Connection, Visitor], Pipe | None], connection: Connection, visitor: Visitor
+    ) -> None:
+        """Do what a connection needs in a greenlet of its own. If that returns no pipe, the connection is closed."""
         visitor.room = self._room
         self._room.enter(visitor)
-        greenlet = gevent.spawn(self._shake_hands, connection, visitor)
+        greenlet = gevent.spawn(work, connection, visitor)
         visitor.evict = partial(self._evict, greenlet, connection)
         self._handshakes[greenlet] = connection
         # A link, not a finally clause: a greenlet that is killed before it began runs no code of its own.
@@ -206,10 +212,15 @@ class Listener(StateMachine, Endpoint):
         except MultiSocketError as error:
             connection.turn_away(error)
             self._connector.refused(connection, error)
+            connection.wait_refusal_read()
         except BaseException as error:
             peer = snippet(connection.peer_address)
             self._connector.survive("handshake", error, "refused %s because of an unexpected error", peer)
         return None
+
+    def _wait_refusal_read(self, connection: Connection, visitor: Visitor) -> None:
+        """Give a refused peer the time to read why (a greenlet for each such peer). The visitor counts meanwhile."""
+        connection.wait_refusal_read()
 
     def _evict(self, greenlet: Greenlet[..., Any], connection: Connection) -> None:
         """Close a connection whose peer is slow."""
@@ -249,6 +260,11 @@ class Listener(StateMachine, Endpoint):
             self.accepted += 1
             pipe = call_apart(connector.maker.open, connection, self, visitor)
             self._add(pipe, visitor, connector.adopt)
+        except MultiSocketError as error:
+            connection.turn_away(error)
+            connection.wait_refusal_read()
+            self._fail(connection, visitor)
+            raise
         except BaseException:
             self._fail(connection, visitor)
             raise

@@ -106,6 +106,8 @@ class Negotiation:
             # Byte by byte: bytes behind a packet belong to the next call, or to the pipe.
             for end in range(1, len(data) + 1):
                 packets = codec.feed(data[end - 1 : end])
+                while codec.more:
+                    packets += codec.feed(b"")
                 if packets:
                     self._unread += packets[0]
                     connection.unread(data[end:])

@@ -257,6 +257,14 @@ class BytesPipe(WritePipe):
         finally:
             self._reading_paused = False
 
+    def _hand_on(self, messages: Sequence[Fields]) -> None:
+        """Deliver messages before more of what was read is decoded. Blocks while the receiver's queue is full."""
+        if messages:
+            if not self.messages_received:
+                self._owner.pipe_heard(self)
+            self.messages_received += len(messages)
+            self._deliver(messages)
+
     def _deliver(self, messages: Sequence[Fields]) -> None:
         """Deliver messages to the receiver. Blocks while its queue is full."""
         if self._owner.receiver.filter is None or len(messages) <= BATCH:

@@ -65,8 +65,13 @@ class Packets(BytesPipe):
         codec = self._codec
         packets = codec.feed(data)
         while codec.more:
+            # A few compressed bytes may be a lot of messages: those that are complete are delivered first.
+            if packets:
+                self._hand_on(self._messages_of(packets))
             yield_to_loop()
-            packets += codec.feed(b"")
+            if self._error is not None or self._ended_by_peer or self.state is PipeState.CLOSED:
+                return []
+            packets = codec.feed(b"")
         if self.state is PipeState.CLOSED:
             packets = []
         elif owed := codec.replies():
@@ -76,6 +81,10 @@ class Packets(BytesPipe):
         if self._error is None and codec.end():
             self._error = _EndedByPeer()
         return packets
+
+    def _messages_of(self, packets: list[bytes]) -> list[Fields]:
+        """Return the messages in some packets. An error behind them is left in ``_error``."""
+        raise NotImplementedError
 
     def _read_all(self) -> str | None:
         try:
@@ -164,6 +173,7 @@ class PacketPipe(Packets, FramedPipe):
     def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)
         self._codec = connection.codec
+        connection.account(owner.scheduler.spend)
         self._close_timer = None
         self._fan_out_key = self._codec.key
 
@@ -206,8 +216,9 @@ class PacketPipe(Packets, FramedPipe):
 
     def _decode(self, data: bytes) -> list[Fields]:
         packets = self._feed(data)
-        if not packets:
-            return []
+        return self._messages_of(packets) if packets else []
+
+    def _messages_of(self, packets: list[bytes]) -> list[Fields]:
         broken = self._error
         decoder = self._decoder
         messages: list[Fields] = []
@@ -235,6 +246,7 @@ class RawPacketPipe(Packets, RawPipe):
     def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)
         self._codec = connection.codec
+        connection.account(owner.scheduler.spend)
         self._close_timer = None
 
     @property
@@ -255,5 +267,8 @@ class RawPacketPipe(Packets, RawPipe):
         return self._codec.read_size
 
     def _decode(self, data: bytes) -> list[Fields]:
+        return self._messages_of(self._feed(data))
+
+    def _messages_of(self, packets: list[bytes]) -> list[Fields]:
         # An empty content is how a raw pipe announces itself.
-        return [self._message(chunk) for chunk in self._feed(data) if chunk]
+        return [self._message(chunk) for chunk in packets if chunk]
