@@ -232,7 +232,7 @@ class Agreement(NamedTuple):
     window_bits: int
 
 
-def _subprotocols(options: Options) -> list[Subprotocol]:
+def _subprotocols(options: Options) -> tuple[Subprotocol, ...]:
     return _SESSION_SUBPROTOCOLS if options.get(opts.transport.ws.session) else _SUBPROTOCOLS
 
 
