@@ -38,6 +38,7 @@ __all__ = [
     "UnknownTransport",
     "ConnectionFailed",
     "ConnectionRefused",
+    "EngineRefused",
     "AddressInUse",
     "HandshakeFailed",
     "RequestRefused",
@@ -435,6 +436,10 @@ class ConnectionFailed(MultiSocketError):
 
 class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
     """Nobody listens at the address."""
+
+
+class EngineRefused(ConnectionFailed):
+    """The server of a Backplane has answered, and does not want this client: a wrong password, for example."""
 
 
 class AddressInUse(ConnectionFailed):
