@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence, ValuesView
+from collections.abc import Mapping, Reversible
 from struct import Struct
 from time import monotonic
 from typing import Final, NamedTuple
@@ -258,9 +258,9 @@ class MemoryHistory(History):
             return Since([], False)
         entries: list[Entry] = []
         if is_literal(pattern):
-            kept: Sequence[Entry] | deque[Entry] = self._by_topic.get(pattern, ())
+            kept: Reversible[Entry] = self._by_topic.get(pattern, ())
             value = self._retained.get(pattern)
-            values: Sequence[Entry] | ValuesView[Entry] = () if value is None else (value,)
+            values: Reversible[Entry] = () if value is None else (value,)
         else:
             # Both are in the order of their offsets.
             kept = self._log

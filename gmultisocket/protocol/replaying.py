@@ -217,11 +217,10 @@ class Replays:
 
     def _move(self, asking: _Asking, index: Subscriptions[Any] | None) -> None:
         """Put a subscription into another index."""
-        for before, key in ((self._live, asking.remote), (self._running, asking)):
-            if asking.index is before:
-                before.remove(asking.pattern, key)
-            if index is before:
-                before.add(asking.pattern, key)
+        if asking.index is not None:
+            asking.index.remove(asking.pattern, asking if asking.index is self._running else asking.remote)
+        if index is not None:
+            index.add(asking.pattern, asking if index is self._running else asking.remote)
         asking.index = index
 
     def again(self) -> None:
