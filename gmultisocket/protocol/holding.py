@@ -1,4 +1,4 @@
-"""Acknowledgements that a hook holds back: the subscription is in effect here, but not yet where publications come from.
+"""Acknowledgements that a hook holds back: the subscription is in effect here, but not yet where publications start.
 
 There is at most one for each subscription. A subscription that ends takes it along.
 """

@@ -165,7 +165,7 @@ class Keeper:
         if split.plain:
             count += self._send(split.plain, publication, timeout)
         if split.alone:
-            self._send(split.alone, publication, timeout)
+            count += min(self._send(split.alone, publication, timeout), split.pipes_alone)
         return count
 
     def _send(self, wanted: Collection[Any], content: bytes, timeout: float | None, flags: int = 0) -> int:

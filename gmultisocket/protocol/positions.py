@@ -191,6 +191,14 @@ class Positions:
         """Return whether a publisher has answered for a pattern."""
         return any(source in meeting.sources for meeting in self._patterns[pattern].meetings.values())
 
+    def has_met(self, source: bytes) -> bool:
+        """Return whether a publisher has answered for any pattern, to the end."""
+        return source in self._heard
+
+    def matching(self, topic: str) -> set[str]:
+        """Return the patterns that match a topic."""
+        return self._index.match(topic)
+
     def overdue(self) -> list[str]:
         """Return the patterns for which an answer, or the end of a replay, was probably lost: to be asked anew.
 

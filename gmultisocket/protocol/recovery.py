@@ -19,7 +19,7 @@ from .. import options as opts
 from .. import usercode
 from ..core.protocolsocket import ProtocolSocket
 from ..options import Options
-from ..wire import Message
+from ..wire import SEND_TYPE_MASK, TO_ALL, Message
 from .positions import Gap, Positions
 from .pubsubwire import Positioned, Replay
 
@@ -111,6 +111,18 @@ class Recovery:
     def refused(self, pattern: str, source: bytes) -> bool:
         """Take a 0x03. Return whether the other publishers must be asked again."""
         return self._positions.refused(source, pattern)
+
+    def is_early(self, message: Message, topic: str) -> bool:
+        """Return whether a publication without a position comes before the answer of its publisher.
+
+        It was for others behind the same switch. What the publisher answers covers it, so it would come twice.
+        """
+        if message.flags & SEND_TYPE_MASK != TO_ALL or not self._positions.has_met(message.source):
+            return False
+        return not any(
+            self._positions.serves(pattern, message.source) or (pattern, message.pipe_id) in self._tries
+            for pattern in self._positions.matching(topic)
+        )
 
     def take(self, message: Message, positioned: Positioned, topic: str) -> bool:
         """Take a 0x07. Return whether the program gets it. What is missing in front of it is in the queue then."""

@@ -39,6 +39,8 @@ _PORTION: Final = 64
 _COMPARED: Final = 256
 #: Subscriptions that are forgotten before others run.
 _FORGOTTEN: Final = 256
+#: Publications that may wait for one subscriber because they came during its replay. More are dropped.
+_MAX_ADDED: Final = 4096
 #: Topics of which it is remembered who gets what.
 _MAX_SPLITS: Final = 1024
 
@@ -50,13 +52,16 @@ class Split(NamedTuple):
         wanted: the pipes (or subscribers) that want it, all together: the value is good for this very object.
         positioned: those that get it with its position (0x07).
         plain: those that get it without.
-        alone: subscribers that get it without, along their path: others by the same pipe get it with its position.
+        alone: subscribers that get it without, along their path: by the same pipe others are reached that count
+            positions, and would take it for one more publication.
+        pipes_alone: the number of pipes that are only among those.
     """
 
     wanted: Collection[Any]
     positioned: list[Any]
     plain: list[Any]
     alone: list[RemoteSub]
+    pipes_alone: int
 
 
 class _Asking:
@@ -67,16 +72,18 @@ class _Asking:
         pattern: its pattern.
         ask: the 0x05.
         entries: what is still to be sent while its replay runs; None while it waits, and when it is live.
+        added: how many of them were published since the replay began.
         index: the index that it is in.
     """
 
-    __slots__ = ("ask", "entries", "index", "pattern", "remote")
+    __slots__ = ("added", "ask", "entries", "index", "pattern", "remote")
 
     def __init__(self, remote: RemoteSub, ask: Ask) -> None:
         self.remote = remote
         self.ask = ask
         self.pattern = ask.pattern
         self.entries: deque[Entry] | None = None
+        self.added = 0
         self.index: Subscriptions[Any] | None = None
 
 
@@ -238,10 +245,15 @@ class Replays:
         if not self._running:
             return
         for asking in self._running.match(entry.topic):
-            # What does not fit is missing; the subscriber finds that out by the next publication of the topic.
-            if asking.entries is not None and self._pins.fits((entry,)):
+            if asking.entries is None:
+                continue
+            if asking.added < _MAX_ADDED and self._pins.fits((entry,)):
                 self._pins.add((entry,))
                 asking.entries.append(entry)
+                asking.added += 1
+            else:
+                # The subscriber finds that out by the next publication of the topic.
+                self._core.count_drop("overflow", asking.remote.pipe.id)
 
     def split(self, topic: str, wanted: Collection[Any]) -> Split:
         """Return who gets a publication in which way.
@@ -261,24 +273,25 @@ class Replays:
     def _find(self, topic: str, wanted: Collection[Any]) -> Split:
         live = self._live.match(topic)
         pipes = {remote.pipe for remote in live}
-        split = Split(wanted, [], [], [])
+        positioned: list[Any] = []
+        plain: list[Any] = []
+        alone: list[RemoteSub] = []
         for key in wanted:
             if isinstance(key, RemoteSub):
                 if key in live:
-                    split.positioned.append(key)
+                    positioned.append(key)
                 elif self._wants_plain(key, topic):
-                    split.plain.append(key)
-            elif key in pipes:
-                split.positioned.append(key)
-                sources = self._peers[key.id].subscribers
-                if len(sources) > 1:
-                    others = (RemoteSub(key, source) for source in sources)
-                    split.alone.extend(one for one in others if one not in live and self._wants_plain(one, topic))
-            elif key not in self._askings or any(
-                self._wants_plain(RemoteSub(key, source), topic) for source in self._peers[key.id].subscribers
-            ):
-                split.plain.append(key)
-        return split
+                    plain.append(key)
+            elif key in self._askings:
+                if key in pipes:
+                    positioned.append(key)
+                for source in self._peers[key.id].subscribers:
+                    remote = RemoteSub(key, source)
+                    if remote not in live and self._wants_plain(remote, topic):
+                        alone.append(remote)
+            else:
+                plain.append(key)
+        return Split(wanted, positioned, plain, alone, len({remote.pipe for remote in alone} - pipes))
 
     def _wants_plain(self, remote: RemoteSub, topic: str) -> bool:
         """Return whether a subscriber wants a topic by a pattern without a 0x05."""
@@ -367,6 +380,7 @@ class Replays:
         assert entries
         entry = entries.popleft()
         self._pins.remove(entry)
+        asking.added = min(asking.added, len(entries))
         history = self._history()
         epoch = history.epoch
         self._put(asking, Positioned(asking.ask.id, epoch, entry.offset, entry.previous, publication(entry)))

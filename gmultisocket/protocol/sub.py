@@ -320,7 +320,13 @@ class Sub(ProtocolBase):
                 return False
             self._on_control(message)
             return True
-        return not self._is_subscribed(message, content)
+        topic = self._is_subscribed(message, content)
+        if topic is None:
+            return True
+        if self._recovery is not None and self._recovery.is_early(message, topic):
+            self._core.count_drop("repeated", message.pipe_id)
+            return True
+        return False
 
     def _is_subscribed(self, message: Message, publication: bytes) -> str | None:
         """Return the topic of a publication; None if it has none that is subscribed to: that is counted."""

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from typing import Any
 
 import gevent
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from gmultisocket import Socket, Switch
-from gmultisocket.errors import Timeout
+from gmultisocket.errors import BrokenPath, Closed, Timeout
 from gmultisocket.protocol import Gap, Pub, Sub
 from gmultisocket.protocol import recovery as recovery_module
 from gmultisocket.protocol.positions import Positions
@@ -105,14 +106,22 @@ class Listener:
                 return found
             found = True
             which, number = struct.unpack_from(">IQ", content)
-            self.newest[which, topic] = max(number, self.newest.get((which, topic), 0))
+            # The two that share a history count as one.
+            key = (max(which, 1), topic)
+            self.newest[key] = max(number, self.newest.get(key, 0))
             kept = self.world.kept.get(content)
             if kept is None:
                 assert number > self.last.get((which, topic), 0), f"{topic}: {number} comes late, or again"
                 self.last[which, topic] = number
+                continue
+            history, offset = kept
+            told = self.positions.told.pop(publication(topic, content), None)
+            if told is None:
+                # Behind a switch, it comes without a position before its publisher has answered. Or a 0x05 was dropped
+                # there, and the 0x01 behind it was not: then the publisher takes this for an old Sub.
+                assert self.world.switches
+                self.judge.last.pop((history.epoch, topic), None)
             else:
-                history, offset = kept
-                told = self.positions.told[publication(topic, content)]
                 self.judge.message(history, offset, topic, told)
         return found
 
@@ -135,7 +144,8 @@ class OldSub:
     def __init__(self) -> None:
         self.socket = Socket({**QUICK, "socket.recv_queue_size": 64})
         self.socket.on_pipe(lambda event: event.kind == "added" and self.subscribe())
-        self.last: dict[tuple[int, str], int] = {}
+        #: By the path of the publisher and the topic.
+        self.last: dict[tuple[bytes, str], int] = {}
 
     def subscribe(self) -> None:
         self.socket.send_msg(Message(CONTROL | TO_ALL, content=b"\x01>"))
@@ -147,11 +157,12 @@ class OldSub:
                 continue
             (length,) = struct.unpack_from(">H", message.content)
             topic = message.content[2 : 2 + length].decode()
-            which, number = struct.unpack_from(">IQ", message.content, 2 + length)
+            _, number = struct.unpack_from(">IQ", message.content, 2 + length)
+            key = (message.source, topic)
             # Retained values come again after a reconnect, and as they were published.
-            if number <= self.last.get((which, topic), 0):
+            if number <= self.last.get(key, 0):
                 assert message.flags == TO_DEST, f"{topic}: {number} comes late, or again"
-            self.last[which, topic] = max(number, self.last.get((which, topic), 0))
+            self.last[key] = max(number, self.last.get(key, 0))
 
 
 class OldPub:
@@ -165,8 +176,11 @@ class OldPub:
     def read(self) -> None:
         for message in self.socket:
             if message.content[:1] == b"\x01":
-                self.socket.send_msg(Message(CONTROL | TO_DEST, destination=message.source,
-                                             content=b"\x02" + message.content[1:]), 0.05)  # fmt: skip
+                answer = b"\x02" + message.content[1:]
+                with suppress(BrokenPath, Timeout, Closed):
+                    self.socket.send_msg(
+                        Message(CONTROL | TO_DEST, destination=message.source, content=answer), timeout=0.05
+                    )
 
     def publish(self, topic: str, content: bytes) -> None:
         self.socket.send_all(publication(topic, content))
@@ -218,8 +232,7 @@ class World:
 
     def publish(self, which: int, topic: str, retain: bool = False) -> int:
         self.count += 1
-        # The two that share a history count as one.
-        content = struct.pack(">IQ", max(which, 1), self.count) + PADDING
+        content = struct.pack(">IQ", which, self.count) + PADDING
         if which == 3:
             self.old_pub.publish(topic, content)
             return self.count
@@ -252,18 +265,16 @@ class World:
             each.sub.subscribe(">", recover=True)
 
         def arrived() -> bool:
+            for each in self.listeners:
+                each.drain()
+            self.old_sub.receive()
             for which in (1, 2, 3):
                 for topic in TOPICS:
-                    self.publish(which, topic)
-                    for each in self.listeners:
-                        each.drain()
-                    self.old_sub.receive()
-            return all(
-                each.newest.get((which, topic), 0) > begin
-                for each in self.listeners
-                for which in (1, 2, 3)
-                for topic in TOPICS
-            )
+                    if any(each.newest.get((which, topic), 0) <= begin for each in self.listeners):
+                        # One at a time: the queues are short.
+                        self.publish(which, topic)
+                        return False
+            return True
 
         wait_until(arrived, 20)
 
@@ -356,9 +367,7 @@ def test_the_promise_holds_whatever_happens(transport: str, switches: int, monke
 
     Here.transport, Here.between = transport, switches
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        Here,
-        settings=settings(
-            max_examples=EXAMPLES, stateful_step_count=STEPS, deadline=None, suppress_health_check=checks
-        ),
-    )
+    # Real sockets do not do twice the same, so a failure cannot be made smaller.
+    phases = [Phase.explicit, Phase.generate]
+    limits = {"max_examples": EXAMPLES, "stateful_step_count": STEPS, "deadline": None}
+    run_state_machine_as_test(Here, settings=settings(suppress_health_check=checks, phases=phases, **limits))  # type: ignore
