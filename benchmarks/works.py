@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    backplane,
     compressed,
     fanout,
     forwarding,
@@ -21,7 +22,8 @@ from .harness import Row
 __all__ = ["all_rows"]
 
 _WORKS = (
-    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, pipeline, stream, memory, importtime,
+    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, backplane, pipeline, stream, memory,
+    importtime,
 )  # fmt: skip
 
 

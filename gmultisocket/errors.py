@@ -26,6 +26,7 @@ __all__ = [
     "BrokenPath",
     "MessageDropped",
     "MessageTooLong",
+    "PublicationTooLong",
     "BadMessage",
     "ContentTooLong",
     "BadPacket",
@@ -38,6 +39,7 @@ __all__ = [
     "UnknownTransport",
     "ConnectionFailed",
     "ConnectionRefused",
+    "EngineRefused",
     "AddressInUse",
     "HandshakeFailed",
     "RequestRefused",
@@ -269,6 +271,21 @@ class MessageTooLong(MultiSocketError, ValueError):
         )
 
 
+class PublicationTooLong(MessageTooLong):
+    """A content is longer than the server of a backplane takes. Nobody got it, not even a subscriber in this process.
+
+    Attributes:
+        size: the length of the content in bytes.
+        limit: the longest that the server takes, in bytes.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"a content of {self.size} bytes is over the limit of {self.limit} bytes of the backplane's server: raise "
+            "it there, and socket.max_send_content_length of the Pubs that pass it on"
+        )
+
+
 class BadMessage(MultiSocketError):
     """A peer sent bytes that are not a message. Its pipe closes; other pipes are not affected.
 
@@ -386,8 +403,8 @@ class MisplacedOption(OptionError):
 
     Attributes:
         name: the option's name.
-        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"``, or with the transport or the
-            protocol, ``"tcp listener"``, ``"Pub"``.
+        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"``, ``"plane"``, or with the
+            transport or the protocol, ``"tcp listener"``, ``"Pub"``.
         places: where it may be set.
         families: if it is an option of another transport or protocol: the beginnings of the names of those that are
             read there.
@@ -471,6 +488,10 @@ class ConnectionFailed(MultiSocketError):
 
 class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
     """Nobody listens at the address."""
+
+
+class EngineRefused(ConnectionFailed):
+    """The server of a Backplane has answered, and does not want this client: a wrong password, for example."""
 
 
 class AddressInUse(ConnectionFailed):

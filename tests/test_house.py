@@ -28,7 +28,7 @@ FLOOR = {"counters", "errors", "frozen", "log", "state", "system", "usercode"}
 BELOW_TRANSPORT = FLOOR | {"options", "wire", "frames", "address", "loop", "browser"}
 BELOW_CORE = BELOW_TRANSPORT | {"transport"}
 BELOW_SOCKET_USERS = BELOW_CORE | {"core"}
-EVERYTHING = BELOW_SOCKET_USERS | {"switch", "stats", "protocol", "contrib", "testing", "cli", PACKAGE}
+EVERYTHING = BELOW_SOCKET_USERS | {"switch", "stats", "protocol", "backplane", "contrib", "testing", "cli", PACKAGE}
 MAY_IMPORT: dict[str, set[str]] = {
     "counters": set(),
     "errors": set(),
@@ -48,8 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "switch": BELOW_SOCKET_USERS,
     "stats": BELOW_SOCKET_USERS,
     "protocol": BELOW_SOCKET_USERS,
-    "contrib": BELOW_SOCKET_USERS | {"protocol", "stats"},
-    PACKAGE: BELOW_SOCKET_USERS | {"switch", "stats", "protocol"},  # the package's own __init__
+    "backplane": BELOW_SOCKET_USERS | {"protocol"},
+    "contrib": BELOW_SOCKET_USERS | {"protocol", "stats", "backplane"},
+    PACKAGE: BELOW_SOCKET_USERS | {"switch", "stats", "protocol", "backplane"},  # the package's own __init__
     "testing": EVERYTHING - {"cli", "contrib"},
     "cli": EVERYTHING,
 }

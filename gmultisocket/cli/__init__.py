@@ -59,6 +59,7 @@ COMMANDS = {
     "recv": "plain",
     "cat": "bothways",
     "switch": "switch",
+    "hub": "hub",
     "perf": "perf",
     "demo": "demo",
     "options": "options",
@@ -75,7 +76,8 @@ Send, receive and forward messages over tcp, ipc, inproc, WebSocket and TLS.
   pair               talk to one peer
   survey, respond    ask all peers, and print the answers; answer
   send, recv, cat    without a protocol: send, print, or both
-  switch             join two addresses: a hub between processes
+  switch             join two addresses, for any protocol
+  hub                pass publications on between the processes of a Backplane
   perf               measure latency, throughput, and publishing to many
   demo               show that everything works; needs no arguments
   options            list the options that --option and addresses can set

@@ -2,7 +2,7 @@
 
 An option that has no effect where it is set is refused, because a program that sets it there believes that it has one.
 A socket accepts the options of dialers, listeners and pipes, which inherit them. An endpoint accepts the options of its
-own transport only, and a socket those of its own protocol.
+own transport only, and a socket those of its own protocol. A plane is a backplane.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final, Literal, NamedTuple
 
 __all__ = ["PLACES", "Place", "Reader", "endpoint_reader", "family", "socket_reader", "usual_places"]
 
-Place = Literal["socket", "dialer", "listener", "pipe"]
+Place = Literal["socket", "dialer", "listener", "pipe", "plane"]
 
-PLACES: Final[tuple[Place, ...]] = ("socket", "dialer", "listener", "pipe")
+PLACES: Final[tuple[Place, ...]] = ("socket", "dialer", "listener", "pipe", "plane")
 
 #: By the beginning of the name, for the library's own options. ``standard.py`` says which options are exceptions.
 _USUAL: Final[dict[str, tuple[Place, ...]]] = {
@@ -22,13 +22,14 @@ _USUAL: Final[dict[str, tuple[Place, ...]]] = {
     "protocol.": ("socket",),
     "connector.dialer.": ("socket", "dialer"),
     "connector.listener.": ("socket", "listener"),
-    "connector.": PLACES,
+    "connector.": ("socket", "dialer", "listener", "pipe"),
     "transport.ws.listener.": ("socket", "listener"),
-    "transport.tcp.": ("socket", "dialer", "listener"),
-    "transport.tls.": ("socket", "dialer", "listener"),
+    "transport.tcp.": ("socket", "dialer", "listener", "plane"),
+    "transport.tls.": ("socket", "dialer", "listener", "plane"),
     "transport.ws.": ("socket", "dialer", "listener"),
     "transport.ipc.": ("socket", "listener"),
     "transport.inproc.": ("socket", "dialer", "listener"),
+    "plane.": ("plane",),
 }
 
 

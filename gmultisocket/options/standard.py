@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .checks import (
     UINT32,
@@ -37,7 +37,7 @@ from .places import Place
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["connector", "protocol", "socket", "transport"]
+__all__ = ["connector", "plane", "protocol", "socket", "transport"]
 
 _INT32: Final = 2**31 - 1
 #: The minimum of timeouts, in seconds. 0 would be ambiguous: some would read it as "at once", others as "never".
@@ -45,7 +45,7 @@ _MIN_TIMEOUT: Final = 0.001
 #: For what matters only while a pipe is made.
 _MADE: Final[tuple[Place, ...]] = ("socket", "dialer", "listener")
 #: For what only the side that dials needs.
-_DIALED: Final[tuple[Place, ...]] = ("socket", "dialer")
+_DIALED: Final[tuple[Place, ...]] = ("socket", "dialer", "plane")
 
 
 class socket:
@@ -368,7 +368,7 @@ class transport:
             "strangers.",
         )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
-            "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=_DIALED,
+            "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=("socket", "dialer"),
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
         )
 
@@ -537,6 +537,16 @@ class protocol:
             doc="A Pub with authorize closes the pipe of a peer that it has refused so many subscriptions without "
             "accepting one. A subscriber behind a switch is ignored for protocol.pubsub.expiry instead. 0: no limit.",
         )
+        replay_bytes = define(
+            "protocol.pubsub.replay_bytes", int, 67108864, unit="bytes", minimum=0,
+            doc="Maximum memory of the publications that a Pub has still to send to subscribers that ask for its "
+            "history, all together. A replay that does not fit is not sent; the subscriber is told that it has a gap.",
+        )
+        recover_timeout = define(
+            "protocol.pubsub.recover_timeout", float, 5.0, unit="seconds", minimum=0,
+            doc="After a reconnect, a Sub tells a gap for each history that it knows if no publisher has it within "
+            "this time. 0: never.",
+        )
 
     class stream:
         """``protocol.stream.*``"""
@@ -573,3 +583,42 @@ class protocol:
             "protocol.stream.keep_alive_probes", int, 7, minimum=1,
             doc="The connection ends after this number of unanswered probes.",
         )
+
+
+class plane:
+    """``plane.*``: backplanes."""
+
+    prefix = define(
+        "plane.prefix", str, "gms.",
+        doc="What stands in front of each topic in the subjects of NATS and the channels of Redis: tokens with a dot "
+        "behind each. Programs with the same prefix hear each other. Empty: nothing.",
+    )
+
+    buffer_messages = define(
+        "plane.buffer_messages", int, 65536, unit="messages", minimum=0,
+        doc="Maximum number of publications that wait while the engine is away or slow.",
+    )
+    buffer_bytes = define(
+        "plane.buffer_bytes", int, 8388608, unit="bytes", minimum=0,
+        doc="Maximum number of bytes that these publications have.",
+    )
+    buffer_overflow: Option[Literal["drop_newest", "drop_oldest"]] = define(
+        "plane.buffer_overflow", "choice", "drop_oldest", choices=("drop_newest", "drop_oldest"),
+        doc="Which publications are dropped when more have to wait.",
+    )
+    linger = define(
+        "plane.linger", float, 5.0, unit="seconds", minimum=0,
+        doc="How long the engine is asked for a pattern after its last subscriber has gone.",
+    )
+    acknowledge_timeout = define(
+        "plane.acknowledge_timeout", float, 1.0, unit="seconds", minimum=0,
+        doc="How long a Pub of a plane holds the acknowledgement of a subscription back, until the engine has it too.",
+    )
+    start_hub = define(
+        "plane.start_hub", bool, True,
+        doc="Start a hub where there is none, at an ipc address. False: a service or a configuration does that.",
+    )
+    hold = define(
+        "plane.hold", float, 1.5, unit="seconds", minimum=0,
+        doc="How long publications wait after the engine came back, because other processes have to come back too.",
+    )

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .answering import Handler, ReceivedRequest
     from .base import ProtocolBase
     from .bus import Bus
+    from .history import Entry, History, MemoryHistory, Since
     from .pair import Pair
     from .pipeline import Pull, Push
+    from .positions import Gap
     from .pubsub import Presence, Pub
     from .reqrep import Rep, Req, Request
     from .rights import RemoteSub
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bus",
+    "Entry",
+    "Gap",
     "Handler",
+    "History",
+    "MemoryHistory",
     "Pair",
     "Presence",
     "ProtocolBase",
@@ -43,6 +49,7 @@ __all__ = [
     "Request",
     "Respondent",
     "Session",
+    "Since",
     "Stream",
     "StreamProxy",
     "StreamSocket",
@@ -54,7 +61,11 @@ __all__ = [
 #: Name -> module of this package.
 _MODULES = {
     "Bus": "bus",
+    "Entry": "history",
+    "Gap": "positions",
     "Handler": "answering",
+    "History": "history",
+    "MemoryHistory": "history",
     "Pair": "pair",
     "Presence": "pubsub",
     "ProtocolBase": "base",
@@ -68,6 +79,7 @@ _MODULES = {
     "Request": "reqrep",
     "Respondent": "survey",
     "Session": "session",
+    "Since": "history",
     "Stream": "stream",
     "StreamProxy": "streamproxy",
     "StreamSocket": "streamsocket",
