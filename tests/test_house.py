@@ -28,7 +28,7 @@ FLOOR = {"counters", "errors", "frozen", "log", "state", "system", "usercode"}
 BELOW_TRANSPORT = FLOOR | {"options", "wire", "address", "loop"}
 BELOW_CORE = BELOW_TRANSPORT | {"transport"}
 BELOW_SOCKET_USERS = BELOW_CORE | {"core"}
-EVERYTHING = BELOW_SOCKET_USERS | {"switch", "protocol", "contrib", "testing", "cli", PACKAGE}
+EVERYTHING = BELOW_SOCKET_USERS | {"switch", "protocol", "backplane", "contrib", "testing", "cli", PACKAGE}
 MAY_IMPORT: dict[str, set[str]] = {
     "counters": set(),
     "errors": set(),
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": BELOW_CORE,
     "switch": BELOW_SOCKET_USERS,
     "protocol": BELOW_SOCKET_USERS,
+    "backplane": BELOW_SOCKET_USERS | {"protocol"},
     "contrib": BELOW_SOCKET_USERS,
     PACKAGE: BELOW_SOCKET_USERS | {"switch", "protocol"},  # the package's own __init__
     "testing": EVERYTHING - {"cli", "contrib"},

@@ -17,7 +17,7 @@ refused change leaves everything as it was.
 from .checks import is_header
 from .option import Kind, Option, define, describe, lookup
 from .scope import DialerOptions, ListenerOptions, Options, OptionValues, PipeOptions, follow
-from .standard import connector, protocol, socket, transport
+from .standard import connector, plane, protocol, socket, transport
 
 __all__ = [
     "DialerOptions",
@@ -33,6 +33,7 @@ __all__ = [
     "follow",
     "is_header",
     "lookup",
+    "plane",
     "protocol",
     "socket",
     "transport",

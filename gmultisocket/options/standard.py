@@ -36,7 +36,7 @@ from .places import Place
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["connector", "protocol", "socket", "transport"]
+__all__ = ["connector", "plane", "protocol", "socket", "transport"]
 
 _INT32: Final = 2**31 - 1
 #: The minimum of timeouts, in seconds. 0 would be ambiguous: some would read it as "at once", others as "never".
@@ -427,6 +427,16 @@ class transport:
                 "transport.inproc.channel.buffer_size", int, 16, unit="messages", minimum=0, maximum=_INT32,
                 doc="No effect: the peer's receive queue is the buffer.",
             )
+
+
+class plane:
+    """``plane.*``: options of a Backplane."""
+
+    prefix = define(
+        "plane.prefix", str, "gms.",
+        doc="What stands in front of each topic in the subjects of NATS and the channels of Redis: tokens with a dot "
+        "behind each. Backplanes with the same prefix hear each other. Empty: nothing.",
+    )
 
 
 class protocol:
