@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final
 
 import gevent
 from gevent import Greenlet, GreenletExit, getcurrent
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 
 from ..errors import Closed, ConnectionFailed, MultiSocketError
 from ..log import ThrottledLog, get_logger
@@ -43,6 +43,8 @@ class BrokerLink(ABC):
 
     def __init__(self) -> None:
         self._outcome: AsyncResult[MultiSocketError] = AsyncResult()
+        #: Set when nothing waits for an answer any more; made by :meth:`finish`.
+        self._finished: Event | None = None
 
     def wait(self) -> MultiSocketError:
         """Block until the link has ended, and return why."""
@@ -62,9 +64,25 @@ class BrokerLink(ABC):
     def unsubscribe(self, patterns: Sequence[str]) -> None:
         """As :meth:`Engine.unsubscribe`; does nothing when the link has ended."""
 
+    @property
     @abstractmethod
-    def flush(self, deadline: Deadline) -> None:
-        """Block until the kernel has all that was written, or the time is up."""
+    def is_settled(self) -> bool:
+        """Whether the server has answered all that was written."""
+
+    def finish(self, deadline: Deadline) -> None:
+        """Block until the server has answered all that was written, the link has ended, or the time is up.
+
+        To hand everything to the kernel would not do: if a socket closes while an answer is unread, the kernel resets
+        the connection, and the server throws away what it has not read yet.
+        """
+        if not self.is_settled and not self._outcome.ready():
+            self._finished = Event()
+            self._finished.wait(deadline.left())
+
+    def _check_settled(self) -> None:
+        """To be called after each answer."""
+        if self._finished is not None and self.is_settled:
+            self._finished.set()
 
     @abstractmethod
     def close(self, reason: MultiSocketError) -> None:
@@ -82,6 +100,8 @@ class BrokerLink(ABC):
         """Remember why the link has ended. The first reason counts."""
         if not self._outcome.ready():
             self._outcome.set(reason)
+        if self._finished is not None:
+            self._finished.set()
 
 
 class BrokerEngine(Engine):
@@ -188,7 +208,7 @@ class BrokerEngine(Engine):
             greenlet.kill(Ended)
         if link is not None:
             self._link = None
-            link.flush(deadline)
+            link.finish(deadline)
             link.close(Closed("Backplane"))
             link.join()
 

@@ -52,6 +52,7 @@ class Line:
         received: called with bytes that have come, in the reader's greenlet. May block for a moment. An error of it
             ends the line.
         ask: called when the server was silent for a while: writes something that it must answer. In a greenlet.
+        patience: returns for how many seconds the server may say nothing when it was asked.
         last: called in the hub before a turn's bytes are written; returns more of them.
         ended: called once, in a greenlet of this line or of who closes it, with the reason. Must not block.
     """
@@ -67,8 +68,10 @@ class Line:
         "_loop",
         "_name",
         "_out",
+        "_patience",
         "_reader",
         "_received",
+        "_receiving",
         "_rest",
         "_scheduled",
         "_silent",
@@ -85,12 +88,14 @@ class Line:
         received: Callable[[bytes], object],
         ask: Callable[[], object],
         ended: Callable[[MultiSocketError], object],
+        patience: Callable[[], float] = lambda: SILENCE,
         last: Callable[[], bytes] = bytes,
     ) -> None:
         self._connection = connection
         self._name = name
         self._received = received
         self._ask = ask
+        self._patience = patience
         self._last = last
         self._ended = ended
         self._loop = get_hub().loop
@@ -100,8 +105,10 @@ class Line:
         self._scheduled = False
         self._writer: Greenlet[..., Any] | None = None
         self._reader: Greenlet[..., Any] | None = None
-        #: Whether bytes have come since the last look; for how long none have, and since when an answer is due.
+        #: Whether bytes have come since the last look, or are being taken now; for how long none have come, and since
+        #: when an answer is due.
         self._heard = False
+        self._receiving = False
         self._silent = 0.0
         self._asked = -1.0
         self._keepalive = Periodic(lambda: 0.0 if self.closed else _STEP, self._look)
@@ -163,14 +170,6 @@ class Line:
         finally:
             self._writer = None
 
-    def flush(self, timeout: float | None) -> None:
-        """Block until the kernel has taken all that was written, the line has ended, or the time is up."""
-        if self._scheduled:
-            # The turn ends before this greenlet runs again.
-            gevent.sleep(0)
-        if self._writer is not None:
-            self._writer.join(timeout)
-
     # Reading
 
     def _read(self) -> None:
@@ -182,8 +181,9 @@ class Line:
                 data = recv(_READ)
                 if not data:
                     break
-                self._heard = True
+                self._heard = self._receiving = True
                 received(data)
+                self._receiving = False
                 yield_to_loop()
         except Ended:
             return
@@ -201,7 +201,8 @@ class Line:
     # Silence
 
     def _look(self, elapsed: float, late: float) -> None:
-        if self._heard:
+        if self._heard or self._receiving:
+            # What this side does not read, the server may have said.
             self._heard = False
             self._silent, self._asked = 0.0, -1.0
             return
@@ -211,7 +212,7 @@ class Line:
             if self._silent >= SILENCE / 2:
                 self._asked = self._silent
                 self._ask()
-        elif self._silent - self._asked >= SILENCE:
+        elif self._silent - self._asked >= self._patience():
             self.close(ConnectionFailed(self._name, f"the server says nothing, for {self._silent:.1f} s"))
 
     # The end

@@ -14,12 +14,12 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from gevent import socket as gsocket
 
 from ..errors import BadMessage, ConnectionFailed, EngineRefused, HandshakeFailed, MultiSocketError
-from ..loop.waiting import Deadline
 from ..protocol.subscriptions import Subscriptions
 from ..transport.base import StreamConnection
 from ..transport.tcp import TCPConnection
@@ -27,7 +27,7 @@ from . import natswire
 from .brokerengine import BrokerLink
 from .brokerline import Line, Opener, login_errors
 from .brokerurl import Server
-from .engine import FOREIGN, Plane
+from .engine import FOREIGN, SILENCE, Plane
 from .natswire import Info, Parser, Ping, Pong, ServerError, Subjects
 
 __all__ = ["NatsLink", "log_in"]
@@ -37,6 +37,10 @@ _READ: Final = 1 << 14
 #: Topics whose oldest subscription is kept.
 _CACHED: Final = 4096
 
+#: Seconds that a server may be silent after a publication. It writes to a slow subscriber before it reads on from the
+#: publisher, and cuts that subscriber off after ``write_deadline``, which is 10 seconds unless it is configured. To
+#: leave the server because somebody else is slow would only make publications unconfirmed.
+_STALL: Final = 12.0
 #: Errors by which a server says that it does not want this client.
 _NOT_WANTED: Final = re.compile("authori[sz]ation|authentication|account|revoked|maximum connections", re.I)
 _NOT_ALLOWED: Final = re.compile(r"permissions violation for (publish|subscription) to \"?([^\" ]*)", re.I)
@@ -75,7 +79,9 @@ def log_in(server: Server, opener: Opener, tls: bool) -> tuple[StreamConnection,
                 raise HandshakeFailed(server.name, "the server offers no TLS")
             if not info.headers:
                 raise EngineRefused(server.name, "the server is configured without headers, which a Backplane needs")
-            connection.write_all(natswire.encode_connect(_introduction(server, secure)) + natswire.PING)
+            with suppress(OSError):
+                # If it has hung up, what it has said before is still to be read.
+                connection.write_all(natswire.encode_connect(_introduction(server, secure)) + natswire.PING)
             _read_pong(connection, parser, server)
         return connection, parser, info
     except BaseException:
@@ -99,9 +105,10 @@ def _read_info(sock: gsocket.socket, parser: Parser, server: Server) -> Info:
         if parser.error is not None:
             raise parser.error
         if events:
+            for event in events:
+                if isinstance(event, ServerError):
+                    raise _refusal(event.text, server)
             first = events[0]
-            if isinstance(first, ServerError):
-                raise _refusal(first.text, server)
             if len(events) > 1 or not isinstance(first, Info) or parser.unfinished:
                 raise BadMessage("it does not begin with an INFO alone")
             return first
@@ -210,7 +217,13 @@ class NatsLink(BrokerLink):
         self._index: Subscriptions[int] | None = None
         self._oldest: dict[str, bytes] = {}
         self._line = Line(
-            connection, server.name, received=self._received, ask=self._ask, last=self._last, ended=self._end
+            connection,
+            server.name,
+            received=self._received,
+            ask=self._ask,
+            patience=self._patience,
+            last=self._last,
+            ended=self._end,
         )
         self._line.start()
 
@@ -255,6 +268,9 @@ class NatsLink(BrokerLink):
         # A PING that is on its way asks already.
         if not self._pings:
             self._ping(b"")
+
+    def _patience(self) -> float:
+        return _STALL if self._confirmed < self._published else SILENCE
 
     # From the server
 
@@ -317,6 +333,7 @@ class NatsLink(BrokerLink):
         if self._published > self._asked:
             # The end of this turn asks for those that were published meanwhile.
             self._line.write(b"")
+        self._check_settled()
 
     def _confirm(self, published: int) -> None:
         """Report the publications in front of a PONG. It is known how many of them were refused, but not which."""
@@ -364,8 +381,9 @@ class NatsLink(BrokerLink):
 
     # The end
 
-    def flush(self, deadline: Deadline) -> None:
-        self._line.flush(deadline.left())
+    @property
+    def is_settled(self) -> bool:
+        return not self._pings and self._confirmed == self._published
 
     def close(self, reason: MultiSocketError) -> None:
         self._line.close(reason)

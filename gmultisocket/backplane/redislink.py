@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
 
 from ..errors import BadMessage, ConnectionFailed, EngineRefused, MultiSocketError, snippet
-from ..loop.waiting import Deadline
 from ..protocol.subscriptions import is_literal
 from ..transport.base import StreamConnection
 from .brokerengine import BrokerLink
@@ -118,7 +118,9 @@ class _Caller:
 
     def call(self, *words: bytes) -> Any:
         """Send a command, and return the reply. Blocks."""
-        self._connection.write_all(encode_command(*words))
+        with suppress(OSError):
+            # If it has hung up, what it has said before is still to be read.
+            self._connection.write_all(encode_command(*words))
         while True:
             data = self._connection.recv(_READ)
             if not data:
@@ -132,9 +134,15 @@ class _Publisher:
     """The connection that publishes."""
 
     def __init__(
-        self, connection: StreamConnection, server: Server, plane: Plane, ended: Callable[[MultiSocketError], object]
+        self,
+        connection: StreamConnection,
+        server: Server,
+        plane: Plane,
+        answered: Callable[[], object],
+        ended: Callable[[MultiSocketError], object],
     ) -> None:
         self._plane = plane
+        self._answered = answered
         self._server = server
         self._parser = _parser()
         #: Publications without a reply, and whether a PING in front of all of them has none.
@@ -146,6 +154,11 @@ class _Publisher:
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         self._waiting += 1
         self.line.write(encode_publish(head, self._plane.origin, sequence, content))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the server has answered every publication."""
+        return not self._waiting
 
     def _ask(self) -> None:
         # A publication that is on its way asks already.
@@ -170,6 +183,7 @@ class _Publisher:
             confirmed = 0
             self._refuse(reply)
         self._confirm(confirmed)
+        self._answered()
 
     def _confirm(self, count: int) -> None:
         if count:
@@ -333,7 +347,7 @@ class RedisLink(BrokerLink):
     ) -> None:
         super().__init__()
         self._subscriber = _Subscriber(subscriber, server, plane, channels, count, self._end)
-        self._publisher = _Publisher(publisher, server, plane, self._end)
+        self._publisher = _Publisher(publisher, server, plane, self._check_settled, self._end)
         self._lines = (self._publisher.line, self._subscriber.line)
 
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
@@ -345,8 +359,9 @@ class RedisLink(BrokerLink):
     def unsubscribe(self, patterns: Sequence[str]) -> None:
         self._subscriber.unsubscribe(patterns)
 
-    def flush(self, deadline: Deadline) -> None:
-        self._publisher.line.flush(deadline.left())
+    @property
+    def is_settled(self) -> bool:
+        return self._publisher.is_settled
 
     def close(self, reason: MultiSocketError) -> None:
         for line in self._lines:

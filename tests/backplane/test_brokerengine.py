@@ -10,7 +10,10 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import socket as gsocket
+from gevent.event import Event
 
+from gmultisocket.backplane import brokerengine, brokerline, natslink
+from gmultisocket.backplane.brokerline import Line
 from gmultisocket.errors import BadTopic, ConnectionFailed, ConnectionRefused, MultiSocketError
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.testing import nothing_left, wait_until
@@ -222,8 +225,18 @@ def test_a_killed_server_is_noticed_and_its_successor_is_used(server: BrokerServ
         assert publisher.connections == 4
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines notice silence within half a second."""
+    monkeypatch.setattr(brokerline, "SILENCE", 0.4)
+    monkeypatch.setattr(brokerline, "_STEP", 0.1)
+    monkeypatch.setattr(natslink, "SILENCE", 0.4)
+    monkeypatch.setattr(natslink, "_STALL", 0.4)
+    monkeypatch.setattr(brokerengine, "_CONNECT_TIMEOUT", 0.6)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_stopped_server_is_down_though_it_accepts_connections(server: BrokerServer) -> None:
-    """Takes the seconds of SILENCE, and those of an attempt to connect."""
     with client(server.url) as plane:
         server.pause()
         wait_until(lambda: not plane.up, 10)
@@ -236,23 +249,52 @@ def test_a_stopped_server_is_down_though_it_accepts_connections(server: BrokerSe
         plane.subscribe("a")
 
 
-def test_an_idle_connection_stays(server: BrokerServer) -> None:
-    """Longer than SILENCE, so that it was asked."""
+@pytest.mark.usefixtures("impatient")
+def test_an_idle_connection_stays(server: BrokerServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    look = Line._look
+
+    def counting(line: Line, elapsed: float, late: float) -> None:
+        look(line, elapsed, late)
+        if line._asked >= 0:
+            asked.append(line)
+
+    monkeypatch.setattr(Line, "_look", counting)
     with client(server.url) as plane:
-        gevent.sleep(2.5)
+        wait_until(lambda: len(asked) > 5)
         assert plane.up
         assert not plane.errors
         plane.subscribe("a")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_busy_subscriber_does_not_take_the_server_for_silent(
+    server: BrokerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    look = Line._look
+    monkeypatch.setattr(Line, "_look", lambda *args: (look(*args), looks.append(args)))
+    with client(server.url) as publisher, client(server.url) as subscriber:
+        subscriber.subscribe("a")
+        gate, received = Event(), subscriber.received
+        subscriber.received = lambda *args: (gate.wait(), received(*args))  # type: ignore[method-assign]
+        publisher.publish("a", b"x")
+        wait_until(lambda: len(looks) > 60)
+        gate.set()
+        wait_until(lambda: subscriber.contents() == [b"x"])
+        assert not subscriber.errors
 
 
 def test_a_listener_that_is_no_such_server_is_an_error(server: BrokerServer) -> None:
     listener = gsocket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
+    peers = []
 
     def answer() -> None:
         while True:
             peer, _ = listener.accept()
+            peers.append(peer)
             peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     greenlet = gevent.spawn(answer)
@@ -263,7 +305,8 @@ def test_a_listener_that_is_no_such_server_is_an_error(server: BrokerServer) -> 
             assert {"nats": "none of NATS", "redis": "not the protocol of Redis"}[server.scheme] in str(plane.errors[0])
     finally:
         greenlet.kill()
-        listener.close()
+        for each in (listener, *peers):
+            each.close()
 
 
 def test_random_bytes_from_a_server_end_the_connection_and_nothing_else(server: BrokerServer) -> None:

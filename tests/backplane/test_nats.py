@@ -65,6 +65,14 @@ def test_a_token_logs_in(tmp_path: Path) -> None:
             plane.subscribe("a")
 
 
+def test_a_full_server_is_an_error(tmp_path: Path) -> None:
+    with running(tmp_path, "max_connections: 1") as server, client(server.url):
+        with client(server.url, wait=False) as plane:
+            wait_until(lambda: plane.errors)
+            assert isinstance(plane.errors[0], EngineRefused)
+            assert "maximum connections exceeded" in str(plane.errors[0])
+
+
 # Limits and permissions
 
 
@@ -117,7 +125,7 @@ def test_a_server_without_headers_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_subscriber_that_is_too_slow_is_cut_off_and_comes_back(tmp_path: Path) -> None:
-    with running(tmp_path, 'max_pending: 1000000\nwrite_deadline: "5s"') as server:
+    with running(tmp_path, 'max_payload: 100000\nmax_pending: 1000000\nwrite_deadline: "300ms"') as server:
         with client(server.url) as publisher, client(server.url) as subscriber:
             subscriber.subscribe("a")
             gate = Event()
@@ -150,7 +158,7 @@ def test_headers_and_replies_of_other_programs_are_left_out(tmp_path: Path) -> N
     with running(tmp_path) as server, client(server.url) as plane:
         with PlainClient("nats", server.port) as plain:
             plane.subscribe("a")
-            plain.write(b"HPUB t.a reply.to 23 26\r\nNATS/1.0\r\nKey: value\r\n\r\nabc\r\nPING\r\n")
+            plain.write(b"HPUB t.a reply.to 24 27\r\nNATS/1.0\r\nKey: value\r\n\r\nabc\r\nPING\r\n")
             plain.read_until(b"PONG\r\n")
             wait_until(lambda: plane.foreign == [("a", b"abc")])
 
@@ -228,6 +236,7 @@ def test_a_server_without_tls_is_not_used_where_the_url_wants_it(tmp_path: Path)
 
 def test_what_comes_before_tls_must_be_the_info_alone() -> None:
     """Somebody on the way could put something in front of the encrypted bytes."""
+    peers = []
     listener = gsocket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -235,6 +244,7 @@ def test_what_comes_before_tls_must_be_the_info_alone() -> None:
     def serve() -> None:
         while True:
             peer, _ = listener.accept()
+            peers.append(peer)
             peer.sendall(b'INFO {"max_payload": 9, "headers": true, "tls_required": true}\r\nMSG a 1 1\r\nx\r\n')
 
     greenlet = gevent.spawn(serve)
@@ -244,7 +254,8 @@ def test_what_comes_before_tls_must_be_the_info_alone() -> None:
             assert "INFO alone" in str(plane.errors[0])
     finally:
         greenlet.kill()
-        listener.close()
+        for each in (listener, *peers):
+            each.close()
 
 
 def test_a_wrong_url_opens_nothing() -> None:

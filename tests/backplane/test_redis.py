@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def check_both_ways(url: str) -> None:
 @pytest.mark.parametrize("more", [[], ["--rename-command", "HELLO", ""]], ids=["new protocol", "old protocol"])
 @pytest.mark.parametrize("login", [":pa%2Fss", "default:pa%2Fss", "me:word"])
 def test_a_password_logs_in_with_both_protocols(tmp_path: Path, more: list[str], login: str) -> None:
-    users = ["--requirepass", "pa/ss", "--user", "me on >word ~* &* +@all"]
+    users = ["--requirepass", "pa/ss", "--user", *"me on >word ~* &* +@all".split()]
     with running(tmp_path, *users, *more) as server:
         check_both_ways(with_login(server, login))
 
@@ -75,15 +76,16 @@ def test_a_wrong_login_is_refused_and_tried_again(tmp_path: Path, more: list[str
 def test_a_full_server_is_an_error(tmp_path: Path) -> None:
     with running(tmp_path, "--maxclients", "1") as server, client(server.url, wait=False) as plane:
         wait_until(lambda: plane.errors)
-        assert isinstance(plane.errors[0], EngineRefused)
-        assert "max number of clients" in str(plane.errors[0])
+        # It closes at once. What it says is lost if this side has written meanwhile.
+        assert re.search("max number of clients|has closed the connection", str(plane.errors[0]))
+        assert plane.connections == 0
 
 
 # Permissions and limits
 
 
 def test_what_the_user_may_not_do_is_refused_by_name(tmp_path: Path) -> None:
-    with running(tmp_path, "--user", "me on >word ~* &t.yes.* &t.yes.\\* +@all") as server:
+    with running(tmp_path, "--user", *"me on >word ~* &t.yes.* +@all".split()) as server:
         with client(with_login(server, "me:word")) as plane:
             plane.subscribe("yes.a", "no.b", "yes.b", "no.c")
             assert plane.refused_patterns == [("no.b", "no permission"), ("no.c", "no permission")]
@@ -173,8 +175,10 @@ def test_another_program_sees_the_mark_and_the_content(tmp_path: Path) -> None:
 
 def test_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
-    with running(tmp_path, "--unixsocket", str(path), "--requirepass", "pw"):
+    with running(tmp_path, "--unixsocket", str(path), "--requirepass", "pw") as server:
         check_both_ways(f"redis+unix://:pw@{path}")
+        # Removes its file.
+        server.stop()
 
 
 def tls_arguments(folder: Path) -> list[str]:
