@@ -19,7 +19,7 @@ from .brokerline import Opener
 from .brokerurl import Server
 from .engine import Plane
 from .natslink import NatsLink, log_in
-from .natswire import HEADER_SIZE, Subjects
+from .natswire import HEADER_SIZE, Subjects, encode_head
 
 __all__ = ["NatsEngine"]
 
@@ -34,7 +34,7 @@ class NatsEngine(BrokerEngine):
         self._subjects = Subjects(self.options.get(opts.plane.prefix))
 
     def head(self, topic: str) -> bytes:
-        return self._subjects.encode(topic)
+        return encode_head(self._subjects.encode(topic))
 
     def _open(self, server: Server, opener: Opener) -> BrokerLink:
         connection, parser, info = log_in(server, opener, tls=server.scheme == "nats+tls")

@@ -28,7 +28,7 @@ from .brokerengine import BrokerLink
 from .brokerline import Line, Opener, login_errors
 from .brokerurl import Server
 from .engine import FOREIGN, SILENCE, Plane
-from .natswire import Info, Parser, Ping, Pong, ServerError, Subjects
+from .natswire import HEADER_SIZE, Info, Parser, Ping, Pong, ServerError, Subjects
 
 __all__ = ["NatsLink", "log_in"]
 
@@ -199,7 +199,7 @@ class NatsLink(BrokerLink):
         self._server = server
         self._subjects = subjects
         self._count = count
-        self._origin = plane.origin.hex().encode()
+        self._format = natswire.publication_format(plane.origin)
         self._pings: deque[_Asked] = deque()
         #: Publications: all, those in front of a PING, those in front of a PONG; and those that were refused since the
         #: last PONG.
@@ -231,7 +231,7 @@ class NatsLink(BrokerLink):
 
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         self._published += 1
-        self._line.write(natswire.encode_publish(head, self._origin, sequence, content))
+        self._line.write(self._format % (head, len(content) + HEADER_SIZE, sequence, content))
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         lines = []

@@ -11,8 +11,8 @@ The payload, with its own CR LF, follows the lines of PUB, HPUB, MSG and HMSG. A
 that it has taken everything in front of the PING.
 
 A subject is bytes without white space, so a topic is escaped: :class:`Subjects`. Each message says which Backplane
-published it, and its number there, in one header, ``Gms: 0123456789abcdef-1``. A message without it is from another
-program.
+published it, and its number there, in one header, ``Gms: 0123456789abcdef-0000000000000001``. A message without it is
+from another program.
 
 Pure: no gevent, no sockets, no clock.
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from binascii import unhexlify
+from binascii import hexlify, unhexlify
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -41,9 +41,10 @@ __all__ = [
     "ServerError",
     "Subjects",
     "encode_connect",
-    "encode_publish",
+    "encode_head",
     "encode_subscribe",
     "encode_unsubscribe",
+    "publication_format",
     "read_mark",
 ]
 
@@ -59,11 +60,12 @@ MAX_SUBJECT: Final = 4000
 _MAX_LINE: Final = 1 << 20
 #: The most bytes of a message: the highest ``max_payload`` that a server allows.
 _MAX_MESSAGE: Final = 64 << 20
+#: Subjects that are kept with their topics, and sizes with their numbers.
+_CACHED: Final = 4096
 
 _HEADER: Final = b"NATS/1.0\r\nGms: "
-#: The most bytes of the headers of a publication, with a number of 19 digits.
-HEADER_SIZE: Final = len(_HEADER) + 16 + 1 + 19 + 4
-_MARK: Final = re.compile(rb"NATS/1\.0\r\nGms: ([0-9a-f]{16})-([0-9]{1,19})\r\n\r\n")
+#: The bytes of the headers of a publication.
+HEADER_SIZE: Final = len(_HEADER) + 16 + 1 + 16 + 4
 
 
 class Info(NamedTuple):
@@ -115,13 +117,14 @@ class Parser:
         error: why it has stopped; None while it works.
     """
 
-    __slots__ = ("_missing", "_pieces", "error")
+    __slots__ = ("_missing", "_pieces", "_sizes", "error")
 
     def __init__(self) -> None:
         self.error: BadMessage | None = None
         #: The beginning of a line or message that is not complete, and how many bytes more it needs at least.
         self._pieces: list[bytes] = []
         self._missing = 0
+        self._sizes: dict[bytes, int] = {}
 
     @property
     def unfinished(self) -> bool:
@@ -156,22 +159,21 @@ class Parser:
     def _parse(self, data: bytes, events: list[Event]) -> int:
         """Parse all that is complete. Return where the rest begins, and set how many bytes that needs at least."""
         position = 0
-        find, add = data.find, events.append
+        find, add, sizes = data.find, events.append, self._sizes
         while (end := find(b"\r\n", position)) >= 0:
             words = data[position:end].split()
-            name = words[0] if words else b""
-            if name == b"HMSG" and 5 <= len(words) <= 6:
-                begin = end + 2 + _size(words[-2])
-            elif name == b"MSG" and 4 <= len(words) <= 5:
-                begin = end + 2
-            else:
-                _, _, rest = data[position:end].partition(b" ")
-                event = _read_line(name, rest)
+            begin = stop = end + 2
+            if len(words) >= 5 and words[0] == b"HMSG":
+                word = words[-2]
+                begin += sizes[word] if word in sizes else self._size(word)
+            elif len(words) < 4 or words[0] != b"MSG":
+                event = _read_line(data[position:end])
                 if event is not None:
                     add(event)
-                position = end + 2
+                position = stop
                 continue
-            stop = end + 2 + _size(words[-1])
+            word = words[-1]
+            stop += sizes[word] if word in sizes else self._size(word)
             if begin > stop:
                 raise BadMessage("the headers of a message are longer than the message")
             if len(data) < stop + 2:
@@ -186,16 +188,19 @@ class Parser:
         self._missing = 1
         return position
 
+    def _size(self, word: bytes) -> int:
+        """Return the number of bytes that a line announces, and remember it: there are few different ones."""
+        if not word.isdigit() or len(word) > 9 or (size := int(word)) > _MAX_MESSAGE:
+            raise BadMessage(f"a message says that it has {snippet(word)} bytes")
+        if len(self._sizes) >= _CACHED:
+            self._sizes.clear()
+        self._sizes[word] = size
+        return size
 
-def _size(word: bytes) -> int:
-    """Return the number of bytes that a line announces."""
-    if not word.isdigit() or len(word) > 9 or (size := int(word)) > _MAX_MESSAGE:
-        raise BadMessage(f"a message says that it has {snippet(word)} bytes")
-    return size
 
-
-def _read_line(name: bytes, rest: bytes) -> Info | ServerError | Ping | Pong | None:
+def _read_line(line: bytes) -> Info | ServerError | Ping | Pong | None:
     """Return the event of a line without a payload, None if it says nothing."""
+    name, _, rest = line.partition(b" ")
     if name == b"PONG":
         return Pong()
     if name == b"PING":
@@ -246,28 +251,28 @@ def encode_unsubscribe(sid: int) -> bytes:
     return b"UNSUB %d\r\n" % sid
 
 
-def encode_publish(subject: bytes, origin: bytes, number: int, payload: bytes) -> bytes:
-    """Return a publication.
+def encode_head(subject: bytes) -> bytes:
+    """Return the beginning of a publication under a subject without wildcards."""
+    return b"HPUB %b %d " % (subject, HEADER_SIZE)
 
-    Args:
-        subject: without wildcards.
-        origin: names the Backplane, in 16 hexadecimal digits; b"" for no headers.
-        number: of the message there, from 1.
-        payload: at most ``max_payload`` of the server, less ``HEADER_SIZE`` bytes.
+
+def publication_format(origin: bytes) -> bytes:
+    """Return the format of all publications of an origin, 8 bytes.
+
+    ``format % (head, HEADER_SIZE + len(content), number, content)`` is a publication. The number is below 2^64.
     """
-    if not origin:
-        return b"PUB %b %d\r\n%b\r\n" % (subject, len(payload), payload)
-    digits = b"%d" % number
-    size = HEADER_SIZE - 19 + len(digits)
-    return b"HPUB %b %d %d\r\n%b%b-%b\r\n\r\n%b\r\n" % (
-        subject, size, size + len(payload), _HEADER, origin, digits, payload,
-    )  # fmt: skip
+    return b"%%b%%d\r\n%b%b-%%016x\r\n\r\n%%b\r\n" % (_HEADER, hexlify(origin))
 
 
 def read_mark(header: bytes) -> tuple[bytes, int]:
     """Return the origin (8 bytes) and the number that the headers of a message name; ``(b"", 0)`` without them."""
-    match = _MARK.fullmatch(header) if header else None
-    return (unhexlify(match[1]), int(match[2])) if match is not None else (b"", 0)
+    if len(header) == HEADER_SIZE and header[:15] == _HEADER:
+        try:
+            return unhexlify(header[15:31]), int.from_bytes(unhexlify(header[32:48]), "big")
+        except ValueError:
+            # It is not from here.
+            pass
+    return b"", 0
 
 
 # Topics
@@ -277,9 +282,6 @@ _UNSAFE: Final = re.compile(rb"[\x00-\x20\x7f%]")
 _ESCAPE: Final = re.compile(rb"%([0-9A-F]{2})")
 #: First tokens that mean something to the server or to other clients. They matter without a prefix only.
 _RESERVED: Final = re.compile(rb"\$|_INBOX\b")
-#: Subjects that are kept with their topics.
-_CACHED: Final = 4096
-
 
 def _escape_byte(match: re.Match[bytes]) -> bytes:
     return b"%%%02X" % ord(match[0])

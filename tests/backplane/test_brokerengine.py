@@ -279,7 +279,7 @@ def test_a_busy_subscriber_does_not_take_the_server_for_silent(
         gate, received = Event(), subscriber.received
         subscriber.received = lambda *args: (gate.wait(), received(*args))  # type: ignore[method-assign]
         publisher.publish("a", b"x")
-        wait_until(lambda: len(looks) > 60)
+        wait_until(lambda: len(looks) > 30)
         gate.set()
         wait_until(lambda: subscriber.contents() == [b"x"])
         assert not subscriber.errors

@@ -110,19 +110,18 @@ def test_an_error_of_the_server_is_shown_without_control_characters() -> None:
 # What a client writes
 
 
-@given(st.binary(max_size=100), st.integers(min_value=1, max_value=10**19 - 1))
-def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, number: int) -> None:
-    origin = bytes(range(8))
-    written = natswire.encode_publish(b"a.b", origin.hex().encode(), number, content)
+@given(st.binary(max_size=100), st.integers(min_value=1, max_value=2**64 - 1), st.binary(min_size=8, max_size=8))
+def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, number: int, origin: bytes) -> None:
+    size = natswire.HEADER_SIZE + len(content)
+    written = natswire.publication_format(origin) % (natswire.encode_head(b"a.b"), size, number, content)
     line, _, rest = written.partition(b"\r\n")
-    command, subject, header_size, size = line.split()
+    command, subject, header_size, whole = line.split()
     assert (command, subject) == (b"HPUB", b"a.b")
-    events, parser = parse(b"HMSG a.b 1 %b %b\r\n%b" % (header_size, size, rest))
+    events, parser = parse(b"HMSG a.b 1 %b %b\r\n%b" % (header_size, whole, rest))
     assert parser.error is None
     ((_, _, header, payload),) = events  # type: ignore[misc]
     assert natswire.read_mark(header) == (origin, number)
     assert payload == content
-    assert len(header) <= natswire.HEADER_SIZE
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,9 @@ def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, num
         b"",
         b"NATS/1.0\r\n\r\n",
         b"NATS/1.0\r\nGms: 00-1\r\n\r\n",
-        b"NATS/1.0\r\nX: y\r\nGms: 0123456789abcdef-1\r\n\r\n",
+        b"NATS/1.0\r\nX: y\r\nGms: 0123456789abcdef-0000000000000001\r\n\r\n",
+        b"NATS/1.0\r\nGms: 0123456789abcdex-0000000000000001\r\n\r\n",
+        b"NATS/1.0\r\nGmt: 0123456789abcdef-0000000000000001\r\n\r\n",
     ],
 )
 def test_headers_of_other_programs_have_no_origin(header: bytes) -> None:
