@@ -37,6 +37,7 @@ from .wire import Message
 
 if TYPE_CHECKING:
     from . import protocol
+    from .backplane import Backplane
     from .core.connecting.listener import Listener
     from .core.pair import pair
     from .protocol import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Address",
+    "Backplane",
     "Bus",
     "Counters",
     "Dialer",
@@ -88,7 +90,12 @@ __version__ = "0.1.0"
 
 show_by_default()
 
-_IMPORTED_LATER = {"Listener": ".core.connecting.listener", "Switch": ".switch", "pair": ".core.pair"}
+_IMPORTED_LATER = {
+    "Backplane": ".backplane",
+    "Listener": ".core.connecting.listener",
+    "Switch": ".switch",
+    "pair": ".core.pair",
+}
 
 
 if not TYPE_CHECKING:  # a checker would take it for a promise that the module has any name

@@ -26,6 +26,7 @@ __all__ = [
     "BrokenPath",
     "MessageDropped",
     "MessageTooLong",
+    "PublicationTooLong",
     "BadMessage",
     "ContentTooLong",
     "BadPacket",
@@ -265,6 +266,21 @@ class MessageTooLong(MultiSocketError, ValueError):
         )
 
 
+class PublicationTooLong(MessageTooLong):
+    """A content is longer than the server of a backplane takes. Nobody got it, not even a subscriber in this process.
+
+    Attributes:
+        size: the length of the content in bytes.
+        limit: the longest that the server takes, in bytes.
+    """
+
+    def __str__(self) -> str:
+        return (
+            f"a content of {self.size} bytes is over the limit of {self.limit} bytes of the backplane's server: raise "
+            "it there, and socket.max_send_content_length of the Pubs that pass it on"
+        )
+
+
 class BadMessage(MultiSocketError):
     """A peer sent bytes that are not a message. Its pipe closes; other pipes are not affected.
 
@@ -361,7 +377,7 @@ class MisplacedOption(OptionError):
 
     Attributes:
         name: the option's name.
-        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"`` or ``"pipe"``.
+        place: where it was set: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"`` or ``"plane"``.
         places: where it may be set.
     """
 

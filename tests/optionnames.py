@@ -41,7 +41,7 @@ _TAIL = """\
 
 def source() -> str:
     """Return the text that the file should have."""
-    groups = (standard.socket, standard.connector, standard.transport, standard.protocol)
+    groups = (standard.socket, standard.connector, standard.transport, standard.protocol, standard.plane)
     lines = [f'        "{name}": {kind},\n' for group in groups for name, kind in _entries(group)]
     return _HEAD + "".join(lines) + _TAIL
 

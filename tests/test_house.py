@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": BELOW_SOCKET_USERS,
     "backplane": BELOW_SOCKET_USERS | {"protocol"},
     "contrib": BELOW_SOCKET_USERS,
-    PACKAGE: BELOW_SOCKET_USERS | {"switch", "protocol"},  # the package's own __init__
+    PACKAGE: BELOW_SOCKET_USERS | {"switch", "protocol", "backplane"},  # the package's own __init__
     "testing": EVERYTHING - {"cli", "contrib"},
     "cli": EVERYTHING,
 }

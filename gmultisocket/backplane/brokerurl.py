@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from ..address import Address, split_host_port
 from ..errors import AddressError
-from ..options import Options
+from ..options import Options, PlaneOptions
 
 __all__ = ["BrokerURL", "Credentials", "Server", "parse_url"]
 
@@ -94,7 +94,7 @@ def parse_url(url: str, ports: Mapping[str, int | None], options: Options) -> Br
     servers = _servers(scheme, location, port, url) if port is not None else (_path_server(scheme, location, url),)
     bare = f"{scheme}://{','.join(server.location for server in servers)}"
     values = Address.parse(f"{bare}?{query}").options if query else {}
-    return BrokerURL(scheme, servers, Options(values, options))
+    return BrokerURL(scheme, servers, PlaneOptions(values, options))
 
 
 def _servers(scheme: str, location: str, port: int, url: str) -> tuple[Server, ...]:

@@ -1,7 +1,7 @@
 """The contract of an engine: what carries the publications of a Backplane from process to process.
 
-An engine is a client of one server: of our own hub, of NATS, of Redis. It opens connections, logs in, finds out when the
-server is gone or silent, and connects again. What all engines would have to do alike, the plane does once:
+An engine is a client of one server: of our own hub, of NATS, of Redis. It opens connections, logs in, finds out when
+the server is gone or silent, and connects again. What all engines would have to do alike, the plane does once:
 
 * :mod:`.interest` decides which patterns the engine has to ask for, and when.
 * :mod:`.ledger` keeps publications while the engine is away or slow, and counts what became of each.

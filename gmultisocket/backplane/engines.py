@@ -15,6 +15,7 @@ SCHEMES: Final[dict[str, tuple[str, str]]] = {
     "memory": ("memory", "MemoryEngine"),
     "ipc": ("hub", "HubEngine"),
     "tcp": ("hub", "HubEngine"),
+    "tls+tcp": ("hub", "HubEngine"),
     "nats": ("nats", "NatsEngine"),
     "nats+tls": ("nats", "NatsEngine"),
     "redis": ("redis", "RedisEngine"),

@@ -22,7 +22,7 @@ from gevent import Greenlet, GreenletExit
 from .. import __version__
 from ..errors import MultiSocketError
 from ..transport.stream import describe_os_error
-from . import cat, demo, options, recv, send, switch
+from . import cat, demo, hub, options, recv, send, switch
 from .common import report
 
 __all__ = ["main"]
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"gmultisocket {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, send, recv, cat, switch, options):
+    for command in (demo, send, recv, cat, switch, hub, options):
         command.add(subparsers)
     return parser
 

@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
@@ -28,16 +28,18 @@ from .sending.content import as_content
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["ThreadsafeSender"]
+__all__ = ["ThreadsafeHandle", "ThreadsafeSender"]
 
 logger = get_logger("gmultisocket.socket")
 
 #: Messages that may wait to be sent. Further ones are refused, because the threads are faster than the socket.
 _MAX_PENDING: Final = 10_000
 
+_Self = TypeVar("_Self", bound="ThreadsafeHandle")
 
-class _SendingSocket(Protocol):
-    """What a handle needs of its socket."""
+
+class _Home(Protocol):
+    """What a handle needs of the object that it works for."""
 
     _thread: int
 
@@ -47,21 +49,26 @@ class _SendingSocket(Protocol):
     def _home(self) -> tuple[int, Hub]: ...
     def _flush(self, deadline: Deadline) -> bool: ...
     def _check(self) -> None: ...
+
+
+class _SendingSocket(_Home, Protocol):
+    """What a handle needs of its socket."""
+
     def send(self, content: Buffer) -> None: ...
     def send_all(self, content: Buffer) -> int: ...
     def send_to(self, destination: bytes, content: Buffer) -> None: ...
     def send_msg(self, message: Message) -> int: ...
 
 
-class ThreadsafeSender(Flushable):
-    """Sends through a socket from any thread. The methods return at once; the socket sends later.
+class ThreadsafeHandle(Flushable):
+    """Calls methods of a socket or a plane in its own thread, for any thread.
 
     Attributes:
-        failed: how many messages were accepted here and then not sent, e.g. because their path was broken.
+        failed: how many calls were accepted here and then failed.
     """
 
-    def __init__(self, sock: _SendingSocket) -> None:
-        self._socket = sock
+    def __init__(self, home: _Home) -> None:
+        self._socket = home
         self._calls: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._greenlet: Greenlet[..., Any] | None = None
         self._closed = False
@@ -71,32 +78,11 @@ class ThreadsafeSender(Flushable):
         self._watcher.start(self._wake)
         owner.register(self)
 
-    def __enter__(self) -> ThreadsafeSender:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    def send(self, content: Buffer) -> None:
-        """Send ``content`` to one peer, later.
-
-        Raises:
-            MessageDropped: 10,000 messages wait already.
-            Closed: the handle or the socket is closed.
-        """
-        self._post(self._socket.send, as_content(content))
-
-    def send_all(self, content: Buffer) -> None:
-        """Send ``content`` to every peer, later. Raises as :meth:`send` does."""
-        self._post(self._socket.send_all, as_content(content))
-
-    def send_to(self, destination: bytes, content: Buffer) -> None:
-        """Send ``content`` along a path, later. Raises as :meth:`send` does."""
-        self._post(self._socket.send_to, bytes(destination), as_content(content))
-
-    def send_msg(self, message: Message) -> None:
-        """Send a message as its fields say, later. Raises as :meth:`send` does."""
-        self._post(self._socket.send_msg, message)
 
     @property
     def pending(self) -> int:
@@ -225,3 +211,36 @@ class ThreadsafeSender(Flushable):
         """Become unusable in a forked child. The watcher would keep the child's loop alive."""
         self._closed = True
         self._watcher.close()
+
+
+class ThreadsafeSender(ThreadsafeHandle):
+    """Sends through a socket from any thread. The methods return at once; the socket sends later.
+
+    Attributes:
+        failed: how many messages were accepted here and then not sent, e.g. because their path was broken.
+    """
+
+    def __init__(self, sock: _SendingSocket) -> None:
+        super().__init__(sock)
+        self._sender = sock
+
+    def send(self, content: Buffer) -> None:
+        """Send ``content`` to one peer, later.
+
+        Raises:
+            MessageDropped: 10,000 messages wait already.
+            Closed: the handle or the socket is closed.
+        """
+        self._post(self._sender.send, as_content(content))
+
+    def send_all(self, content: Buffer) -> None:
+        """Send ``content`` to every peer, later. Raises as :meth:`send` does."""
+        self._post(self._sender.send_all, as_content(content))
+
+    def send_to(self, destination: bytes, content: Buffer) -> None:
+        """Send ``content`` along a path, later. Raises as :meth:`send` does."""
+        self._post(self._sender.send_to, bytes(destination), as_content(content))
+
+    def send_msg(self, message: Message) -> None:
+        """Send a message as its fields say, later. Raises as :meth:`send` does."""
+        self._post(self._sender.send_msg, message)

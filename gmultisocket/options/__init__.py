@@ -2,8 +2,8 @@
 
 :class:`Option` is one declaration; :func:`define`, :func:`lookup` and :func:`describe` are the registry of all options;
 :class:`Options` holds the values of one socket, dialer, listener or pipe. Every option of this library is an attribute
-of ``socket``, ``connector``, ``transport`` or ``protocol``. The code that reads an option gives it its effect. The
-syntax of options in an address is that of :mod:`gmultisocket.address`.
+of ``socket``, ``connector``, ``transport``, ``protocol`` or ``plane``. The code that reads an option gives it its
+effect. The syntax of options in an address is that of :mod:`gmultisocket.address`.
 
 ``OptionValues`` is the type of a dict of values by name or option. Type checkers know the names and the types of their
 values; see ``values.py``.
@@ -16,7 +16,7 @@ refused change leaves everything as it was.
 
 from .checks import is_header
 from .option import Kind, Option, define, describe, lookup
-from .scope import DialerOptions, ListenerOptions, Options, OptionValues, PipeOptions, follow
+from .scope import DialerOptions, ListenerOptions, Options, OptionValues, PipeOptions, PlaneOptions, follow
 from .standard import connector, plane, protocol, socket, transport
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "OptionValues",
     "Options",
     "PipeOptions",
+    "PlaneOptions",
     "connector",
     "define",
     "describe",

@@ -118,6 +118,13 @@ OptionsByName = TypedDict(
         "protocol.stream.keep_alive_idle": float,
         "protocol.stream.keep_alive_interval": float,
         "protocol.stream.keep_alive_probes": int,
+        "plane.prefix": str,
+        "plane.buffer_messages": int,
+        "plane.buffer_bytes": int,
+        "plane.buffer_overflow": Literal["drop_newest", "drop_oldest"],
+        "plane.linger": float,
+        "plane.start_hub": bool,
+        "plane.hold": float,
     },
     total=False,
 )

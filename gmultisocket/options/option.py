@@ -50,7 +50,8 @@ class Option(Frozen, Generic[T]):
             whose text says which values are right.
         parser: parses the text of a value in an address, if the kind's own parser does not fit. Raises as ``checker``.
         secret: whether errors and ``repr`` show ``"***"`` in place of a value.
-        places: where it may be set, see ``places.py``: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"``.
+        places: where it may be set, see ``places.py``: ``"socket"``, ``"dialer"``, ``"listener"``, ``"pipe"``,
+            ``"plane"``.
     """
 
     __slots__ = ("checker", "choices", "default", "doc", "kind", "maximum", "minimum", "name", "parser",

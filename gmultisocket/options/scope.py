@@ -13,7 +13,7 @@ from ..log import get_logger
 from .option import Option, lookup
 from .places import Place
 
-__all__ = ["DialerOptions", "ListenerOptions", "OptionValues", "Options", "PipeOptions", "follow"]
+__all__ = ["DialerOptions", "ListenerOptions", "OptionValues", "Options", "PipeOptions", "PlaneOptions", "follow"]
 
 logger = get_logger("gmultisocket.options", at_once=True)
 
@@ -251,6 +251,13 @@ class PipeOptions(Options):
 
     __slots__ = ()
     _place = "pipe"
+
+
+class PlaneOptions(Options):
+    """The options of a backplane."""
+
+    __slots__ = ()
+    _place = "plane"
 
 
 def follow(options: Options, target: T, setters: Mapping[Option[Any], Callable[[T, Any], object]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .checks import (
     UINT32,
@@ -44,7 +44,7 @@ _MIN_TIMEOUT: Final = 0.001
 #: For what matters only while a pipe is made.
 _MADE: Final[tuple[Place, ...]] = ("socket", "dialer", "listener")
 #: For what only the side that dials needs.
-_DIALED: Final[tuple[Place, ...]] = ("socket", "dialer")
+_DIALED: Final[tuple[Place, ...]] = ("socket", "dialer", "plane")
 
 
 class socket:
@@ -353,7 +353,7 @@ class transport:
             doc="Close the pipe of a peer that is silent for this time after a ping. 0: never.",
         )
         headers: Option[Mapping[str, str] | Callable[[], Mapping[str, str]]] = define(
-            "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=_DIALED,
+            "transport.ws.headers", object, {}, checker=check_headers, secret=True, places=("socket", "dialer"),
             doc="For dialers: more HTTP headers, such as Authorization or Origin, or a function that returns them.",
         )
 
@@ -427,16 +427,6 @@ class transport:
                 "transport.inproc.channel.buffer_size", int, 16, unit="messages", minimum=0, maximum=_INT32,
                 doc="No effect: the peer's receive queue is the buffer.",
             )
-
-
-class plane:
-    """``plane.*``: options of a Backplane."""
-
-    prefix = define(
-        "plane.prefix", str, "gms.",
-        doc="What stands in front of each topic in the subjects of NATS and the channels of Redis: tokens with a dot "
-        "behind each. Backplanes with the same prefix hear each other. Empty: nothing.",
-    )
 
 
 class protocol:
@@ -558,3 +548,38 @@ class protocol:
             "protocol.stream.keep_alive_probes", int, 7, minimum=1,
             doc="The connection ends after this number of unanswered probes.",
         )
+
+
+class plane:
+    """``plane.*``: backplanes."""
+
+    prefix = define(
+        "plane.prefix", str, "gms.",
+        doc="What stands in front of each topic in the subjects of NATS and the channels of Redis: tokens with a dot "
+        "behind each. Programs with the same prefix hear each other. Empty: nothing.",
+    )
+
+    buffer_messages = define(
+        "plane.buffer_messages", int, 65536, unit="messages", minimum=0,
+        doc="Maximum number of publications that wait while the engine is away or slow.",
+    )
+    buffer_bytes = define(
+        "plane.buffer_bytes", int, 8388608, unit="bytes", minimum=0,
+        doc="Maximum number of bytes that these publications have.",
+    )
+    buffer_overflow: Option[Literal["drop_newest", "drop_oldest"]] = define(
+        "plane.buffer_overflow", "choice", "drop_oldest", choices=("drop_newest", "drop_oldest"),
+        doc="Which publications are dropped when more have to wait.",
+    )
+    linger = define(
+        "plane.linger", float, 5.0, unit="seconds", minimum=0,
+        doc="How long the engine is asked for a pattern after its last subscriber has gone.",
+    )
+    start_hub = define(
+        "plane.start_hub", bool, True,
+        doc="Start a hub where there is none, at an ipc address. False: a service or a configuration does that.",
+    )
+    hold = define(
+        "plane.hold", float, 1.5, unit="seconds", minimum=0,
+        doc="How long publications wait after the engine came back, because other processes have to come back too.",
+    )

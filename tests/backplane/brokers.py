@@ -14,7 +14,7 @@ from gmultisocket.backplane.engine import FOREIGN, Engine
 from gmultisocket.backplane.engines import find_engine
 from gmultisocket.errors import MultiSocketError
 from gmultisocket.loop.waiting import Deadline
-from gmultisocket.options import Options
+from gmultisocket.options import PlaneOptions
 from gmultisocket.testing import wait_until
 
 __all__ = ["PlainClient", "RecordingPlane", "client"]
@@ -109,7 +109,7 @@ class RecordingPlane:
 def client(url: str, *, wait: bool = True, options: dict[str, Any] | None = None) -> Iterator[RecordingPlane]:
     """Run an engine. Wait until it is connected, and close it at the end."""
     plane = RecordingPlane()
-    plane.engine = find_engine(url)(url, plane, Options({"plane.prefix": "t.", **(options or {})}))
+    plane.engine = find_engine(url)(url, plane, PlaneOptions({"plane.prefix": "t.", **(options or {})}))
     plane.engine.start()
     try:
         if wait:

@@ -66,6 +66,11 @@ class BrokerServer:
         self._log = folder / f"{self.scheme}.log"
 
     @property
+    def pid(self) -> int:
+        """Its process, 0 if there is none."""
+        return 0 if self.process is None or self.process.poll() is not None else self.process.pid
+
+    @property
     def url(self) -> str:
         return f"{self.scheme}://{self.host}:{self.port}"
 
@@ -122,7 +127,7 @@ class BrokerServer:
 
     def close(self) -> None:
         """Be sure that it has ended."""
-        if self.process is not None:
+        if self.pid:
             self.kill()
 
     def _end(self, number: int) -> None:

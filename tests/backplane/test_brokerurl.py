@@ -6,13 +6,13 @@ import pytest
 
 from gmultisocket.backplane.brokerurl import BrokerURL, Credentials, parse_url
 from gmultisocket.errors import AddressError, BadOptionValue, UnknownOption
-from gmultisocket.options import Options
+from gmultisocket.options import PlaneOptions
 
 PORTS = {"nats": 4222, "nats+tls": 4222, "redis+unix": None}
 
 
 def parse(url: str) -> BrokerURL:
-    return parse_url(url, PORTS, Options({"transport.tcp.no_delay": False}))
+    return parse_url(url, PORTS, PlaneOptions({"transport.tcp.no_delay": False}))
 
 
 def test_servers_have_the_usual_port_and_the_credentials_of_the_first() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gmultisocket import Socket
 from gmultisocket.errors import MisplacedOption
-from gmultisocket.options import DialerOptions, ListenerOptions, Option, Options, PipeOptions, describe
+from gmultisocket.options import DialerOptions, ListenerOptions, Option, Options, PipeOptions, PlaneOptions, describe
 from gmultisocket.options.places import PLACES, Place
 from tests.cases import every_case
 
@@ -19,6 +19,7 @@ SCOPES: dict[Place, type[Options]] = {
     "dialer": DialerOptions,
     "listener": ListenerOptions,
     "pipe": PipeOptions,
+    "plane": PlaneOptions,
 }
 
 OPTIONS = [option for option in describe() if ".smoke." not in option.name]
@@ -31,8 +32,8 @@ BY_NAME = {
     "connector.pipe.hold_until_heard": {"socket", "dialer", "listener"},
     "connector.pipe.negotiate_timeout": {"socket", "dialer", "listener"},
     "transport.tcp.reuse_port": {"socket", "listener"},
-    "transport.tls.server_hostname": {"socket", "dialer"},
-    "transport.tls.insecure": {"socket", "dialer"},
+    "transport.tls.server_hostname": {"socket", "dialer", "plane"},
+    "transport.tls.insecure": {"socket", "dialer", "plane"},
     "transport.ws.headers": {"socket", "dialer"},
 }
 BY_START = {
@@ -43,7 +44,10 @@ BY_START = {
     "connector.pipe.": {"socket", "dialer", "listener", "pipe"},
     "transport.ws.listener.": {"socket", "listener"},
     "transport.ipc.": {"socket", "listener"},
+    "transport.tcp.": {"socket", "dialer", "listener", "plane"},
+    "transport.tls.": {"socket", "dialer", "listener", "plane"},
     "transport.": {"socket", "dialer", "listener"},
+    "plane.": {"plane"},
 }
 
 

@@ -86,7 +86,7 @@ def _options_under(namespace: type, prefix: str) -> dict[str, Option[Any]]:
 
 def test_the_attributes_are_named_as_the_options() -> None:
     attributes: dict[str, Option[Any]] = {}
-    for name in ("socket", "connector", "transport"):
+    for name in ("socket", "connector", "transport", "plane"):
         attributes |= _options_under(getattr(options, name), name)
     # Protocols define theirs in their own modules.
     defined_here = {option.name: option for option in describe() if not option.name.startswith("protocol.")}

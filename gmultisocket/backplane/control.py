@@ -1,0 +1,241 @@
+"""What the planes of all processes tell each other: who is there, how many subscribers, and whom to disconnect.
+
+Messages are JSON objects under two reserved topics: one for all processes that have a Pub, or have asked something, and
+one for each. Each of them says every :data:`BEAT` seconds that it is there, and says goodbye; and to one that has
+just come, all others say it at once. So a process that asks knows how many answers to wait for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import count
+from time import monotonic
+from typing import Any, Final, NamedTuple
+
+import gevent
+from gevent import Greenlet, get_hub
+
+from ..log import get_logger
+from ..loop.ending import end
+from ..loop.periodic import Periodic
+from ..loop.waiting import Deadline, WaitList
+from ..loop.yielding import yield_to_loop
+from ..protocol.rights import RemoteSub
+from .link import RESERVED, Link
+from .local import LocalSubscribers
+
+__all__ = ["BEAT", "Control", "PlanePresence"]
+
+logger = get_logger("gmultisocket.backplane")
+
+#: Seconds between two signs of life of a process, and after how many without one it is forgotten.
+BEAT: Final = 10.0
+_FORGET: Final = 30.0
+#: Seconds within which the others have answered one that has just come.
+_ROLL_CALL: Final = 0.5
+_ALL: Final = f"{RESERVED}all"
+#: Pipes that are looked at before others run.
+_PORTION: Final = 256
+
+
+class PlanePresence(NamedTuple):
+    """The subscribers of a topic or a pattern, at the Pubs of all processes.
+
+    Attributes:
+        subscribers: their number.
+        names: their names, sorted, each once; None if no Pub has ``presence_names``.
+        complete: whether all processes have answered that are known to be there.
+    """
+
+    subscribers: int
+    names: tuple[str, ...] | None
+    complete: bool
+
+
+class _Question:
+    """A question about presence, and the answers to it.
+
+    Attributes:
+        answers: by member: the number, and the names.
+    """
+
+    __slots__ = ("answers",)
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, list[str] | None]] = {}
+
+
+class Control:
+    """One process's part in this.
+
+    Args:
+        link: its link.
+        local: its Pubs.
+    """
+
+    def __init__(self, link: Link, local: LocalSubscribers) -> None:
+        self._link = link
+        self._local = local
+        self._me = link.origin.hex()
+        self._mine = f"{RESERVED}to.{self._me}"
+        #: By member: when it was last heard.
+        self._members: dict[str, float] = {}
+        self._listens = False
+        #: When the engine began to serve it; None: not yet.
+        self._since: float | None = None
+        self._greeter: Greenlet[..., Any] | None = None
+        self._questions: dict[int, _Question] = {}
+        self._numbers = count(1)
+        self._answered = WaitList(get_hub(), lambda: True)
+        self._beats = Periodic(lambda: BEAT, self._beat)
+        link.on_control = self._receive
+
+    def listen(self) -> None:
+        """Take part from now on. Does not block; may be repeated."""
+        if not self._listens:
+            self._listens = True
+            self._link.want(_ALL)
+            self._link.want(self._mine)
+            self._greeter = gevent.spawn(self._greet)
+
+    def _greet(self) -> None:
+        """Say hello when the answers can come (a greenlet)."""
+        for pattern in (_ALL, self._mine):
+            if not self._link.wait_served(pattern, Deadline(None)):
+                return
+        self._since = monotonic()
+        self._beat(0.0, 0.0)
+        self._beats.start()
+        gevent.sleep(_ROLL_CALL)
+        self._answered.wake_all()
+
+    def close(self) -> None:
+        """Say goodbye. Does not block."""
+        if self._listens:
+            end(self._greeter)
+            self._beats.stop()
+            if self._since is not None:
+                self._say(_ALL, {"do": "bye"})
+
+    def _beat(self, elapsed: float, late: float) -> None:
+        self._say(_ALL, {"do": "here"})
+        oldest = monotonic() - _FORGET
+        for member in [each for each, heard in self._members.items() if heard < oldest]:
+            del self._members[member]
+
+    def _say(self, topic: str, message: dict[str, Any]) -> None:
+        content = json.dumps({"from": self._me, **message}).encode()
+        self._link.publish(self._link.engine.head(topic), content)
+
+    # Presence
+
+    def presence(self, pattern: str, timeout: float) -> PlanePresence:
+        """See ``Backplane.presence``."""
+        deadline = Deadline(timeout)
+        self.listen()
+        while not self._knows_all() and self._answered.wait(deadline.left()):
+            pass
+        number = next(self._numbers)
+        question = self._questions[number] = _Question()
+        try:
+            self._say(_ALL, {"do": "count", "id": number, "pattern": pattern})
+            question.answers[self._me] = self._count(pattern)
+            while not (self._knows_all() and self._members.keys() <= question.answers.keys()):
+                if not self._answered.wait(deadline.left()):
+                    break
+        finally:
+            del self._questions[number]
+        found = [names for _, names in question.answers.values() if names is not None]
+        return PlanePresence(
+            sum(number for number, _ in question.answers.values()),
+            tuple(sorted({name for names in found for name in names})) if found else None,
+            self._link.is_up and self._knows_all() and self._members.keys() <= question.answers.keys(),
+        )
+
+    def _knows_all(self) -> bool:
+        """Return whether it knows all others."""
+        return self._since is not None and monotonic() - self._since >= _ROLL_CALL
+
+    def _count(self, pattern: str) -> tuple[int, list[str] | None]:
+        """Return the number of subscribers of this process, and their names."""
+        number = 0
+        found: list[str] | None = None
+        for pub in self._local.pubs:
+            presence = pub.presence(pattern)
+            number += presence.subscribers
+            if presence.names is not None:
+                found = [*(found or ()), *presence.names]
+        return number, found
+
+    # Peers of all processes
+
+    def revoke(self, identity: Mapping[str, Any], pattern: str, reason: str) -> None:
+        """See ``Backplane.revoke``."""
+        self._do({"do": "revoke", "identity": _checked(identity), "pattern": pattern, "reason": reason})
+
+    def disconnect(self, identity: Mapping[str, Any], reason: str) -> None:
+        """See ``Backplane.disconnect``."""
+        self._do({"do": "disconnect", "identity": _checked(identity), "reason": reason})
+
+    def _do(self, message: dict[str, Any]) -> None:
+        self._say(_ALL, message)
+        gevent.spawn(self._apply, message)
+
+    def _apply(self, message: Mapping[str, Any]) -> None:
+        """Revoke or disconnect here (a greenlet for each)."""
+        wanted = message["identity"]
+        for number, (pub, pipe) in enumerate(self._local.pipes(), 1):
+            if number % _PORTION == 0:
+                yield_to_loop()
+            identity = pipe.identity
+            if pipe.closed or not all(key in identity and identity[key] == value for key, value in wanted.items()):
+                continue
+            if message["do"] == "revoke":
+                pub.revoke(RemoteSub(pipe, pipe.path), message["pattern"], message["reason"])
+            else:
+                pipe.close(message["reason"])
+
+    # What comes
+
+    def _receive(self, content: bytes) -> None:
+        """Act on a message of another process."""
+        try:
+            message = json.loads(content)
+            sender, what = str(message["from"]), message["do"]
+            if what == "bye":
+                self._members.pop(sender, None)
+                self._answered.wake_all()
+                return
+            if sender not in self._members and what == "here":
+                # It has just come: it shall know of this process before the next beat.
+                self._say(f"{RESERVED}to.{sender}", {"do": "here too"})
+            self._members[sender] = monotonic()
+            if what == "count":
+                gevent.spawn(self._answer, sender, message["id"], str(message["pattern"]))
+            elif what == "answer":
+                question = self._questions.get(message["id"])
+                if question is not None:
+                    question.answers[sender] = int(message["number"]), message["names"]
+                    self._answered.wake_all()
+            elif what in ("revoke", "disconnect"):
+                gevent.spawn(self._apply, message)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("a control message of another plane makes no sense: %s", error)
+
+    def _answer(self, sender: str, number: object, pattern: str) -> None:
+        """Count, and say so (a greenlet for each question: counting may block)."""
+        subscribers, names = self._count(pattern)
+        self._say(f"{RESERVED}to.{sender}", {"do": "answer", "id": number, "number": subscribers, "names": names})
+
+
+def _checked(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an identity that may be sent.
+
+    Raises:
+        ValueError, TypeError: it is empty and would match everybody, or JSON cannot hold it.
+    """
+    if not identity:
+        raise ValueError("an identity has at least one entry, like {'user': 'ann'}: an empty one would be everybody's")
+    json.dumps(dict(identity))
+    return dict(identity)

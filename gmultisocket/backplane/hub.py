@@ -1,0 +1,276 @@
+"""The engine of our own hub: ``ipc:///PATH`` on one host, ``tcp://HOST:PORT`` or ``tls+tcp://`` for several.
+
+Where nobody has started a hub at an ipc path, the first plane does. A hub for several hosts is started by people:
+``gmultisocket hub tcp://10.0.0.5:5600``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import gevent
+from gevent import Greenlet, getcurrent
+from gevent.event import Event
+
+from .. import options as opts
+from ..address import Address
+from ..core.pipes.pipe import Pipe
+from ..errors import BadTopic, Closed, ConnectionFailed, EngineRefused, MultiSocketError
+from ..log import get_logger
+from ..loop.ending import Ended
+from ..loop.waiting import Deadline
+from ..options import Options, OptionValues
+from ..protocol.base import ProtocolBase
+from ..protocol.pubsubwire import (
+    REFUSED,
+    SUBSCRIBE,
+    SUBSCRIBED,
+    UNSUBSCRIBE,
+    WHO,
+    Malformed,
+    is_control,
+    read_pattern,
+    read_refused,
+)
+from ..protocol.subscriptions import check_topic
+from ..protocol.upstream import control
+from ..wire import SEND_TYPE_MASK, TO_ONE, Message
+from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
+from .hublock import HubStarter
+from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
+
+__all__ = ["HubEngine"]
+
+logger = get_logger("gmultisocket.backplane")
+
+#: The first pause before another attempt to connect, in seconds, and the factor by which the next ones are longer.
+_FIRST_PAUSE: Final = 0.05
+_FACTOR: Final = 1.5
+#: Topics that are remembered.
+_MAX_TOPICS: Final = 1024
+
+
+class _Client(ProtocolBase):
+    """The socket of an engine.
+
+    Attributes:
+        pipe: the pipe to the hub, None while there is none.
+        lost: set when it has closed.
+    """
+
+    fixed = {"socket.no_recv": False, "socket.no_send": False}
+
+    def __init__(self, options: OptionValues) -> None:
+        super().__init__(options)
+        self.pipe: Pipe | None = None
+        self.lost = Event()
+        self.put = self._core.put
+        self._core.on_pipe(self._on_pipe)
+
+    def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        if kind == "add":
+            self.pipe = pipe
+            self.lost.clear()
+        elif pipe is self.pipe:
+            # From now on nothing is put into it.
+            self.pipe = None
+            self.lost.set()
+
+
+class HubEngine(Engine):
+    """A client of a hub."""
+
+    def __init__(self, url: str, plane: Plane, options: Options) -> None:
+        super().__init__(url, plane, options)
+        self._address = Address.parse(url)
+        # A copy without the options of planes, which a socket does not have.
+        values = {name: value for name, value in options.own().items() if name.startswith("transport.")}
+        self._options: dict[str, Any] = {
+            "socket.recv_queue_size": 4096,
+            "socket.send_queue_size": 0xFFFF,
+            "socket.max_send_content_length": 0,
+            "connector.pipe.max_recv_content_length": 0,
+            "connector.pipe.heartbeat_interval": SILENCE / 2,
+            "connector.pipe.heartbeat_timeout": SILENCE,
+            "connector.dialer.dial_timeout": SILENCE,
+            "connector.dialer.reconnect": False,
+            **values,
+        }
+        self._starter = HubStarter(url) if options.get(opts.plane.start_hub) else None
+        self._client: _Client | None = None
+        self._greenlets: list[Greenlet[..., Any]] = []
+        #: The pipe by which the hub has said welcome, None while there is none.
+        self._pipe: Pipe | None = None
+        #: Why this client cannot use the hub.
+        self._refusal = ""
+        #: What the hub has not confirmed of the last portion.
+        self._asked: set[str] = set()
+        #: By a topic's bytes: the topic.
+        self._topics: dict[bytes, str] = {}
+        self._origin = plane.origin
+
+    def start(self) -> None:
+        self._client = _Client(self._options)
+        self._greenlets = [gevent.spawn(self._connect, self._client), gevent.spawn(self._receive, self._client)]
+
+    def close(self, deadline: Deadline) -> None:
+        if self._client is None:
+            return
+        gevent.killall([each for each in self._greenlets if each is not getcurrent()], Ended)
+        self._client.close(deadline.left())
+
+    def abandon(self) -> None:
+        """Do nothing: the client's socket does it."""
+
+    # Connecting
+
+    def _connect(self, client: _Client) -> None:
+        """Keep a connection to the hub (one greenlet)."""
+        pause = 0.0
+        while True:
+            try:
+                self._connect_once(client)
+                pause = 0.0
+            except Closed:
+                return
+            except MultiSocketError as error:
+                self.plane.disconnected(error)
+                pause = min(pause * _FACTOR, MAX_BACKOFF) if pause else _FIRST_PAUSE
+            gevent.sleep(pause * random.uniform(0.5, 1.0))
+
+    def _connect_once(self, client: _Client) -> None:
+        """Connect, and block until the connection is lost.
+
+        Raises:
+            MultiSocketError: there was none. After a connection that has worked, nothing is raised.
+        """
+        try:
+            dialer = client.dial(self._address)
+        except ConnectionFailed:
+            if self._starter is not None:
+                self._starter.start_if_none()
+            raise
+        try:
+            pipe = client.pipe
+            if pipe is None:
+                raise ConnectionFailed(self._address.bare, "the hub has closed the connection")
+            client.put(pipe, control(HELLO + bytes([VERSION])))
+            if not client.lost.wait(SILENCE) and self._pipe is not pipe:
+                pipe.close("the hub has not answered")
+                raise ConnectionFailed(self._address.bare, f"the hub has not answered in {SILENCE:g} s")
+            client.lost.wait()
+            worked, self._pipe = self._pipe is pipe, None
+            self._asked = set()
+            if self._refusal:
+                raise EngineRefused(self._address.bare, self._refusal)
+            error = ConnectionFailed(self._address.bare, f"the connection was lost: {pipe.reason}")
+            if not worked:
+                raise error
+            self.plane.disconnected(error)
+        finally:
+            dialer.close()
+
+    # Sending
+
+    def head(self, topic: str) -> bytes:
+        encoded = topic.encode()
+        return length.pack(len(encoded)) + encoded
+
+    def publish(self, head: bytes, content: bytes, sequence: int) -> None:
+        client = self._client
+        # If it has just been lost, the plane does not know that yet, and gives the publication up when it does.
+        if client is not None and client.pipe is not None:
+            content = b"%b%b%b" % (head, stamp.pack(self._origin, sequence), content)
+            client.put(client.pipe, Message(TO_ONE, 0, b"", b"", content))
+
+    def subscribe(self, patterns: Sequence[str]) -> None:
+        self._asked = set(patterns)
+        self._send_all(SUBSCRIBE, patterns)
+
+    def unsubscribe(self, patterns: Sequence[str]) -> None:
+        self._send_all(UNSUBSCRIBE, patterns)
+
+    def _send_all(self, kind: bytes, patterns: Sequence[str]) -> None:
+        client = self._client
+        for pattern in patterns:
+            if client is not None and client.pipe is not None:
+                client.put(client.pipe, control(kind + pattern.encode()))
+
+    # Receiving
+
+    def _receive(self, client: _Client) -> None:
+        """Read what the hub sends (one greenlet)."""
+        recv = client.socket.recv_msg
+        received = self.plane.received
+        topics = self._topics
+        while True:
+            try:
+                message = recv()
+            except Closed:
+                return
+            content = message.content
+            if message.flags & ~SEND_TYPE_MASK:
+                self._on_control(client, message)
+                continue
+            try:
+                end = 2 + length.unpack_from(content)[0] if len(content) > 2 else len(content)
+                origin, sequence = stamp.unpack_from(content, end) if len(content) >= end + 16 else (b"", 0)
+                encoded = content[2:end]
+                topic = topics.get(encoded) or self._topic(encoded)
+            except (UnicodeDecodeError, BadTopic):
+                self.count("garbage")
+                continue
+            if origin:
+                received(topic, content[end + 16 :], origin, sequence)
+            else:
+                self.count("garbage")
+
+    def _topic(self, encoded: bytes) -> str:
+        topic = encoded.decode()
+        check_topic(topic)
+        if len(self._topics) >= _MAX_TOPICS:
+            self._topics.clear()
+        self._topics[encoded] = topic
+        return topic
+
+    def _on_control(self, client: _Client, message: Message) -> None:
+        pipe = client.pipe
+        if pipe is None or message.pipe_id != pipe.id:
+            # Of a connection that is lost already.
+            return
+        content = message.content
+        kind = content[:1] if is_control(message) else b""
+        try:
+            if kind == CONFIRM and len(content) == confirm.size:
+                self.plane.confirmed(confirm.unpack(content)[1])
+            elif kind == SUBSCRIBED:
+                self._confirmed(read_pattern(content))
+            elif kind == REFUSED:
+                pattern, reason = read_refused(content)
+                if pattern in self._asked:
+                    self.plane.interest_refused(pattern, reason)
+                    self._confirmed(pattern)
+            elif kind == WELCOME and len(content) == welcome.size:
+                self._on_welcome(pipe, *welcome.unpack(content)[1:])
+            elif kind != WHO:
+                self.count("garbage")
+        except (Malformed, IndexError):
+            self.count("garbage")
+
+    def _on_welcome(self, pipe: Pipe, version: int, limit: int) -> None:
+        if version != VERSION:
+            self._refusal = f"the hub speaks version {version} of its protocol, and this library version {VERSION}"
+            pipe.close(self._refusal)
+            return
+        self._refusal = ""
+        self.max_content = max(1, limit - OVERHEAD) if limit else 0
+        self._pipe = pipe
+        self.plane.connected()
+
+    def _confirmed(self, pattern: str) -> None:
+        if pattern in self._asked:
+            self._asked.remove(pattern)
+            if not self._asked:
+                self.plane.subscribed()

@@ -1,0 +1,157 @@
+"""The hub: passes publications on between the processes of one or several hosts, to those that want them.
+
+It is a process of its own, ``gmultisocket hub ADDRESS``, and a Pub to its clients. It keeps nothing: a client that does
+not read is cut off when its queue is full, and connects again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+from typing import Any, Final, Literal
+
+import gevent
+from gevent import Greenlet
+
+from .. import options as opts
+from ..core.connecting.listener import Listener
+from ..core.pipes.pipe import Pipe
+from ..errors import BadTopic, Closed
+from ..log import get_logger
+from ..options import OptionValues
+from ..protocol.pubsub import Pub
+from ..protocol.upstream import control
+from ..wire import SEND_TYPE_MASK, Message
+from .hublock import HubLock
+from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
+
+__all__ = ["HubServer"]
+
+logger = get_logger("gmultisocket.backplane")
+
+#: Seconds between two looks at the files of the hub, and at the number of its clients.
+_LOOK: Final = 1.0
+
+
+class HubServer(Pub):
+    """A hub.
+
+    Args:
+        options: of its socket. The defaults cut a client off that has 8 MiB or 65,535 messages in its queue, and
+            refuse contents of more than 1 MiB.
+    """
+
+    defaults = {
+        "socket.send_overflow": "disconnect",
+        "socket.send_queue_size": 65_535,
+        "socket.send_queue_bytes": 8 << 20,
+        "socket.recv_queue_size": 1024,
+        "socket.max_send_content_length": 0,
+        "connector.pipe.max_recv_content_length": (1 << 20) + OVERHEAD,
+        "connector.pipe.heartbeat_interval": 5.0,
+        "protocol.pubsub.max_patterns": 1 << 20,
+        "protocol.pubsub.max_pattern_memory": 1 << 30,
+        "protocol.pubsub.max_pattern_length": 65_535,
+    }
+
+    def __init__(self, options: OptionValues | None = None) -> None:
+        super().__init__(options)
+        #: By pipe: publications that were passed on, and not confirmed yet.
+        self._unconfirmed: Counter[Pipe] = Counter()
+        self._last_client = monotonic()
+        #: Publications that came, and copies of them that left.
+        self.taken = 0
+        self.passed_on = 0
+        self._forwarder: Greenlet[..., Any] = self._spawn(self._forward_all)
+
+    def serve(self, address: str, *, idle: float | None = None, until: Greenlet[..., Any] | None = None) -> str:
+        """Listen at an address, and pass on until there is a reason to end. Blocks.
+
+        Args:
+            address: for ``ipc``, a hub holds the lock of its path, and ends when its socket file is not its own any
+                more.
+            idle: end after so many seconds without a client.
+            until: end when this greenlet has ended.
+
+        Returns:
+            Why it has ended.
+
+        Raises:
+            AddressInUse: another hub has the address.
+            ConnectionFailed: it cannot listen there.
+        """
+        with HubLock(address) as lock:
+            listener = self.listen(address)
+            lock.made()
+            self._listening(listener)
+            while True:
+                gevent.wait([self._forwarder, *([until] if until else [])], timeout=_LOOK, count=1)
+                if until is not None and until.ready():
+                    return "its input has ended"
+                if not lock.is_mine():
+                    return "its socket file was removed or replaced"
+                if self.pipes:
+                    self._last_client = monotonic()
+                elif idle is not None and monotonic() - self._last_client >= idle:
+                    return f"it had no client for {idle:g} s"
+
+    def _listening(self, listener: Listener) -> None:
+        """It listens. To override."""
+
+    def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        super()._on_pipe(kind, pipe)
+        if kind == "remove":
+            self._last_client = monotonic()
+            self._unconfirmed.pop(pipe, None)
+
+    def _on_message(self, message: Message) -> bool:
+        if not message.flags & ~SEND_TYPE_MASK:
+            return False
+        if message.content[:1] == HELLO:
+            pipe = self.pipes.get(message.pipe_id)
+            if pipe is not None:
+                limit = self.options.get(opts.connector.pipe.max_recv_content_length)
+                self._outbox.post(pipe, HELLO, control(welcome.pack(WELCOME, VERSION, limit)))
+            return True
+        return super()._on_message(message)
+
+    # Passing on
+
+    def _forward_all(self) -> None:
+        """Pass on what comes (one greenlet)."""
+        while True:
+            try:
+                message = self.socket.recv_msg()
+            except Closed:
+                return
+            self._forward(message)
+
+    def _forward(self, message: Message) -> None:
+        content = message.content
+        try:
+            end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
+            topic = str(content[2:end], "utf-8")
+            if len(content) < end + stamp.size:
+                raise BadTopic(topic, "too short")
+            wanted = (self._groups.get(topic) or self._find(topic))[1]
+        except (UnicodeDecodeError, BadTopic):
+            self._drop(message, "garbage")
+            return
+        sender = self.pipes.get(message.pipe_id)
+        targets: list[Any] = [pipe for pipe in wanted if pipe is not sender]
+        self.taken += 1
+        if targets:
+            self.passed_on += self._core.send_group(targets, content)
+        if sender is not None:
+            if not self._unconfirmed:
+                self._spawn(self._confirm)
+            self._unconfirmed[sender] += 1
+
+    def _confirm(self) -> None:
+        """Confirm what was passed on in this turn of the loop (a greenlet for each)."""
+        # When it runs again, what was queued for clients that read was written.
+        gevent.sleep(0)
+        counts, self._unconfirmed = self._unconfirmed, Counter()
+        for pipe, count in counts.items():
+            if not pipe.closed:
+                self._core.put(pipe, control(confirm.pack(CONFIRM, count)))
