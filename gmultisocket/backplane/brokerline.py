@@ -52,7 +52,8 @@ class Line:
         received: called with bytes that have come, in the reader's greenlet. May block for a moment. An error of it
             ends the line.
         ask: called when the server was silent for a while: writes something that it must answer. In a greenlet.
-        patience: returns for how many seconds the server may say nothing when it was asked.
+        excuse: called as ``excuse(seconds)`` when the server was asked and says nothing. Returns whether there is a
+            good reason for that, and this side waits on. May block.
         last: called in the hub before a turn's bytes are written; returns more of them.
         ended: called once, in a greenlet of this line or of who closes it, with the reason. Must not block.
     """
@@ -62,13 +63,13 @@ class Line:
         "_asked",
         "_connection",
         "_ended",
+        "_excuse",
         "_heard",
         "_keepalive",
         "_last",
         "_loop",
         "_name",
         "_out",
-        "_patience",
         "_reader",
         "_received",
         "_receiving",
@@ -88,14 +89,14 @@ class Line:
         received: Callable[[bytes], object],
         ask: Callable[[], object],
         ended: Callable[[MultiSocketError], object],
-        patience: Callable[[], float] = lambda: SILENCE,
+        excuse: Callable[[float], bool] = lambda seconds: False,
         last: Callable[[], bytes] = bytes,
     ) -> None:
         self._connection = connection
         self._name = name
         self._received = received
         self._ask = ask
-        self._patience = patience
+        self._excuse = excuse
         self._last = last
         self._ended = ended
         self._loop = get_hub().loop
@@ -212,7 +213,10 @@ class Line:
             if self._silent >= SILENCE / 2:
                 self._asked = self._silent
                 self._ask()
-        elif self._silent - self._asked >= self._patience():
+        elif self._silent - self._asked >= SILENCE:
+            if self._excuse(self._silent):
+                self._asked = self._silent
+                return
             self.close(ConnectionFailed(self._name, f"the server says nothing, for {self._silent:.1f} s"))
 
     # The end

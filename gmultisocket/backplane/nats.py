@@ -10,16 +10,18 @@ The protocol is in ``natswire.py``, a connection in ``natslink.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar
 
 from .. import options as opts
 from ..options import Options
+from ..transport.base import StreamConnection
 from .brokerengine import BrokerEngine, BrokerLink
 from .brokerline import Opener
 from .brokerurl import Server
 from .engine import Plane
 from .natslink import NatsLink, log_in
-from .natswire import HEADER_SIZE, Subjects, encode_head
+from .natswire import HEADER_SIZE, Info, Parser, Subjects, encode_head
 
 __all__ = ["NatsEngine"]
 
@@ -37,6 +39,14 @@ class NatsEngine(BrokerEngine):
         return encode_head(self._subjects.encode(topic))
 
     def _open(self, server: Server, opener: Opener) -> BrokerLink:
-        connection, parser, info = log_in(server, opener, tls=server.scheme == "nats+tls")
+        connection, parser, info = self._log_in(server, opener)
         self.max_content = max(1, info.max_payload - HEADER_SIZE)
-        return NatsLink(connection, parser, server, self.plane, self._subjects, self.count)
+        probe = partial(self._probe, server)
+        return NatsLink(connection, parser, server, probe, self.plane, self._subjects, self.count)
+
+    def _log_in(self, server: Server, opener: Opener) -> tuple[StreamConnection, Parser, Info]:
+        return log_in(server, opener, tls=server.scheme == "nats+tls")
+
+    def _probe(self, server: Server) -> None:
+        connection, _, _ = self._log_in(server, Opener(self.options))
+        connection.close()

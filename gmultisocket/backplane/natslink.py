@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from gevent import socket as gsocket
 
 from ..errors import BadMessage, ConnectionFailed, EngineRefused, HandshakeFailed, MultiSocketError
+from ..loop.timelimit import time_limit
 from ..protocol.subscriptions import Subscriptions
 from ..transport.base import StreamConnection
 from ..transport.tcp import TCPConnection
@@ -37,9 +38,9 @@ _READ: Final = 1 << 14
 #: Topics whose oldest subscription is kept.
 _CACHED: Final = 4096
 
-#: Seconds that a server may be silent after a publication. It writes to a slow subscriber before it reads on from the
-#: publisher, and cuts that subscriber off after ``write_deadline``, which is 10 seconds unless it is configured. To
-#: leave the server because somebody else is slow would only make publications unconfirmed.
+#: Seconds that a server may be silent after a publication, if it answers others. It writes to a slow subscriber before
+#: it reads on from the publisher, and cuts that subscriber off after ``write_deadline``, which is 10 seconds unless it
+#: is configured. To leave the server because somebody else is slow would only make publications unconfirmed.
 _STALL: Final = 12.0
 #: Errors by which a server says that it does not want this client.
 _NOT_WANTED: Final = re.compile("authori[sz]ation|authentication|account|revoked|maximum connections", re.I)
@@ -179,6 +180,7 @@ class NatsLink(BrokerLink):
         connection: belongs to this object.
         parser: of the login.
         server: for errors.
+        probe: logs in on another connection, and closes it. Blocks; raises if that fails.
         plane: whom it reports to.
         subjects: translates topics.
         count: called with the reason when something is dropped.
@@ -189,6 +191,7 @@ class NatsLink(BrokerLink):
         connection: StreamConnection,
         parser: Parser,
         server: Server,
+        probe: Callable[[], object],
         plane: Plane,
         subjects: Subjects,
         count: Callable[[str], object],
@@ -197,6 +200,7 @@ class NatsLink(BrokerLink):
         self._plane = plane
         self._parser = parser
         self._server = server
+        self._probe = probe
         self._subjects = subjects
         self._count = count
         self._format = natswire.publication_format(plane.origin)
@@ -221,7 +225,7 @@ class NatsLink(BrokerLink):
             server.name,
             received=self._received,
             ask=self._ask,
-            patience=self._patience,
+            excuse=self._excuse,
             last=self._last,
             ended=self._end,
         )
@@ -269,8 +273,16 @@ class NatsLink(BrokerLink):
         if not self._pings:
             self._ping(b"")
 
-    def _patience(self) -> float:
-        return _STALL if self._confirmed < self._published else SILENCE
+    def _excuse(self, seconds: float) -> bool:
+        """Return whether the server lives, and only does not read from this connection. Blocks for a moment."""
+        if self._confirmed == self._published or seconds >= _STALL:
+            return False
+        try:
+            with time_limit(SILENCE, ConnectionFailed(self._server.name, "the server does not answer")):
+                self._probe()
+        except MultiSocketError:
+            return False
+        return True
 
     # From the server
 

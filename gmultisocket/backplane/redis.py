@@ -30,9 +30,9 @@ from .rediswire import MARK_SIZE, Channels
 
 __all__ = ["RedisEngine"]
 
-#: The most bytes of a message. A server takes 512 MiB, but it disconnects every subscriber for which more than 32 MiB
-#: wait, unless it is configured.
-_MAX_MESSAGE: Final = 32 << 20
+#: The most bytes of a message. A server takes 512 MiB, but unless it is configured it disconnects every subscriber for
+#: which 32 MiB wait, or 8 MiB for a minute.
+_MAX_MESSAGE: Final = 8 << 20
 
 
 class RedisEngine(BrokerEngine):

@@ -231,7 +231,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brokerline, "SILENCE", 0.4)
     monkeypatch.setattr(brokerline, "_STEP", 0.1)
     monkeypatch.setattr(natslink, "SILENCE", 0.4)
-    monkeypatch.setattr(natslink, "_STALL", 0.4)
     monkeypatch.setattr(brokerengine, "_CONNECT_TIMEOUT", 0.6)
 
 

@@ -11,6 +11,8 @@ import pytest
 from gevent import socket as gsocket
 from gevent.event import Event
 
+from gmultisocket.backplane import brokerline
+from gmultisocket.backplane.nats import NatsEngine
 from gmultisocket.backplane.natswire import HEADER_SIZE
 from gmultisocket.errors import AddressError, EngineRefused, HandshakeFailed, UntrustedCertificate
 from gmultisocket.testing import wait_until
@@ -149,6 +151,28 @@ def test_a_subscriber_that_is_too_slow_is_cut_off_and_comes_back(tmp_path: Path)
             assert numbers == [*range(1, len(numbers) + 1)]
             assert len(numbers) < sent
             assert not publisher.errors
+
+
+def test_a_server_that_waits_for_somebody_else_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server writes to a subscriber that does not read, for a second, and reads nothing from the publisher."""
+    monkeypatch.setattr(brokerline, "SILENCE", 0.2)
+    monkeypatch.setattr(brokerline, "_STEP", 0.05)
+    config = "max_payload: 100000\nmax_pending: 1000000\nwrite_deadline: \"1s\""
+    probes = []
+    probe = NatsEngine._probe
+    monkeypatch.setattr(NatsEngine, "_probe", lambda *args: (probes.append(args), probe(*args)))
+    with running(tmp_path, config) as server, client(server.url) as publisher:
+        with PlainClient("nats", server.port) as plain:
+            plain.write(b"SUB t.a 1\r\nPING\r\n")
+            plain.read_until(b"PONG\r\n")
+            sent = 0
+            while "Slow Consumer" not in server.log():
+                for _ in range(20):
+                    publisher.publish("a", bytes(50_000))
+                sent += 20
+                wait_until(lambda: publisher.confirmed_count == sent)  # noqa: B023
+        assert not publisher.errors
+        assert probes
 
 
 # Other programs
