@@ -145,15 +145,12 @@ class BrokerEngine(Engine):
                 pause = min(pause * 2, MAX_BACKOFF)
         except Ended:
             pass
-        except GreenletExit as error:
-            survive(_log, "killed", error, "a Backplane goes on connecting, though something killed its greenlet")
+        except BaseException as error:
+            # It was killed, or the plane has a mistake. Another greenlet goes on.
+            survive(_log, type(error).__name__, error, "the engine's greenlet of a Backplane has failed")
             if self._link is not None:
-                self._lost(self._link, ConnectionFailed(self._link_name(), "something killed the engine's greenlet"))
-            self._greenlet = None
-            self.start()
-
-    def _link_name(self) -> str:
-        return self._servers[0].name
+                self._lost(self._link, ConnectionFailed(self._servers[0].name, "the engine's greenlet has failed"))
+            self._greenlet = gevent.spawn_later(MAX_BACKOFF, self._run)
 
     def _connect_once(self) -> bool:
         """Make one connection, and use it until it ends. Return whether it has lasted."""

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from gevent import socket as gsocket
 
-from ..errors import BadMessage, ConnectionFailed, EngineRefused, HandshakeFailed, MultiSocketError
+from ..errors import BadMessage, BadTopic, ConnectionFailed, EngineRefused, HandshakeFailed, MultiSocketError
 from ..loop.timelimit import time_limit
 from ..protocol.subscriptions import Subscriptions
 from ..transport.base import StreamConnection
@@ -164,12 +164,13 @@ class _Asked(NamedTuple):
 
     Attributes:
         published: how many publications were in front of it.
-        portion: the patterns of a ``subscribe`` in front of it, None if there was none.
+        portion: the patterns of a ``subscribe`` in front of it, with their subjects, None for those that cannot be
+            subjects; None if there was none.
         left: the subscriptions of an ``unsubscribe`` in front of it.
     """
 
     published: int
-    portion: Sequence[str] | None = None
+    portion: Mapping[str, bytes | None] | None = None
     left: Sequence[tuple[str, bytes]] = ()
 
 
@@ -239,21 +240,28 @@ class NatsLink(BrokerLink):
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         lines = []
+        portion: dict[str, bytes | None] = {}
         for pattern in patterns:
+            try:
+                subject = self._subjects.encode(pattern)
+            except BadTopic:
+                portion[pattern] = None
+                continue
+            portion[pattern] = subject
             self._last_sid += 1
             self._sids[pattern] = b"%d" % self._last_sid
-            lines.append(natswire.encode_subscribe(self._subjects.encode(pattern), self._last_sid))
+            lines.append(natswire.encode_subscribe(subject, self._last_sid))
             if self._index is not None:
                 self._index.add(pattern, self._last_sid)
         self._oldest.clear()
-        self._ping(b"".join(lines), portion=patterns)
+        self._ping(b"".join(lines), portion)
 
     def unsubscribe(self, patterns: Sequence[str]) -> None:
         left = [(pattern, self._sids.pop(pattern)) for pattern in patterns if pattern in self._sids]
         self._ping(b"".join(natswire.encode_unsubscribe(int(sid)) for _, sid in left), left=left)
 
     def _ping(
-        self, lines: bytes, portion: Sequence[str] | None = None, left: Sequence[tuple[str, bytes]] = ()
+        self, lines: bytes, portion: Mapping[str, bytes | None] | None = None, left: Sequence[tuple[str, bytes]] = ()
     ) -> None:
         """Write lines and a PING that confirms them."""
         self._asked = self._published
@@ -357,20 +365,24 @@ class NatsLink(BrokerLink):
         for _ in range(refused):
             self._plane.refused("permission")
 
-    def _subscribed(self, portion: Sequence[str]) -> None:
+    def _subscribed(self, portion: Mapping[str, bytes | None]) -> None:
         """Report the subscriptions in front of a PONG."""
-        refused = dict.fromkeys(self._refused_subjects, "no permission")
-        self._refused_subjects = []
-        # The server has a limit, so all behind the first that was over it were over it too.
-        limited = set(portion[len(portion) - self._too_many :]) if self._too_many else ()
-        self._too_many = 0
-        if refused or limited:
-            for pattern in portion:
-                why = "the server's limit of subscriptions" if pattern in limited else ""
-                why = why or refused.get(self._subjects.encode(pattern), "")
+        if self._refused_subjects or self._too_many or None in portion.values():
+            # The server has a limit, so all behind the first that was over it were over it too.
+            limited = set([*portion][len(portion) - self._too_many :] if self._too_many else ())
+            for pattern, subject in portion.items():
+                why = ""
+                if subject is None:
+                    why = "too long"
+                elif subject in self._refused_subjects:
+                    why = "no permission"
+                elif pattern in limited:
+                    why = "the server's limit of subscriptions"
                 if why:
                     self._forget(pattern)
                     self._plane.interest_refused(pattern, why)
+            self._refused_subjects = []
+            self._too_many = 0
         self._plane.subscribed()
 
     def _forget(self, pattern: str) -> None:

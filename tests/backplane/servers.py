@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gevent import subprocess
 
 from gmultisocket.testing import wait_until
 
-__all__ = ["BrokerServer", "NatsServer", "RedisServer"]
+__all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer"]
 
 #: Below the ports that the kernel gives to clients, so that no connection takes the port while a server is away.
 _PORTS = range(20000, 32000)
@@ -158,6 +159,17 @@ class RedisServer(BrokerServer):
 
     def arguments(self) -> list[str]:
         return [
-            "--bind", self.host, "--port", str(self.port), "--save", "", "--appendonly", "no",
+            "--bind", self.host, "--port", str(self.port), "--save", "", "--appendonly", "no", "--protected-mode", "no",
             "--dir", str(self.folder),
         ]  # fmt: skip
+
+
+class HubServer(BrokerServer):
+    """The hub of this library."""
+
+    program = sys.executable
+    scheme = "tcp"
+    ready = "listens"
+
+    def arguments(self) -> list[str]:
+        return ["-m", "gmultisocket", "hub", self.url]

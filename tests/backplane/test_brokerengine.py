@@ -362,6 +362,26 @@ def test_nothing_is_left_whenever_it_closes(server: BrokerServer) -> None:
             wait_until(lambda: plane.errors)
 
 
+def test_an_engine_goes_on_when_its_greenlet_is_killed_or_the_plane_fails(server: BrokerServer) -> None:
+    with client(server.url) as plane:
+        plane.engine._greenlet.kill()  # type: ignore[attr-defined]
+        wait_until(lambda: plane.connections == 2)
+        plane.subscribe("a")
+        failed = []
+
+        def fail() -> None:
+            failed.append(1)
+            plane.connected = connected  # type: ignore[method-assign]
+            raise KeyError("on purpose")
+
+        connected, plane.connected = plane.connected, fail  # type: ignore[method-assign]
+        server.kill()
+        server.start()
+        wait_until(lambda: plane.connections == 3)
+        assert failed
+        plane.subscribe("a")
+
+
 def test_a_closed_engine_reports_nothing(server: BrokerServer) -> None:
     with client(server.url) as plane:
         pass

@@ -110,6 +110,15 @@ def test_a_refused_pattern_is_named_and_the_others_work(tmp_path: Path) -> None:
             wait_until(lambda: len(plane.got) == 2)
 
 
+def test_a_pattern_that_is_too_long_for_a_line_is_refused_and_the_others_work(tmp_path: Path) -> None:
+    with running(tmp_path) as server, client(server.url) as plane, client(server.url) as other:
+        plane.subscribe("a", "b" * 4000, " " * 2000 + ".>", "c")
+        assert plane.refused_patterns == [("b" * 4000, "too long"), (" " * 2000 + ".>", "too long")]
+        plane.engine.unsubscribe(["b" * 4000])
+        other.publish("c", b"")
+        wait_until(lambda: plane.topics() == ["c"])
+
+
 def test_patterns_over_the_servers_limit_are_named(tmp_path: Path) -> None:
     with running(tmp_path, "max_subscriptions: 3") as server, client(server.url) as plane:
         plane.subscribe("a", "b", "c", "d", "e")
