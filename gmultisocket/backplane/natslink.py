@@ -204,6 +204,7 @@ class NatsLink(BrokerLink):
         self._probe = probe
         self._subjects = subjects
         self._count = count
+        self._read_mark = natswire.Marks().read
         self._format = natswire.publication_format(plane.origin)
         self._pings: deque[_Asked] = deque()
         #: Publications: all, those in front of a PING, those in front of a PONG; and those that were refused since the
@@ -313,7 +314,7 @@ class NatsLink(BrokerLink):
         if topic is None:
             self._count("garbage")
             return
-        origin, number = natswire.read_mark(header)
+        origin, number = self._read_mark(header)
         if origin:
             self._plane.received(topic, content, origin, number)
         elif self._is_oldest(sid, topic):

@@ -35,6 +35,7 @@ __all__ = [
     "PONG",
     "Delivery",
     "Info",
+    "Marks",
     "Parser",
     "Ping",
     "Pong",
@@ -45,7 +46,6 @@ __all__ = [
     "encode_subscribe",
     "encode_unsubscribe",
     "publication_format",
-    "read_mark",
 ]
 
 PING: Final = b"PING\r\n"
@@ -60,12 +60,13 @@ MAX_SUBJECT: Final = 4000
 _MAX_LINE: Final = 1 << 20
 #: The most bytes of a message: the highest ``max_payload`` that a server allows.
 _MAX_MESSAGE: Final = 64 << 20
-#: Subjects that are kept with their topics, and sizes with their numbers.
+#: Subjects that are kept with their topics, and lines and origins with what they mean.
 _CACHED: Final = 4096
 
 _HEADER: Final = b"NATS/1.0\r\nGms: "
-#: The bytes of the headers of a publication.
-HEADER_SIZE: Final = len(_HEADER) + 16 + 1 + 16 + 4
+#: Where an origin ends in the headers of a publication, and how many bytes these have.
+_ORIGIN_END: Final = len(_HEADER) + 16
+HEADER_SIZE: Final = _ORIGIN_END + 1 + 16 + 4
 
 
 class Info(NamedTuple):
@@ -117,14 +118,14 @@ class Parser:
         error: why it has stopped; None while it works.
     """
 
-    __slots__ = ("_missing", "_pieces", "_sizes", "error")
+    __slots__ = ("_heads", "_missing", "_pieces", "error")
 
     def __init__(self) -> None:
         self.error: BadMessage | None = None
         #: The beginning of a line or message that is not complete, and how many bytes more it needs at least.
         self._pieces: list[bytes] = []
         self._missing = 0
-        self._sizes: dict[bytes, int] = {}
+        self._heads: dict[bytes, tuple[bytes, bytes, int, int]] = {}
 
     @property
     def unfinished(self) -> bool:
@@ -159,43 +160,58 @@ class Parser:
     def _parse(self, data: bytes, events: list[Event]) -> int:
         """Parse all that is complete. Return where the rest begins, and set how many bytes that needs at least."""
         position = 0
-        find, add, sizes = data.find, events.append, self._sizes
+        find, add, heads = data.find, events.append, self._heads
         while (end := find(b"\r\n", position)) >= 0:
-            words = data[position:end].split()
-            begin = stop = end + 2
-            if len(words) >= 5 and words[0] == b"HMSG":
-                word = words[-2]
-                begin += sizes[word] if word in sizes else self._size(word)
-            elif len(words) < 4 or words[0] != b"MSG":
-                event = _read_line(data[position:end])
+            line = data[position:end]
+            head = heads[line] if line in heads else self._head(line)
+            begin = end + 2
+            if head is None:
+                event = _read_line(line)
                 if event is not None:
                     add(event)
-                position = stop
+                position = begin
                 continue
-            word = words[-1]
-            stop += sizes[word] if word in sizes else self._size(word)
-            if begin > stop:
-                raise BadMessage("the headers of a message are longer than the message")
+            sid, subject, header_size, size = head
+            stop = begin + size
             if len(data) < stop + 2:
                 self._missing = stop + 2 - len(data)
                 return position
             if data[stop : stop + 2] != b"\r\n":
                 raise BadMessage("a message does not end where its line says")
-            add((words[2], words[1], data[end + 2 : begin], data[begin:stop]))
+            content = begin + header_size
+            add((sid, subject, data[begin:content], data[content:stop]))
             position = stop + 2
         if len(data) - position > _MAX_LINE:
             raise BadMessage(f"a line has more than {_MAX_LINE} bytes")
         self._missing = 1
         return position
 
-    def _size(self, word: bytes) -> int:
-        """Return the number of bytes that a line announces, and remember it: there are few different ones."""
-        if not word.isdigit() or len(word) > 9 or (size := int(word)) > _MAX_MESSAGE:
-            raise BadMessage(f"a message says that it has {snippet(word)} bytes")
-        if len(self._sizes) >= _CACHED:
-            self._sizes.clear()
-        self._sizes[word] = size
-        return size
+    def _head(self, line: bytes) -> tuple[bytes, bytes, int, int] | None:
+        """Return the id of the subscription, the subject, and both sizes, of a line that has a payload; else None.
+
+        It is remembered: messages of the same size under the same subject have the same line.
+        """
+        words = line.split()
+        if len(words) >= 4 and words[0] == b"MSG":
+            header_size = 0
+        elif len(words) >= 5 and words[0] == b"HMSG":
+            header_size = _read_size(words[-2])
+        else:
+            return None
+        size = _read_size(words[-1])
+        if header_size > size:
+            raise BadMessage("the headers of a message are longer than the message")
+        if len(self._heads) >= _CACHED:
+            self._heads.clear()
+        head = self._heads[line] = words[2], words[1], header_size, size
+        return head
+
+
+def _read_size(word: bytes) -> int:
+    """Return the number of bytes that a line announces."""
+    if not word.isdigit() or len(word) > 9 or (size := int(word)) > _MAX_MESSAGE:
+        raise BadMessage(f"a message says that it has {snippet(word)} bytes")
+    return size
 
 
 def _read_line(line: bytes) -> Info | ServerError | Ping | Pong | None:
@@ -264,15 +280,34 @@ def publication_format(origin: bytes) -> bytes:
     return b"%%b%%d\r\n%b%b-%%016x\r\n\r\n%%b\r\n" % (_HEADER, hexlify(origin))
 
 
-def read_mark(header: bytes) -> tuple[bytes, int]:
-    """Return the origin (8 bytes) and the number that the headers of a message name; ``(b"", 0)`` without them."""
-    if len(header) == HEADER_SIZE and header[:15] == _HEADER:
+class Marks:
+    """Reads the headers of publications."""
+
+    __slots__ = ("_origins",)
+
+    def __init__(self) -> None:
+        #: By the beginning of the headers.
+        self._origins: dict[bytes, bytes] = {}
+
+    def read(self, header: bytes) -> tuple[bytes, int]:
+        """Return the origin (8 bytes) and the number that headers name; ``(b"", 0)`` for those of other programs."""
+        if len(header) != HEADER_SIZE:
+            return b"", 0
+        start = header[:_ORIGIN_END]
         try:
-            return unhexlify(header[15:31]), int.from_bytes(unhexlify(header[32:48]), "big")
+            origin = self._origins[start] if start in self._origins else self._origin(start)
+            return origin, int(header[_ORIGIN_END + 1 : -4], 16)
         except ValueError:
-            # It is not from here.
-            pass
-    return b"", 0
+            return b"", 0
+
+    def _origin(self, start: bytes) -> bytes:
+        """Return the origin in the beginning of headers, and remember it. Raises ValueError if there is none."""
+        if not start.startswith(_HEADER):
+            raise ValueError("they are not from here")
+        if len(self._origins) >= _CACHED:
+            self._origins.clear()
+        origin = self._origins[start] = unhexlify(start[len(_HEADER) :])
+        return origin
 
 
 # Topics

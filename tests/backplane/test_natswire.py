@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmultisocket.backplane import natswire
-from gmultisocket.backplane.natswire import Info, Parser, Ping, Pong, ServerError, Subjects
+from gmultisocket.backplane.natswire import Info, Marks, Parser, Ping, Pong, ServerError, Subjects
 from gmultisocket.errors import BadTopic
 
 HEADER = b"NATS/1.0\r\nA: b\r\n\r\n"
@@ -120,7 +120,8 @@ def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, num
     events, parser = parse(b"HMSG a.b 1 %b %b\r\n%b" % (header_size, whole, rest))
     assert parser.error is None
     ((_, _, header, payload),) = events  # type: ignore[misc]
-    assert natswire.read_mark(header) == (origin, number)
+    marks = Marks()
+    assert marks.read(header) == marks.read(header) == (origin, number)
     assert payload == content
 
 
@@ -132,11 +133,12 @@ def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, num
         b"NATS/1.0\r\nGms: 00-1\r\n\r\n",
         b"NATS/1.0\r\nX: y\r\nGms: 0123456789abcdef-0000000000000001\r\n\r\n",
         b"NATS/1.0\r\nGms: 0123456789abcdex-0000000000000001\r\n\r\n",
+        b"NATS/1.0\r\nGms: 0123456789abcdef-00000000000000x1\r\n\r\n",
         b"NATS/1.0\r\nGmt: 0123456789abcdef-0000000000000001\r\n\r\n",
     ],
 )
 def test_headers_of_other_programs_have_no_origin(header: bytes) -> None:
-    assert natswire.read_mark(header) == (b"", 0)
+    assert Marks().read(header) == (b"", 0)
 
 
 # Subjects
