@@ -118,9 +118,7 @@ def mutants_of(path: str, source: str) -> list[Mutant]:
     for change in sorted(_changes(ast.parse(source), "", None), key=lambda change: change.span):
         key = (change.function, change.kind, change.text)
         seen[key] += 1
-        found.append(
-            Mutant(path, *key, seen[key], change.span, change.replacement, change.far)
-        )
+        found.append(Mutant(path, *key, seen[key], change.span, change.replacement, change.far))
     return found
 
 
@@ -261,8 +259,11 @@ def _is_limit(node: ast.expr) -> bool:
 
 
 def _words(node: ast.expr) -> set[str]:
-    names = [part.id if isinstance(part, ast.Name) else part.attr
-             for part in ast.walk(node) if isinstance(part, ast.Name | ast.Attribute)]
+    names = [
+        part.id if isinstance(part, ast.Name) else part.attr
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name | ast.Attribute)
+    ]
     return set().union(*map(_words_of, names))
 
 

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "switch": BELOW_SOCKET_USERS,
     "protocol": BELOW_SOCKET_USERS,
     "backplane": BELOW_SOCKET_USERS | {"protocol"},
-    "contrib": BELOW_SOCKET_USERS,
+    "contrib": BELOW_SOCKET_USERS | {"backplane"},
     PACKAGE: BELOW_SOCKET_USERS | {"switch", "protocol", "backplane"},  # the package's own __init__
     "testing": EVERYTHING - {"cli", "contrib"},
     "cli": EVERYTHING,

@@ -11,7 +11,7 @@ from tests import mutations
 from tests.cases import every_case
 from tests.mutants import LISTED, PACKAGE, listed, mutants, mutants_of
 
-SOURCE = '''\
+SOURCE = """\
 _MAX_ITEMS = 3
 
 
@@ -41,7 +41,7 @@ def add(a, b):
         raise ValueError
     a.sum += b
     return "→", b > 100
-'''
+"""
 
 
 def changed(name: str) -> str:

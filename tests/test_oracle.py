@@ -14,7 +14,7 @@ from gevent import monkey
 
 ROOT = Path(__file__).resolve().parent.parent
 
-SUBJECT = '''
+SUBJECT = """
 import os, socket as plain_socket, sys, types
 import gevent, pytest
 from gevent import socket
@@ -107,7 +107,7 @@ def test_killed():
 @given(strategies.binary())
 def test_property(data):
     assert data == bytes(data)
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -18,15 +18,15 @@ from ..address import Address
 from ..errors import AddressInUse, ConnectionFailed
 from ..transport.stream import describe_os_error
 
-__all__ = ["KEPT", "HubLock", "HubStarter"]
+__all__ = ["KEPT", "HubLock", "HubStarter", "path_of"]
 
-#: Environment: who has set it keeps a hub, so nobody else needs to start one.
+#: The variable of the environment with the path of a hub that somebody keeps, so that nobody else needs to start one.
 KEPT: Final = "GMULTISOCKET_HUB_KEPT"
 #: Seconds that a hub which nobody keeps stays without clients.
 _IDLE: Final = 10
 
 
-def _path_of(address: str) -> str:
+def path_of(address: str) -> str:
     """Return the absolute path of an ipc address, "" for one without a file."""
     parsed = Address.parse(address)
     if parsed.scheme != "ipc" or parsed.location.startswith("@"):
@@ -43,7 +43,7 @@ class HubLock:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._path = _path_of(address)
+        self._path = path_of(address)
         self._descriptor = -1
         #: The socket file that the hub has made.
         self._file: tuple[int, int] | None = None
@@ -102,7 +102,7 @@ class HubStarter:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._path = _path_of(address)
+        self._path = path_of(address)
         #: The process that was started last, until it has ended.
         self._pid = 0
 
@@ -112,7 +112,7 @@ class HubStarter:
         Raises:
             ConnectionFailed: none can live there, and this is why.
         """
-        if not self._path or os.environ.get(KEPT) or self._is_starting():
+        if not self._path or os.environ.get(KEPT) == self._path or self._is_starting():
             return
         try:
             with HubLock(self._address):

@@ -1,13 +1,15 @@
-"""Hooks for gunicorn: a worker that stops tells its peers first.
+"""Hooks for gunicorn: a worker that stops tells its peers first, and the master keeps a hub for its workers.
 
 In the configuration file::
 
-    from gmultisocket.contrib.gunicorn import post_worker_init, worker_int
+    from gmultisocket.contrib.gunicorn import hub_hooks, post_worker_init, worker_int
 
-or without one, ``gunicorn -c python:gmultisocket.contrib.gunicorn ...``. If your configuration has hooks with these
-names already, call these from yours. gunicorn does not tell an application that its worker has to stop, and kills both
-after the graceful timeout. With the hooks the pipes of every :func:`~gmultisocket.contrib.wsgi.mount` are closed with
-1001 at once, and the worker ends within a second or two.
+    on_starting, on_exit = hub_hooks("ipc:///run/app/hub")
+
+or without one, and without a hub, ``gunicorn -c python:gmultisocket.contrib.gunicorn ...``. If your configuration has
+hooks with these names already, call these from yours. gunicorn does not tell an application that its worker has to
+stop, and kills both after the graceful timeout. With the hooks the pipes of every
+:func:`~gmultisocket.contrib.wsgi.mount` are closed with 1001 at once, and the worker ends within a second or two.
 
 gunicorn reads the configuration in the master, before gevent patches the worker. So what gevent patches is imported
 inside the functions.
@@ -15,12 +17,18 @@ inside the functions.
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["post_worker_init", "worker_int"]
+__all__ = ["hub_hooks", "post_worker_init", "worker_int"]
 
 #: Seconds between two checks whether the worker has to stop.
 _CHECK_INTERVAL: Final = 0.1
+#: A hub that has lived for less than these seconds is started again only after a pause of so many.
+_SHORT_LIFE: Final = 5.0
+_PAUSE: Final = 1.0
 
 
 def post_worker_init(worker: Any) -> None:
@@ -51,3 +59,94 @@ def _watch(worker: Any) -> None:
     while worker.alive:
         gevent.sleep(_CHECK_INTERVAL)
     worker_int(worker)
+
+
+def hub_hooks(address: str) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """Return the hooks ``on_starting`` and ``on_exit`` of a master that keeps a hub.
+
+    The hub starts before the workers, and ends after them. It lives through reloads and restarts of workers. If it
+    dies, that is in gunicorn's log, and it is started again.
+
+    Args:
+        address: where it listens: the URL of the workers' :class:`~gmultisocket.Backplane`.
+
+    Raises:
+        AddressError: it is no address.
+    """
+    from ..address import Address
+
+    Address.parse(address)
+
+    def on_starting(server: Any) -> None:
+        server.gmultisocket_hub = _HubKeeper(address, server.log)
+
+    def on_exit(server: Any) -> None:
+        # After a reload these are other hooks than those that have started it.
+        keeper = getattr(server, "gmultisocket_hub", None)
+        if keeper is not None:
+            keeper.stop()
+
+    return on_starting, on_exit
+
+
+class _HubKeeper:
+    """Keeps a hub, from a thread of gunicorn's master. It must not use gevent's functions, which need its loop.
+
+    Args:
+        address: of the hub.
+        log: gunicorn's.
+    """
+
+    def __init__(self, address: str, log: Any) -> None:
+        from gevent.monkey import get_original
+
+        from ..backplane.hublock import KEPT, path_of
+
+        # Workers of this master start no hub of their own.
+        os.environ[KEPT] = path_of(address)
+        self._address = address
+        self._log = log
+        self._clock: Callable[[], float] = get_original("time", "monotonic")
+        allocate_lock = get_original("_thread", "allocate_lock")
+        #: Held until the master stops.
+        self._stopping = allocate_lock()
+        self._stopping.acquire()
+        #: Held while the thread lives.
+        self._running = allocate_lock()
+        self._running.acquire()
+        self._process = self._start()
+        get_original("_thread", "start_new_thread")(self._keep, ())
+
+    def stop(self) -> None:
+        """End the hub. Blocks until it has ended."""
+        self._stopping.release()
+        while not self._running.acquire(timeout=_CHECK_INTERVAL):
+            self._process.terminate()
+
+    def _start(self) -> Any:
+        from subprocess import PIPE, Popen
+
+        # The hub ends when its input does: with the master and all workers, even if nobody could end it.
+        command = [sys.executable, "-m", "gmultisocket", "hub", self._address, "--until-eof"]
+        # In a session of its own: Ctrl-C is for gunicorn, which ends the hub after the workers.
+        return Popen(command, stdin=PIPE, start_new_session=True)
+
+    def _keep(self) -> None:
+        """Start the hub again whenever it ends (the thread)."""
+        try:
+            quick = False
+            while True:
+                started = self._clock()
+                status = self._process.wait()
+                self._process.stdin.close()
+                if self._stopping.acquire(blocking=False):
+                    return
+                if not quick:
+                    self._log.error("The hub at %s has ended with status %s: it starts again.", self._address, status)
+                # One that cannot start is in the log once.
+                quick = self._clock() - started < _SHORT_LIFE
+                if quick and self._stopping.acquire(timeout=_PAUSE):
+                    return
+                self._process = self._start()
+        finally:
+            self._running.release()

@@ -19,7 +19,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from gevent.lock import Semaphore
@@ -49,12 +49,25 @@ _PLAIN_IN_PATHS = "/!$&'()*+,;=:@-._~"
 Application = Callable[[Any, Any], Iterable[bytes]]
 
 
+class _HasSocket(Protocol):
+    """A protocol, such as a Pub."""
+
+    socket: Socket
+
+
+_Socketlike = Socket | _HasSocket
+
+
+def _socket_of(made: _Socketlike) -> Socket:
+    return made if isinstance(made, Socket) else made.socket
+
+
 class Mount:
     """A WSGI application whose WebSocket requests become pipes; made by :func:`mount`."""
 
     def __init__(
         self,
-        sock: Socket | Callable[[], Socket],
+        sock: _Socketlike | Callable[[], _Socketlike],
         path: str = "/ws",
         app: Application | None = None,
         options: OptionValues | None = None,
@@ -64,7 +77,7 @@ class Mount:
         # A wrong option raises now, and not when the first peer comes.
         self._options = opts.ListenerOptions(options).own() | {opts.transport.ws.listener.external_listen.name: True}
         self._make_sock = sock if callable(sock) else None
-        self._sock = None if callable(sock) else sock
+        self._sock = None if callable(sock) else _socket_of(sock)
         # A WSGI server percent-decodes the path of a request, and gives each byte as a character.
         raw = unquote_to_bytes(path)
         self._path = raw.decode("latin-1")
@@ -160,7 +173,7 @@ class Mount:
         with self._making:
             if self._sock is None:
                 assert self._make_sock is not None
-                self._sock = call_apart(self._make_sock)
+                self._sock = _socket_of(call_apart(self._make_sock))
             if self._stopped:
                 raise refusal_for(None)
             try:
@@ -256,7 +269,7 @@ def mounts() -> list[Mount]:
 
 
 def mount(
-    sock: Socket | Callable[[], Socket],
+    sock: _Socketlike | Callable[[], _Socketlike],
     path: str = "/ws",
     app: Application | None = None,
     options: OptionValues | None = None,
@@ -266,7 +279,8 @@ def mount(
     Nothing runs before the first such request.
 
     Args:
-        sock: the Socket that gets the pipes, or a function that makes it and is called at the first request.
+        sock: the Socket or protocol that gets the pipes, or a function that makes it and is called at the first
+            request.
         path: the path, as in a URL: characters outside of ASCII may be percent-encoded or not. A server that mounts
             the application itself below a path takes that path off.
         app: serves all other requests; without one they are answered with 404.

@@ -57,15 +57,20 @@ class ProtocolSocket:
 
     # Callbacks, one of each. The module docstring says what they may not do.
 
-    def on_message(self, callback: Callable[[Message], bool]) -> None:
+    def on_message(self, callback: Callable[[Message], bool], in_order: bool = False) -> None:
         """Call ``callback(message)`` for each message when it arrives, before it is queued.
 
         If it returns True, the message is dealt with. If it returns False, the message goes to the receive queue as if
         there were no callback. While that queue is full, the callback may be called again with the same message, so it
         must have done nothing before it returned False. All messages of a pipe are shown before the pipe is reported
         closed, unless this side closes it.
+
+        Args:
+            callback: the callback.
+            in_order: while a message waits for the queue, no later one of its pipe is shown. Otherwise those that
+                arrived with it are, and the callback may deal with them before.
         """
-        self._receiver.set_filter(callback)
+        self._receiver.set_filter(callback, in_order)
 
     def on_pipe(self, callback: Callable[[Literal["add", "remove"], Pipe], object]) -> None:
         """Call ``callback(kind, pipe)`` when a pipe is added or removed: at once, and before any other callback.
@@ -177,6 +182,18 @@ class ProtocolSocket:
         """
         self._sender.requeue.add([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
 
+    def begin(self) -> None:
+        """Let other greenlets run if this turn's budget is spent, as every sending method does when it begins.
+
+        What is sent next, to a group or without waiting, begins at once then.
+
+        Raises:
+            WrongThread, ForkedSocketError: as for all methods of the socket.
+            Closed, NotSupported: nothing may be sent.
+        """
+        self.check()
+        self._sender.begin()
+
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, whatever ``socket.send_overflow`` says.
 
@@ -196,6 +213,23 @@ class ProtocolSocket:
         The ``on_message`` callback sees it as if it had just arrived.
         """
         self._receiver.deliver((message,), past_limit=True)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the receive queue can take the message that an ``on_message`` callback is called with.
+
+        Only for a callback with ``in_order``. If it returns False while this is False, it is called again with the same
+        message.
+        """
+        return self._receiver.has_room
+
+    def append(self, message: Message) -> None:
+        """Put a message into the receive queue without showing it to the ``on_message`` callback. Never blocks.
+
+        An ``on_message`` callback may use it while there is room: instead of the message that it is called with, or for
+        something that the receiver must find in front of it.
+        """
+        self._receiver.append(message)
 
     def stop_receiving(self, reason: str) -> None:
         """Receive nothing more, and drop the messages in the queue: for a protocol that closes and has still to send.

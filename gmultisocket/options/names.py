@@ -110,6 +110,8 @@ OptionsByName = TypedDict(
         "protocol.pubsub.authorize_timeout": float,
         "protocol.pubsub.max_authorizing": int,
         "protocol.pubsub.max_refused": int,
+        "protocol.pubsub.replay_bytes": int,
+        "protocol.pubsub.recover_timeout": float,
         "protocol.stream.window": int,
         "protocol.stream.acceptable": bool,
         "protocol.stream.accept_queue_size": int,

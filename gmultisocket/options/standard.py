@@ -512,6 +512,16 @@ class protocol:
             doc="A Pub with authorize closes the pipe of a peer that it has refused so many subscriptions without "
             "accepting one. A subscriber behind a switch is ignored for protocol.pubsub.expiry instead. 0: no limit.",
         )
+        replay_bytes = define(
+            "protocol.pubsub.replay_bytes", int, 67108864, unit="bytes", minimum=0,
+            doc="Maximum memory of the publications that a Pub has still to send to subscribers that ask for its "
+            "history, all together. A replay that does not fit is not sent; the subscriber is told that it has a gap.",
+        )
+        recover_timeout = define(
+            "protocol.pubsub.recover_timeout", float, 5.0, unit="seconds", minimum=0,
+            doc="After a reconnect, a Sub tells a gap for each history that it knows if no publisher has it within "
+            "this time. 0: never.",
+        )
 
     class stream:
         """``protocol.stream.*``"""

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from .answering import Handler, ReceivedRequest
     from .base import ProtocolBase
     from .bus import Bus
+    from .history import Entry, History, MemoryHistory, Since
     from .pair import Pair
     from .pipeline import Pull, Push
+    from .positions import Gap
     from .pubsub import Presence, Pub
     from .reqrep import Rep, Req, Request
     from .rights import RemoteSub
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bus",
+    "Entry",
+    "Gap",
     "Handler",
+    "History",
+    "MemoryHistory",
     "Pair",
     "Presence",
     "ProtocolBase",
@@ -41,6 +47,7 @@ __all__ = [
     "Req",
     "Request",
     "Respondent",
+    "Since",
     "Stream",
     "StreamProxy",
     "StreamSocket",
@@ -52,7 +59,11 @@ __all__ = [
 #: Name -> module of this package.
 _MODULES = {
     "Bus": "bus",
+    "Entry": "history",
+    "Gap": "positions",
     "Handler": "answering",
+    "History": "history",
+    "MemoryHistory": "history",
     "Pair": "pair",
     "Presence": "pubsub",
     "ProtocolBase": "base",
@@ -65,6 +76,7 @@ _MODULES = {
     "Req": "reqrep",
     "Request": "reqrep",
     "Respondent": "survey",
+    "Since": "history",
     "Stream": "stream",
     "StreamProxy": "streamproxy",
     "StreamSocket": "streamsocket",

@@ -43,9 +43,11 @@ class Askers:
         spawn: its ``_spawn``.
         patterns: what it has subscribed to. It may change at any time.
         repeats: whether it repeats its subscriptions through switches.
+        question: called as ``question(pattern, pipe id)``: returns the 0x05 to send before a subscription: the present
+            one by that pipe. b"" for none; None if the subscription will be sent to all soon.
     """
 
-    __slots__ = ("_answered", "_core", "_patterns", "_repeats", "_spawn", "_waiting")
+    __slots__ = ("_answered", "_core", "_patterns", "_question", "_repeats", "_spawn", "_waiting")
 
     def __init__(
         self,
@@ -53,11 +55,13 @@ class Askers:
         spawn: Callable[..., Greenlet[..., Any]],
         patterns: Collection[str],
         repeats: Callable[[], bool],
+        question: Callable[[str, int], bytes | None],
     ) -> None:
         self._core = core
         self._repeats = repeats
         self._spawn = spawn
         self._patterns = patterns
+        self._question = question
         #: By pipe: the askers that wait for their answer.
         self._waiting: dict[Pipe, set[bytes]] = {}
         #: By source, oldest first: when an asker was last answered. Has those of the last second.
@@ -91,6 +95,11 @@ class Askers:
                 if not self._core.wait_writable(pipe):
                     return
                 if pattern in self._patterns and source not in upstream.refusals.get(pattern, ()):
+                    question = self._question(pattern, pipe.id)
+                    if question is None:
+                        continue
+                    if question:
+                        self._core.put(pipe, control(question, source))
                     self._core.put(pipe, control(SUBSCRIBE + pattern.encode(), source))
                     upstream.expect(pattern, source)
             if self._patterns and self._repeats() and self._core.wait_writable(pipe):

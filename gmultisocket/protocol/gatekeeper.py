@@ -8,7 +8,7 @@ switch, or sends each subscriber its own copy along its path.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -23,9 +23,11 @@ from ..log import get_logger
 from ..loop.yielding import yield_to_loop
 from ..options import Options
 from ..wire import Message
+from .history import History
+from .holding import Holding
+from .keeper import Keeper
 from .outbox import Outbox
-from .pubsubwire import SUBSCRIBED, Refused
-from .retained import Retained
+from .pubsubwire import SUBSCRIBED, Ask, Refused
 from .rights import Authorize, Refusers, RemoteSub, Rights
 from .subscribers import Peer, Subscriber, Subscribers
 from .upstream import control
@@ -38,6 +40,8 @@ logger = get_logger("gmultisocket.protocol")
 _MAX_UNSENT: Final = 1 << 20
 #: After this number of subscriptions others run.
 _PORTION: Final = 256
+#: Subscribers behind one pipe whose 0x05 may wait for its 0x01.
+_MAX_ASKS: Final = 1024
 #: Calls of ``authorize`` that one recheck makes at once.
 _RECHECKS: Final = 8
 
@@ -51,13 +55,16 @@ class Gatekeeper:
         spawn: its ``_spawn``.
         authorize: the program's; None if everybody may have everything.
         through_switches: whether subscribers behind a switch may ask for anything. Then each gets its own copy.
+        history: the Pub's; None if it keeps nothing but retained values.
+        send_copy: sends a message along its path, as ``Socket.send_msg`` does.
 
     Attributes:
         subscribers: what they have.
         outbox: what was not sent to them. Keys are the source and the pattern.
         own_copies: whether each subscriber gets its own copy of a publication.
         restricted: whether there is ``authorize``.
-        retained: the values that a new subscription gets.
+        keeper: what it keeps, and what a new subscription gets of that.
+        holding: the acknowledgements that are held back.
         silenced: not empty if messages of some subscribers are dropped.
     """
 
@@ -68,6 +75,8 @@ class Gatekeeper:
         spawn: Callable[..., Greenlet[..., Any]],
         authorize: Authorize | None,
         through_switches: bool,
+        history: History | None,
+        send_copy: Callable[[Message, float | None], int],
     ) -> None:
         self._core = core
         self._options = options
@@ -84,10 +93,32 @@ class Gatekeeper:
             self._subscribes_too_much if self.restricted else None,
             self.own_copies,
         )  # fmt: skip
-        self.retained = Retained(core, spawn, self.subscribers)
+        self.keeper = Keeper(core, options, spawn, self.subscribers, history, send_copy)
+        self.holding = Holding(self._answer)
+        #: By pipe id and source: the last 0x05, until its 0x01 comes.
+        self._asks: dict[int, OrderedDict[bytes, Ask]] = {}
         self._warned: set[str] = set()
 
     # What comes from subscribers
+
+    def ask(self, peer: Peer, source: bytes, ask: Ask) -> None:
+        """Take a 0x05, for the 0x01 that follows. Neither blocks nor switches greenlets."""
+        asks = self._asks.setdefault(peer.pipe.id, OrderedDict())
+        asks[source] = ask
+        asks.move_to_end(source)
+        if len(asks) > _MAX_ASKS:
+            asks.popitem(last=False)
+
+    def _take_ask(self, peer: Peer, source: bytes, pattern: str) -> Ask | None:
+        """Return the 0x05 that came before a 0x01."""
+        asks = self._asks.get(peer.pipe.id)
+        ask = None if asks is None else asks.get(source)
+        if asks is None or ask is None or ask.pattern != pattern:
+            return None
+        del asks[source]
+        if not asks:
+            del self._asks[peer.pipe.id]
+        return ask
 
     def subscribe(self, peer: Peer, pattern: str, source: bytes, size: int) -> str:
         """Accept or refuse a subscription, or ask ``authorize``. Neither blocks nor switches greenlets.
@@ -95,15 +126,16 @@ class Gatekeeper:
         Returns:
             Why it is refused, "" if it is not.
         """
+        ask = self._take_ask(peer, source, pattern) if self._asks else None
         if self._rights is None or self.subscribers.has(peer, pattern, source):
-            reason = self._accept(peer, pattern, source, size)
+            reason = self._accept(peer, pattern, source, size, ask)
         elif source != peer.pipe.path and not self.own_copies:
             reason = "not through a switch"
         else:
             undecided = self._rights.undecided(peer.pipe)
             reason = self.subscribers.refusal(peer, pattern, source, size, undecided)
             if not reason:
-                self._rights.ask(RemoteSub(peer.pipe, source), pattern)
+                self._rights.ask(RemoteSub(peer.pipe, source), pattern, ask)
         if reason:
             self._refuse(RemoteSub(peer.pipe, source), pattern, reason)
         return reason
@@ -117,6 +149,12 @@ class Gatekeeper:
                 # It counts one answer for each asking.
                 self._tell(remote, pattern, "unsubscribed before it was decided")
 
+    def promise_repeats(self, peer: Peer, source: bytes) -> None:
+        """Take a 0x08. Neither blocks nor switches greenlets."""
+        self.subscribers.promise_repeats(peer, source)
+        if self._rights is not None:
+            self._rights.promise_repeats(RemoteSub(peer.pipe, source))
+
     def is_silenced(self, message: Message) -> bool:
         """Return whether a message comes from a subscriber that was refused too often."""
         return self._refusers.is_silenced(message.pipe_id, message.source)
@@ -124,33 +162,45 @@ class Gatekeeper:
     def remove_pipe(self, pipe: Pipe) -> None:
         """Forget the subscribers of a pipe that has closed."""
         self.subscribers.remove_pipe(pipe)
+        self.keeper.remove_pipe(pipe)
+        self.holding.remove_pipe(pipe)
+        self._asks.pop(pipe.id, None)
         self._refusers.remove_pipe(pipe.id)
         if self._rights is not None:
             self._rights.remove_pipe(pipe)
 
     # Answers
 
-    def _accept(self, peer: Peer, pattern: str, source: bytes, size: int) -> str:
+    def _accept(self, peer: Peer, pattern: str, source: bytes, size: int, ask: Ask | None = None) -> str:
         """Add or repeat a subscription, and acknowledge it. Return why it is refused, "" if it is not."""
         is_new = not self.subscribers.has(peer, pattern, source)
         subscriber = self.subscribers.subscribe(peer, pattern, source, size)
         if not isinstance(subscriber, Subscriber):
             return subscriber
-        if is_new:
-            self.retained.subscribed(peer.pipe, source, pattern)
         if self.restricted:
             self._refusers.accepted(peer.pipe.id, source)
-        # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
-        source = subscriber.source
-        self.outbox.post(peer.pipe, (source, pattern), control(SUBSCRIBED + pattern.encode(), source))
+        remote = RemoteSub(peer.pipe, subscriber.source)
+        if not self.holding.hold(remote, pattern, ask, is_new):
+            self._answer(remote, pattern, ask, is_new)
+        elif ask is not None:
+            self.keeper.expect(remote, ask)
         return ""
 
-    def _decided(self, remote: RemoteSub, pattern: str, reason: str) -> None:
+    def _answer(self, remote: RemoteSub, pattern: str, ask: Ask | None, is_new: bool = True) -> None:
+        """Acknowledge a subscription: by 0x06, or by 0x02."""
+        if not self.keeper.subscribed(remote, pattern, ask, is_new):
+            # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
+            pipe, source = remote
+            self.outbox.post(pipe, (source, pattern), control(SUBSCRIBED + pattern.encode(), source))
+
+    def _decided(self, remote: RemoteSub, pattern: str, reason: str, ask: Ask | None, repeats: bool) -> None:
         """``authorize`` has decided."""
         peer = self.subscribers.peers.get(remote.pipe.id)
         if peer is None:
             return
-        reason = reason or self._accept(peer, pattern, remote.source, len(pattern.encode()))
+        reason = reason or self._accept(peer, pattern, remote.source, len(pattern.encode()), ask)
+        if repeats:
+            self.subscribers.promise_repeats(peer, remote.source)
         if reason:
             self._core.count_drop("refused subscription", remote.pipe.id)
             self._refuse(remote, pattern, reason)
@@ -171,7 +221,8 @@ class Gatekeeper:
 
     def _forget_answer(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         self.outbox.forget(pipe, (source, pattern))
-        self.retained.unsubscribed(pipe, source, pattern)
+        self.keeper.forget(pipe, source, pattern)
+        self.holding.forget(pipe, source, pattern)
 
     def _subscribes_too_much(self, remote: RemoteSub) -> None:
         self._exclude(remote, "subscribes to one topic in too many ways")

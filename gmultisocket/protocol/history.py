@@ -11,18 +11,26 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
+from collections.abc import Mapping, Reversible
+from struct import Struct
 from time import monotonic
 from typing import Final, NamedTuple
 
 from .pubsubwire import LIMIT
 from .subscriptions import Subscriptions, check_pattern, is_literal, matches
 
-__all__ = ["Entry", "History", "MemoryHistory", "Since"]
+__all__ = ["Entry", "History", "MemoryHistory", "Since", "publication"]
 
 #: What an entry takes in memory besides its topic and its content, in bytes, about.
 _OVERHEAD: Final = 200
 #: Topics whose last offset is remembered.
 _MAX_TOPICS: Final = 1 << 16
+#: Topics of which it is remembered that they have lost something. With more of them, older positions of all topics
+#: count as incomplete.
+_MAX_LOST: Final = 1 << 13
+
+_length = Struct(">H")
+_new = tuple.__new__
 
 
 class Entry(NamedTuple):
@@ -54,19 +62,25 @@ class Since(NamedTuple):
 
 
 class History(ABC):
-    """The contract of a history. No method blocks.
+    """The contract of a history. A Pub does not ask where its history lives.
+
+    No method blocks or switches greenlets, so a history that lives elsewhere has here what its Pub may be asked for:
+    it gets that when a pattern is first wanted (``Pub.on_interest``), and holds the acknowledgements back until then
+    (``Pub.hold_acknowledgements``). If others add publications to it, each goes to ``Pub.publish_entry`` when it comes.
 
     Attributes:
         epoch: names the history. All publishers that serve the same history say the same epoch. At least 1, and below
-            2^53.
+            2^53. If it becomes another one, ``Pub.replay_again`` tells the subscribers.
+        dropped: how many publications were forgotten, by reason. Each is one of ``counters.drops`` of the Pub.
     """
 
     epoch: int
+    dropped: Mapping[str, int]
 
     @property
     @abstractmethod
     def last_offset(self) -> int:
-        """The offset of the last publication, 0 if there was none."""
+        """The offset of the last publication, 0 if there was none. The Pub has been given all up to this one."""
 
     @abstractmethod
     def keeps(self, topic: str) -> bool:
@@ -82,7 +96,8 @@ class History(ABC):
             retain: keep it, instead of the one that was retained before, as the topic's present value.
 
         Returns:
-            The entry; None if the topic has no history and no retained value: nothing is kept of it.
+            The entry, which the Pub sends; None if the topic has no history and no retained value: nothing is kept of
+            it, and it is sent without a position.
         """
 
     @abstractmethod
@@ -153,9 +168,12 @@ class MemoryHistory(History):
         self._max_retained_bytes = max_retained_bytes
         self.dropped: dict[str, int] = {}
         self._last_offset = 0
-        #: The kept publications with the time at which they came, oldest first; and what they take.
-        self._log: deque[tuple[float, Entry]] = deque()
+        #: The kept publications, oldest first; when each came, if that matters; and what they take.
+        self._log: deque[Entry] = deque()
+        self._times: deque[float] = deque()
         self._log_bytes = 0
+        #: Whether the publications of a topic are kept, for topics that were published lately.
+        self._logged: dict[str, bool] = {}
         #: The same publications by topic.
         self._by_topic: dict[str, deque[Entry]] = {}
         self._retained: OrderedDict[str, Entry] = OrderedDict()
@@ -175,26 +193,43 @@ class MemoryHistory(History):
         return self._last_offset
 
     def keeps(self, topic: str) -> bool:
-        return topic in self._retained or bool(self._wanted.match(topic))
+        return topic in self._retained or self._is_logged(topic)
+
+    def _is_logged(self, topic: str) -> bool:
+        logged = self._logged.get(topic)
+        if logged is None:
+            if len(self._logged) >= _MAX_TOPICS:
+                self._logged.clear()
+            logged = self._logged[topic] = bool(self._wanted.match(topic))
+        return logged
 
     def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
-        logged = bool(self._wanted.match(topic))
+        logged = self._logged.get(topic)
+        if logged is None:
+            logged = self._is_logged(topic)
         if not logged and not retain and topic not in self._retained:
             return None
-        self._last_offset += 1
-        entry = Entry(self._last_offset, self._last.pop(topic, self._forgotten), topic, content)
-        self._last[topic] = entry.offset
-        if len(self._last) > _MAX_TOPICS:
-            self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
+        offset = self._last_offset = self._last_offset + 1
+        last = self._last
+        entry = _new(Entry, (offset, last.pop(topic, self._forgotten), topic, content))
+        last[topic] = offset
+        if len(last) > _MAX_TOPICS:
+            self._forgotten = max(self._forgotten, last.popitem(last=False)[1])
         if logged:
-            self._log.append((monotonic(), entry))
-            self._log_bytes += _size(entry)
-            self._by_topic.setdefault(topic, deque()).append(entry)
+            self._log.append(entry)
+            self._log_bytes += _OVERHEAD + len(topic) + len(content)
+            kept = self._by_topic.get(topic)
+            if kept is None:
+                kept = self._by_topic[topic] = deque()
+            kept.append(entry)
+            if self._max_age:
+                self._times.append(monotonic())
         if retain:
             self._retain(entry)
         elif not logged:
             self._lose(entry)
-        self.trim()
+        if self._max_age or self._log_bytes > self._max_bytes or len(self._log) > self._max_entries:
+            self.trim()
         return entry
 
     def _retain(self, entry: Entry) -> None:
@@ -221,23 +256,25 @@ class MemoryHistory(History):
         self.trim()
         if offset > self._last_offset:
             return Since([], False)
-        topics = self._topics(pattern)
         entries: list[Entry] = []
-        for topic in topics:
-            kept = self._by_topic.get(topic, ())
-            value = self._retained.get(topic)
-            if value is not None and value.offset > offset and not (kept and kept[0].offset <= value.offset):
-                entries.append(value)
-            if kept and kept[-1].offset > offset:
-                entries += [entry for entry in kept if entry.offset > offset]
-        entries.sort()
-        return Since(entries, self._is_complete(pattern, offset))
-
-    def _topics(self, pattern: str) -> list[str]:
-        """Return the topics that have a publication here and match a pattern."""
         if is_literal(pattern):
-            return [pattern]
-        return [topic for topic in self._by_topic.keys() | self._retained.keys() if matches(pattern, topic)]
+            kept: Reversible[Entry] = self._by_topic.get(pattern, ())
+            value = self._retained.get(pattern)
+            values: Reversible[Entry] = () if value is None else (value,)
+        else:
+            # Both are in the order of their offsets.
+            kept = self._log
+            values = self._retained.values()
+        for newest_first in (reversed(kept), reversed(values)):
+            for entry in newest_first:
+                if entry.offset <= offset:
+                    break
+                if matches(pattern, entry.topic):
+                    entries.append(entry)
+        entries.sort()
+        # A retained value is in the log as well, unless that has forgotten it.
+        entries = [entry for before, entry in zip([None, *entries], entries, strict=False) if entry is not before]
+        return Since(entries, self._is_complete(pattern, offset))
 
     def _is_complete(self, pattern: str, offset: int) -> bool:
         """Return whether all publications behind an offset that match a pattern are still here."""
@@ -261,16 +298,17 @@ class MemoryHistory(History):
         """Forget publications that are too old or too many."""
         oldest = monotonic() - self._max_age if self._max_age else 0.0
         while self._log:
-            at, entry = self._log[0]
             if len(self._log) > self._max_entries:
                 reason = "entries"
             elif self._log_bytes > self._max_bytes and len(self._log) > 1:
                 reason = "bytes"
-            elif at < oldest:
+            elif self._times and self._times[0] < oldest:
                 reason = "age"
             else:
                 return
-            self._log.popleft()
+            entry = self._log.popleft()
+            if self._times:
+                self._times.popleft()
             self._log_bytes -= _size(entry)
             kept = self._by_topic[entry.topic]
             kept.popleft()
@@ -284,13 +322,19 @@ class MemoryHistory(History):
         """Remember that a publication cannot be sent again."""
         self._lost[entry.topic] = max(self._lost.get(entry.topic, 0), entry.offset)
         self._lost_to = max(self._lost_to, entry.offset)
-        if len(self._lost) > _MAX_TOPICS:
+        if len(self._lost) > _MAX_LOST:
             # From now on it is not known which of these topics have lost something.
             self._lost.clear()
             self._lost_forgotten = self._lost_to
 
     def _count(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+
+def publication(entry: Entry) -> bytes:
+    """Return what a publication is on the wire: the topic's length, the topic, and the content."""
+    topic = entry.topic.encode()
+    return _length.pack(len(topic)) + topic + entry.content
 
 
 def _size(entry: Entry) -> int:

@@ -38,6 +38,8 @@ _MAX_COMPARED: Final = 256
 _MAX_CACHED: Final = 1 << 14
 _PIPE_ID: Final = 4
 
+_random = random.SystemRandom()
+
 
 class Gap(NamedTuple):
     """Publications are missing, and will not come.
@@ -122,6 +124,9 @@ class Positions:
         self._heard: dict[bytes, dict[int, int]] = {}
         #: By epoch and topic: the meeting that decides.
         self._deciding: dict[tuple[int, str], _Meeting | None] = {}
+        #: Patterns of which live publications were ignored because an answer, or the end of a replay, had not come; and
+        #: how often :meth:`overdue` has looked since.
+        self._ignored: dict[str, int] = {}
 
     # Patterns
 
@@ -139,6 +144,7 @@ class Positions:
             del self._askings[number]
         for epoch in [*mine.meetings]:
             self._end_meeting(mine, epoch)
+        self._ignored.pop(pattern, None)
         self._index.remove(pattern, pattern)
         self._deciding.clear()
         self._forget_epochs()
@@ -155,19 +161,62 @@ class Positions:
         before = mine.askings.pop(pipe_id, None)
         if before is not None:
             del self._askings[before]
-        number = random.SystemRandom().randrange(1, 1 << 32)
+        number = _random.randrange(1, 1 << 32)
         while number in self._askings:
             number = number % 0xFFFFFFFF + 1
         mine.askings[pipe_id] = number
         self._askings[number] = pattern
-        positions = [Position(epoch, self._position(epoch, meeting)) for epoch, meeting in mine.meetings.items()]
+        self._ignored.pop(pattern, None)
+        return self._ask(number, pattern, retained, recover)
+
+    def ask_another(self, pattern: str, pipe_id: int, *, retained: bool = False, recover: bool = False) -> Ask | None:
+        """Return what to ask one more publisher behind a pipe, so that answers of the others still count.
+
+        Returns:
+            None if those behind the pipe have not been asked.
+        """
+        number = self._patterns[pattern].askings.get(pipe_id)
+        return None if number is None else self._ask(number, pattern, retained, recover)
+
+    def _ask(self, number: int, pattern: str, retained: bool, recover: bool) -> Ask:
+        meetings = self._patterns[pattern].meetings
+        positions = [Position(epoch, self._position(epoch, meeting)) for epoch, meeting in meetings.items()]
         return Ask(number, retained, recover, tuple(positions), pattern)
+
+    def asked(self, number: int) -> str | None:
+        """Return the pattern of an asking, None if its answers do not count."""
+        return self._askings.get(number)
+
+    def serves(self, pattern: str, source: bytes) -> bool:
+        """Return whether a publisher has answered for a pattern."""
+        return any(source in meeting.sources for meeting in self._patterns[pattern].meetings.values())
+
+    def has_met(self, source: bytes) -> bool:
+        """Return whether a publisher has answered for any pattern, to the end."""
+        return source in self._heard
+
+    def matching(self, topic: str) -> set[str]:
+        """Return the patterns that match a topic."""
+        return self._index.match(topic)
+
+    def overdue(self) -> list[str]:
+        """Return the patterns for which an answer, or the end of a replay, was probably lost: to be asked anew.
+
+        They are those of which publications were ignored before the last call, and nothing of a replay came since.
+        """
+        found = []
+        for pattern, looks in self._ignored.items():
+            self._ignored[pattern] = looks + 1
+            if looks:
+                found.append(pattern)
+        return found
 
     def answer(self, source: bytes, replay: Replay) -> list[Gap]:
         """Take a 0x06. Return what it says to be missing; the program must hear that before anything that follows."""
         pattern = self._askings.get(replay.id)
         if pattern is None:
             return []
+        self._ignored.pop(pattern, None)
         mine = self._patterns[pattern]
         gaps: list[Gap] = []
         meeting = mine.meetings.get(replay.epoch)
@@ -241,20 +290,26 @@ class Positions:
             return self._take_replayed(source, message, topic)
         heard = self._heard.get(source)
         if heard is None:
-            return False, None
+            return self._ignore(topic)
         if offset > heard.get(epoch, 0):
             heard[epoch] = offset
         meeting = self._meeting_of(epoch, topic)
         # Before the end of the replay, a live publication is a part of it as well.
         if meeting is None or meeting.replaying is not None or meeting.sources.get(source) != 0:
-            return False, None
+            return self._ignore(topic)
         return self._check(meeting, message, topic)
+
+    def _ignore(self, topic: str) -> tuple[bool, None]:
+        for pattern in self._index.match(topic):
+            self._ignored.setdefault(pattern, 0)
+        return False, None
 
     def _take_replayed(self, source: bytes, message: Positioned, topic: str) -> tuple[bool, Gap | None]:
         pattern = self._askings.get(message.id)
         meeting = None if pattern is None else self._patterns[pattern].meetings.get(message.epoch)
         if meeting is None or meeting.sources.get(source) != message.id:
             return False, None
+        self._ignored.pop(meeting.pattern, None)
         counts = meeting.replaying == source
         if counts:
             meeting.position = max(meeting.position, message.offset)

@@ -27,22 +27,24 @@ was then silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import BrokenPath, Closed
+from ..errors import Closed
 from ..loop.periodic import Periodic
 from ..loop.yielding import yield_to_loop
 from ..options import Option, OptionValues, follow
 from ..wire import Message
 from .base import ProtocolBase
 from .gatekeeper import Gatekeeper
+from .history import Entry, History
+from .holding import Hold
 from .outbox import Outbox
-from .pubsubwire import REPEATS, SUBSCRIBE, UNSUBSCRIBE, WHO, Malformed, is_control, read_pattern
+from .pubsubwire import ASK, REPEATS, SUBSCRIBE, UNSUBSCRIBE, WHO, Malformed, is_control, read_ask, read_pattern
 from .rights import Authorize, RemoteSub
 from .subscribers import Limits, Peer
 from .subscriptions import check_pattern, check_topic
@@ -91,6 +93,8 @@ class Pub(ProtocolBase):
             publication, along its path.
         presence_names: called as ``presence_names(subscriber)``; returns a name for :meth:`presence`. Identities are
             personal data: without it, presence has only numbers.
+        history: keeps publications for subscribers that come back, e.g. ``MemoryHistory("orders.>", max_age=3600)``.
+            Its patterns say of which topics. A Sub gets what it has missed by ``subscribe(pattern, recover=True)``.
     """
 
     defaults = {"socket.send_overflow": "drop_newest"}
@@ -104,10 +108,14 @@ class Pub(ProtocolBase):
         authorize: Authorize | None = None,
         authorize_through_switches: bool = False,
         presence_names: Callable[[RemoteSub], str] | None = None,
+        history: History | None = None,
     ) -> None:
         super().__init__(options)
-        gate = Gatekeeper(self._core, self.options, self._spawn, authorize, authorize_through_switches)
+        gate = Gatekeeper(
+            self._core, self.options, self._spawn, authorize, authorize_through_switches, history, self.socket.send_msg
+        )
         self._gate = gate
+        self._keeper = gate.keeper
         self._presence_names = presence_names
         self._own_copies = gate.own_copies
         self._silenced = gate.silenced
@@ -160,26 +168,48 @@ class Pub(ProtocolBase):
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
             content = self._core.check_content(content)
-        if retain:
+        if retain or self._keeper.history is not None:
             self._check_open()
-            self._gate.retained.keep(topic, self._core.check_content(head + content))
+            return self._keeper.publish(topic, content, head, pipes, timeout, retain)
         if self._own_copies:
-            return self._send_copies(pipes, head + content, timeout)
+            return self._keeper.send_copies(pipes, head + content, timeout)
         return self._core.send_group(pipes, head + content, timeout)
 
-    def _send_copies(self, remotes: Iterable[RemoteSub], content: bytes, timeout: float | None) -> int:
-        """Send to each subscriber along its path. Return the number of pipes that it went to."""
+    def publish_entry(self, entry: Entry, timeout: float | None = None) -> int:
+        """Send a publication that the history has got from somewhere else: it has its number already.
+
+        For a history that several publishers share. Call it for one entry after the other, in the order of their
+        offsets, in the same turn in which the history gets it.
+
+        Returns:
+            The number of pipes that it went to.
+
+        Raises:
+            BadTopic, Timeout, MessageTooLong, Closed: as :meth:`publish`.
+        """
+        head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
+        self._check_open()
+        return self._keeper.send(entry, head + entry.content, entry.topic, pipes, timeout)
+
+    def replay_again(self) -> None:
+        """Answer all subscribers that ask for history again: ``history.epoch`` is another one now. Does not block."""
         self._core.check()
-        reached = set()
-        for pipe, source in [*remotes]:
-            full = pipe.full
-            try:
-                self.socket.send_to(source, content, timeout)
-            except BrokenPath:
-                continue
-            if not full:
-                reached.add(pipe.id)
-        return len(reached)
+        self._keeper.replay_again()
+
+    def hold_acknowledgements(self, hook: Hold | None) -> None:
+        """Let a hook delay the acknowledgements of new subscriptions, until publications really come.
+
+        ``hook(subscriber, pattern, release)`` is called when a subscription is in effect at this Pub, before it is
+        acknowledged. It returns True to hold the acknowledgement back. Then it, or what it has started, calls
+        ``release()`` later, once, in this thread; after the subscription has ended, that does nothing. Until then the
+        subscriber gets live publications, but no retained values and no replay. The hook must not block or switch
+        greenlets. If it raises, the error is logged, and nothing is held back.
+
+        Args:
+            hook: instead of the one before; None for none.
+        """
+        self._core.check()
+        self._gate.holding.hook = hook
 
     def unretain(self, topic: str) -> bool:
         """Forget the retained value of a topic. Nobody is told. Return whether there was one.
@@ -189,7 +219,8 @@ class Pub(ProtocolBase):
         """
         self._core.check()
         check_topic(topic)
-        return self._gate.retained.history.unretain(topic)
+        history = self._keeper.history
+        return history is not None and history.unretain(topic)
 
     def reach(self, topic: str) -> int:
         """Return the number of pipes that a publication under the topic would go to now. At 0, you need not make one.
@@ -355,9 +386,10 @@ class Pub(ProtocolBase):
         content = message.content
         kind = content[:1]
         try:
-            if not is_control(message) or (kind not in (SUBSCRIBE, UNSUBSCRIBE) and content != REPEATS):
+            if not is_control(message) or (kind not in (SUBSCRIBE, UNSUBSCRIBE, ASK) and content != REPEATS):
                 raise Malformed("nothing that a Pub understands")
-            pattern = "" if content == REPEATS else read_pattern(content)
+            ask = read_ask(content) if kind == ASK else None
+            pattern = "" if content == REPEATS or ask is not None else read_pattern(content)
         except Malformed:
             self._drop(message, "garbage")
             return True
@@ -369,8 +401,10 @@ class Pub(ProtocolBase):
             self._core.count_drop("silenced", message.pipe_id)
         elif kind == SUBSCRIBE:
             self._subscribe(peer, pattern, message)
+        elif ask is not None:
+            self._gate.ask(peer, message.source, ask)
         elif kind == REPEATS:
-            self._subscribers.promise_repeats(peer, message.source)
+            self._gate.promise_repeats(peer, message.source)
         else:
             self._gate.unsubscribe(peer, pattern, message.source)
         return True

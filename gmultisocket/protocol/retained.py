@@ -18,8 +18,7 @@ from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..loop.yielding import yield_to_loop
 from ..wire import TO_DEST, Message
-from .history import MemoryHistory
-from .subscribers import Subscribers
+from .history import History, publication
 from .subscriptions import is_literal, matches
 
 __all__ = ["Retained"]
@@ -34,35 +33,28 @@ class Retained:
     Args:
         core: of its socket.
         spawn: its ``_spawn``.
-        subscribers: its subscribers.
-
-    Attributes:
-        history: has the values.
+        history: returns what has the values; None if there are none.
     """
 
-    __slots__ = ("_core", "_queues", "_spawn", "_subscribers", "history")
+    __slots__ = ("_core", "_history", "_queues", "_spawn")
 
     def __init__(
-        self, core: ProtocolSocket, spawn: Callable[..., Greenlet[..., Any]], subscribers: Subscribers
+        self,
+        core: ProtocolSocket,
+        spawn: Callable[..., Greenlet[..., Any]],
+        history: Callable[[], History | None],
     ) -> None:
         self._core = core
         self._spawn = spawn
-        self._subscribers = subscribers
-        self.history = MemoryHistory()
+        self._history = history
         #: By pipe: the sources and patterns of new subscriptions, each with an object of its own: one that ended and
         #: began again is another one. Has no pipe without any.
         self._queues: dict[Pipe, OrderedDict[tuple[bytes, str], object]] = {}
 
-    def keep(self, topic: str, publication: bytes) -> None:
-        """Retain a publication, with its topic in front, instead of the one before."""
-        before = self.history.dropped.get("retained", 0)
-        self.history.append(topic, publication, retain=True)
-        for _ in range(self.history.dropped.get("retained", 0) - before):
-            self._core.count_drop("retained")
-
     def subscribed(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Send the values that a new subscription matches, later. Neither blocks nor switches greenlets."""
-        if not self.history.last_offset:
+        history = self._history()
+        if history is None or not history.last_offset:
             return
         queue = self._queues.get(pipe)
         if queue is None:
@@ -83,7 +75,9 @@ class Retained:
             while queue:
                 key, present = next(iter(queue.items()))
                 source, pattern = key
-                for number, topic in enumerate(self._topics(pattern), 1):
+                history = self._history()
+                assert history is not None
+                for number, topic in enumerate(_topics(history, pattern), 1):
                     if number % _PORTION == 0:
                         yield_to_loop()
                     if not self._core.wait_writable(pipe):
@@ -91,8 +85,8 @@ class Retained:
                     # Checked only now: during the wait, it may have changed or ended.
                     if queue.get(key) is not present:
                         break
-                    for entry in self.history.retained(topic):
-                        self._core.put(pipe, Message(TO_DEST, destination=source, content=entry.content))
+                    for entry in history.retained(topic):
+                        self._core.put(pipe, Message(TO_DEST, destination=source, content=publication(entry)))
                 if queue.get(key) is present:
                     del queue[key]
         except (Closed, ForkedSocketError):
@@ -100,14 +94,15 @@ class Retained:
         finally:
             del self._queues[pipe]
 
-    def _topics(self, pattern: str) -> list[str]:
-        """Return the topics that have a value and match a pattern. Lets others run meanwhile."""
-        if is_literal(pattern):
-            return [pattern]
-        found = []
-        for number, topic in enumerate(self.history.retained_topics(), 1):
-            if number % _PORTION == 0:
-                yield_to_loop()
-            if matches(pattern, topic):
-                found.append(topic)
-        return found
+
+def _topics(history: History, pattern: str) -> list[str]:
+    """Return the topics that have a value and match a pattern. Lets others run meanwhile."""
+    if is_literal(pattern):
+        return [pattern]
+    found = []
+    for number, topic in enumerate(history.retained_topics(), 1):
+        if number % _PORTION == 0:
+            yield_to_loop()
+        if matches(pattern, topic):
+            found.append(topic)
+    return found

@@ -21,6 +21,7 @@ from ..errors import snippet
 from ..log import get_logger
 from ..loop.ending import Ended, end
 from ..options import Options
+from .pubsubwire import Ask
 
 __all__ = ["Authorize", "Refusers", "RemoteSub", "Rights"]
 
@@ -65,13 +66,15 @@ class _Asked:
     Attributes:
         remote: who wants it.
         pattern: what it wants.
+        ask: its last 0x05 for it, None without one.
     """
 
-    __slots__ = ("pattern", "remote")
+    __slots__ = ("ask", "pattern", "remote")
 
     def __init__(self, remote: RemoteSub, pattern: str) -> None:
         self.remote = remote
         self.pattern = pattern
+        self.ask: Ask | None = None
 
 
 class _Pipe:
@@ -81,11 +84,13 @@ class _Pipe:
         asked: by source and pattern: all that is not decided.
         waiting: those for which no call has begun, oldest first.
         running: the number of calls that run.
+        repeating: subscribers that have said meanwhile that they repeat their subscriptions (0x08).
     """
 
-    __slots__ = ("asked", "running", "waiting")
+    __slots__ = ("asked", "repeating", "running", "waiting")
 
     def __init__(self) -> None:
+        self.repeating: set[bytes] = set()
         self.asked: dict[Hashable, _Asked] = {}
         self.waiting: OrderedDict[Hashable, _Asked] = OrderedDict()
         self.running = 0
@@ -98,8 +103,9 @@ class Rights:
         authorize: the program's.
         options: of the Pub's socket.
         spawn: the Pub's ``_spawn``.
-        decided: called as ``decided(remote, pattern, reason)`` when it has decided; ``reason`` is "" if the subscriber
-            may. Must not block.
+        decided: called as ``decided(remote, pattern, reason, ask, repeats)`` when it has decided; ``reason`` is "" if
+            the subscriber may, ``ask`` its 0x05, and ``repeats`` whether it has said that it repeats its subscriptions.
+            Must not block.
     """
 
     __slots__ = ("__weakref__", "_authorize", "_decided", "_logged", "_options", "_pipes", "_ready", "_running",
@@ -110,7 +116,7 @@ class Rights:
         authorize: Authorize,
         options: Options,
         spawn: Callable[..., Greenlet[..., Any]],
-        decided: Callable[[RemoteSub, str, str], object],
+        decided: Callable[[RemoteSub, str, str, Ask | None, bool], object],
     ) -> None:
         self._authorize = authorize
         self._options = options
@@ -127,13 +133,23 @@ class Rights:
         state = self._pipes.get(pipe)
         return len(state.asked) if state is not None else 0
 
-    def ask(self, remote: RemoteSub, pattern: str) -> None:
+    def ask(self, remote: RemoteSub, pattern: str, ask: Ask | None) -> None:
         """Decide later, unless it is about to. Neither blocks nor switches greenlets."""
         state = self._pipes.setdefault(remote.pipe, _Pipe())
         key = (remote.source, pattern)
-        if key not in state.asked:
+        is_new = key not in state.asked
+        if is_new:
             state.asked[key] = state.waiting[key] = _Asked(remote, pattern)
+        if ask is not None:
+            state.asked[key].ask = ask
+        if is_new:
             self._start(remote.pipe, state)
+
+    def promise_repeats(self, remote: RemoteSub) -> None:
+        """Remember that a subscriber repeats its subscriptions, if it may be one about which nothing is decided yet."""
+        state = self._pipes.get(remote.pipe)
+        if state is not None and len(state.repeating) < _MAX_SOURCES:
+            state.repeating.add(remote.source)
 
     def cancel(self, remote: RemoteSub, pattern: str) -> bool:
         """Do not decide. Return whether it would have."""
@@ -179,7 +195,7 @@ class Rights:
         # Otherwise it was cancelled meanwhile, and perhaps asked for again.
         if state.asked.get(key) is asked:
             del state.asked[key]
-            self._decided(asked.remote, asked.pattern, reason)
+            self._decided(asked.remote, asked.pattern, reason, asked.ask, asked.remote.source in state.repeating)
         pipe = asked.remote.pipe
         if not state.asked and not state.running and self._pipes.get(pipe) is state:
             del self._pipes[pipe]

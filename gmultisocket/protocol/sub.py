@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gevent import get_hub
 
@@ -22,17 +22,25 @@ from .askers import Askers
 from .base import ProtocolBase
 from .outbox import Outbox
 from .pubsubwire import (
+    POSITIONED,
     REFUSED,
+    REPLAY,
     SUBSCRIBED,
     WHO,
     Malformed,
     Refused,
     is_control,
     read_pattern,
+    read_positioned,
     read_refused,
+    read_replay,
 )
 from .subscriptions import Subscriptions, check_pattern, check_topic
 from .upstream import Upstream
+
+if TYPE_CHECKING:
+    from .positions import Gap
+    from .recovery import Recovery
 
 __all__ = ["Sub"]
 
@@ -65,14 +73,16 @@ class Sub(ProtocolBase):
         #: By pipe id.
         self._upstreams: dict[int, Upstream] = {}
         self._outbox: Outbox = Outbox(self._core, self._spawn)
-        self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats)
+        self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats, self._question)
+        #: None until it is needed.
+        self._recovery: Recovery | None = None
         self._acknowledgements = WaitList(get_hub(), lambda: True)
         #: By pattern: the number of greenlets that wait until it is acknowledged.
         self._waiters: Counter[str] = Counter()
         self._refusals = Callbacks(self._spawn, "gmultisocket.protocol", "refusal")
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
-        self._core.on_message(self._on_message)
+        self._core.on_message(self._on_message, in_order=True)
 
     # Subscribing
 
@@ -81,7 +91,9 @@ class Sub(ProtocolBase):
         """The patterns that it has subscribed to, oldest first."""
         return tuple(self._patterns)
 
-    def subscribe(self, pattern: str, timeout: float | None = None) -> None:
+    def subscribe(
+        self, pattern: str, timeout: float | None = None, *, recover: bool = False, retained: bool = True
+    ) -> None:
         """Subscribe to a pattern, at all publishers that are or will be connected.
 
         Without a timeout it does not block, and the subscription takes effect a little later. With one it blocks until
@@ -92,6 +104,10 @@ class Sub(ProtocolBase):
         Args:
             pattern: e.g. ``"orders.*.created"`` or ``"orders.>"``.
             timeout: seconds; None does not wait at all.
+            recover: after a reconnect, get what was published meanwhile, as far as the publisher's history still has
+                it. What is missing all the same is told to :meth:`on_gap`.
+            retained: get the retained values of the topics, now and, where ``recover`` does not bring more, after a
+                reconnect.
 
         Raises:
             BadTopic: it is not a pattern.
@@ -101,6 +117,10 @@ class Sub(ProtocolBase):
         """
         self._check_open()
         check_pattern(pattern)
+        if recover or not retained:
+            self._recover()
+        if self._recovery is not None:
+            self._recovery.add(pattern, retained, recover)
         if pattern not in self._patterns:
             self._patterns[pattern] = None
             self._index.add(pattern, None)
@@ -139,6 +159,46 @@ class Sub(ProtocolBase):
             if not self._waiters[pattern]:
                 del self._waiters[pattern]
 
+    def on_gap(self, callback: Callable[[Gap], object]) -> Callable[[], None]:
+        """Call ``callback(gap)`` when publications are missing that will not come.
+
+        ``gap`` has the ``pattern``, the ``topic`` (None if it may be any that the pattern matches) and the ``reason``:
+        ``"overflow"``: they were dropped at a full queue on the way. ``"history"``: the publisher does not have them
+        any more, or they were not asked for. ``"gone"``: after a reconnect nobody had their history.
+
+        The callback runs in the greenlet that receives, before that gets the first publication behind the gap: so a
+        loop over publications finds at the right place what the callback has left for it. While nobody receives,
+        nothing is told. It concerns topics with history or retained values only. An error of the callback is logged.
+
+        Returns:
+            A callable that ends it.
+        """
+        self._check_open()
+        return self._recover().on_gap(callback)
+
+    def _recover(self) -> Recovery:
+        """Begin to keep positions, for all patterns."""
+        if self._recovery is None:
+            from .recovery import Recovery
+
+            self._recovery = Recovery(self._core, self.options, self._spawn)
+            for pattern in self._patterns:
+                # The values have come.
+                self._recovery.add(pattern, False, False)
+            for upstream in self._upstreams.values():
+                upstream.subscribe_all(self._patterns, ask=True)
+                if upstream.subscribe_some(_PORTION):
+                    self._spawn(self._subscribe_rest, upstream)
+        return self._recovery
+
+    def _question(self, pattern: str, pipe_id: int) -> bytes | None:
+        """Return the 0x05 for a publisher that has come; b"" for none, None if it will be sent to all."""
+        return b"" if self._recovery is None else self._recovery.ask_another(pattern, pipe_id)
+
+    def _ask(self, pattern: str, pipe_id: int) -> bytes:
+        """Return the 0x05 for all publishers behind a pipe; b"" for none."""
+        return b"" if self._recovery is None else self._recovery.ask(pattern, pipe_id)
+
     def on_refused(self, callback: Callable[[SubscriptionRefused], object]) -> Callable[[], None]:
         """Call ``callback(refusal)`` when a publisher refuses or revokes a subscription.
 
@@ -163,6 +223,8 @@ class Sub(ProtocolBase):
         del self._patterns[pattern]
         self._index.remove(pattern, None)
         self._topics.clear()
+        if self._recovery is not None:
+            self._recovery.remove(pattern)
         for upstream in self._upstreams.values():
             upstream.unsubscribe(pattern)
         self._acknowledgements.wake_all()
@@ -185,12 +247,20 @@ class Sub(ProtocolBase):
         deadline: Deadline | None = None
         while True:
             message = self.socket.recv(timeout if deadline is None else deadline.left())
+            if type(message) is not bytes:
+                self._tell_gap(message)
+                deadline = deadline or Deadline(timeout)
+                continue
             end = 2 + _length.unpack_from(message)[0]
             topic = self._subscribed_topic(message[2:end])
             if topic:
                 return topic, message[end:]
             # It was unsubscribed after the message came.
             deadline = deadline or Deadline(timeout)
+
+    def _tell_gap(self, marker: bytes) -> None:
+        if self._recovery is not None:
+            self._recovery.tell(marker.gap)  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Iterate over publications as they come; ends when it is closed and what had arrived was received."""
@@ -222,41 +292,97 @@ class Sub(ProtocolBase):
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         if kind == "add":
-            upstream = self._upstreams[pipe.id] = Upstream(pipe, self._outbox)
-            upstream.subscribe_all(self._patterns)
+            upstream = self._upstreams[pipe.id] = Upstream(pipe, self._outbox, self._ask)
+            upstream.subscribe_all(self._patterns, ask=True)
             if upstream.subscribe_some(_PORTION):
                 self._spawn(self._subscribe_rest, upstream)
             if self._patterns and self._repeats:
                 upstream.promise_repeats()
             self._start_refresh()
+            if self._recovery is not None:
+                self._recovery.pipe_added()
         elif self._upstreams.pop(pipe.id, None) is not None:
+            if self._recovery is not None:
+                self._ask_again(self._recovery.pipe_removed(pipe.id))
             self._acknowledgements.wake_all()
 
+    def _ask_again(self, patterns: Iterable[str]) -> None:
+        """Ask all publishers for patterns again."""
+        for pattern in patterns:
+            for upstream in self._upstreams.values():
+                upstream.subscribe(pattern)
+
     def _on_message(self, message: Message) -> bool:
+        content = message.content
         if message.flags & ~SEND_TYPE_MASK:
+            if content[:1] in (REPLAY, POSITIONED) and not self._core.has_room:
+                # Each of them may put something into the queue, and counts once.
+                return False
             self._on_control(message)
             return True
-        content = message.content
-        if len(content) > 2:
-            end = 2 + _length.unpack_from(content)[0]
-            topic = self._subscribed_topic(content[2:end]) if len(content) >= end else None
+        topic = self._is_subscribed(message, content)
+        if topic is None:
+            return True
+        if self._recovery is not None and self._recovery.is_early(message, topic):
+            self._core.count_drop("repeated", message.pipe_id)
+            return True
+        return False
+
+    def _is_subscribed(self, message: Message, publication: bytes) -> str | None:
+        """Return the topic of a publication; None if it has none that is subscribed to: that is counted."""
+        if len(publication) > 2:
+            end = 2 + _length.unpack_from(publication)[0]
+            topic = self._subscribed_topic(publication[2:end]) if len(publication) >= end else None
             if topic:
-                return False
+                return topic
             if topic == "":
                 self._core.count_drop("not subscribed", message.pipe_id)
-                return True
+                return None
         self._drop(message, "garbage")
-        return True
+        return None
+
+    def _on_positioned(self, message: Message) -> None:
+        """Take a 0x07."""
+        positioned = read_positioned(message.content)
+        topic = self._is_subscribed(message, positioned.publication)
+        if topic is None:
+            return
+        if self._recovery is None:
+            # Another Sub behind the same switch has asked for positions.
+            self._core.count_drop("not subscribed", message.pipe_id)
+        elif self._recovery.take(message, positioned, topic):
+            self._core.append(Message(content=positioned.publication, pipe_id=message.pipe_id))
+        else:
+            self._core.count_drop("repeated", message.pipe_id)
+
+    def _on_replay(self, upstream: Upstream | None, message: Message) -> None:
+        """Take a 0x06."""
+        replay = read_replay(message.content)
+        if self._recovery is None:
+            raise Malformed("an answer to no question")
+        pattern = self._recovery.asked(replay.id)
+        if upstream is None or pattern is None:
+            # To an earlier question.
+            return
+        if upstream.replay_begins(pattern, message.source):
+            self._recovery.answer(message.source, replay)
+            self._acknowledgements.wake_all()
 
     def _on_control(self, message: Message) -> None:
         content = message.content
         kind = content[:1] if is_control(message) else b""
         upstream = self._upstreams.get(message.pipe_id)
         try:
-            if kind == SUBSCRIBED:
+            if kind == POSITIONED:
+                self._on_positioned(message)
+            elif kind == REPLAY:
+                self._on_replay(upstream, message)
+            elif kind == SUBSCRIBED:
                 pattern = read_pattern(content)
                 if upstream is not None:
                     upstream.acknowledge(pattern, message.source)
+                    if self._recovery is not None:
+                        self._recovery.acknowledged(pattern, message.source, message.pipe_id)
                     self._acknowledgements.wake_all()
             elif kind == REFUSED:
                 refused = read_refused(content)
@@ -277,6 +403,8 @@ class Sub(ProtocolBase):
             return
         if not upstream.refuse(pattern, source, reason):
             return
+        if self._recovery is not None and self._recovery.refused(pattern, source):
+            self._ask_again((pattern,))
         if pattern in self._waiters:
             self._acknowledgements.wake_all()
         else:
@@ -303,8 +431,13 @@ class Sub(ProtocolBase):
         return interval if self._behind_switch() else 0
 
     def _refresh_subscriptions(self, elapsed: float, late: float) -> None:
+        overdue = [] if self._recovery is None else self._recovery.overdue()
         for upstream in self._behind_switch():
-            upstream.subscribe_all(self._patterns)
+            upstream.subscribe_all(self._patterns, ask=False)
+            if self._recovery is not None:
+                for pattern in (*overdue, *self._recovery.unanswered(upstream.pipe.id)):
+                    if pattern in upstream.unsent:
+                        upstream.unsent[pattern] = True
             self._subscribe_rest(upstream)
 
     def _subscribe_rest(self, upstream: Upstream) -> None:

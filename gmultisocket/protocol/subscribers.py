@@ -167,6 +167,7 @@ class Subscribers:
         interest: is told of each subscription that begins or ends.
         arrivals: is told of each subscription that begins.
         relieved: how often a peer was given everything.
+        own_copies: whether each subscriber gets its own copy.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class Subscribers:
         own_copies: bool = False,
     ) -> None:
         self._removed = removed
-        self._own_copies = own_copies
+        self.own_copies = own_copies
         self._spawn = spawn
         self._forget_acknowledgement = forget_acknowledgement
         self._index: Subscriptions[Any] = Subscriptions()
@@ -226,7 +227,7 @@ class Subscribers:
 
     def _key(self, pipe: Pipe, source: bytes) -> Pipe | RemoteSub:
         """Return what stands for a subscriber in the index."""
-        return RemoteSub(pipe, source) if self._own_copies else pipe
+        return RemoteSub(pipe, source) if self.own_copies else pipe
 
     def find(self, topic: str) -> tuple[bytes, set[Any]]:
         """Return what a publication begins with, and whom it goes to (pipes, or subscribers); both are remembered.
@@ -412,7 +413,7 @@ class Subscribers:
         peer = self.peers.pop(pipe.id, None)
         if peer is None or not peer.count:
             return
-        if self._own_copies:
+        if self.own_copies:
             self.topics.clear()
         else:
             self.topics.forget_key(pipe)
@@ -445,7 +446,7 @@ class Subscribers:
             self._take_all_no_more(peer)
         else:
             key = self._key(peer.pipe, source)
-            if self._own_copies:
+            if self.own_copies:
                 self.topics.forget_key(key)
             self._leave([_Leaving(peer.pipe, key, subscriber, subscriber.memory)])
 

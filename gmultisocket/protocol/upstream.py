@@ -1,19 +1,20 @@
 """What a Sub remembers for each pipe: which subscriptions were sent to the publishers behind it, and their answers.
 
-Each 0x01 gets one answer from each publisher: 0x02, or 0x03 if it refuses. The kinds of messages are in
+Each 0x01 gets one answer from each publisher: 0x02, or 0x03 if it refuses. With a 0x05 in front, it may be 0x06
+instead, and that answers everything that was asked before. The kinds of messages are in
 :mod:`~gmultisocket.protocol.pubsubwire`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from itertools import islice
 
 from ..core.pipes.pipe import Pipe
 from ..wire import CONTROL, TO_ALL, TO_DEST, Message
 from .outbox import Outbox
-from .pubsubwire import REPEATS, SUBSCRIBE, UNSUBSCRIBE
+from .pubsubwire import ASK, REPEATS, SUBSCRIBE, UNSUBSCRIBE
 
 __all__ = ["Upstream", "control"]
 
@@ -36,22 +37,28 @@ def control(content: bytes, destination: bytes = b"") -> Message:
 class Upstream:
     """The publishers behind one pipe of a Sub.
 
+    Args:
+        pipe: the pipe.
+        outbox: of the Sub.
+        ask: called as ``ask(pattern, pipe id)``: returns the 0x05 to send before a subscription, b"" for none.
+
     Attributes:
         pipe: the pipe.
         publishers: the sources of the known publishers. Until an acknowledgement has come, this is the peer itself.
         awaited: by pattern and publisher: the number of answers that are still to come.
         refusals: by pattern and publisher: why the publisher has refused or revoked it. It is not asked for it again.
-        unsent: subscriptions that are sent later, because there are many. (Not a dict: the more keys were removed from
-            its front, the longer it takes to find its first key.)
+        unsent: subscriptions that are sent later, because there are many; and whether a 0x05 goes before. (Not a dict:
+            the more keys were removed from its front, the longer it takes to find its first key.)
         acknowledging: whether an answer of any of these publishers has come.
     """
 
-    __slots__ = ("_entries", "_outbox", "_overdue", "_refusals", "_unsubscribed", "acknowledging", "awaited", "pipe",
-                 "publishers", "refusals", "unsent")  # fmt: skip
+    __slots__ = ("_ask", "_entries", "_outbox", "_overdue", "_refusals", "_unsubscribed", "acknowledging", "awaited",
+                 "pipe", "publishers", "refusals", "unsent")  # fmt: skip
 
-    def __init__(self, pipe: Pipe, outbox: Outbox) -> None:
+    def __init__(self, pipe: Pipe, outbox: Outbox, ask: Callable[[str, int], bytes]) -> None:
         self.pipe = pipe
         self._outbox = outbox
+        self._ask = ask
         self.publishers = {pipe.path}
         self.awaited: dict[str, dict[bytes, int]] = {}
         #: The number of all publishers in all of ``awaited``.
@@ -60,7 +67,7 @@ class Upstream:
         self._refusals = 0
         #: Patterns in ``awaited`` whose answers did not come in time. They may never come.
         self._overdue: set[str] = set()
-        self.unsent: OrderedDict[str, None] = OrderedDict()
+        self.unsent: OrderedDict[str, bool] = OrderedDict()
         self.acknowledging = False
         #: Patterns that were unsubscribed since they were sent: nobody waits for their acknowledgements.
         self._unsubscribed: dict[str, None] = {}
@@ -78,40 +85,53 @@ class Upstream:
         """Return why a publisher refuses a pattern, None if none does."""
         return next(iter(self.refusals.get(pattern, {}).values()), None)
 
-    def subscribe_all(self, patterns: Iterable[str]) -> None:
-        """Send subscriptions, by calls of :meth:`subscribe_some`."""
-        self.unsent = OrderedDict.fromkeys(patterns)
+    def subscribe_all(self, patterns: Iterable[str], ask: bool) -> None:
+        """Send subscriptions, each with a 0x05 if ``ask``, by calls of :meth:`subscribe_some`."""
+        before = self.unsent
+        self.unsent = OrderedDict((pattern, ask or before.get(pattern, False)) for pattern in patterns)
 
     def subscribe_some(self, count: int) -> bool:
         """Send at most ``count`` of the unsent subscriptions. Return whether there are more."""
         for _ in range(min(count, len(self.unsent))):
-            self.subscribe(self.unsent.popitem(last=False)[0])
+            self.subscribe(*self.unsent.popitem(last=False))
         return bool(self.unsent)
 
-    def subscribe(self, pattern: str) -> None:
-        """Send a subscription, unless one is about to leave."""
-        if self._is_pending(pattern):
+    def subscribe(self, pattern: str, ask: bool = True) -> None:
+        """Send a subscription, unless one is about to leave; before it the 0x05, if ``ask`` and there is one."""
+        question = self._ask(pattern, self.pipe.id) if ask else b""
+        if self._is_pending(pattern) and not question:
             return
         content = SUBSCRIBE + pattern.encode()
         if pattern in self.refusals:
             # To those that have not refused it. A new publisher asks for it, see Askers.
             for source in self.publishers - self.refusals[pattern].keys():
-                self._outbox.post(self.pipe, (source, pattern), control(content, source))
+                self._post(pattern, source, question, content)
                 self.expect(pattern, source)
             return
         again = pattern in self.awaited and pattern not in self._unsubscribed
         self._unsubscribed.pop(pattern, None)
-        self._outbox.post(self.pipe, pattern, control(content))
+        self._post(pattern, b"", question, content)
         self.awaited.setdefault(pattern, {})
         # A peer may make publishers up.
         many = self._entries + len(self.publishers) > _MAX_AWAITED
         for source in islice(self.publishers, 1) if many else self.publishers:
             self._expect(pattern, source, again)
 
+    def _post(self, pattern: str, source: bytes, question: bytes, content: bytes) -> None:
+        """Post a subscription, and before it a 0x05 if there is one; to all, or along a path."""
+        key: Hashable = (source, pattern) if source else pattern
+        if question:
+            # Not in the place of an unsent message: it would come behind that.
+            self._outbox.forget(self.pipe, key)
+            self._outbox.forget(self.pipe, (ASK, key))
+            self._outbox.post(self.pipe, (ASK, key), control(question, source))
+        self._outbox.post(self.pipe, key, control(content, source))
+
     def subscribe_again(self, pattern: str) -> None:
         """Send a subscription again if a publisher has refused it, or has not answered in time."""
         overdue = pattern in self._overdue
-        if overdue:
+        self._overdue.discard(pattern)
+        if overdue and pattern in self.awaited:
             self._end(pattern)
         if self._forget_refusals(pattern) or overdue:
             self.subscribe(pattern)
@@ -148,9 +168,13 @@ class Upstream:
                 self._count_down(pattern, source)
         for source in self.publishers if self._forget_refusals(pattern) else ():
             self._outbox.forget(self.pipe, (source, pattern))
+            self._outbox.forget(self.pipe, (ASK, (source, pattern)))
+        self._outbox.forget(self.pipe, (ASK, pattern))
         self._outbox.post(self.pipe, pattern, control(UNSUBSCRIBE + pattern.encode()))
         if pattern in self._overdue:
-            self._end(pattern)
+            self._overdue.discard(pattern)
+            if pattern in self.awaited:
+                self._end(pattern)
         if pattern in self.awaited:
             # Still counted, so that a later subscription does not take these acknowledgements for its own. But at most
             # this number of patterns: the peer may be one that never answers.
@@ -165,6 +189,20 @@ class Upstream:
     def acknowledge(self, pattern: str, source: bytes) -> None:
         """Count an acknowledgement that a publisher has sent."""
         self._answered(pattern, source)
+        self._accepted(pattern, source)
+
+    def replay_begins(self, pattern: str, source: bytes) -> bool:
+        """Record that a publisher has answered the last 0x05. Return False if there are too many publishers."""
+        self._meet(source)
+        awaited = self.awaited.get(pattern)
+        if awaited is not None and awaited.pop(source, 0):
+            self._entries -= 1
+            if not awaited:
+                self._end(pattern)
+        self._accepted(pattern, source)
+        return source in self.publishers
+
+    def _accepted(self, pattern: str, source: bytes) -> None:
         refused = self.refusals.get(pattern)
         if refused is not None and refused.pop(source, None) is not None:
             self._refusals -= 1
@@ -196,12 +234,16 @@ class Upstream:
 
     def _answered(self, pattern: str, source: bytes) -> None:
         """Count an answer."""
+        self._meet(source)
+        self._count_down(pattern, source)
+
+    def _meet(self, source: bytes) -> None:
+        """Record that there is a publisher."""
         self.acknowledging = True
         if source not in self.publishers and len(self.publishers) < _MAX_PUBLISHERS:
             if self.pipe.path in self.publishers:
                 self._is_switch(source)
             self.publishers.add(source)
-        self._count_down(pattern, source)
 
     def _is_switch(self, first: bytes) -> None:
         """The peer is a switch: expect acknowledgements from the first publisher behind it, not from the peer."""
@@ -227,8 +269,8 @@ class Upstream:
             self.publishers.add(self.pipe.path)
             # It is still no publisher: subscriptions are repeated until one behind it answers.
             self.acknowledging = False
-        if pattern in self.awaited:
-            self._overdue.add(pattern)
+        # Also if nothing is awaited any more: the next subscribe() asks again.
+        self._overdue.add(pattern)
 
     def _count_down(self, pattern: str, source: bytes) -> None:
         awaited = self.awaited.get(pattern)

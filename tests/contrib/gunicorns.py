@@ -30,7 +30,7 @@ PATIENCE = 40
 #: Newer ones leave a socket in the home directory.
 _QUIET = ["--no-control-socket"] if any(each.name == "control_socket_disable" for each in KNOWN_SETTINGS) else []
 #: What may stand in the log; the example's switch says where it listens, and at the end that nothing was dropped.
-_INFO = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] .*|gmultisocket: ((back|front): .*|\d+ messages forwarded)")
+_INFO = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] .*|gmultisocket: (the hub .*|(back|front): .*|\d+ messages forwarded)")
 
 
 class Peer(RawPeer):

@@ -382,9 +382,7 @@ def test_a_socket_may_be_closed_while_a_negotiator_is_at_work(address: str) -> N
 
     with Socket() as server, Socket() as client:
         server.set_negotiator(wait_for_ever)
-        dialing = gevent.spawn(
-            client.dial, server.listen(address).address, {"connector.dialer.reconnect": False}
-        )
+        dialing = gevent.spawn(client.dial, server.listen(address).address, {"connector.dialer.reconnect": False})
         wait_until(lambda: server.listeners[0].accepted)
         gevent.sleep(0.01)
         server.close()

@@ -381,9 +381,7 @@ def test_no_send_and_no_recv_each_do_what_they_say(address: str) -> None:
         other.recv(timeout=1)
 
 
-def test_messages_and_bytes_are_counted_on_pipes_and_on_the_socket(
-    two: tuple[Socket, Socket], transport: str
-) -> None:
+def test_messages_and_bytes_are_counted_on_pipes_and_on_the_socket(two: tuple[Socket, Socket], transport: str) -> None:
     server, client = two
     for _ in range(10):
         client.send(bytes(100))

@@ -115,7 +115,11 @@ def run_script(script: str, *arguments: object, wrapper: tuple[str, ...] = (), t
     """
     done = gsubprocess.run(
         _command(script, arguments, wrapper),
-        cwd=ROOT, stdin=gsubprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+        cwd=ROOT,
+        stdin=gsubprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return str(done.stdout)

@@ -92,7 +92,6 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     }[request.param]
 
 
-
 def test_pings(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Socket() as sock, counting(monkeypatch, FramedPipe, "_internal") as calls:
         address = sock.listen(remote).address

@@ -41,7 +41,9 @@ def test_a_child_does_not_dial_for_its_parent() -> None:
         nobody.bind(("127.0.0.1", 0))
         # Twice the child's time: not even the parent dials within it.
         quick = "connector.dialer.dial_async=true&connector.dialer.min_reconnect_time=50ms"
-        dialer = sock.dial(f"tcp://127.0.0.1:{nobody.getsockname()[1]}?{quick}&connector.dialer.max_reconnect_time=50ms")
+        dialer = sock.dial(
+            f"tcp://127.0.0.1:{nobody.getsockname()[1]}?{quick}&connector.dialer.max_reconnect_time=50ms"
+        )
         wait_until(lambda: dialer.state is DialerState.PAUSED)
 
         def child(report: int) -> None:

@@ -195,9 +195,7 @@ def test_what_speaks_another_protocol_is_hung_up_on_or_waited_for_and_never_a_tr
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_a_thousand_bad_peers_are_a_few_lines_in_the_log(
-    server: Socket, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_thousand_bad_peers_are_a_few_lines_in_the_log(server: Socket, caplog: pytest.LogCaptureFixture) -> None:
     [listener] = server.listeners
     for _ in range(300):
         with connected(listener) as peer:

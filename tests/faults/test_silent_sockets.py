@@ -79,9 +79,7 @@ def server(kind: str) -> Iterator[tuple[Socket, Callable[..., str]]]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("data", [b"", HELLO], ids=["silent", "half a hello"])
-def test_2000_silent_peers_hold_up_nobody(
-    kind: str, server: tuple[Socket, Callable[..., str]], data: bytes
-) -> None:
+def test_2000_silent_peers_hold_up_nobody(kind: str, server: tuple[Socket, Callable[..., str]], data: bytes) -> None:
     if data and kind in ("ws", "negotiator"):
         data = b"GET / HTTP/1.1\r\n" if kind == "ws" else b"hel"
     sock, listen = server

@@ -324,7 +324,7 @@ def test_a_peer_is_asked_once_when_its_pipe_has_opened_and_only_with_heartbeats(
     hour = {"connector.pipe.heartbeat_interval": 3600.0}
     with Socket() as server:
         with connected(server.listen("tcp://127.0.0.1:0", hour)) as peer:
-            assert peer.recv(100) == bytes.fromhex("0401000000000001" "01")
+            assert peer.recv(100) == bytes.fromhex("040100000000000101")
             server.send_all(b"x")
             assert peer.recv(100) == encode(Message(0x01, content=b"x"))
         wait_until(lambda: not server.pipes)

@@ -282,9 +282,7 @@ def test_a_listener_outlives_every_error_of_accept(
         assert len(errors(caplog)) == 1
 
 
-def test_a_listener_outlives_every_error_of_a_hook(
-    mistake: Callable[[], Any], address: str
-) -> None:
+def test_a_listener_outlives_every_error_of_a_hook(mistake: Callable[[], Any], address: str) -> None:
     with Socket() as server, Socket() as client:
         left = 2
 

@@ -174,7 +174,9 @@ def test_what_cannot_leave_is_counted_and_the_exit_does_not_hang(logs: bool) -> 
 
 
 def test_nothing_waits_if_the_option_says_so() -> None:
-    script = _NOBODY_READS.replace('"socket.send_queue_size": 8', '"socket.send_stop_timeout": 0') + """
+    script = (
+        _NOBODY_READS.replace('"socket.send_queue_size": 8', '"socket.send_stop_timeout": 0')
+        + """
 import atexit, time
 from gmultisocket.core import flushing
 atexit.unregister(flushing._at_exit)
@@ -182,6 +184,7 @@ began = time.monotonic()
 flushing._at_exit()
 assert time.monotonic() - began < flushing._EXIT_TIMEOUT / 2
 """
+    )
     with listening() as (silent, address):
         done = _run(script, address)
         assert done.returncode == 0, done.stderr
@@ -203,12 +206,15 @@ def test_a_hub_that_does_not_run_any_more_does_not_hang_the_exit(state: str) -> 
 
 
 def test_a_child_of_a_fork_sends_nothing_of_its_parent() -> None:
-    script = _SEND + """
+    script = (
+        _SEND
+        + """
 import os
 child = os.fork()
 if child:
     os.waitpid(child, 0)
 """
+    )
     with Socket() as server:
         done = _run(script, server.listen("tcp://127.0.0.1:0").address, options=("-Wdefault",))
         assert done.returncode == 0, done.stderr

@@ -82,7 +82,8 @@ class ModelPub:
             self.live.discard(message)
             self.replays.pop(message, None)
             return
-        head, entries = begin_replay(self.history, message, 100_000)
+        retained = self.history.retained(message.pattern) if message.retained else []
+        head, entries = begin_replay(self.history, message, retained, lambda entries: True)
         self.live.discard(message.pattern)
         self.replays.pop(message.pattern, None)
         if entries:

@@ -205,9 +205,7 @@ def test_random_subscriptions_get_what_they_match_and_nothing_else(net: Net) -> 
     with Pub() as pub, ExitStack() as stack:
         subs = [stack.enter_context(Sub()) for _ in range(5)]
         net.connect(pub, *subs)
-        patterns = [
-            {".".join(choose.choices([*tokens, "*"], k=choose.randint(1, 3))) for _ in range(3)} for _ in subs
-        ]
+        patterns = [{".".join(choose.choices([*tokens, "*"], k=choose.randint(1, 3))) for _ in range(3)} for _ in subs]
         for sub, wanted in zip(subs, patterns, strict=True):
             for pattern in (*wanted, "end"):
                 sub.subscribe(pattern, LONG)

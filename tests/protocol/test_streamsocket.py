@@ -224,6 +224,8 @@ def test_a_send_to_an_end_that_gives_no_credit_ends_in_time_and_sends_no_more_th
                 while True:
                     sent += connection.send(bytes(60_000))
         assert sent == 1 << 16
+
+
 def test_a_greenlet_that_always_finds_something_to_read_lets_others_run() -> None:
     with pair_of_streams(NO_KEEPALIVE) as (client, server):
         one, other = connected(client, server)

@@ -269,9 +269,7 @@ def test_another_resolver_of_gevents_is_used_if_the_program_has_one(
     assert not name_server.asked
 
 
-def test_a_function_in_the_place_of_gevents_is_called(
-    name_server: NameServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_in_the_place_of_gevents_is_called(name_server: NameServer, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(gsocket, "getaddrinfo", lambda *args: asked.append(args[:2]) or ANSWER)
     ask("good.example")

@@ -178,9 +178,7 @@ def test_a_read_that_needs_a_write_first_is_tried_again(monkeypatch: pytest.Monk
         assert finish(gevent.spawn(one.recv, 10), 5.0, "recv()") == b"x"
 
 
-def test_a_record_that_tls_cannot_write_is_an_error_and_does_not_count_as_sent(
-    monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_that_tls_cannot_write_is_an_error_and_does_not_count_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(data: object) -> int:
         error = ssl.SSLError(1, "[SSL: PROTOCOL_IS_SHUTDOWN] protocol is shutdown")
         error.library, error.reason = "SSL", "PROTOCOL_IS_SHUTDOWN"
@@ -259,9 +257,7 @@ def test_full_speed_both_ways_at_once_changes_no_byte() -> None:
                 connection.write_all(block[number:] + block[:number])
 
         def read(connection: TLSConnection) -> bool:
-            return all(
-                connection.read_exactly(len(block)) == block[number:] + block[:number] for number in range(64)
-            )
+            return all(connection.read_exactly(len(block)) == block[number:] + block[:number] for number in range(64))
 
         readers = [gevent.spawn(read, connection) for connection in (one, other)]
         writers = [gevent.spawn(write, connection) for connection in (one, other)]

@@ -274,9 +274,7 @@ def test_what_websockets_refuses_we_refuse_and_what_it_reads_we_read(
 
 @Receiver
 @given(data=st.binary(max_size=2000))
-def test_random_bytes_give_messages_or_a_bad_message_and_nothing_else(
-    receiver: type[FrameCodec], data: bytes
-) -> None:
+def test_random_bytes_give_messages_or_a_bad_message_and_nothing_else(receiver: type[FrameCodec], data: bytes) -> None:
     codec = receiver()
     try:
         packets = codec.feed(data)
@@ -308,9 +306,7 @@ def test_a_reserved_opcode_is_a_protocol_error(receiver: type[FrameCodec]) -> No
 
 
 @pytest.mark.parametrize(("receiver", "wrong"), [(ServerFrames, ServerFrames), (ClientFrames, ClientFrames)])
-def test_a_frame_masked_the_wrong_way_is_a_protocol_error(
-    receiver: type[FrameCodec], wrong: type[FrameCodec]
-) -> None:
+def test_a_frame_masked_the_wrong_way_is_a_protocol_error(receiver: type[FrameCodec], wrong: type[FrameCodec]) -> None:
     codec = receiver()
     error = refusal(codec, wrong().wrap(b"hello"))
     assert "masked" in str(error)
@@ -365,9 +361,7 @@ def test_a_character_may_be_cut_between_two_fragments(receiver: type[FrameCodec]
 
 
 @Codecs
-def test_in_text_mode_what_is_no_utf8_goes_out_as_binary(
-    sender: type[FrameCodec], receiver: type[FrameCodec]
-) -> None:
+def test_in_text_mode_what_is_no_utf8_goes_out_as_binary(sender: type[FrameCodec], receiver: type[FrameCodec]) -> None:
     codec = sender(text=True)
     text, binary = codec.wrap(b"plain"), codec.wrap(b"\x00\x10\x00\x00\x00\x00\x00\xc8")
     assert [seen.opcode for seen in parse(text + binary, masked=sender is ClientFrames)] == [Opcode.TEXT, Opcode.BINARY]

@@ -77,9 +77,7 @@ def test_a_peer_that_is_in_keeps_its_pipe_however_silent(server: Socket) -> None
         assert server.recv(timeout=5) == b"hello"
 
 
-def test_who_dawdles_longest_leaves_when_there_are_too_many(
-    server: Socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_dawdles_longest_leaves_when_there_are_too_many(server: Socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wsport, "_PATIENCE", 0.0)
     address = server.listen(WS, {"connector.listener.max_handshaking": 3}).address
     with ExitStack() as stack:

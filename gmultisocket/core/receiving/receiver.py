@@ -42,6 +42,7 @@ class Receiver:
         plain_limit: while the queue is shorter than this, a message may be appended without any other check.
         closed: whether the socket has begun to close: messages that arrive now are dropped.
         filter: a protocol's callback, see ``ProtocolSocket.on_message``; None without one.
+        has_room: while the filter sees messages in order: whether the queue can take the one that it is shown now.
         on_internal: the same, see ``ProtocolSocket.on_internal``.
         counters: losses that belong to no pipe.
     """
@@ -49,6 +50,7 @@ class Receiver:
     __slots__ = (
         "_budget",
         "_counting",
+        "_in_order",
         "_limit",
         "_low",
         "_max_bytes",
@@ -60,6 +62,7 @@ class Receiver:
         "counters",
         "filter",
         "get_waiters",
+        "has_room",
         "not_empty",
         "not_full",
         "on_internal",
@@ -76,6 +79,8 @@ class Receiver:
         self.put_waiters = self.not_full.waiters
         self.closed = False
         self.filter: Callable[[Message], bool] | None = None
+        self.has_room = False
+        self._in_order = False
         self.on_internal: Callable[[Message], bool] | None = None
         self.counters = Counters()
         self.plain_limit = 0
@@ -127,9 +132,10 @@ class Receiver:
         opts.socket.yield_messages: _set_budget,
     }
 
-    def set_filter(self, callback: Callable[[Message], bool]) -> None:
+    def set_filter(self, callback: Callable[[Message], bool], in_order: bool) -> None:
         """Show each message to a protocol first; see ``ProtocolSocket.on_message``."""
         self.filter = callback
+        self._in_order = in_order
         self._update_fast_path()
 
     def _update_fast_path(self) -> None:
@@ -201,6 +207,8 @@ class Receiver:
             return ()
         wanted = self.filter
         if wanted is not None:
+            if self._in_order:
+                return self._deliver_in_order(wanted, messages, in_turn, past_limit)
             messages = [message for message in messages if not wanted(_new(Message, message))]
             if not messages:
                 return ()
@@ -224,6 +232,33 @@ class Receiver:
         if self.get_waiters:
             self.not_empty.wake()
         return rest
+
+    def _deliver_in_order(
+        self, wanted: Callable[[Message], bool], messages: Sequence[Fields], in_turn: bool, past_limit: bool
+    ) -> Sequence[Fields]:
+        """Show one message after the other to the filter, and queue it at once. Return the rest from one that waits."""
+        queue = self.queue
+        rest: Sequence[Fields] = ()
+        my_turn = in_turn or past_limit or not (self.put_waiters and self._limit)
+        for index, message in enumerate(messages):
+            self.has_room = past_limit or (my_turn and self.writable())
+            if wanted(_new(Message, message)):
+                continue
+            if not self.has_room:
+                rest = messages[index:]
+                break
+            queue.append(message)
+            self._queued_bytes += len(message[4] or b"")
+        if queue and self.get_waiters:
+            self.not_empty.wake()
+        return rest
+
+    def append(self, message: Fields) -> None:
+        """Queue a message that the filter has made, whether or not there is room."""
+        self.queue.append(message)
+        self._queued_bytes += len(message[4] or b"")
+        if self.get_waiters:
+            self.not_empty.wake()
 
     # Closing
 

@@ -200,7 +200,7 @@ class Sender:
         if len(pipes) == len(self._pipes):
             return self.send_all(content, timeout, flags)
         fields = (TO_ALL | flags, self.ttl, b"", b"", self.check_content(content))
-        self._begin()
+        self.begin()
         return self._to_all.send_each(list(pipes), fields, timeout)
 
     def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
@@ -226,7 +226,7 @@ class Sender:
             raise MessageDropped("hops")
         fields = (flags, min(ttl, 255), bytes(source), bytes(destination), content)
         if kind == TO_ALL:
-            self._begin()
+            self.begin()
             return self._to_all.send(fields, timeout, lost)
         if kind == TO_DEST:
             if not destination:
@@ -259,7 +259,7 @@ class Sender:
         if self._no_send:
             raise NotSupported("sending", "the socket has socket.no_send set")
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Check that something may be sent, and let other greenlets run if this turn's budget is spent."""
         self._check_open()
         if self._scheduler.over_budget:
@@ -337,16 +337,16 @@ class Sender:
     # To all, and to a destination
 
     def _send_to_destination(self, fields: Sent, timeout: float | None) -> None:
-        self._begin()
+        self.begin()
         self._to_destination.send(fields, timeout)
 
     def wait_writable(self, pipe: Pipe, timeout: float | None) -> bool:
         """Block until one pipe is writable; see ``ProtocolSocket.wait_writable``."""
-        self._begin()
+        self.begin()
         return self._to_destination.wait_writable(pipe, timeout)
 
     def _send_to_all(self, fields: Sent, timeout: float | None) -> int:
-        self._begin()
+        self.begin()
         return self._to_all.send(fields, timeout)
 
     # Pipes

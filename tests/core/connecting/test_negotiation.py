@@ -381,7 +381,7 @@ def test_an_error_in_letting_a_peer_in_is_shown_and_the_next_peer_is_let_in(
 
 
 def test_a_timeout_of_a_server_that_serves_a_connection_is_no_failure_of_the_negotiator(
-    caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     listening, address = plain_listener()
     with listening, Socket() as server, plain_connection(address):

@@ -548,7 +548,7 @@ def test_what_may_not_be_forwarded_is_an_error_and_not_a_silent_loss() -> None:
 
 
 def test_a_forwarded_to_all_message_waits_no_more_for_a_pipe_that_was_given_up_until_it_has_sent_a_queue(
-    make_hub: Callable[..., Hub]
+    make_hub: Callable[..., Hub],
 ) -> None:
     hub = make_hub(send_to_patience=0.01)
     (pipe,) = hub.pipes
@@ -782,9 +782,7 @@ def test_the_send_queue_is_limited_in_bytes_too(make_hub: Callable[..., Hub]) ->
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 50])
-def test_changing_the_send_queue_of_a_live_socket_keeps_what_is_queued(
-    make_hub: Callable[..., Hub], size: int
-) -> None:
+def test_changing_the_send_queue_of_a_live_socket_keeps_what_is_queued(make_hub: Callable[..., Hub], size: int) -> None:
     hub = make_hub(send_queue_size=10)
     for number in range(11):
         hub.sock.send(b"%d" % number, timeout=0)

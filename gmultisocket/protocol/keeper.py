@@ -1,0 +1,188 @@
+"""What a Pub keeps of its publications, and what subscribers get of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from gevent import Greenlet
+
+from ..core.pipes.pipe import Pipe
+from ..core.protocolsocket import ProtocolSocket
+from ..errors import BrokenPath
+from ..options import Options
+from ..wire import CONTROL, TO_DEST, Message
+from .history import Entry, History, MemoryHistory
+from .pubsubwire import POSITIONED, Ask
+from .retained import Retained
+from .rights import RemoteSub
+from .subscribers import Subscribers
+
+if TYPE_CHECKING:
+    from .replaying import Replays
+
+__all__ = ["Keeper"]
+
+_head = Struct(">cIQQQ")
+#: What a position adds to a publication, in bytes.
+_HEAD_SIZE: Final = _head.size
+
+
+class Keeper:
+    """The history of one Pub, and the retained values and replays that come out of it.
+
+    Args:
+        core: of its socket.
+        options: of its socket.
+        spawn: its ``_spawn``.
+        subscribers: its subscribers.
+        history: None if it keeps nothing but retained values.
+        send_copy: sends a message along its path, as ``Socket.send_msg`` does.
+
+    Attributes:
+        history: None until something is kept.
+        retained: sends the retained values to subscribers without a 0x05.
+    """
+
+    def __init__(
+        self,
+        core: ProtocolSocket,
+        options: Options,
+        spawn: Callable[..., Greenlet[..., Any]],
+        subscribers: Subscribers,
+        history: History | None,
+        send_copy: Callable[[Message, float | None], int],
+    ) -> None:
+        self._core = core
+        self._options = options
+        self._spawn = spawn
+        self._subscribers = subscribers
+        self._send_copy = send_copy
+        self.history = history
+        self.retained = Retained(core, spawn, lambda: self.history)
+        #: Made when the first subscriber asks for it.
+        self._replays: Replays | None = None
+
+    def _make_history(self) -> History:
+        if self.history is None:
+            self.history = MemoryHistory()
+        return self.history
+
+    # Subscriptions
+
+    def subscribed(self, remote: RemoteSub, pattern: str, ask: Ask | None, is_new: bool) -> bool:
+        """Send a subscriber what it may have of what is kept, later. Neither blocks nor switches greenlets.
+
+        Returns:
+            Whether that answers the subscription (0x06).
+        """
+        if ask is not None:
+            self._all_replays().ask(remote, ask)
+        elif is_new:
+            self.retained.subscribed(*remote, pattern)
+        return self._replays is not None and self._replays.waits(*remote, pattern)
+
+    def expect(self, remote: RemoteSub, ask: Ask) -> None:
+        """Send nothing to a subscriber that has sent a 0x05, until :meth:`subscribed` is called for it."""
+        self._all_replays().ask(remote, ask, start=False)
+
+    def _all_replays(self) -> Replays:
+        if self._replays is None:
+            from .replaying import Replays
+
+            peers = self._subscribers.peers
+            self._replays = Replays(self._core, self._options, self._spawn, self._make_history, peers)
+        return self._replays
+
+    def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
+        """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
+        self.retained.unsubscribed(pipe, source, pattern)
+        if self._replays is not None:
+            self._replays.forget(pipe, source, pattern)
+
+    def remove_pipe(self, pipe: Pipe) -> None:
+        """Forget the subscribers of a pipe that has closed."""
+        if self._replays is not None:
+            self._replays.remove_pipe(pipe)
+
+    def replay_again(self) -> None:
+        """Answer every 0x05 again."""
+        if self._replays is not None:
+            self._replays.again()
+
+    # Publications
+
+    def publish(
+        self, topic: str, content: bytes, head: bytes, wanted: Collection[Any], timeout: float | None, retain: bool
+    ) -> int:
+        """Keep a publication if it is to be kept, and send it. As ``Pub.publish``.
+
+        Args:
+            topic: must be valid.
+            content: its content.
+            head: what comes before the content.
+            wanted: the pipes that want it; or the subscribers, if each gets its own copy.
+            timeout: seconds.
+            retain: whether it is the topic's present value.
+        """
+        history = self._make_history()
+        # Here, so that no other greenlet runs between the numbering and the sending.
+        self._core.begin()
+        if _HEAD_SIZE + len(head) + len(content) > self._core.max_content and (retain or history.keeps(topic)):
+            self._core.check_content(bytes(_HEAD_SIZE) + head + content)
+        if retain:
+            before = history.dropped.get("retained", 0)
+            entry = history.append(topic, content, True)
+            for _ in range(history.dropped.get("retained", 0) - before):
+                self._core.count_drop("retained")
+        else:
+            entry = history.append(topic, content)
+        return self.send(entry, head + content, topic, wanted, timeout)
+
+    def send(
+        self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
+    ) -> int:
+        """Send a publication to all that want it, to each in its way. Return the number of pipes that it went to.
+
+        Args:
+            entry: None if it has no position.
+            publication: its topic and its content.
+            topic: its topic.
+            wanted: as in :meth:`publish`.
+            timeout: seconds.
+        """
+        if entry is None or not self._replays:
+            return self._send(wanted, publication, timeout)
+        history = self.history
+        assert history is not None
+        self._replays.published(entry)
+        split = self._replays.split(topic, wanted)
+        count = 0
+        if split.positioned:
+            head = _head.pack(POSITIONED, 0, history.epoch, entry.offset, entry.previous)
+            count += self._send(split.positioned, head + publication, timeout, CONTROL)
+        if split.plain:
+            count += self._send(split.plain, publication, timeout)
+        if split.alone:
+            count += min(self._send(split.alone, publication, timeout), split.pipes_alone)
+        return count
+
+    def _send(self, wanted: Collection[Any], content: bytes, timeout: float | None, flags: int = 0) -> int:
+        if self._subscribers.own_copies or (type(wanted) is list and wanted and isinstance(wanted[0], RemoteSub)):
+            return self.send_copies(wanted, content, timeout, flags)
+        return self._core.send_group(wanted, content, timeout, flags)
+
+    def send_copies(self, remotes: Collection[RemoteSub], content: bytes, timeout: float | None, flags: int = 0) -> int:
+        """Send to each subscriber along its path. Return the number of pipes that it went to."""
+        self._core.check()
+        reached = set()
+        for pipe, source in [*remotes]:
+            full = pipe.full
+            try:
+                self._send_copy(Message(TO_DEST | flags, destination=source, content=content), timeout)
+            except BrokenPath:
+                continue
+            if not full:
+                reached.add(pipe.id)
+        return len(reached)
