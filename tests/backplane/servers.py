@@ -16,7 +16,7 @@ from gevent import subprocess
 
 from gmultisocket.testing import wait_until
 
-__all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer"]
+__all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer", "free_port"]
 
 #: Below the ports that the kernel gives to clients, so that no connection takes the port while a server is away.
 _PORTS = range(20000, 32000)
@@ -24,7 +24,7 @@ _PORTS = range(20000, 32000)
 _ATTEMPTS = 10
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port at which nobody listens now."""
     while True:
         port = random.choice(_PORTS)
@@ -82,7 +82,7 @@ class BrokerServer:
         """Start it, and wait until it accepts connections."""
         for _ in range(_ATTEMPTS):
             if not self.port or self.process is None:
-                self.port = _free_port()
+                self.port = free_port()
             if self._start():
                 return
             if self._started_before:

@@ -11,14 +11,14 @@ import pytest
 from gevent import socket as gsocket
 from gevent.event import Event
 
-from gmultisocket.backplane import brokerline
+from gmultisocket.backplane import Backplane, Subscription, brokerline
 from gmultisocket.backplane.nats import NatsEngine
 from gmultisocket.backplane.natswire import HEADER_SIZE
 from gmultisocket.errors import AddressError, EngineRefused, HandshakeFailed, UntrustedCertificate
 from gmultisocket.testing import wait_until
 from tests import certificates
 from tests.backplane.brokers import PlainClient, client
-from tests.backplane.servers import NatsServer
+from tests.backplane.servers import NatsServer, free_port
 
 
 @contextmanager
@@ -294,3 +294,44 @@ def test_what_comes_before_tls_must_be_the_info_alone() -> None:
 def test_a_wrong_url_opens_nothing() -> None:
     with pytest.raises(AddressError), client("nats://a:b:c", wait=False):
         pass
+
+
+def test_planes_at_different_servers_of_a_cluster_hear_each_other(tmp_path: Path) -> None:
+    """Also when one of the servers is killed, and its plane goes on at the other one."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    route = free_port()
+    first = f'cluster {{name: c, listen: "127.0.0.1:{route}"}}'
+    second = f'cluster {{name: c, listen: "127.0.0.1:-1", routes: ["nats-route://127.0.0.1:{route}"]}}'
+    with running(tmp_path / "a", first) as one, running(tmp_path / "b", second) as two:
+        wait_until(lambda: "Route connection created" in one.log(), 20)
+        options = {"plane.hold": 0.5}
+        with Backplane(f"{one.url},{two.url}", options) as mine, Backplane(two.url) as other:
+            other.connect(20)
+            mine.connect(20)
+            mine_at_one = str(one.port) in mine._link.engine._link._server.name  # type: ignore[union-attr,attr-defined]
+            here, there = mine.subscribe("a", 20), other.subscribe("b", 20)
+            # The servers tell each other of subscriptions a moment later.
+            talk(mine, other, here, there)
+            one.kill()
+            if mine_at_one:
+                wait_until(lambda: not mine.healthy, 20)
+            wait_until(lambda: mine.healthy, 20)
+            talk(mine, other, here, there)
+            for plane in (mine, other):
+                plane.flush(20)
+                assert plane.counters.duplicates == 0
+
+
+def talk(mine: Backplane, other: Backplane, here: Subscription, there: Subscription) -> None:
+    """Publish both ways until both have heard something."""
+
+    def heard() -> bool:
+        mine.publish("b", b"")
+        other.publish("a", b"")
+        return bool(here.waiting and there.waiting)
+
+    wait_until(heard, 20)
+    for subscription in (here, there):
+        while subscription.waiting:
+            subscription.recv(0)
