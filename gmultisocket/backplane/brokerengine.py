@@ -29,7 +29,7 @@ from .engine import MAX_BACKOFF, Engine, Plane
 
 __all__ = ["BrokerEngine", "BrokerLink"]
 
-_log = ThrottledLog(get_logger("gmultisocket.plane"), LOG_INTERVAL)
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
 #: Seconds for a connection and its login. A server that is stopped accepts a connection and says nothing.
 _CONNECT_TIMEOUT: Final = 5.0

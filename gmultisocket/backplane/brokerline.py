@@ -34,7 +34,7 @@ from .engine import SILENCE
 
 __all__ = ["Line", "Opener", "login_errors"]
 
-_log = ThrottledLog(get_logger("gmultisocket.plane"), LOG_INTERVAL)
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
 #: Bytes of one read.
 _READ: Final = 1 << 16
@@ -250,7 +250,7 @@ class Line:
 
 
 class Opener:
-    """Makes connections, one at a time. All its methods but :meth:`abandon` block; the caller limits the time.
+    """Makes connections. All its methods but :meth:`abandon` block; the caller limits the time.
 
     Args:
         options: of the transports.
@@ -260,8 +260,8 @@ class Opener:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        #: Closes the descriptor of the connection that is being made, in a forked child.
-        self._pending: Callable[[], object] | None = None
+        #: Close the descriptors of connections that belong to nobody else yet, in a forked child.
+        self._pending: list[Callable[[], object]] = []
 
     def socket(self, server: Server) -> gsocket.socket:
         """Return a connected socket.
@@ -270,9 +270,9 @@ class Opener:
             ConnectionFailed: nothing is left open.
         """
         dialer = TCPDialer(Address(server.scheme, server.location), self._options)
-        self._pending = dialer.abandon
+        self._pending.append(dialer.abandon)
         sock = dialer.connect_socket()
-        self._pending = partial(abandon_socket, sock)
+        self._pending.append(partial(abandon_socket, sock))
         return sock
 
     def start_tls(self, sock: gsocket.socket, server: Server) -> TLSConnection:
@@ -292,7 +292,7 @@ class Opener:
             sock.close()
             raise
         connection = TLSConnection(secure, server.scheme, address.bare)
-        self._pending = connection.abandon
+        self._pending.append(connection.abandon)
         try:
             connection.handshake()
         except BaseException:
@@ -308,17 +308,17 @@ class Opener:
         """
         connection = ipc.TRANSPORT.dialer(Address("ipc", server.location), self._options).connect()
         assert isinstance(connection, StreamConnection)
-        self._pending = connection.abandon
+        self._pending.append(connection.abandon)
         return connection
 
     def done(self) -> None:
-        """The connection belongs to somebody else, or is closed."""
-        self._pending = None
+        """All connections belong to somebody else, or are closed."""
+        self._pending.clear()
 
     def abandon(self) -> None:
-        """Close the descriptor of the connection that is being made, in a forked child."""
-        if self._pending is not None:
-            self._pending()
+        """Close the descriptors of connections that are being made, in a forked child."""
+        for abandon in self._pending:
+            abandon()
 
 
 @contextmanager
