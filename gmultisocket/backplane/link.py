@@ -199,9 +199,13 @@ class Link:
         self.interest.remove(pattern, monotonic())
         self._wake.set()
 
+    def is_served(self, pattern: str) -> bool:
+        """Return whether what others publish under a wanted pattern comes here."""
+        return self.is_connected and self.interest.is_served(pattern)
+
     def wait_served(self, pattern: str, deadline: Deadline) -> bool:
         """Block until what others publish under a wanted pattern comes here. Return whether that is so in time."""
-        while not (self.is_connected and self.interest.is_served(pattern)):
+        while not self.is_served(pattern):
             if self._closed or not self._changes.wait(deadline.left()):
                 return False
         return True

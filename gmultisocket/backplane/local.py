@@ -35,6 +35,8 @@ class _PubOwner(Protocol):
     def publish(self, topic: str, content: Buffer) -> object: ...
     def _pub_wants(self, pub: PlanePub, pattern: str, wanted: bool) -> None: ...
     def _pub_closed(self, pub: PlanePub) -> None: ...
+    def _is_served(self, pattern: str) -> bool: ...
+    def _wait_served(self, pattern: str) -> None: ...
 
 
 class PlanePub(Pub):
@@ -65,6 +67,7 @@ class PlanePub(Pub):
         _check_overflow(self.options.get(overflow))
         self.options.on_change(overflow, lambda old, new: None, _check_overflow)
         self.on_interest(self._interest)
+        self.hold_acknowledgements(self._hold)
 
     def publish(self, topic: str, content: Buffer, timeout: float | None = None, *, retain: bool = False) -> int:
         """Publish to the subscribers of all processes, those of this Pub included. Never blocks.
@@ -101,6 +104,19 @@ class PlanePub(Pub):
     def _interest(self, pattern: str, wanted: bool) -> None:
         if self._plane is not None:
             self._plane._pub_wants(self, pattern, wanted)
+
+    def _hold(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
+        """Hold an acknowledgement back until publications of other processes come."""
+        if self._plane is None or self._plane._is_served(pattern):
+            return False
+        self._spawn(self._release, pattern, release)
+        return True
+
+    def _release(self, pattern: str, release: Callable[[], None]) -> None:
+        """Release an acknowledgement (a greenlet for each that is held)."""
+        if self._plane is not None:
+            self._plane._wait_served(pattern)
+        release()
 
     def _ended(self) -> None:
         super()._ended()

@@ -25,6 +25,7 @@ import gevent
 from gevent import get_hub
 from gevent.hub import Hub
 
+from .. import options as opts
 from ..core.closing import Closable
 from ..core.sending.content import as_content
 from ..core.threadsafe import ThreadsafeHandle
@@ -336,6 +337,15 @@ class Backplane(Closable):
         elif not wanted and pattern in pub.patterns:
             pub.patterns.remove(pattern)
             self._link.unwant(pattern)
+
+    def _is_served(self, pattern: str) -> bool:
+        link = self._link
+        return link is not None and link.is_served(pattern)
+
+    def _wait_served(self, pattern: str) -> None:
+        """Block until the engine serves a pattern, at most ``plane.acknowledge_timeout``."""
+        if self._link is not None:
+            self._link.wait_served(pattern, Deadline(self.options.get(opts.plane.acknowledge_timeout)))
 
     def _pub_closed(self, pub: PlanePub) -> None:
         self._local.pubs = tuple(each for each in self._local.pubs if each is not pub)

@@ -125,6 +125,7 @@ OptionsByName = TypedDict(
         "plane.buffer_bytes": int,
         "plane.buffer_overflow": Literal["drop_newest", "drop_oldest"],
         "plane.linger": float,
+        "plane.acknowledge_timeout": float,
         "plane.start_hub": bool,
         "plane.hold": float,
     },

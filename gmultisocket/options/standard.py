@@ -585,6 +585,10 @@ class plane:
         "plane.linger", float, 5.0, unit="seconds", minimum=0,
         doc="How long the engine is asked for a pattern after its last subscriber has gone.",
     )
+    acknowledge_timeout = define(
+        "plane.acknowledge_timeout", float, 1.0, unit="seconds", minimum=0,
+        doc="How long a Pub of a plane holds the acknowledgement of a subscription back, until the engine has it too.",
+    )
     start_hub = define(
         "plane.start_hub", bool, True,
         doc="Start a hub where there is none, at an ipc address. False: a service or a configuration does that.",

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import gevent
 import pytest
+from websockets.frames import Opcode
 
 from gmultisocket import Message
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Decoder, encode
 from tests.contrib.gunicorns import PATIENCE, ROOT, Gunicorn, Peer, running, standing_still
-from tests.transport.wspeers import Opcode, frame, request
+from tests.transport.wspeers import frame, request
 
 CONFIGURATION = ROOT / "examples/gunicorn_fanout/gunicorn.conf.py"
 
@@ -68,22 +68,38 @@ def test_what_any_worker_is_told_the_browsers_of_all_workers_hear(
         for pid in pids:
             with standing_still(pid):
                 everybody.append(browser(server, stack))
-        for pid in pids:
-
-            def told(pid: int = pid) -> bool:
-                # Until the hub knows what the other worker wants, its browser misses what is said.
-                with standing_still(pid):
-                    say(server, b"hello")
-                with gevent.Timeout(0.5, False):
-                    assert hear(other).endswith(b": hello")
-                    return True
-                return False
-
-            other = everybody[1 - pids.index(pid)]
-            assert told()
+        for pid, other in (pids, pids[::-1]):
+            with standing_still(pid):
+                say(server, b"hello")
+            assert [hear(peer) for peer in everybody] == [b"worker %d: hello" % other] * 2
         with Peer(server.address) as peer:
             peer.send(request("/", {"Upgrade": None, "Connection": "close"}))
             assert peer.status() == 200
             assert b'["multisocket.binary"]' in peer.read_rest()
         server.stop()
+        assert [peer.answer_goodbye() for peer in everybody] == [1001] * 2
         server.wait_ended()
+
+
+def test_a_stopped_worker_does_not_stop_the_browsers_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path, monkeypatch) as server, ExitStack() as stack:
+        pids = workers(server)
+        with standing_still(pids[1]):
+            first = browser(server, stack)
+        with standing_still(pids[0]):
+            # They reach the other worker. Enough is said to fill every buffer on the way to the one that stands still.
+            peers = [browser(server, stack) for _ in range(2)]
+            for number in range(200):
+                say(server, b"%d" % number + bytes(60_000))
+                for peer in peers:
+                    assert b": %d\0" % number in hear(peer)[:40]
+        # It goes on, and is connected again.
+        said = b""
+        while not said.endswith(b": good morning"):
+            say(server, b"good morning")
+            said = hear(first)
+        server.stop()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)
+        assert re.search("gmultisocket: the hub ends: a signal; 2[0-9][0-9] publications came", server.log)
