@@ -109,10 +109,12 @@ class BrokerEngine(Engine):
 
     #: By scheme: the port of a server that names none; None for a scheme whose location is a path.
     ports: ClassVar[Mapping[str, int | None]]
+    #: Whether a URL may end with the number of a database, which means nothing to a Backplane.
+    database: ClassVar[bool] = False
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
-        parsed = parse_url(url, self.ports, options)
+        parsed = parse_url(url, self.ports, options, database=self.database)
         self._servers = parsed.servers
         self.options = parsed.options
         self._opener = Opener(self.options)

@@ -71,13 +71,14 @@ class BrokerURL(NamedTuple):
     options: Options
 
 
-def parse_url(url: str, ports: Mapping[str, int | None], options: Options) -> BrokerURL:
+def parse_url(url: str, ports: Mapping[str, int | None], options: Options, *, database: bool = False) -> BrokerURL:
     """Parse the URL of a broker.
 
     Args:
         url: as above.
         ports: by scheme: the port of a server that names none; None for a scheme whose location is a path.
         options: what the URL does not set.
+        database: whether the number of a database may follow the host: ``redis://host/0``. It is ignored.
 
     Raises:
         AddressError: it is not such a URL.
@@ -90,20 +91,28 @@ def parse_url(url: str, ports: Mapping[str, int | None], options: Options) -> Br
     if not url.isprintable() or " " in url:
         raise AddressError(_redact(url), "it contains white space or a control character")
     port = ports[scheme]
+    servers: tuple[Server, ...]
     location, _, query = url[match.end() :].partition("?")
-    servers = _servers(scheme, location, port, url) if port is not None else (_path_server(scheme, location, url),)
+    if port is not None:
+        servers = _servers(scheme, location, port, url, database)
+    else:
+        servers = (_path_server(scheme, location, url),)
     bare = f"{scheme}://{','.join(server.location for server in servers)}"
     values = Address.parse(f"{bare}?{query}").options if query else {}
     return BrokerURL(scheme, servers, PlaneOptions(values, options))
 
 
-def _servers(scheme: str, location: str, port: int, url: str) -> tuple[Server, ...]:
-    """Return the servers of a list. One without credentials has those of the first."""
+def _servers(scheme: str, location: str, port: int, url: str, database: bool) -> tuple[Server, ...]:
+    """Return the servers of a list. One without credentials has those of the first.
+
+    Args:
+        database: whether the number of a database may follow. It means nothing here.
+    """
     authority, slash, rest = location.partition("/")
     if rest.startswith("/"):
         # A scheme in front of each server, as the clients of NATS have it.
         authority, slash, rest = location.replace(f"{scheme}://", "").partition("/")
-    if rest or "#" in location:
+    if re.fullmatch("[0-9]*", rest) is None or (rest and not database) or "#" in location:
         raise AddressError(
             _redact(url), "nothing but ?options may follow the servers; in a password, write / ? # as %2F %3F %23"
         )

@@ -21,6 +21,8 @@ SCHEMES: Final[dict[str, tuple[str, str]]] = {
     "redis": ("redis", "RedisEngine"),
     "rediss": ("redis", "RedisEngine"),
     "redis+unix": ("redis", "RedisEngine"),
+    "valkey": ("redis", "RedisEngine"),
+    "valkeys": ("redis", "RedisEngine"),
 }
 
 

@@ -38,7 +38,10 @@ _MAX_MESSAGE: Final = 8 << 20
 class RedisEngine(BrokerEngine):
     """Publishes and subscribes at one server of Redis, by two connections."""
 
-    ports: ClassVar[Mapping[str, int | None]] = {"redis": 6379, "rediss": 6379, "redis+unix": None}
+    ports: ClassVar[Mapping[str, int | None]] = {
+        "redis": 6379, "rediss": 6379, "redis+unix": None, "valkey": 6379, "valkeys": 6379,
+    }  # fmt: skip
+    database = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -70,7 +73,7 @@ class RedisEngine(BrokerEngine):
         connection: StreamConnection
         if server.scheme == "redis+unix":
             connection = opener.unix(server)
-        elif server.scheme == "rediss":
+        elif server.scheme in ("rediss", "valkeys"):
             connection = opener.start_tls(opener.socket(server), server)
         else:
             connection = TCPConnection(opener.socket(server), server.scheme)

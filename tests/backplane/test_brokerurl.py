@@ -38,6 +38,18 @@ def test_a_unix_socket_is_a_path() -> None:
     assert parse("redis+unix:///x@y").servers[0].location == "/x@y"
 
 
+def test_the_number_of_a_database_is_ignored_where_it_may_be() -> None:
+    for end in ("", "/", "/0", "/15"):
+        found = parse_url(f"redis://:pw@a{end}?plane.prefix=x.", {"redis": 6379}, PlaneOptions(), database=True)
+        assert [server.name for server in found.servers] == ["redis://a:6379"]
+        assert found.options.get("plane.prefix") == "x."
+    for end in ("/x", "/0/1", "/-1"):
+        with pytest.raises(AddressError):
+            parse_url(f"redis://a{end}", {"redis": 6379}, PlaneOptions(), database=True)
+    with pytest.raises(AddressError):
+        parse("nats://a/0")
+
+
 @pytest.mark.parametrize(
     ("url", "why"),
     [
