@@ -4,9 +4,7 @@ A PONG confirms everything in front of its PING. So a turn's publications are fo
 and those of a busy publisher need one PING for each round trip.
 
 A server sends a message once for each subscription that matches it. The plane recognizes the second one by the
-publisher's number. A message of another program has none: of such a message only the one counts that came by the oldest
-matching subscription. When that subscription ends, its UNSUB and a PING leave in one write, and until the PONG it still
-counts.
+publisher's number. A message of another program has none: ``natscopies.py`` finds the one that counts.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from gevent import socket as gsocket
 
 from ..errors import BadMessage, BadTopic, ConnectionFailed, EngineRefused, HandshakeFailed, MultiSocketError
 from ..loop.timelimit import time_limit
-from ..protocol.subscriptions import Subscriptions
 from ..transport.base import StreamConnection
 from ..transport.tcp import TCPConnection
 from . import natswire
@@ -29,15 +26,13 @@ from .brokerengine import BrokerLink
 from .brokerline import Line, Opener, login_errors
 from .brokerurl import Server
 from .engine import FOREIGN, SILENCE, Plane
+from .natscopies import Copies
 from .natswire import HEADER_SIZE, Info, Parser, Ping, Pong, ServerError, Subjects
 
 __all__ = ["NatsLink", "log_in"]
 
 #: Bytes of one read of the login.
 _READ: Final = 1 << 14
-#: Topics whose oldest subscription is kept.
-_CACHED: Final = 4096
-
 #: Seconds that a server may be silent after a publication, if it answers others. It writes to a slow subscriber before
 #: it reads on from the publisher, and cuts that subscriber off after ``write_deadline``, which is 10 seconds unless it
 #: is configured. To leave the server because somebody else is slow would only make publications unconfirmed.
@@ -171,7 +166,7 @@ class _Asked(NamedTuple):
 
     published: int
     portion: Mapping[str, bytes | None] | None = None
-    left: Sequence[tuple[str, bytes]] = ()
+    left: Sequence[bytes] = ()
 
 
 class NatsLink(BrokerLink):
@@ -213,15 +208,12 @@ class NatsLink(BrokerLink):
         self._asked = 0
         self._confirmed = 0
         self._refused = 0
-        #: Subscriptions by pattern, and patterns that were refused since the last PONG.
+        #: Subscriptions by pattern, and subjects that were refused since the last PONG.
         self._sids: dict[str, bytes] = {}
         self._last_sid = 0
         self._refused_subjects: list[bytes] = []
         self._too_many = 0
-        #: For messages of other programs: the patterns, made when the first one comes, and the oldest subscription of
-        #: each topic.
-        self._index: Subscriptions[int] | None = None
-        self._oldest: dict[str, bytes] = {}
+        self._copies = Copies()
         self._line = Line(
             connection,
             server.name,
@@ -250,19 +242,21 @@ class NatsLink(BrokerLink):
                 continue
             portion[pattern] = subject
             self._last_sid += 1
-            self._sids[pattern] = b"%d" % self._last_sid
-            lines.append(natswire.encode_subscribe(subject, self._last_sid))
-            if self._index is not None:
-                self._index.add(pattern, self._last_sid)
-        self._oldest.clear()
+            sid = self._sids[pattern] = b"%d" % self._last_sid
+            self._copies.add(pattern, sid)
+            lines.append(natswire.encode_subscribe(subject, sid))
         self._ping(b"".join(lines), portion)
 
     def unsubscribe(self, patterns: Sequence[str]) -> None:
-        left = [(pattern, self._sids.pop(pattern)) for pattern in patterns if pattern in self._sids]
-        self._ping(b"".join(natswire.encode_unsubscribe(int(sid)) for _, sid in left), left=left)
+        left = [self._sids.pop(pattern) for pattern in patterns if pattern in self._sids]
+        self._copies.leave(left)
+        self._ping(b"".join(map(natswire.encode_unsubscribe, left)), left=left)
 
     def _ping(
-        self, lines: bytes, portion: Mapping[str, bytes | None] | None = None, left: Sequence[tuple[str, bytes]] = ()
+        self,
+        lines: bytes,
+        portion: Mapping[str, bytes | None] | None = None,
+        left: Sequence[bytes] = (),
     ) -> None:
         """Write lines and a PING that confirms them."""
         self._asked = self._published
@@ -317,37 +311,17 @@ class NatsLink(BrokerLink):
         origin, number = self._read_mark(header)
         if origin:
             self._plane.received(topic, content, origin, number)
-        elif self._is_oldest(sid, topic):
+        elif self._copies.counts(sid, topic, content):
             self._plane.received(topic, content, FOREIGN, 0)
-
-    def _is_oldest(self, sid: bytes, topic: str) -> bool:
-        """Return whether a subscription is the oldest one that matches a topic."""
-        oldest = self._oldest.get(topic)
-        if oldest is None:
-            if self._index is None:
-                self._index = Subscriptions()
-                for pattern, each in self._all_sids():
-                    self._index.add(pattern, int(each))
-            found = self._index.match(topic)
-            if not found:
-                return False
-            if len(self._oldest) >= _CACHED:
-                self._oldest.clear()
-            oldest = self._oldest[topic] = b"%d" % min(found)
-        return sid == oldest
-
-    def _all_sids(self) -> list[tuple[str, bytes]]:
-        """Return the subscriptions, with those whose end is not confirmed."""
-        return [*self._sids.items(), *(pair for asked in self._pings for pair in asked.left)]
 
     def _pong(self) -> None:
         if not self._pings:
             raise BadMessage("a PONG that nobody has asked for")
         asked = self._pings.popleft()
-        for pattern, sid in asked.left:
-            if self._index is not None:
-                self._index.remove(pattern, int(sid))
-            self._oldest.clear()
+        if not asked.left:
+            self._copies.settle()
+        for topic, content in self._copies.end(asked.left):
+            self._plane.received(topic, content, FOREIGN, 0)
         self._confirm(asked.published)
         if asked.portion is not None:
             self._subscribed(asked.portion)
@@ -388,9 +362,8 @@ class NatsLink(BrokerLink):
 
     def _forget(self, pattern: str) -> None:
         sid = self._sids.pop(pattern, None)
-        if sid is not None and self._index is not None:
-            self._index.remove(pattern, int(sid))
-        self._oldest.clear()
+        if sid is not None:
+            self._copies.end([sid])
 
     def _complaint(self, text: str) -> None:
         """Act on an error. After most of them the server closes the connection."""

@@ -257,14 +257,14 @@ def encode_connect(facts: Mapping[str, Any]) -> bytes:
     return b"CONNECT " + json.dumps(facts).encode("ascii") + b"\r\n"
 
 
-def encode_subscribe(subject: bytes, sid: int) -> bytes:
+def encode_subscribe(subject: bytes, sid: bytes) -> bytes:
     """Return the SUB to a subject, which may have wildcards."""
-    return b"SUB %b %d\r\n" % (subject, sid)
+    return b"SUB %b %b\r\n" % (subject, sid)
 
 
-def encode_unsubscribe(sid: int) -> bytes:
+def encode_unsubscribe(sid: bytes) -> bytes:
     """Return the UNSUB of a subscription."""
-    return b"UNSUB %d\r\n" % sid
+    return b"UNSUB %b\r\n" % sid
 
 
 def encode_head(subject: bytes) -> bytes:
