@@ -20,6 +20,8 @@ __all__ = ["Copies"]
 
 #: Topics whose owner is remembered.
 _CACHED: Final = 4096
+#: Longer topics are not: together they could take much memory.
+_LONGEST_CACHED: Final = 512
 
 #: The id of a subscription.
 Sid = bytes
@@ -107,7 +109,9 @@ class Copies:
         found = self._index.match(topic)
         owner = min(found, default=0)
         heir = min(found - self._leaving, default=0) if owner in self._leaving else 0
-        if len(self._owners) >= _CACHED:
-            self._owners.clear()
-        pair = self._owners[topic] = b"%d" % owner, b"%d" % heir if heir else b""
+        pair = b"%d" % owner, b"%d" % heir if heir else b""
+        if len(topic) <= _LONGEST_CACHED:
+            if len(self._owners) >= _CACHED:
+                self._owners.clear()
+            self._owners[topic] = pair
         return pair

@@ -62,6 +62,8 @@ _MAX_LINE: Final = 1 << 20
 _MAX_MESSAGE: Final = 64 << 20
 #: Subjects that are kept with their topics, and lines and origins with what they mean.
 _CACHED: Final = 4096
+#: Longer subjects and lines are not kept: together they could take much memory.
+_LONGEST_CACHED: Final = 512
 
 _HEADER: Final = b"NATS/1.0\r\nGms: "
 #: Where an origin ends in the headers of a publication, and how many bytes these have.
@@ -201,9 +203,11 @@ class Parser:
         size = _read_size(words[-1])
         if header_size > size:
             raise BadMessage("the headers of a message are longer than the message")
-        if len(self._heads) >= _CACHED:
-            self._heads.clear()
-        head = self._heads[line] = words[2], words[1], header_size, size
+        head = words[2], words[1], header_size, size
+        if len(line) <= _LONGEST_CACHED:
+            if len(self._heads) >= _CACHED:
+                self._heads.clear()
+            self._heads[line] = head
         return head
 
 
@@ -318,6 +322,7 @@ _ESCAPE: Final = re.compile(rb"%([0-9A-F]{2})")
 #: First tokens that mean something to the server or to other clients. They matter without a prefix only.
 _RESERVED: Final = re.compile(rb"\$|_INBOX\b")
 
+
 def _escape_byte(match: re.Match[bytes]) -> bytes:
     return b"%%%02X" % ord(match[0])
 
@@ -368,9 +373,11 @@ class Subjects:
         topics = self._topics
         if subject in topics:
             return topics[subject]
-        if len(topics) >= _CACHED:
-            topics.clear()
-        topic = topics[subject] = self._decode(subject)
+        topic = self._decode(subject)
+        if len(subject) <= _LONGEST_CACHED:
+            if len(topics) >= _CACHED:
+                topics.clear()
+            topics[subject] = topic
         return topic
 
     def _decode(self, subject: bytes) -> str | None:

@@ -37,6 +37,8 @@ MAX_GLOBS: Final = 16
 _GLOB_SPECIAL: Final = re.compile(rb"[*?\[\]\\^-]")
 #: Channels that are kept with their topics.
 _CACHED: Final = 4096
+#: Longer channels are not kept: together they could take much memory.
+_LONGEST_CACHED: Final = 512
 
 
 def encode_command(*words: bytes) -> bytes:
@@ -104,9 +106,11 @@ class Channels:
         topics = self._topics
         if channel in topics:
             return topics[channel]
-        if len(topics) >= _CACHED:
-            topics.clear()
-        topic = topics[channel] = self._decode(channel)
+        topic = self._decode(channel)
+        if len(channel) <= _LONGEST_CACHED:
+            if len(topics) >= _CACHED:
+                topics.clear()
+            topics[channel] = topic
         return topic
 
     def _decode(self, channel: bytes) -> str | None:

@@ -199,6 +199,15 @@ def test_a_prefix_is_tokens_with_dots_behind_them(prefix: str) -> None:
         Subjects(prefix)
 
 
+def test_long_subjects_and_lines_are_not_kept() -> None:
+    subjects, parser = Subjects(""), Parser()
+    for number in range(10):
+        topic = "x" * 1000 + str(number)
+        assert subjects.decode(topic.encode()) == topic
+        assert parser.feed(b"MSG %b 1 1\r\nx\r\n" % topic.encode()) == [(b"1", topic.encode(), b"", b"x")]
+    assert not subjects._topics and not parser._heads
+
+
 def test_translations_are_bounded() -> None:
     subjects = Subjects("")
     for number in range(5000):

@@ -70,6 +70,16 @@ def test_a_prefix_is_tokens_with_dots_behind_them(prefix: str) -> None:
         Channels(prefix)
 
 
+def test_translations_are_bounded() -> None:
+    channels = Channels("")
+    for number in range(5000):
+        assert channels.decode(b"t%d" % number) == f"t{number}"
+    assert len(channels._topics) <= 4096
+    before = len(channels._topics)
+    assert channels.decode(b"x" * 1000) == "x" * 1000
+    assert len(channels._topics) == before
+
+
 def test_what_has_a_meaning_in_a_glob_is_escaped() -> None:
     assert Channels("p.").glob(("a?[b]^\\-", "c")) == rb"p.a\?\[b\]\^\\\-.c.*"
     assert Channels("").glob(()) == b"*"
