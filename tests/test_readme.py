@@ -9,12 +9,14 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import gevent
 import pytest
 
-from gmultisocket import Socket, Switch
+from gmultisocket import Backplane
+from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
+from tests.backplane.hubs import hub
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.rst").read_text()
@@ -92,22 +94,12 @@ def test_the_fan_out_works_and_clients_may_come_first(address: str) -> None:
     Path(address.removeprefix("ipc://")).unlink()
 
 
-def test_the_hub_between_workers_works(tmp_path: Path) -> None:
+def test_the_backplane_between_workers_works(tmp_path: Path) -> None:
     (worker,) = (block.replace("ipc:///run/app", f"ipc://{tmp_path}") for block in blocks("gunicorn"))
-    *connecting, publishing = worker.strip().splitlines()
-    workers = []
-    with Socket() as back, Socket() as front:
-        back.listen(f"ipc://{tmp_path}/in.sock")
-        front.listen(f"ipc://{tmp_path}/out.sock")
-        with Switch(back, front):
-            try:
-                for _ in range(3):
-                    names: dict[str, Socket] = {"Socket": Socket}  # type: ignore[dict-item]
-                    exec("\n".join(connecting), names)
-                    workers.append((names["publish"], names["subscribe"]))
-                front.wait_pipes(3, 5)
-                exec(publishing, {"publish": workers[0][0]})
-                for _, subscribe in workers:
-                    assert subscribe.recv(timeout=5) == b"for the browsers of every worker"
-            finally:
-                gevent.joinall([gevent.spawn(sock.close) for worker in workers for sock in worker])
+    *making, publishing = worker.strip().splitlines()
+    names: dict[str, Any] = {"Backplane": Backplane, "mount": mount, "application": None}
+    exec("\n".join(making), names)
+    with hub(f"ipc://{tmp_path}/hub"), Backplane(f"ipc://{tmp_path}/hub") as other, names["plane"]:
+        subscription = other.subscribe("orders.>", PATIENCE)
+        exec(publishing, names)
+        assert subscription.recv(PATIENCE) == ("orders.eu.created", b"for the browsers of every worker")

@@ -36,6 +36,7 @@ from ..protocol.pubsubwire import (
 )
 from ..protocol.subscriptions import check_topic
 from ..protocol.upstream import control
+from ..transport import find
 from ..wire import SEND_TYPE_MASK, TO_ONE, Message
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
@@ -98,6 +99,8 @@ class HubEngine(Engine):
             "connector.dialer.reconnect": False,
             **values,
         }
+        # Only for the errors of a wrong address.
+        find(self._address.scheme, url).dialer(self._address, Options(values))
         self._starter = HubStarter(url) if options.get(opts.plane.start_hub) else None
         self._client: _Client | None = None
         self._greenlets: list[Greenlet[..., Any]] = []

@@ -1,0 +1,194 @@
+"""The Backplane itself, beyond what the checks of engines say."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+
+from gmultisocket import Backplane, Sub
+from gmultisocket.backplane import PlaneEvent
+from gmultisocket.errors import AddressError, BadOptionValue, Closed, NotSupported, Timeout, UnknownTransport
+from gmultisocket.testing import nothing_left, wait_until
+from gmultisocket.testing.engines import ServerProcess
+from tests.backplane.hubs import free_port, hub
+
+LIMIT = 20.0
+
+_SCRIPTS = {
+    "with": "with Backplane(url) as plane:\n    plane.publish('t', b'from a script')",
+    "at the exit": "plane = Backplane(url)\nplane.publish('t', b'from a script')",
+    "patched": "with Backplane(url) as plane:\n    plane.publish('t', b'from a script')",
+    "after a fork": (
+        "import os\nplane = Backplane(url)\npid = os.fork()\n"
+        "if not pid:\n    with plane:\n        plane.publish('t', b'from a script')\n    os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0"
+    ),
+}
+
+
+def test_a_url_without_an_engine_is_refused_at_once() -> None:
+    for url in ("smoke://x", "hub", "", "://"):
+        with pytest.raises(UnknownTransport, match=r"there are memory://, ipc://"):
+            Backplane(url)
+
+
+def test_a_wrong_url_is_an_error_at_the_first_use() -> None:
+    for url in ("memory://", "memory://a/b", "ipc://" + "x" * 200):
+        plane = Backplane(url)
+        with pytest.raises(AddressError):
+            plane.connect(1.0)
+
+
+def test_it_opens_nothing_before_it_is_used() -> None:
+    with nothing_left():
+        plane = Backplane("tcp://user:secret@127.0.0.1:1")
+        assert plane.healthy
+        assert plane.patterns == ()
+        assert plane.counters.sent == 0
+        assert repr(plane) == "<Backplane tcp://127.0.0.1:1 unused>"
+        assert plane.close() == 0
+    with pytest.raises(Closed):
+        plane.publish("t", b"")
+
+
+# Subscriptions
+
+
+def test_a_queue_that_is_full_drops_by_its_policy() -> None:
+    with Backplane("memory://plane") as plane:
+        oldest = plane.subscribe("t", queue_size=2)
+        newest = plane.subscribe("t", queue_size=2, overflow="drop_newest")
+        for number in range(5):
+            plane.publish("t", b"%d" % number)
+        assert [oldest.recv(0)[1] for _ in range(2)] == [b"3", b"4"]
+        assert [newest.recv(0)[1] for _ in range(2)] == [b"0", b"1"]
+        assert oldest.dropped == newest.dropped == 3
+        with pytest.raises(ValueError, match="queue_size"):
+            plane.subscribe("t", queue_size=0)
+        with pytest.raises(ValueError, match="overflow"):
+            plane.subscribe("t", overflow="block")  # type: ignore[arg-type]
+
+
+def test_an_iteration_ends_when_the_subscription_or_the_plane_closes() -> None:
+    with Backplane("memory://plane") as plane:
+        one, other = plane.subscribe("t"), plane.subscribe("t")
+        listening = [gevent.spawn(list, each) for each in (one, other)]
+        plane.publish("t", b"1")
+        with pytest.raises(Timeout):
+            plane.subscribe("u").recv(0.01)
+        one.close()
+        one.close()
+        assert listening[0].get(timeout=LIMIT) == [("t", b"1")]
+        plane.publish("t", b"2")
+    assert listening[1].get(timeout=LIMIT) == [("t", b"1"), ("t", b"2")]
+
+
+# Pubs
+
+
+def test_a_pub_of_a_plane_never_blocks() -> None:
+    with Backplane("memory://plane") as plane:
+        with pytest.raises(BadOptionValue, match="one peer of a plane must not block the others"):
+            plane.pub({"socket.send_overflow": "block"})
+        pub = plane.pub()
+        with pytest.raises(BadOptionValue):
+            pub.options.set("socket.send_overflow", "block")
+        pub.options.set("socket.send_overflow", "disconnect")
+
+
+def test_a_pub_that_closes_wants_nothing_any_more() -> None:
+    with Backplane("memory://plane", {"plane.linger": 0.0}) as plane, Sub() as sub:
+        pub = plane.pub()
+        sub.dial(pub.listen("inproc://plane-closes").address)
+        sub.subscribe("a.>", LIMIT)
+        assert "a.>" in plane.patterns
+        pub.close()
+        wait_until(lambda: "a.>" not in plane.patterns, LIMIT)
+        with pytest.raises(Closed):
+            pub.publish("a.b", b"")
+
+
+def test_a_content_that_is_too_long_for_one_pub_reaches_the_others() -> None:
+    with Backplane("memory://plane") as plane, Sub() as sub:
+        small = plane.pub({"socket.max_send_content_length": 10})
+        sub.dial(small.listen("inproc://plane-small").address)
+        sub.subscribe("t", LIMIT)
+        subscription = plane.subscribe("t")
+        plane.publish("t", bytes(100))
+        assert subscription.recv(LIMIT)[1] == bytes(100)
+        assert small.counters.drops["too long"] == 1
+
+
+def test_what_is_published_after_an_acknowledgement_comes() -> None:
+    with Backplane("memory://plane") as one, Backplane("memory://plane") as other, Sub() as sub:
+        sub.dial(one.pub().listen("inproc://plane-acknowledged").address)
+        for number in range(50):
+            sub.subscribe(f"t.{number}", LIMIT)
+            other.publish(f"t.{number}", b"")
+            assert sub.recv(LIMIT) == (f"t.{number}", b"")
+
+
+def test_while_the_engine_is_away_a_subscription_is_acknowledged_after_a_while() -> None:
+    options = {"plane.acknowledge_timeout": 0.05}
+    with Backplane(f"tcp://127.0.0.1:{free_port()}", options) as plane, Sub() as sub:
+        sub.dial(plane.pub().listen("inproc://plane-away").address)
+        sub.subscribe("t", LIMIT)
+        plane.publish("t", b"local")
+        assert sub.recv(LIMIT) == ("t", b"local")
+        plane.close(0.0)
+
+
+def test_errors_of_callbacks_for_events_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    plane = Backplane("memory://plane")
+    events: list[PlaneEvent] = []
+
+    def fail(event: PlaneEvent) -> None:
+        raise ValueError("a mistake")
+
+    plane.on_event(fail)
+    end = plane.on_event(events.append)
+    with plane, caplog.at_level(logging.ERROR):
+        plane.connect(LIMIT)
+        wait_until(lambda: events == [("up", "")], LIMIT)
+        end()
+    assert "a backplane event callback failed" in caplog.text
+
+
+# Programs
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"ipc://{tmp_path_factory.mktemp('plane')}/hub"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(url: str) -> Iterator[ServerProcess]:
+    with hub(url) as process:
+        yield process
+
+
+@pytest.mark.parametrize("kind", _SCRIPTS)
+def test_what_a_script_publishes_has_left_when_it_ends(kind: str, url: str, server: ServerProcess) -> None:
+    source = f"from gmultisocket import Backplane\nurl = {url!r}\n{_SCRIPTS[kind]}"
+    if kind == "patched":
+        source = f"from gevent import monkey; monkey.patch_all()\n{source}"
+    with Backplane(url) as plane:
+        subscription = plane.subscribe("t", LIMIT)
+        script = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", source],
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=LIMIT,
+        )  # fmt: skip
+        assert (script.returncode, script.stderr) == (0, "")
+        assert subscription.recv(LIMIT) == ("t", b"from a script")
+
+
+def test_a_pub_keeps_nothing(url: str) -> None:
+    with Backplane(url) as plane, pytest.raises(NotSupported, match="keeps no values"):
+        plane.pub().publish("t", b"", retain=True)
