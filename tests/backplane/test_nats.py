@@ -15,9 +15,11 @@ from gmultisocket.backplane import Backplane, Subscription, brokerline
 from gmultisocket.backplane.nats import NatsEngine
 from gmultisocket.backplane.natswire import HEADER_SIZE
 from gmultisocket.errors import AddressError, EngineRefused, HandshakeFailed, UntrustedCertificate
-from gmultisocket.testing import wait_until
+from gmultisocket.loop.waiting import Deadline
+from gmultisocket.options import PlaneOptions
+from gmultisocket.testing import nothing_left, wait_until
 from tests import certificates
-from tests.backplane.brokers import PlainClient, client
+from tests.backplane.brokers import PlainClient, RecordingPlane, client
 from tests.backplane.servers import NatsServer, free_port
 
 
@@ -182,6 +184,27 @@ def test_a_server_that_waits_for_somebody_else_is_not_left(tmp_path: Path, monke
                 wait_until(lambda: publisher.confirmed_count == sent)  # noqa: B023
         assert not publisher.errors
         assert probes
+
+
+def test_nothing_is_left_when_it_closes_while_it_asks_on_another_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brokerline, "SILENCE", 0.2)
+    monkeypatch.setattr(brokerline, "_STEP", 0.05)
+    probes = []
+    probe = NatsEngine._probe
+    monkeypatch.setattr(NatsEngine, "_probe", lambda *args: (probes.append(args), probe(*args)))
+    with running(tmp_path) as server, nothing_left():
+        plane = RecordingPlane()
+        plane.engine = NatsEngine(server.url, plane, PlaneOptions())
+        plane.engine.start()
+        plane.wait_up()
+        server.pause()
+        plane.publish("a", b"x")
+        wait_until(lambda: probes)
+        plane.engine.close(Deadline(0))
+        server.resume()
+        assert plane.errors == []
 
 
 # Other programs
