@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gevent
 import pytest
+from gevent import socket as gsocket
 from gevent.event import Event
 
 from gmultisocket.backplane.rediswire import MARK_SIZE, MAX_GLOBS
@@ -18,7 +20,7 @@ from tests import certificates
 from tests.backplane.brokers import PlainClient, client
 from tests.backplane.servers import RedisServer
 
-pytest.importorskip("hiredis", reason="hiredis is not installed")
+hiredis = pytest.importorskip("hiredis", reason="hiredis is not installed")
 
 
 @contextmanager
@@ -223,3 +225,76 @@ def test_without_hiredis_the_error_says_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.delattr(package, "redislink", raising=False)
     with pytest.raises(NotSupported, match=r"pip install 'gmultisocket\[redis\]'"), client("redis://a", wait=False):
         pass
+
+
+# What newer or other servers answer
+
+
+@contextmanager
+def answering(answers: dict[bytes, bytes]) -> Iterator[str]:
+    """Run a server that has one answer for each command, and give its URL."""
+    listener = gsocket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    peers = [listener]
+
+    def serve(peer: gsocket.socket) -> None:
+        reader = hiredis.Reader()
+        while data := peer.recv(65536):
+            reader.feed(data)
+            while (command := reader.gets()) is not False:
+                peer.sendall(answers[command[0]])
+
+    def accept() -> None:
+        while True:
+            peers.append(listener.accept()[0])
+            greenlets.append(gevent.spawn(serve, peers[-1]))
+
+    greenlets = [gevent.spawn(accept)]
+    try:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        gevent.killall(greenlets)
+        for each in peers:
+            each.close()
+
+
+HELLO = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"PING": b"+PONG\r\n"}
+
+
+def test_a_server_without_memory_for_a_subscription_is_down_and_tried_again() -> None:
+    refusal = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+    with answering({**HELLO, b"SUBSCRIBE": refusal}) as url, client(url) as plane:
+        plane.engine.subscribe(["a"])
+        wait_until(lambda: plane.errors)
+        assert "OOM" in str(plane.errors[0])
+        assert plane.portions == 0 and not plane.refused_patterns
+        wait_until(lambda: plane.connections == 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reasons"),
+    [(b"-OOM no\r\n", {"out of memory": 3}), (b"-LOADING wait\r\n", {"loading": 3}), (b"-WHAT 17\r\n", {"error": 3})],
+)
+def test_an_error_of_each_publication_is_counted(answer: bytes, reasons: dict[str, int]) -> None:
+    with answering({**HELLO, b"PUBLISH": answer}) as url, client(url) as plane:
+        for _ in range(3):
+            plane.publish("a", b"")
+        wait_until(lambda: plane.refused_reasons == reasons)
+        assert plane.confirmed_count == 0 and plane.up
+
+
+@pytest.mark.parametrize("answer", [b"+OK\r\n", b"$-1\r\n", b":1\r\n:1\r\n", b"*1\r\n:1\r\n"])
+def test_an_answer_that_no_publish_has_ends_the_connection(answer: bytes) -> None:
+    with answering({**HELLO, b"PUBLISH": answer}) as url, client(url) as plane:
+        plane.publish("a", b"")
+        wait_until(lambda: plane.errors)
+        assert "bad message" in str(plane.errors[0])
+
+
+def test_a_server_that_is_loading_its_data_is_not_up() -> None:
+    with answering({**HELLO, b"PING": b"-LOADING Redis is loading the dataset in memory\r\n"}) as url:
+        with client(url, wait=False) as plane:
+            wait_until(lambda: len(plane.errors) > 1)
+            assert "LOADING" in str(plane.errors[0])
+            assert plane.connections == 0
