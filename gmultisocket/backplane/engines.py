@@ -16,6 +16,13 @@ SCHEMES: Final[dict[str, tuple[str, str]]] = {
     "ipc": ("hub", "HubEngine"),
     "tcp": ("hub", "HubEngine"),
     "tls+tcp": ("hub", "HubEngine"),
+    "nats": ("nats", "NatsEngine"),
+    "nats+tls": ("nats", "NatsEngine"),
+    "redis": ("redis", "RedisEngine"),
+    "rediss": ("redis", "RedisEngine"),
+    "redis+unix": ("redis", "RedisEngine"),
+    "valkey": ("redis", "RedisEngine"),
+    "valkeys": ("redis", "RedisEngine"),
 }
 
 

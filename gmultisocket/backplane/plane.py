@@ -127,7 +127,7 @@ class Backplane(Closable):
     Args:
         url: of the engine. ``memory://NAME`` joins the planes of this thread. ``ipc:///PATH`` is a hub on this host,
             which is started if there is none. ``tcp://HOST:PORT`` and ``tls+tcp://HOST:PORT`` are a hub that
-            ``gmultisocket hub`` runs somewhere.
+            ``gmultisocket hub`` runs somewhere. ``nats://`` and ``redis://`` are servers of NATS and Redis.
         options: ``plane.*``, and ``transport.tcp.*`` and ``transport.tls.*`` for the connection.
 
     Raises:

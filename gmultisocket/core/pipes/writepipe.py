@@ -163,7 +163,7 @@ class WritePipe(Pipe):
         self._put_back([frame], taken)
 
     def _push_batch(self, batch: Batch) -> int:
-        """Send frames that a switch passes on: as many as the kernel and then the queue take now. Return their number."""
+        """Send frames that a switch passes on, as many as the kernel and the queue take now. Return their number."""
         if self._fan_out is not None and (self._busy or self._fan_out.pending):
             self._leave_fan_out()
         scheduler, count, size = self._scheduler, batch.count, batch.size

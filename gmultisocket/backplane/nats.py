@@ -1,0 +1,52 @@
+"""The engine for NATS: ``nats://user:password@a:4222,b:4222``, ``nats://token@a``, ``nats+tls://a``.
+
+A topic is the subject ``plane.prefix`` + topic, and the content of a message is a publication's content: programs in
+any language can take part with a NATS client. What is lost when: a publication that the server has confirmed reaches
+every process that has a subscription there. A subscriber that the server finds too slow is disconnected.
+
+The protocol is in ``natswire.py``, a connection in ``natslink.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import ClassVar
+
+from .. import options as opts
+from ..options import Options
+from ..transport.base import StreamConnection
+from .brokerengine import BrokerEngine, BrokerLink
+from .brokerline import Opener
+from .brokerurl import Server
+from .engine import Plane
+from .natslink import NatsLink, log_in
+from .natswire import HEADER_SIZE, Info, Parser, Subjects, encode_head
+
+__all__ = ["NatsEngine"]
+
+
+class NatsEngine(BrokerEngine):
+    """Publishes and subscribes at one of several servers of NATS, which form a cluster."""
+
+    ports: ClassVar[Mapping[str, int | None]] = {"nats": 4222, "nats+tls": 4222}
+
+    def __init__(self, url: str, plane: Plane, options: Options) -> None:
+        super().__init__(url, plane, options)
+        self._subjects = Subjects(self.options.get(opts.plane.prefix))
+
+    def head(self, topic: str) -> bytes:
+        return encode_head(self._subjects.encode(topic))
+
+    def _open(self, server: Server, opener: Opener) -> BrokerLink:
+        connection, parser, info = self._log_in(server, opener)
+        self.max_content = max(1, info.max_payload - HEADER_SIZE)
+        probe = partial(self._probe, server)
+        return NatsLink(connection, parser, server, probe, self.plane, self._subjects, self.count)
+
+    def _log_in(self, server: Server, opener: Opener) -> tuple[StreamConnection, Parser, Info]:
+        return log_in(server, opener, tls=server.scheme == "nats+tls")
+
+    def _probe(self, server: Server) -> None:
+        connection, _, _ = self._log_in(server, Opener(self.options))
+        connection.close()

@@ -1,0 +1,85 @@
+"""The engine for Redis and Valkey: ``redis://user:password@host:6379``, ``rediss://`` with TLS, ``redis+unix:///path``.
+
+A topic is the channel ``plane.prefix`` + topic. The value of a message is a mark of 20 bytes and the content, so a
+program that subscribes with another client sees the mark; what such a program publishes comes here as it is. Channels
+are one space for all databases of a server.
+
+What is lost when: a publication that the server has confirmed reaches every process that has a subscription there. A
+subscriber that the server finds too slow (``client-output-buffer-limit``) is disconnected. Nothing is kept in the
+memory of the server.
+
+The commands are in ``rediswire.py``, the connections in ``redislink.py``. Needs hiredis: ``pip install
+'gmultisocket[redis]'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final
+
+from .. import options as opts
+from ..errors import AddressError, NotSupported
+from ..options import Options
+from ..transport.base import StreamConnection
+from ..transport.tcp import TCPConnection
+from .brokerengine import BrokerEngine, BrokerLink
+from .brokerline import Opener
+from .brokerurl import Server
+from .engine import Plane
+from .rediswire import MARK_SIZE, Channels
+
+__all__ = ["RedisEngine"]
+
+#: The most bytes of a message. A server takes 512 MiB, but unless it is configured it disconnects every subscriber for
+#: which 32 MiB wait, or 8 MiB for a minute.
+_MAX_MESSAGE: Final = 8 << 20
+
+
+class RedisEngine(BrokerEngine):
+    """Publishes and subscribes at one server of Redis, by two connections."""
+
+    ports: ClassVar[Mapping[str, int | None]] = {
+        "redis": 6379, "rediss": 6379, "redis+unix": None, "valkey": 6379, "valkeys": 6379,
+    }  # fmt: skip
+    database = True
+
+    def __init__(self, url: str, plane: Plane, options: Options) -> None:
+        super().__init__(url, plane, options)
+        try:
+            from . import redislink
+        except ImportError as error:
+            raise NotSupported("Redis", "it needs hiredis: pip install 'gmultisocket[redis]'") from error
+        self._redislink = redislink
+        if len(self._servers) > 1:
+            names = ", ".join(server.name for server in self._servers)
+            raise AddressError(names, "a publication at one server of Redis does not reach another one: expected one")
+        self._channels = Channels(self.options.get(opts.plane.prefix))
+        self.max_content = _MAX_MESSAGE - MARK_SIZE
+
+    def head(self, topic: str) -> bytes:
+        return self._channels.encode(topic)
+
+    def _open(self, server: Server, opener: Opener) -> BrokerLink:
+        first = self._connect(server, opener)
+        try:
+            second = self._connect(server, opener)
+        except BaseException:
+            first.close()
+            raise
+        return self._redislink.RedisLink(first, second, server, self.plane, self._channels, self.count)
+
+    def _connect(self, server: Server, opener: Opener) -> StreamConnection:
+        """Return a connection after its login."""
+        connection: StreamConnection
+        if server.scheme == "redis+unix":
+            connection = opener.unix(server)
+        elif server.scheme in ("rediss", "valkeys"):
+            connection = opener.start_tls(opener.socket(server), server)
+        else:
+            connection = TCPConnection(opener.socket(server), server.scheme)
+        try:
+            self._redislink.log_in(connection, server)
+        except BaseException:
+            connection.close()
+            raise
+        return connection

@@ -1,0 +1,376 @@
+"""The two connections to a Redis server: one publishes, the other subscribes.
+
+One connection would do with the newest protocol, but the server disconnects a subscriber that is too slow, and that
+must not end what is being published. Each reply to a PUBLISH confirms it, in order. The server sends all copies of one
+message behind each other. The plane recognizes copies by the publisher's number. For a message of another program the
+rule is: what follows a message with the same channel and value, by a channel or glob that has not brought that message
+yet, is its copy.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import hiredis
+
+from ..errors import BadMessage, ConnectionFailed, EngineRefused, MultiSocketError, snippet
+from ..protocol.subscriptions import is_literal
+from ..transport.base import StreamConnection
+from .brokerengine import BrokerLink
+from .brokerline import Line, login_errors
+from .brokerurl import Server
+from .engine import FOREIGN, Plane
+from .rediswire import MARK_SIZE, Channels, Globs, encode_command, encode_publish, read_mark
+
+__all__ = ["RedisLink", "log_in"]
+
+#: What the parser returns when it has no whole reply.
+_MORE: Final = object()
+#: The most bytes of a reply.
+_MAX_REPLY: Final = 64 << 20
+_READ: Final = 1 << 14
+
+_PING: Final = encode_command(b"PING")
+#: Codes of errors by which a server says that it does not want this client.
+_NOT_WANTED: Final = frozenset({"NOAUTH", "WRONGPASS", "NOPERM", "DENIED"})
+#: Codes of errors by which the plane counts publications.
+_REASONS: Final = {"NOPERM": "permission", "OOM": "out of memory", "LOADING": "loading", "READONLY": "read only"}
+
+
+def _parser() -> Any:
+    return hiredis.Reader(notEnoughData=_MORE)
+
+
+def _feed(parser: Any, data: bytes) -> list[Any]:
+    """Return the replies that are complete now.
+
+    Raises:
+        BadMessage: the server breaks the protocol.
+    """
+    replies = []
+    try:
+        parser.feed(data)
+        while (reply := parser.gets()) is not _MORE:
+            replies.append(reply)
+    except hiredis.HiredisError as error:
+        raise BadMessage(f"this is not the protocol of Redis: {snippet(str(error))}") from error
+    if parser.len() > _MAX_REPLY:
+        raise BadMessage(f"a reply has more than {_MAX_REPLY} bytes")
+    return replies
+
+
+def _code(error: object) -> str:
+    """Return the first word of an error, e.g. ``"NOPERM"``."""
+    return str(error).partition(" ")[0]
+
+
+def _refusal(error: object, server: Server) -> ConnectionFailed:
+    text = str(error)
+    refused = _code(error) in _NOT_WANTED or "invalid password" in text or "max number of clients" in text
+    kind = EngineRefused if refused else ConnectionFailed
+    return kind(server.name, f"the server says: {snippet(text, 400)}")
+
+
+def log_in(connection: StreamConnection, server: Server) -> None:
+    """Log in on a new connection, and wait until the server answers a PING. Blocks; the caller limits the time.
+
+    The newer protocol is used where the server knows it.
+
+    Args:
+        connection: belongs to the caller.
+        server: with the credentials of this client.
+
+    Raises:
+        EngineRefused: the server does not want this client.
+        ConnectionFailed: another error.
+    """
+    user, password = server.credentials
+    words = [b"HELLO", b"3"]
+    if password is not None:
+        words += [b"AUTH", user.encode() or b"default", password.encode()]
+    call = _Caller(connection, server).call
+    with login_errors(server):
+        hello = call(*words)
+        if isinstance(hello, hiredis.ReplyError):
+            if _code(hello) not in ("ERR", "NOPROTO", "NOPERM"):
+                raise _refusal(hello, server)
+            # An old server, or one that does not allow the command.
+            if password is not None:
+                _check(call(b"AUTH", *([user.encode()] if user else []), password.encode()), server)
+        _check(call(b"PING"), server)
+
+
+def _check(reply: object, server: Server) -> None:
+    if isinstance(reply, hiredis.ReplyError):
+        raise _refusal(reply, server)
+
+
+class _Caller:
+    """Sends commands one by one, before a line has the connection."""
+
+    def __init__(self, connection: StreamConnection, server: Server) -> None:
+        self._connection = connection
+        self._server = server
+        self._parser = _parser()
+
+    def call(self, *words: bytes) -> Any:
+        """Send a command, and return the reply. Blocks."""
+        with suppress(OSError):
+            # If it has hung up, what it has said before is still to be read.
+            self._connection.write_all(encode_command(*words))
+        while True:
+            data = self._connection.recv(_READ)
+            if not data:
+                raise ConnectionFailed(self._server.name, "the server has closed the connection in the login")
+            replies = _feed(self._parser, data)
+            if replies:
+                return replies[0]
+
+
+class _Publisher:
+    """The connection that publishes."""
+
+    def __init__(
+        self,
+        connection: StreamConnection,
+        server: Server,
+        plane: Plane,
+        answered: Callable[[], object],
+        ended: Callable[[MultiSocketError], object],
+    ) -> None:
+        self._plane = plane
+        self._answered = answered
+        self._server = server
+        self._parser = _parser()
+        #: Publications without a reply, and whether a PING in front of all of them has none.
+        self._waiting = 0
+        self._pinged = False
+        self.line = Line(connection, server.name, received=self._received, ask=self._ask, ended=ended)
+        self.line.start()
+
+    def publish(self, head: bytes, content: bytes, sequence: int) -> None:
+        self._waiting += 1
+        self.line.write(encode_publish(head, self._plane.origin, sequence, content))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the server has answered every publication."""
+        return not self._waiting
+
+    def _ask(self) -> None:
+        # A publication that is on its way asks already.
+        if not self._waiting and not self._pinged:
+            self._pinged = True
+            self.line.write(_PING)
+
+    def _received(self, data: bytes) -> None:
+        confirmed = 0
+        for reply in _feed(self._parser, data):
+            if self._pinged:
+                self._pinged = False
+                continue
+            if confirmed >= self._waiting:
+                raise BadMessage("a reply that nobody has asked for")
+            if type(reply) is int:
+                confirmed += 1
+                continue
+            if not isinstance(reply, hiredis.ReplyError):
+                raise BadMessage(f"a PUBLISH was answered by {snippet(reply)}")
+            self._confirm(confirmed)
+            confirmed = 0
+            self._refuse(reply)
+        self._confirm(confirmed)
+        self._answered()
+
+    def _confirm(self, count: int) -> None:
+        if count:
+            self._waiting -= count
+            self._plane.confirmed(count)
+
+    def _refuse(self, error: object) -> None:
+        if _code(error) == "NOAUTH":
+            raise _refusal(error, self._server)
+        self._waiting -= 1
+        self._plane.refused(_REASONS.get(_code(error), "error"))
+
+
+class _Subscriber:
+    """The connection that subscribes."""
+
+    def __init__(
+        self,
+        connection: StreamConnection,
+        server: Server,
+        plane: Plane,
+        channels: Channels,
+        count: Callable[[str], object],
+        ended: Callable[[MultiSocketError], object],
+    ) -> None:
+        self._plane = plane
+        self._server = server
+        self._channels = channels
+        self._count = count
+        self._parser = _parser()
+        #: The commands that have no reply, oldest first: the name, and the pattern or the glob.
+        self._commands: deque[tuple[bytes, str | bytes]] = deque()
+        self._globs = Globs()
+        #: The globs that were asked for.
+        self._asked: set[bytes] = set()
+        #: The last message of another program: its channel and value, and the channels and globs that have brought it.
+        self._last: tuple[bytes, bytes] | None = None
+        self._brought: set[tuple[bytes, bytes]] = set()
+        self.line = Line(connection, server.name, received=self._received, ask=self._ask, ended=ended)
+        self.line.start()
+
+    # To the server
+
+    def subscribe(self, patterns: Sequence[str]) -> None:
+        wild = [pattern for pattern in patterns if not is_literal(pattern)]
+        lines = self._change_globs(self._globs.add(wild)) if wild else []
+        for pattern in patterns:
+            if is_literal(pattern):
+                # A command for each: if one channel is not allowed, the server refuses a whole command.
+                lines.append(self._command(b"SUBSCRIBE", self._channels.encode(pattern), pattern))
+        lines.append(self._command(b"PING", b"", "portion"))
+        self.line.write(b"".join(lines))
+
+    def unsubscribe(self, patterns: Sequence[str]) -> None:
+        wild = [pattern for pattern in patterns if not is_literal(pattern)]
+        lines = [
+            self._command(b"UNSUBSCRIBE", self._channels.encode(pattern), pattern)
+            for pattern in patterns
+            if is_literal(pattern)
+        ]
+        if wild:
+            lines += self._change_globs(self._globs.remove(wild))
+        self.line.write(b"".join(lines))
+
+    def _change_globs(self, wanted: set[tuple[str, ...]]) -> list[bytes]:
+        """Return the commands after which the server knows the wanted globs and no others.
+
+        The new ones come first. So nothing is lost that the old ones would have brought.
+        """
+        globs = {self._channels.glob(tokens) for tokens in wanted}
+        new, old = globs - self._asked, self._asked - globs
+        self._asked = globs
+        return [self._command(b"PSUBSCRIBE", glob, glob) for glob in sorted(new)] + [
+            self._command(b"PUNSUBSCRIBE", glob, glob) for glob in sorted(old)
+        ]
+
+    def _command(self, name: bytes, argument: bytes, about: str | bytes) -> bytes:
+        self._commands.append((name, about))
+        return encode_command(name, argument) if argument else _PING
+
+    def _ask(self) -> None:
+        if not self._commands:
+            self.line.write(self._command(b"PING", b"", b""))
+
+    # From the server
+
+    def _received(self, data: bytes) -> None:
+        for reply in _feed(self._parser, data):
+            if isinstance(reply, list) and reply:
+                kind = reply[0]
+                if kind == b"message" and len(reply) == 3:
+                    self._deliver(kind, reply[1], reply[1], reply[2])
+                    continue
+                if kind == b"pmessage" and len(reply) == 4:
+                    self._deliver(kind, reply[1], reply[2], reply[3])
+                    continue
+            self._replied(reply)
+
+    def _deliver(self, kind: bytes, source: bytes, channel: bytes, value: bytes) -> None:
+        topic = self._channels.decode(channel)
+        if topic is None:
+            self._count("garbage")
+            return
+        origin, number = read_mark(value)
+        if origin:
+            self._last = None
+            self._plane.received(topic, value[MARK_SIZE:], origin, number)
+        elif self._is_first(kind, source, channel, value):
+            self._plane.received(topic, value, FOREIGN, 0)
+
+    def _is_first(self, kind: bytes, source: bytes, channel: bytes, value: bytes) -> bool:
+        """Return whether a message of another program is not a copy of the one in front of it."""
+        if self._last == (channel, value) and (kind, source) not in self._brought:
+            self._brought.add((kind, source))
+            return False
+        self._last = channel, value
+        self._brought = {(kind, source)}
+        return True
+
+    def _replied(self, reply: Any) -> None:
+        """Take the reply to the oldest command."""
+        if not self._commands:
+            raise BadMessage(f"a reply that nobody has asked for: {snippet(reply)}")
+        self._last = None
+        name, about = self._commands.popleft()
+        if isinstance(reply, hiredis.ReplyError):
+            self._refused(name, about, reply)
+        elif isinstance(reply, list) and reply[:1] not in ([name.lower()], [b"pong"]):
+            raise BadMessage(f"a {name.decode()} was answered by {snippet(reply)}")
+        if name == b"PING" and about == "portion":
+            self._plane.subscribed()
+
+    def _refused(self, name: bytes, about: str | bytes, error: object) -> None:
+        if name == b"SUBSCRIBE" and isinstance(about, str) and _code(error) == "NOPERM":
+            self._plane.interest_refused(about, "no permission")
+        elif name != b"PING":
+            # Out of memory, or not allowed for a glob that many patterns share.
+            raise _refusal(error, self._server)
+
+
+class RedisLink(BrokerLink):
+    """Both connections, after their logins.
+
+    Args:
+        publisher: a connection; belongs to this object.
+        subscriber: another one.
+        server: for errors.
+        plane: whom it reports to.
+        channels: translates topics.
+        count: called with the reason when something is dropped.
+    """
+
+    def __init__(
+        self,
+        publisher: StreamConnection,
+        subscriber: StreamConnection,
+        server: Server,
+        plane: Plane,
+        channels: Channels,
+        count: Callable[[str], object],
+    ) -> None:
+        super().__init__()
+        self._subscriber = _Subscriber(subscriber, server, plane, channels, count, self._end)
+        self._publisher = _Publisher(publisher, server, plane, self._check_settled, self._end)
+        self._lines = (self._publisher.line, self._subscriber.line)
+
+    def publish(self, head: bytes, content: bytes, sequence: int) -> None:
+        self._publisher.publish(head, content, sequence)
+
+    def subscribe(self, patterns: Sequence[str]) -> None:
+        self._subscriber.subscribe(patterns)
+
+    def unsubscribe(self, patterns: Sequence[str]) -> None:
+        self._subscriber.unsubscribe(patterns)
+
+    @property
+    def is_settled(self) -> bool:
+        return self._publisher.is_settled
+
+    def close(self, reason: MultiSocketError) -> None:
+        for line in self._lines:
+            line.close(reason)
+
+    def join(self) -> None:
+        for line in self._lines:
+            line.join()
+
+    def abandon(self) -> None:
+        for line in self._lines:
+            line.abandon()

@@ -1,0 +1,175 @@
+"""What the engine for Redis says with the protocol of Redis: commands, marks, channels, and which globs it asks for.
+
+hiredis parses what the server writes; commands are written here. A publication is a PUBLISH to the channel ``prefix +
+topic``. Its value begins with a mark: 4 bytes that no text begins with, the origin, and the number of the publication
+there. A value without a mark is another program's.
+
+A pattern without a wildcard is a SUBSCRIBE to its channel. The wildcards of Redis are globs, and these are not tokens:
+``a.*`` matches ``a.b.c``. And the server tries every glob that any client has for every PUBLISH: with 10,000 of them
+that takes it 700 times as long as with none. So a pattern with wildcards asks for all channels that begin with its
+first tokens, and :class:`Globs` bounds their number: when there would be more than ``MAX_GLOBS``, fewer tokens are
+used, in the end none. What comes too much is dropped by the plane.
+
+Pure: no gevent, no sockets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from struct import Struct
+from typing import Final
+
+from ..errors import BadTopic
+from ..protocol.subscriptions import ONE, REST, SEPARATOR, check_topic
+
+__all__ = ["MARK_SIZE", "MAX_GLOBS", "Channels", "Globs", "encode_command", "encode_publish", "read_mark"]
+
+#: No UTF-8 has a byte 0xff, and JSON, pickles and MessagePack maps do not begin with it.
+_MAGIC: Final = b"\xff\x00gm"
+_mark = Struct(">4s8sQ")
+#: Bytes in front of each content.
+MARK_SIZE: Final = _mark.size
+#: The most globs that one process asks for.
+MAX_GLOBS: Final = 16
+
+_GLOB_SPECIAL: Final = re.compile(rb"[*?\[\]\\^-]")
+#: Channels that are kept with their topics.
+_CACHED: Final = 4096
+#: Longer channels are not kept: together they could take much memory.
+_LONGEST_CACHED: Final = 512
+
+
+def encode_command(*words: bytes) -> bytes:
+    """Return a command: its name and its arguments, which may have any bytes."""
+    parts = [b"*%d\r\n" % len(words)]
+    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
+    return b"".join(parts)
+
+
+def encode_publish(channel: bytes, origin: bytes, number: int, content: bytes) -> bytes:
+    """Return the PUBLISH of a publication.
+
+    Args:
+        channel: of the topic.
+        origin: 8 bytes.
+        number: below 2^64.
+        content: of any length.
+    """
+    return b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b%b\r\n" % (
+        len(channel), channel, len(content) + MARK_SIZE, _mark.pack(_MAGIC, origin, number), content,
+    )  # fmt: skip
+
+
+def read_mark(value: bytes) -> tuple[bytes, int]:
+    """Return the origin and the number in the mark of a value; ``(b"", 0)`` if it has none.
+
+    With a mark, the content is ``value[MARK_SIZE:]``.
+    """
+    if value[:4] != _MAGIC or len(value) < MARK_SIZE:
+        return b"", 0
+    _, origin, number = _mark.unpack_from(value)
+    return origin, number
+
+
+class Channels:
+    """Translates topics to channels, and back.
+
+    Args:
+        prefix: in front of each topic, e.g. ``"shop."``; "" for none.
+
+    Raises:
+        BadTopic: the prefix is not made of tokens with dots behind them.
+    """
+
+    __slots__ = ("_prefix", "_topics")
+
+    def __init__(self, prefix: str) -> None:
+        if prefix and not prefix.endswith(SEPARATOR):
+            raise BadTopic(prefix, "a prefix is tokens with a dot behind each, like 'shop.'")
+        if prefix:
+            check_topic(prefix[:-1])
+        self._prefix = prefix.encode()
+        self._topics: dict[bytes, str | None] = {}
+
+    def encode(self, topic: str) -> bytes:
+        """Return the channel of a valid topic."""
+        return self._prefix + topic.encode()
+
+    def glob(self, tokens: Iterable[str]) -> bytes:
+        """Return the glob of all channels below some first tokens."""
+        return _GLOB_SPECIAL.sub(rb"\\\g<0>", self.encode("".join(token + SEPARATOR for token in tokens))) + b"*"
+
+    def decode(self, channel: bytes) -> str | None:
+        """Return the topic of a channel; None if no topic has it."""
+        topics = self._topics
+        if channel in topics:
+            return topics[channel]
+        topic = self._decode(channel)
+        if len(channel) <= _LONGEST_CACHED:
+            if len(topics) >= _CACHED:
+                topics.clear()
+            topics[channel] = topic
+        return topic
+
+    def _decode(self, channel: bytes) -> str | None:
+        if not channel.startswith(self._prefix):
+            return None
+        try:
+            topic = channel[len(self._prefix) :].decode()
+            check_topic(topic)
+        except (UnicodeDecodeError, BadTopic):
+            return None
+        return topic
+
+
+class Globs:
+    """Which first tokens to ask for, so that all patterns with wildcards are heard.
+
+    A set of first tokens covers the longer ones that begin with it, and these are not asked for.
+    """
+
+    __slots__ = ("_counts", "_depth")
+
+    def __init__(self) -> None:
+        #: By the first tokens of a pattern, up to its first wildcard: how many patterns begin so.
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        #: The most tokens that are used now.
+        self._depth = 64
+
+    def add(self, patterns: Iterable[str]) -> set[tuple[str, ...]]:
+        """Add patterns with wildcards. Return the first tokens to ask for from now on."""
+        self._counts.update(map(first_tokens, patterns))
+        return self._choose()
+
+    def remove(self, patterns: Iterable[str]) -> set[tuple[str, ...]]:
+        """Remove patterns. Return the first tokens to ask for from now on."""
+        self._counts.subtract(map(first_tokens, patterns))
+        self._counts = +self._counts
+        if not self._counts:
+            self._depth = 64
+        return self._choose()
+
+    def _choose(self) -> set[tuple[str, ...]]:
+        """Return the first tokens to ask for: with fewer tokens as long as there are too many of them.
+
+        The number of tokens does not rise again while there are patterns, so that what is asked for does not go to and
+        fro.
+        """
+        while True:
+            cut = {tokens[: self._depth] for tokens in self._counts}
+            wanted = {tokens for tokens in cut if not any(tokens[:size] in cut for size in range(len(tokens)))}
+            if len(wanted) <= MAX_GLOBS:
+                return wanted
+            self._depth = min(self._depth, max(map(len, wanted))) - 1
+
+
+def first_tokens(pattern: str) -> tuple[str, ...]:
+    """Return the tokens of a pattern in front of its first wildcard."""
+    tokens = []
+    for token in pattern.split(SEPARATOR):
+        if token in (ONE, REST):
+            break
+        tokens.append(token)
+    return tuple(tokens)

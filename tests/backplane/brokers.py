@@ -1,0 +1,169 @@
+"""What the tests of the engines for NATS and Redis use: a plane that only remembers, and a plain client."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gevent import socket as gsocket
+
+from gmultisocket.backplane.engine import FOREIGN, Engine
+from gmultisocket.backplane.engines import find_engine
+from gmultisocket.errors import MultiSocketError
+from gmultisocket.loop.waiting import Deadline
+from gmultisocket.options import PlaneOptions
+from gmultisocket.testing import wait_until
+
+__all__ = ["PlainClient", "RecordingPlane", "client"]
+
+
+class RecordingPlane:
+    """Remembers what an engine reports.
+
+    Attributes:
+        up: whether the engine is connected.
+        connections: how often it was.
+        errors: of ``disconnected``.
+        confirmed_count: publications.
+        refused_reasons: how many were refused, by reason.
+        portions: that were confirmed.
+        refused_patterns: with the reasons.
+        got: publications of planes: topic, content, origin and sequence.
+        foreign: topic and content of others.
+    """
+
+    def __init__(self) -> None:
+        self.origin = os.urandom(8)
+        self.up = False
+        self.connections = 0
+        self.errors: list[MultiSocketError] = []
+        self.confirmed_count = 0
+        self.refused_reasons: Counter[str] = Counter()
+        self.portions = 0
+        self.refused_patterns: list[tuple[str, str]] = []
+        self.got: list[tuple[str, bytes, bytes, int]] = []
+        self.foreign: list[tuple[str, bytes]] = []
+        self.sequence = 0
+        self.engine: Engine
+
+    def connected(self) -> None:
+        assert not self.up
+        self.up = True
+        self.connections += 1
+
+    def disconnected(self, error: MultiSocketError) -> None:
+        self.up = False
+        self.errors.append(error)
+
+    def subscribed(self) -> None:
+        assert self.up
+        self.portions += 1
+
+    def interest_refused(self, pattern: str, reason: str) -> None:
+        self.refused_patterns.append((pattern, reason))
+
+    def confirmed(self, count: int) -> None:
+        assert self.up
+        assert count > 0
+        self.confirmed_count += count
+
+    def refused(self, reason: str) -> None:
+        self.refused_reasons[reason] += 1
+
+    def received(self, topic: str, content: bytes, origin: bytes, sequence: int) -> None:
+        assert type(content) is bytes
+        if origin == FOREIGN:
+            self.foreign.append((topic, content))
+        else:
+            self.got.append((topic, content, origin, sequence))
+
+    def gap(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    # What a plane does with its engine
+
+    def wait_up(self, timeout: float = 10.0) -> None:
+        wait_until(lambda: self.up, timeout, "the engine is connected")
+
+    def subscribe(self, *patterns: str) -> None:
+        """Subscribe, and wait until the server has confirmed it."""
+        wanted = self.portions + 1
+        self.engine.subscribe(patterns)
+        wait_until(lambda: self.portions == wanted, what=f"{patterns[:3]} are confirmed")
+
+    def publish(self, topic: str, content: bytes) -> None:
+        self.sequence += 1
+        self.engine.publish(self.engine.head(topic), content, self.sequence)
+
+    def topics(self) -> list[str]:
+        return [topic for topic, *_ in self.got]
+
+    def contents(self) -> list[bytes]:
+        return [content for _, content, *_ in self.got]
+
+
+@contextmanager
+def client(url: str, *, wait: bool = True, options: dict[str, Any] | None = None) -> Iterator[RecordingPlane]:
+    """Run an engine. Wait until it is connected, and close it at the end."""
+    plane = RecordingPlane()
+    plane.engine = find_engine(url)(url, plane, PlaneOptions({"plane.prefix": "t.", **(options or {})}))
+    plane.engine.start()
+    try:
+        if wait:
+            plane.wait_up()
+        yield plane
+    finally:
+        plane.engine.close(Deadline(5))
+
+
+class PlainClient:
+    """A program that speaks the protocol of a server by itself.
+
+    Args:
+        scheme: ``"nats"`` or ``"redis"``.
+        port: of a server on loopback.
+    """
+
+    def __init__(self, scheme: str, port: int) -> None:
+        self._scheme = scheme
+        self._sock = gsocket.create_connection(("127.0.0.1", port), timeout=20)
+        self._rest = b""
+        if scheme == "nats":
+            self.write(b'CONNECT {"verbose": false, "headers": true}\r\nPING\r\n')
+            self.read_until(b"PONG\r\n")
+
+    def __enter__(self) -> PlainClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.close()
+
+    def write(self, data: bytes) -> None:
+        self._sock.sendall(data)
+
+    def read_until(self, end: bytes) -> bytes:
+        """Return what comes up to some bytes, with them."""
+        while end not in self._rest:
+            data = self._sock.recv(65536)
+            assert data, f"the server has closed the connection: {self._rest!r}"
+            self._rest += data
+        found, _, self._rest = self._rest.partition(end)
+        return found + end
+
+    def command(self, *words: bytes) -> bytes:
+        """Send a command to Redis, and return the line of its reply."""
+        self.write(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
+        return self.read_until(b"\r\n")
+
+    def publish(self, messages: Sequence[tuple[bytes, bytes]]) -> None:
+        """Publish under channels or subjects, and wait until the server has all."""
+        if self._scheme == "nats":
+            self.write(b"".join(b"PUB %b %d\r\n%b\r\n" % (to, len(content), content) for to, content in messages))
+            self.write(b"PING\r\n")
+            self.read_until(b"PONG\r\n")
+        else:
+            for to, content in messages:
+                assert self.command(b"PUBLISH", to, content).startswith(b":")

@@ -1,0 +1,189 @@
+"""The processes of :mod:`tests.backplane.hosts`. Each prints JSON lines, and reads a line before the next step."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import gevent
+from gevent import socket as gsocket
+
+from gmultisocket.backplane import Backplane
+from gmultisocket.contrib.wsgi import mount
+from gmultisocket.protocol import Sub
+from gmultisocket.testing import wait_until
+
+PATIENCE = 40
+
+
+def step(value: object) -> None:
+    """Report a step, and wait for the next one."""
+    print(json.dumps(value), flush=True)
+
+
+def wait_line() -> None:
+    gevent.get_hub().threadpool.apply(sys.stdin.readline)
+
+
+# The application of the gunicorns
+
+
+@cache
+def plane() -> Backplane:
+    return Backplane(os.environ["PLANE"])
+
+
+def answer(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+    if environ["REQUEST_METHOD"] == "POST":
+        plane().publish("news.all", environ["wsgi.input"].read())
+        body = b"ok"
+    else:
+        plane().connect(PATIENCE)
+        body = json.dumps([os.getpid(), plane().healthy, plane().patterns]).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+application = mount(lambda: plane().pub(), "/ws", answer)
+
+
+def request(port: int, method: str, body: bytes = b"") -> bytes:
+    """Make a request on a connection of its own: any worker may take it."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    # http.client without monkey patching would block the loop.
+    connection._create_connection = gsocket.create_connection  # type: ignore[attr-defined]
+    try:
+        connection.request(method, "/", body)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def browsers(port: str, count: str, posts: str, name: str) -> None:
+    """Subscribe some browsers at a gunicorn, publish by POSTs, and print what each browser has got."""
+    number = int(port)
+
+    def listens() -> bool:
+        with gsocket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", number)) == 0
+
+    wait_until(listens, PATIENCE, "gunicorn listens")
+    subs = [Sub() for _ in range(int(count))]
+    for sub in subs:
+        sub.dial(f"ws://127.0.0.1:{number}/ws")
+        sub.subscribe("news.>", PATIENCE)
+    pids = set()
+
+    def all_ready() -> bool:
+        pid, healthy, _ = json.loads(request(number, "GET"))
+        if healthy:
+            pids.add(pid)
+        return len(pids) == 2
+
+    wait_until(all_ready, PATIENCE, "both workers are ready")
+    step("ready")
+    wait_line()
+    for each in range(int(posts)):
+        assert request(number, "POST", f"{name} {each}".encode()) == b"ok"
+    got: list[list[str]] = [[] for _ in subs]
+
+    def receive(sub: Sub, mine: list[str]) -> None:
+        while True:
+            mine.append(sub.recv()[1].decode())
+
+    receivers = [gevent.spawn(receive, *pair) for pair in zip(subs, got, strict=True)]
+    wait_until(lambda: all(len(each) >= 2 * int(posts) for each in got), PATIENCE, "everybody has everything")
+    # What would come twice comes before this.
+    for sub in subs:
+        sub.subscribe("end", PATIENCE)
+    gevent.killall(receivers)
+    step(got)
+    wait_line()
+
+
+# A program with a plane
+
+
+def plane_part(url: str) -> None:
+    """Publish all the time, and print what became of it."""
+    with Backplane(url) as mine:
+        mine.connect(PATIENCE)
+        name = f"{os.getpid()}-{time.time_ns()}"
+        subscription = mine.subscribe("numbers.*", PATIENCE, queue_size=1_000_000)
+        here = mine.subscribe(f"numbers.{name}", PATIENCE, queue_size=1_000_000)
+        events: list[str] = []
+        mine.on_event(lambda event: events.append(event.kind))
+        pauses = [0.0]
+        running = True
+        sent = 0
+
+        def tick() -> None:
+            while True:
+                before = time.monotonic()
+                gevent.sleep(0.005)
+                pauses[0] = max(pauses[0], time.monotonic() - before)
+
+        def publish() -> None:
+            nonlocal sent
+            while running:
+                mine.publish(f"numbers.{name}", b"%d" % sent)
+                sent += 1
+                gevent.sleep(0.001)
+
+        ticker, publisher = gevent.spawn(tick), gevent.spawn(publish)
+        step(name)
+        wait_line()
+        wait_until(lambda: mine.counters.confirmed > 100 and mine.counters.received > 100, PATIENCE)
+        step("flowing")
+        wait_line()
+        if url_is_far():
+            wait_until(lambda: not mine.healthy and "down" in events, PATIENCE)
+            step("down")
+            wait_line()
+            mine.connect(PATIENCE)
+            wait_until(lambda: mine.healthy, PATIENCE)
+            seen = mine.counters.received, mine.counters.confirmed
+            wait_until(lambda: mine.counters.received > seen[0] + 100 and mine.counters.confirmed > seen[1], PATIENCE)
+            step("back")
+            wait_line()
+        running = False
+        publisher.join()
+        mine.flush(PATIENCE)
+        step("flushed")
+        wait_line()
+        # The last ones of the other side are on their way.
+        count = -1
+        while mine.counters.received != count:
+            count = mine.counters.received
+            gevent.sleep(0.3)
+        ticker.kill()
+        got: dict[str, list[int]] = {}
+        for topic, content in (subscription.recv(0) for _ in range(subscription.waiting)):
+            got.setdefault(topic.removeprefix("numbers."), []).append(int(content))
+        counters = mine.counters._asdict()
+        counters["dropped"] = dict(counters["dropped"])
+        step({"name": name, "sent": sent, "here": here.waiting, "got": got, "counters": counters, "events": events,
+              "pause": round(pauses[0], 3)})  # fmt: skip
+        wait_line()
+
+
+def url_is_far() -> bool:
+    """Whether this is the second host."""
+    with gsocket.socket() as probe:
+        try:
+            probe.bind(("10.99.0.2", 0))
+        except OSError:
+            return False
+        return True
+
+
+PARTS: dict[str, Callable[..., None]] = {"browsers": browsers, "plane": plane_part}
+
+if __name__ == "__main__":
+    PARTS[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,35 @@
+"""The engines for NATS and Redis do what an engine must, with the real servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import pytest
+
+from gmultisocket.testing.engines import EngineChecks
+from tests.backplane.servers import BrokerServer, NatsServer, RedisServer
+
+
+class _BrokerChecks(EngineChecks):
+    kind: ClassVar[type[BrokerServer]]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def serve(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        # One server for all checks, as they leave it running.
+        server = cls.kind(tmp_path_factory.mktemp("server"))
+        server.start()
+        cls.server, cls.url = server, server.url
+        try:
+            yield
+        finally:
+            server.close()
+
+
+class TestNats(_BrokerChecks):
+    kind = NatsServer
+
+
+class TestRedis(_BrokerChecks):
+    kind = RedisServer
