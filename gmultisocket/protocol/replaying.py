@@ -73,14 +73,16 @@ class _Asking:
         ask: the 0x05.
         entries: what is still to be sent while its replay runs; None while it waits, and when it is live.
         added: how many of them were published since the replay began.
+        accepted: the last offset of the history when the subscription was accepted.
         index: the index that it is in.
     """
 
-    __slots__ = ("added", "ask", "entries", "index", "pattern", "remote")
+    __slots__ = ("accepted", "added", "ask", "entries", "index", "pattern", "remote")
 
-    def __init__(self, remote: RemoteSub, ask: Ask) -> None:
+    def __init__(self, remote: RemoteSub, ask: Ask, accepted: int) -> None:
         self.remote = remote
         self.ask = ask
+        self.accepted = accepted
         self.pattern = ask.pattern
         self.entries: deque[Entry] | None = None
         self.added = 0
@@ -152,7 +154,7 @@ class Replays:
         if asking is None or asking.ask.id != ask.id:
             if asking is not None:
                 self._drop(asking)
-            asking = askings[key] = _Asking(remote, ask)
+            asking = askings[key] = _Asking(remote, ask, self._history().last_offset)
             self._splits.clear()
         elif asking.index is not None:
             return
@@ -235,6 +237,7 @@ class Replays:
         for pipe, askings in self._askings.items():
             for key, asking in askings.items():
                 self._drop(asking)
+                asking.accepted = self._history().last_offset
                 self._start(pipe, key, asking)
         self._splits.clear()
 
@@ -363,7 +366,7 @@ class Replays:
         if asking.ask.retained and history.last_offset > seen:
             topics.update(entry.topic for entry in history.since(asking.pattern, seen).entries)
         retained = sorted(entry for topic in topics for entry in history.retained(topic))
-        head, entries = begin_replay(history, asking.ask, retained, self._pins.fits)
+        head, entries = begin_replay(history, asking.ask, asking.accepted, retained, self._pins.fits)
         if entries:
             self._pins.add(entries)
             asking.entries = deque(entries)
