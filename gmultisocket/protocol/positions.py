@@ -75,7 +75,19 @@ class _Meeting:
         ended: when it ended, 0 before.
     """
 
-    __slots__ = ("base", "ended", "gone", "lost", "pattern", "position", "replaying", "since", "sources", "starts", "told")
+    __slots__ = (
+        "base",
+        "ended",
+        "gone",
+        "lost",
+        "pattern",
+        "position",
+        "replaying",
+        "since",
+        "sources",
+        "starts",
+        "told",
+    )
 
     def __init__(self, pattern: str, since: int) -> None:
         self.pattern = pattern

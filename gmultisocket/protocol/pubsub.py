@@ -126,6 +126,7 @@ class Pub(ProtocolBase):
         self._groups = self._subscribers.topics.groups
         self._find = self._subscribers.find
         self._expiry = Periodic(self._expiry_pause, self._expire, self._spawn)
+        gate.on_new_behind_switch = self._start_expiry
         #: New pipes, by which nobody was asked who is there.
         self._new_pipes: deque[Pipe] = deque()
         follow(self.options, self._subscribers.limits, self._copied)
@@ -169,7 +170,8 @@ class Pub(ProtocolBase):
         if type(content) is not bytes:
             content = self._core.check_content(content)
         if retain or self._keeper.history is not None:
-            self._check_open()
+            if self._closing:
+                self._check_open()
             return self._keeper.publish(topic, content, head, pipes, timeout, retain)
         if self._own_copies:
             return self._keeper.send_copies(pipes, head + content, timeout)
@@ -412,10 +414,12 @@ class Pub(ProtocolBase):
     def _subscribe(self, peer: Peer, pattern: str, message: Message) -> None:
         if self._gate.subscribe(peer, pattern, message.source, len(message.content) - 1):
             self._drop(message, "refused subscription")
-        elif message.source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
-            self._expiry.start()
 
     # Subscribers that died behind a switch
+
+    def _start_expiry(self) -> None:
+        if self.options.get(opts.protocol.pubsub.expiry):
+            self._expiry.start()
 
     def _expiry_pause(self) -> float:
         """Return the seconds until the next check for silent subscribers, 0 if none is behind a switch."""

@@ -23,7 +23,6 @@ LONG = 20.0
 QUICK: dict[str, Any] = {
     "connector.dialer.min_reconnect_time": 0.001,
     "connector.dialer.max_reconnect_time": 0.02,
-    "protocol.pubsub.recover_timeout": 0.01,
 }
 
 
@@ -171,7 +170,7 @@ def test_a_publisher_that_was_started_again_is_a_gap(net: Net) -> None:
 
 def test_a_history_that_nobody_has_after_a_reconnect_is_one_gap() -> None:
     gaps: list[Gap] = []
-    with Sub(QUICK) as sub, Pub() as other:
+    with Sub({**QUICK, "protocol.pubsub.recover_timeout": 0.05}) as sub, Pub() as other:
         sub.on_gap(gaps.append)
         sub.subscribe("a", recover=True)
         with Pub(history=MemoryHistory("a")) as pub:
@@ -223,9 +222,8 @@ def test_without_recover_a_newcomer_gets_the_values_and_after_a_reconnect_a_gap(
             pub.publish("a.x", b"%d" % number, retain=number == 5)
         pub.wait_subscribers("a.x", 2, LONG)
         assert sub.recv(LONG) == ("a.x", b"5")
-        assert gaps == [Gap("a.*", None, "history")]
-        sub.subscribe("end", LONG)
-        bare.subscribe("end", LONG)
+        # Behind a switch it sees only by the next publication of the topic that the Pub was away.
+        assert gaps == [Gap("a.*", "a.x", "overflow") if net.switches else Gap("a.*", None, "history")]
         pub.publish("a.x", b"7")
         assert sub.recv(LONG) == bare.recv(LONG) == ("a.x", b"7")
 
@@ -549,7 +547,7 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
             (pipe,) = (pipe for pipe in replays._queues)
             assert pipe.counters.drops["overflow"] == 5
         wait_until(lambda: not replays._queues and not replays._pins.size)
-        wait_until(lambda: not replays._running and len(replays._askings) == 1)
+        wait_until(lambda: not replays._running and len(replays.askings) == 1)
 
 
 def test_replays_that_take_too_much_memory_are_a_gap() -> None:
@@ -582,7 +580,7 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
                 by_hand.recv_msg(LONG)
                 got += 1
                 gevent.idle()
-            assert got < 10 and not replays_of() and replays_of()._pins.size == 0
+            assert got < 10 and not replays_of().askings and replays_of()._pins.size == 0
 
 
 def test_topics_that_get_a_value_while_a_replay_begins_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
