@@ -11,6 +11,9 @@
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
   It does get what is published after ``subscribe(pattern, timeout)`` has returned, and the retained values of topics.
+  With ``Pub(history=...)`` and ``subscribe(pattern, recover=True)`` it gets what was published in between as well, and is
+  told what it does not get (:mod:`~gmultisocket.protocol.recovery`). These subscriptions go out as 0x05, with positions,
+  are answered by 0x06, and get publications with positions (0x07).
 
 The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
 a Sub match comes once. What a Pub remembers, and within which limits, is in :mod:`~gmultisocket.protocol.subscribers`.
@@ -157,7 +160,8 @@ class Pub(ProtocolBase):
             timeout: seconds, for ``block``.
             retain: keep it, instead of the one that was retained before, as the topic's present value: each new
                 subscription that matches gets it. At most 65,536 values and 64 MiB are kept; the one that was set
-                longest ago goes first, and is counted (``retained``).
+                longest ago goes first, and is counted (``retained``). With a ``history``, its limits hold instead. A
+            content that is kept may be 29 bytes shorter than others: its position takes them.
 
         Returns:
             The number of pipes that it went to, without those whose queue is full.
