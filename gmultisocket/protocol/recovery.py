@@ -145,9 +145,10 @@ class Recovery:
         try:
             while self._again:
                 self._again = False
+                reconnected = self._positions.now()
                 gevent.sleep(self._options.get(opts.protocol.pubsub.recover_timeout))
                 for pattern in [*self._flags]:
-                    for gap in self._positions.expire(pattern):
+                    for gap in self._positions.expire(pattern, reconnected):
                         self._mark(gap)
         finally:
             self._waiting = False

@@ -437,11 +437,12 @@ class Sub(ProtocolBase):
         return interval if self._behind_switch() else 0
 
     def _refresh_subscriptions(self, elapsed: float, late: float) -> None:
-        overdue = [] if self._recovery is None else self._recovery.overdue()
+        if self._recovery is not None:
+            self._ask_again(self._recovery.overdue())
         for upstream in self._behind_switch():
             upstream.subscribe_all(self._patterns, ask=False)
             if self._recovery is not None:
-                for pattern in (*overdue, *self._recovery.unanswered(upstream.pipe.id)):
+                for pattern in self._recovery.unanswered(upstream.pipe.id):
                     if pattern in upstream.unsent:
                         upstream.unsent[pattern] = True
             self._subscribe_rest(upstream)
