@@ -9,7 +9,12 @@ const bytes = content =>
   : ArrayBuffer.isView(content) ? new Uint8Array(content.buffer, content.byteOffset, content.byteLength)
   : encoder.encode(typeof content === "string" ? content : JSON.stringify(content));
 const view = data => new DataView(data.buffer, data.byteOffset, data.byteLength);
-const joined = (...parts) => new Uint8Array(parts.flatMap(part => [...part]));
+const joined = (...parts) => {
+  const data = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  let at = 0;
+  for (const part of parts) { data.set(part, at); at += part.length; }
+  return data;
+};
 const u16 = value => [value >> 8, value & 255];
 const u32 = value => [value >>> 24, value >>> 16 & 255, ...u16(value & 65535)];
 const u64 = value => [...u32(value / 2 ** 32), ...u32(value % 2 ** 32)];
@@ -155,7 +160,7 @@ class Topics {
   }
 
   opened(send) {
-    this.send = send;
+    Object.assign(this, {send, why: ""});
     this.#patterns.forEach(pattern => this.#subscribe(pattern));
     this.#timer = setTimeout(() => this.#patterns.forEach(pattern => this.#expire(pattern)), 5000);
   }
@@ -312,11 +317,12 @@ class Plain {
     const parts = {handler, send, lost: () => this.#client.drop(), leave: () => this.#feeds.delete(feed)}, feed = new Feed(parts);
     this.#feeds.set(feed, parts);
     if (this.send) parts.resolve();
+    else if (this.why) this.missing(this.why);
     return feed;
   }
-  opened(send) { this.send = send; this.#feeds.forEach(({resolve}) => resolve()); }
+  opened(send) { Object.assign(this, {send, why: ""}); this.#feeds.forEach(({resolve}) => resolve()); }
   lost() { this.send = null; }
-  missing(why) { this.#feeds.forEach(({reject}) => reject(new RequestError("unsupported", why))); }
+  missing(why) { this.why = why; this.#feeds.forEach(({reject}) => reject(new RequestError("unsupported", why))); }
   take(flags, content) { if (!flags) this.#feeds.forEach((_, feed) => feed.take(new Message(content))); }
 }
 
@@ -447,7 +453,7 @@ export class Client extends EventTarget {
     for (const port of this.#ports) if (port.number === channel) port.take(flags & ~3, frame.subarray(start), frame.subarray(8, end));
   }
   #takeText(data) {
-    const text = JSON.parse(lenient.decode(data)), {close, reason} = text, socket = this.#socket;
+    const text = new Message(data).json() ?? {}, {close, reason} = text, socket = this.#socket;
     if (Array.isArray(text)) this.#up(text);
     if (!close) return;
     this.#tell({close});
@@ -462,11 +468,9 @@ export class Client extends EventTarget {
   #send(channel, flags, content, type = 0, path = NONE) {
     const socket = this.#socket;
     if (socket.readyState !== 1 || socket.bufferedAmount > this.#options.buffer) return !this.drop();
-    const head = joined(this.#isSession ? [channel] : [], [flags | type, 16, 0, path.length / 4], u32(content.length), path);
-    const frame = new Uint8Array(head.length + content.length);
-    frame.set(head);
-    frame.set(content, head.length);
-    socket.send(frame);
+    // 16: the ttl.
+    const head = [...(this.#isSession ? [channel] : []), flags | type, 16, 0, path.length / 4, ...u32(content.length)];
+    socket.send(joined(head, path, content));
     return true;
   }
 }

@@ -94,15 +94,14 @@ class _Channels:
     Nothing here blocks or raises, whatever the peer sends.
     """
 
-    __slots__ = ("_closing", "_garbage", "_members", "_open", "_pipe")
+    __slots__ = ("_garbage", "_members", "_pipe", "_pipes")
 
     def __init__(self, pipe: CarrierPipe, members: Mapping[int, _Member], garbage: Callable[[], object]) -> None:
         self._pipe = pipe
         self._members = members
         self._garbage = garbage
-        self._open: dict[int, ChannelPipe] = {}
-        #: Channels that this side has closed, and the peer has not yet.
-        self._closing: set[int] = set()
+        #: The pipes by channel; None for a channel that this side has closed, and the peer has not yet.
+        self._pipes: dict[int, ChannelPipe | None] = {}
         pipe.take = self._take
 
     def _tell(self, value: object) -> None:
@@ -112,12 +111,12 @@ class _Channels:
     def _take(self, packet: bytes) -> None:
         """Take what has come."""
         number = packet[0] if packet else 0
-        pipe = self._open.get(number)
+        pipe = self._pipes.get(number)
         if pipe is not None:
             pipe.take(packet[1:])
         elif number:
             # What was on its way when this side closed the channel is late. Anything else is a mistake of the peer.
-            if number not in self._closing:
+            if number not in self._pipes:
                 self._garbage()
         elif not self._take_text(packet):
             self._garbage()
@@ -168,25 +167,23 @@ class _Channels:
             if pipe.closed:
                 self._close(number, pipe.reason)
             else:
-                self._open[number] = pipe
+                self._pipes[number] = pipe
 
     def _closed(self, number: int) -> None:
         """The pipe of a channel has closed."""
-        pipe = self._open.pop(number, None)
+        pipe = self._pipes.get(number)
         if pipe is not None:
             self._close(number, pipe.reason)
 
     def _close(self, number: int, reason: object) -> None:
-        self._closing.add(number)
+        self._pipes[number] = None
         self._tell({"close": number, "reason": snippet(str(reason), _MAX_REASON)})
 
     def _peer_closes(self, number: int, reason: object) -> bool:
-        if number in self._closing:
-            self._closing.discard(number)
-        else:
-            pipe = self._open.pop(number, None)
-            if pipe is None:
-                return False
+        if number not in self._pipes:
+            return False
+        pipe = self._pipes.pop(number)
+        if pipe is not None:
             self._tell({"close": number})
             why = f": {printable(reason[:_MAX_REASON])}" if isinstance(reason, str) and reason else ""
             pipe.end(f"the peer closed the channel{why}")
@@ -195,9 +192,10 @@ class _Channels:
 
     def end(self, reason: str) -> None:
         """Close the pipes of all channels: the WebSocket has closed."""
-        while self._open:
-            _, pipe = self._open.popitem()
-            pipe.end(reason)
+        while self._pipes:
+            _, pipe = self._pipes.popitem()
+            if pipe is not None:
+                pipe.end(reason)
 
 
 class _AcceptedChannels(_Channels):
@@ -215,7 +213,7 @@ class _AcceptedChannels(_Channels):
         )
 
     def _asked(self, number: int) -> bool:
-        if number in self._open or number in self._closing or number not in self._members:
+        if number in self._pipes or number not in self._members:
             return False
         self._make(number, self._members[number].accepting)
         return True
@@ -262,7 +260,7 @@ class _DialedChannels(_Channels):
 
     def _open_channel(self, number: int) -> None:
         endpoint = self._members[number].dialing
-        if number not in self._open and not self._pipe.closed and not endpoint.closed:
+        if number not in self._pipes and not self._pipe.closed and not endpoint.closed:
             self._tell({"open": number})
             self._make(number, endpoint)
 

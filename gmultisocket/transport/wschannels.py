@@ -11,10 +11,9 @@ Loaded with the first session.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from errno import EAGAIN, ECONNABORTED
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import gevent
 from gevent import Greenlet, getcurrent
@@ -44,37 +43,59 @@ class SharedStream(StreamConnection):
         taken: how many bytes it has taken from all pipes.
     """
 
-    __slots__ = ("_error", "_notices", "_rest", "_stream", "_waiting", "_writer", "recv", "taken")
+    __slots__ = ("_blocked", "_error", "_notices", "_rest", "_send", "_stream", "_waiting", "_writer", "recv", "taken")
 
     recv: Callable[[int], bytes]
 
     def __init__(self, stream: StreamConnection) -> None:
         self._stream = stream
-        self._rest: deque[memoryview] = deque()
+        self._send = stream.send
+        self._rest: list[memoryview] = []
         #: Packets in ``_rest`` that :meth:`put` has taken.
         self._notices = 0
         self._error: OSError | None = None
-        #: Waits for the kernel; None while the stream is writable.
+        #: Whether nothing is taken now: something waits for the kernel, or the stream is broken.
+        self._blocked = False
+        #: Waits for the kernel.
         self._writer: Greenlet[..., Any] | None = None
         #: What wakes the greenlets that wait until the stream is writable.
-        self._waiting: set[Event] = set()
+        self._waiting: list[Event] = []
         self.taken = 0
         self.recv = stream.recv
 
     # Writing
 
     def send(self, data: bytes | memoryview, /) -> int:
-        self._check_writable()
+        if self._blocked:
+            self._refuse()
+        try:
+            taken = self._send(data)
+        except BlockingIOError:
+            self._block()
+            raise
         size = len(data)
-        self._give([data], self._try(self._stream.send, data))
         self.taken += size
+        if taken != size:
+            self._rest.append(memoryview(data)[taken:])
+            self._block()
         return size
 
     def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
-        self._check_writable()
+        if self._blocked:
+            self._refuse()
+        try:
+            taken = self._stream.sendmsg(buffers)
+        except BlockingIOError:
+            self._block()
+            raise
         size = sum(map(len, buffers))
-        self._give(buffers, self._try(self._stream.sendmsg, buffers))
         self.taken += size
+        if taken != size:
+            for data in buffers:
+                if taken < len(data):
+                    self._rest.append(memoryview(data)[taken:])
+                taken = max(0, taken - len(data))
+            self._block()
         return size
 
     def put(self, packet: bytes) -> bool:
@@ -83,17 +104,16 @@ class SharedStream(StreamConnection):
         Returns:
             Whether it was taken. If not, the peer does not read, and too many packets wait for it.
         """
-        if self._error is not None:
-            return True
-        if self._writer is None:
+        if not self._blocked:
             try:
                 self.send(packet)
                 return True
             except BlockingIOError:
                 pass
             except OSError as error:
-                self._error = error
-                return True
+                self._fail(error)
+        if self._error is not None:
+            return True
         if self._notices >= _MAX_WAITING:
             return False
         self._notices += 1
@@ -101,28 +121,15 @@ class SharedStream(StreamConnection):
         self.taken += len(packet)
         return True
 
-    def _check_writable(self) -> None:
+    def _refuse(self) -> NoReturn:
         if self._error is not None:
             raise OSError(*self._error.args)
-        if self._writer is not None:
-            raise BlockingIOError(EAGAIN, "the kernel takes no more")
+        raise BlockingIOError(EAGAIN, "the kernel takes no more")
 
-    def _try(self, write: Callable[[Any], int], data: object) -> int:
-        """Give bytes to the kernel, and return how many it took. If it takes none, wait for it in a greenlet."""
-        try:
-            return write(data)
-        except BlockingIOError:
-            self._writer = gevent.spawn(self._write_rest)
-            raise
-
-    def _give(self, buffers: list[bytes | memoryview], taken: int) -> None:
-        """Keep what the kernel has not taken of some buffers."""
-        for data in buffers:
-            if taken < len(data):
-                self._rest.append(memoryview(data)[taken:])
-            taken = max(0, taken - len(data))
-        if self._rest:
-            self._writer = gevent.spawn(self._write_rest)
+    def _block(self) -> None:
+        """Wait in a greenlet until the kernel takes more."""
+        self._blocked = True
+        self._writer = gevent.spawn(self._write_rest)
 
     def _write_rest(self) -> None:
         """Write what waits, then let the pipes write again (a greenlet)."""
@@ -132,12 +139,18 @@ class SharedStream(StreamConnection):
                 if self._write_some():
                     return
         except OSError as error:
-            self._error = error
-            self._rest.clear()
+            self._fail(error)
         finally:
             self._writer = None
             self._notices = 0
+            self._blocked = self._error is not None
             self._wake()
+
+    def _fail(self, error: OSError) -> None:
+        """The stream is broken: it takes nothing any more."""
+        self._error = self._error or error
+        self._blocked = True
+        self._rest.clear()
 
     def _write_some(self) -> bool:
         """Give what waits to the kernel. Return whether it took all of it."""
@@ -149,13 +162,13 @@ class SharedStream(StreamConnection):
                 if taken < len(data):
                     rest[0] = data[taken:]
                     return False
-                rest.popleft()
+                del rest[0]
         except BlockingIOError:
             return False
         return True
 
     def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
+        waiting, self._waiting = self._waiting, []
         for event in waiting:
             event.set()
 
@@ -164,12 +177,13 @@ class SharedStream(StreamConnection):
 
         Any number of greenlets may wait, each with its own event.
         """
-        if self._writer is not None:
-            self._waiting.add(event)
+        if self._blocked and self._error is None:
+            self._waiting.append(event)
             try:
                 event.wait()
             finally:
-                self._waiting.discard(event)
+                if event in self._waiting:
+                    self._waiting.remove(event)
 
     def wait_writable(self) -> None:
         self.wait(Event())
@@ -214,7 +228,7 @@ class SharedStream(StreamConnection):
         return self._stream.hung_up(may_half_close)
 
     def close(self) -> None:
-        self._error = self._error or OSError(ECONNABORTED, "the connection is closed")
+        self._fail(OSError(ECONNABORTED, "the connection is closed"))
         self._stream.close()
         self._wake()
 
