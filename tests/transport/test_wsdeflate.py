@@ -8,6 +8,7 @@ import random
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from websockets.extensions.permessage_deflate import PerMessageDeflate
 from websockets.frames import Close, Frame, Opcode
 
-from gmultisocket import Message, Socket
+from gmultisocket import Message, Pub, Socket, Sub
 from gmultisocket.errors import BadMessage, BadOptionValue, BadPacket, ContentTooLong, HandshakeFailed, InflatedTooLong
 from gmultisocket.options import Options
 from gmultisocket.testing import PacketTransportChecks, wait_until
@@ -570,6 +571,20 @@ def test_peers_that_are_not_in_step_take_the_same_compressed_bytes(counter: Coun
             assert read_message(peer) == (True, TICKS)
             peer.close()
         assert counter.calls == 1
+
+
+def test_a_pub_compresses_a_publication_once_whatever_the_patterns(counter: Counter) -> None:
+    with Pub() as pub, ExitStack() as stack:
+        address = pub.listen("ws://127.0.0.1:0", ON).address
+        subs = [stack.enter_context(Sub()) for _ in range(6)]
+        for number, sub in enumerate(subs):
+            sub.dial(address, ON)
+            sub.subscribe(["orders.>", "orders.eu", "*.eu"][number % 3], timeout=5)
+        for number in range(3):
+            content = b"%d" % number + TICKS
+            pub.publish("orders.eu", content)
+            assert [sub.recv(timeout=5)[1] for sub in subs] == [content] * 6
+            assert counter.calls == number + 1
 
 
 def test_dialers_share_the_work_too(counter: Counter) -> None:
