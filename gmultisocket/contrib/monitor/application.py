@@ -163,7 +163,8 @@ class Monitor:
     def _authorize(self, environ: Environ) -> None:
         request = read_request(environ)
         path, _, query = request.path.partition("?")
-        peer = f"{environ.get('REMOTE_ADDR', '')}:{environ.get('REMOTE_PORT', '')}"
+        host = environ.get("REMOTE_ADDR")
+        peer = f"{host}:{environ.get('REMOTE_PORT', '?')}" if host else ""
         call_authorize(UpgradeRequest(path, query, request.headers, peer, {}, environ), self._options)
 
     def _why_not_ready(self) -> str | None:

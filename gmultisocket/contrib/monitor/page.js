@@ -62,6 +62,7 @@ class Plot {
    * @param {number} least the lowest top
    */
   constructor(title, series, format, steps, least) {
+    this.title = title;
     this.series = series;
     this.format = format;
     this.steps = steps;
@@ -139,7 +140,7 @@ class Plot {
       this.outputs[index].replaceChildren(this.format(value), ...words);
     });
     const words = chosen[1].map((value, index) => `${this.format(value)} ${this.series[index]}`);
-    this.svg.setAttribute("aria-label", words.join(", ").trim());
+    this.svg.setAttribute("aria-label", `${this.title}: ${words.join(", ")}`.trim());
   }
 }
 
