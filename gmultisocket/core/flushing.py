@@ -24,7 +24,6 @@ from typing import Final
 import gevent
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
-from gevent.monkey import get_original
 
 from ..errors import Timeout
 from ..log import get_logger
@@ -39,7 +38,7 @@ logger = get_logger("gmultisocket.socket", at_once=True)
 #: Seconds that the exit of the interpreter waits for all sockets together.
 _EXIT_TIMEOUT: Final = 2.0
 
-_allocate_lock = get_original("_thread", "allocate_lock")
+_allocate_lock = owner.original("_thread", "allocate_lock")
 
 
 class Flushable(ABC):

@@ -14,16 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from gevent import socket as gsocket
-from gevent.monkey import get_original
 
+from ..loop.owner import original
 from .base import StreamConnection
 
 __all__ = ["SocketConnection", "abandon_socket", "describe_os_error", "has_hung_up"]
 
 #: The original ``os.close``. gevent's, under monkey patching, closes in the event loop, which may never run in a child.
-_close_now = get_original("os", "close")
+_close_now = original("os", "close")
 #: The system's: gevent's is for waiting.
-_poll = get_original("select", "poll")
+_poll = original("select", "poll")
 #: Linux only. Other systems report the end of one direction as something to read, which this must not look at.
 _POLLRDHUP: int = getattr(select, "POLLRDHUP", 0)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import gevent
 import pytest
 from gevent import get_hub
@@ -95,3 +98,18 @@ def test_a_child_can_do_nothing_with_a_live_pipe_and_the_parent_receives_everyth
         sending = gevent.spawn(lambda: [client.send(b"%d" % number) for number in range(2000)])
         assert [server.recv(timeout=5) for _ in range(2000)] == [b"%d" % number for number in range(2000)]
         sending.get()
+
+
+@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["plain", "patched"])
+def test_functions_of_the_system_are_the_unpatched_ones_and_cost_no_import(patch: str) -> None:
+    program = f"""
+import _thread, os, select, sys
+before = os.close, _thread.get_ident, select.poll
+import gevent.socket
+{patch}
+import gmultisocket
+from gmultisocket.loop.owner import current_thread, original
+assert (original("os", "close"), current_thread, original("select", "poll")) == before
+assert ("gevent.monkey" in sys.modules) == {bool(patch)}
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
