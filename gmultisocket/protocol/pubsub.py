@@ -195,6 +195,7 @@ class Pub(ProtocolBase):
         """
         head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
         self._check_open()
+        self._core.begin()
         return self._keeper.send(entry, head + entry.content, entry.topic, pipes, timeout)
 
     def replay_again(self) -> None:

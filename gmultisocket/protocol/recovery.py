@@ -190,10 +190,11 @@ class Recovery:
             marker.gap = gap
             self._core.append(Message(content=marker))
 
-    def tell(self, gap: Gap) -> None:
-        """Call the callbacks. The receiving greenlet does that, between two publications."""
+    def tell(self, marker: bytes) -> None:
+        """Call the callbacks. The receiving greenlet does that, when it finds a marker between two publications."""
+        assert isinstance(marker, Marker)
         for callback in [*self._callbacks]:
             try:
-                callback(gap)
+                callback(marker.gap)
             except Exception as error:
                 usercode.report("gmultisocket.protocol", "a gap callback failed", error, self)

@@ -252,7 +252,8 @@ class Sub(ProtocolBase):
         while True:
             message = self.socket.recv(timeout if deadline is None else deadline.left())
             if type(message) is not bytes:
-                self._tell_gap(message)
+                assert self._recovery is not None
+                self._recovery.tell(message)
                 deadline = deadline or Deadline(timeout)
                 continue
             end = 2 + _length.unpack_from(message)[0]
@@ -261,10 +262,6 @@ class Sub(ProtocolBase):
                 return topic, message[end:]
             # It was unsubscribed after the message came.
             deadline = deadline or Deadline(timeout)
-
-    def _tell_gap(self, marker: bytes) -> None:
-        if self._recovery is not None:
-            self._recovery.tell(marker.gap)  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Iterate over publications as they come; ends when it is closed and what had arrived was received."""
