@@ -37,7 +37,7 @@ from ..protocol.pubsubwire import (
 from ..protocol.subscriptions import check_topic
 from ..protocol.upstream import control
 from ..transport import find
-from ..wire import SEND_TYPE_MASK, TO_ONE, Message
+from ..wire import SEND_TYPE_MASK, Message
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
 from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
@@ -46,6 +46,7 @@ __all__ = ["HubEngine"]
 
 logger = get_logger("gmultisocket.backplane")
 
+_pack = stamp.pack
 #: The first pause before another attempt to connect, in seconds, and the factor by which the next ones are longer.
 _FIRST_PAUSE: Final = 0.05
 _FACTOR: Final = 1.5
@@ -68,6 +69,7 @@ class _Client(ProtocolBase):
         self.pipe: Pipe | None = None
         self.lost = Event()
         self.put = self._core.put
+        self.put_one = self._core.put_one
         self._core.on_pipe(self._on_pipe)
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
@@ -184,9 +186,8 @@ class HubEngine(Engine):
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         client = self._client
         # If it has just been lost, the plane does not know that yet, and gives the publication up when it does.
-        if client is not None and client.pipe is not None:
-            content = b"%b%b%b" % (head, stamp.pack(self._origin, sequence), content)
-            client.put(client.pipe, Message(TO_ONE, 0, b"", b"", content))
+        if client is not None and (pipe := client.pipe) is not None:
+            client.put_one(pipe, head + _pack(self._origin, sequence) + content)
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         self._asked = set(patterns)

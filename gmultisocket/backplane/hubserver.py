@@ -21,7 +21,7 @@ from ..log import get_logger
 from ..options import OptionValues
 from ..protocol.pubsub import Pub
 from ..protocol.upstream import control
-from ..wire import SEND_TYPE_MASK, Message
+from ..wire import SEND_TYPE_MASK, TO_ALL, Message
 from .hublock import HubLock
 from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
 
@@ -138,10 +138,21 @@ class HubServer(Pub):
             self._drop(message, "garbage")
             return
         sender = self.pipes.get(message.pipe_id)
-        targets: list[Any] = [pipe for pipe in wanted if pipe is not sender]
         self.taken += 1
-        if targets:
-            self.passed_on += self._core.send_group(targets, content)
+        copy: Message | None = None
+        # A hub has no authorize, so these are pipes.
+        targets: Any = wanted
+        for pipe in targets if type(targets) is list else [*targets]:
+            if pipe is sender:
+                continue
+            if pipe.full:
+                # It is cut off, unless socket.send_overflow says something else.
+                self.passed_on += self._core.send_group((pipe,), content)
+                continue
+            if copy is None:
+                copy = Message(TO_ALL, content=content)
+            self._core.put(pipe, copy)
+            self.passed_on += 1
         if sender is not None:
             if not self._unconfirmed:
                 self._spawn(self._confirm)

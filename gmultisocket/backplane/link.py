@@ -121,6 +121,7 @@ class Link:
         self._changes = WaitList(get_hub(), lambda: True)
         self._greenlet: Greenlet[..., Any] | None = None
         self.engine: Engine = find_engine(url)(url, self, options)
+        self._engine_publish = self.engine.publish
 
     def start(self) -> None:
         """Begin to connect. Does not block."""
@@ -146,9 +147,8 @@ class Link:
         if not ledger.in_flight:
             self._progress = monotonic()
         ledger.hand_over(len(head) + len(content))
-        self.engine.publish(head, content, sequence)
-        if not ledger.is_open:
-            self._direct = False
+        self._engine_publish(head, content, sequence)
+        self._direct = ledger.is_open
 
     @property
     def lag(self) -> float:

@@ -143,6 +143,10 @@ class ProtocolSocket:
         else:
             pipe._put(flags, self._sender.ttl, source, destination, content)
 
+    def put_one(self, pipe: Pipe, content: bytes) -> None:
+        """Send a content to the peer of one pipe, as a to-one message. Never blocks; see :meth:`put`."""
+        pipe._put_one(self._sender.ttl, content)
+
     def pass_on(self, pipe: Pipe, message: Message) -> None:
         """Send a message further along its path by one pipe, with its own ttl. Never blocks; see :meth:`put`."""
         pipe._put(message.flags, message.ttl, message.source, message.destination, message.content)
