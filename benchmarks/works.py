@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import fanout, importtime, inproc, memory, oneway, pipeline, planes, pubsub, reqrep, roundtrip, stream
+from . import backplane, fanout, importtime, inproc, memory, oneway, pipeline, pubsub, reqrep, roundtrip, stream
 from .harness import Row
 
 __all__ = ["all_rows"]
 
-_WORKS = (oneway, roundtrip, inproc, fanout, reqrep, pubsub, planes, pipeline, stream, memory, importtime)
+_WORKS = (oneway, roundtrip, inproc, fanout, reqrep, pubsub, backplane, pipeline, stream, memory, importtime)
 
 
 def all_rows() -> list[Row]:
