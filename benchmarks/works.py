@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    backplane,
     compressed,
     fanout,
     forwarding,
@@ -11,7 +12,6 @@ from . import (
     memory,
     oneway,
     pipeline,
-    planes,
     pubsub,
     reqrep,
     roundtrip,
@@ -22,7 +22,7 @@ from .harness import Row
 __all__ = ["all_rows"]
 
 _WORKS = (
-    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, planes, pipeline, stream, memory,
+    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, backplane, pipeline, stream, memory,
     importtime,
 )  # fmt: skip
 

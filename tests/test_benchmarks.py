@@ -77,7 +77,7 @@ TINY = {
     "pubsub-10000-patterns": 64,
     "plane-publish": 64,
     "plane-receive": 64,
-    "plane-flow": 64,
+    "plane-end-to-end": 64,
     "pipeline": 64,
     "stream": 0,
     "memory-tcp": 0,

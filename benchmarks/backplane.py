@@ -48,7 +48,7 @@ def rows() -> list[Row]:
             [Figure(engine, limit=3.5) for engine in _ENGINES], repeats=3,
         ),
         Row(
-            "plane-flow", "{size} on a Backplane from one process to another", "messages/s", True,
+            "plane-end-to-end", "{size} on a Backplane from one process to another", "messages/s", True,
             entries(lambda count, spent: count / spent["seconds"]), repeats=3,
         ),
     ]  # fmt: skip
@@ -59,9 +59,9 @@ def _flow(engine: str, value: Callable[[int, dict[str, float]], float], plan: Pl
     # Fewer than a plane buffers.
     count = plan.count(50_000, part=5000, quick=500)
     with _server(engine, plan) as url, started(plan) as start:
-        subscriber = start("planes:receive", url=url, count=count)
+        subscriber = start("backplane:receive", url=url, count=count)
         subscriber.hear()
-        publisher = start("planes:publish", url=url, count=count)
+        publisher = start("backplane:publish", url=url, count=count)
         publisher.hear()
 
         def measure() -> Outcome:
