@@ -267,9 +267,9 @@ class Topics {
   }
 }
 
-/** The channel of a Rep. */
+/** The channel of a Rep. It gets 32 requests at a time: a server closes the channel of a page that piles them up. */
 class Requests {
-  #client; #waiting = new Map();
+  #client; #waiting = new Map(); #sent = 0;
   constructor(client) { this.#client = client; }
 
   request(content, {timeout, signal}) {
@@ -280,6 +280,9 @@ class Requests {
         signal?.removeEventListener("abort", abort);
         this.#waiting.delete(id);
         settle(value);
+        if (!one.sent) return;
+        this.#sent--;
+        this.#pump();
       };
       const one = {request: joined(u32(id), bytes(content)), resolve: value => end(resolve, value)};
       one.fail = (kind, why) => end(reject, new RequestError(kind, why));
@@ -287,16 +290,21 @@ class Requests {
       if (signal?.aborted) return abort();
       signal?.addEventListener("abort", abort);
       this.#waiting.set(id, one);
-      if (this.send) this.#send(one);
-      else if (this.why) one.fail("unsupported", this.why);
-      else if (this.#client.state === "closed" || this.#waiting.size > 64) one.fail("offline", this.#client.drop());
+      if (this.why) one.fail("unsupported", this.why);
+      else if (this.#client.state === "closed" || this.#waiting.size > (this.send ? 1024 : 64)) one.fail("offline", this.#client.drop());
+      else this.#pump();
     });
   }
-  #send(one) {
-    one.sent = this.send(one.request);
-    if (!one.sent) one.fail("offline", "too much waits to be sent");
+  #pump() {
+    for (const one of this.#waiting.values()) {
+      if (!this.send || this.#sent >= 32) return;
+      if (one.sent) continue;
+      one.sent = this.send(one.request);
+      if (one.sent) this.#sent++;
+      else one.fail("offline", "too much waits to be sent");
+    }
   }
-  opened(send) { Object.assign(this, {send, why: ""}); this.#waiting.forEach(one => this.#send(one)); }
+  opened(send) { Object.assign(this, {send, why: ""}); this.#pump(); }
   lost(why) { this.send = null; this.#waiting.forEach(one => one.sent && one.fail("gone", why)); }
   missing(why) { this.why = why; this.#waiting.forEach(one => one.fail("unsupported", why)); }
   take(flags, content) {

@@ -327,6 +327,26 @@ def test_what_waits_for_a_connection_is_bounded_and_is_sent_with_it(js: Node) ->
         assert js.evaluate("return kept.client.dropped") == 6
 
 
+def test_a_page_does_not_pile_up_requests_at_a_server_that_works_on_one_at_a_time(js: Node) -> None:
+    most = 0
+
+    def handle(content: bytes) -> bytes:
+        nonlocal most
+        most = max(most, rep.counters.messages_received - rep.counters.messages_sent)
+        gevent.sleep(0)
+        return content
+
+    rep = Rep(handle, {"socket.recv_queue_size": 1})
+    with serving(rpc=rep) as address:
+        assert js.evaluate(f"""
+            const client = kept.make("{address}");
+            await client.request("");
+            const answers = await Promise.all(Array.from({{length: 1000}}, (_, n) => client.request(`${{n}}`)));
+            return answers.every((answer, n) => answer.text() === `${{n}}`);
+        """)  # fmt: skip
+        assert 1 < most <= 32
+
+
 def test_messages_can_be_iterated_over_and_are_bounded(js: Node) -> None:
     pub = Pub()
     with serving(events=pub) as address:
