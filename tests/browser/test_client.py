@@ -20,12 +20,12 @@ from gmultisocket.contrib.servers import Upgrade
 from gmultisocket.contrib.wsgi import _request, mount
 from gmultisocket.errors import RequestRefused
 from gmultisocket.testing import wait_until
-from tests.browser.agents import ROOT, Node
+from tests.browser.agents import NODE, ROOT, Node
 from tests.cases import every_case
 from tests.faults.process import needs
 from tests.transport.wspeers import frame
 
-pytestmark = [needs("node --version"), pytest.mark.timeout(120)]
+pytestmark = [needs(f"{NODE} --version"), pytest.mark.timeout(120)]
 
 VECTORS = json.loads((ROOT / "tests/protocol/pubsub-vectors.json").read_text())
 #: Makes clients that connect again at once, and records their events.

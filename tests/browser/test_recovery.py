@@ -9,12 +9,12 @@ import pytest
 from gmultisocket import Pub, Session
 from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
-from tests.browser.agents import Node
+from tests.browser.agents import NODE, Node
 from tests.browser.test_client import _prelude, drop  # noqa: F401
 from tests.faults.process import needs
 
 pytestmark = [
-    needs("node --version"),
+    needs(f"{NODE} --version"),
     pytest.mark.timeout(120),
     pytest.mark.skipif("history" not in signature(Pub).parameters, reason="this Pub keeps no history"),
 ]
