@@ -105,12 +105,11 @@ class Feed {
   }
 }
 
-/** The channel of a Pub. How positions work is in gmultisocket/protocol/positions.py; here a publisher is the peer. */
+/** The channel of a Pub. Each pattern has positions of its own: what comes for two patterns is given to both. */
 class Topics {
   #client; #patterns = new Map(); #wild = new Set(); #found = new Map(); #asks = new Map();
-  #last = new Map(); // By epoch and topic: the last offset that was taken.
   #heard = new Map(); // By epoch: the last offset that came live by this connection.
-  #count = 0; #timer;
+  #timer;
   constructor(client) { this.#client = client; }
 
   subscribe(text, handler, {retained = true, recover = true}) {
@@ -118,7 +117,7 @@ class Topics {
     // The second subscription wants the present values too: all of it is asked for again.
     if (pattern) this.#forget(pattern);
     else {
-      pattern = {text, tokens: text.split("."), order: this.#count++, feeds: new Map(), meetings: new Map(), ask: 0};
+      pattern = {text, tokens: text.split("."), feeds: new Map(), meetings: new Map(), ask: 0};
       this.#patterns.set(text, pattern);
       if (/[*>]/.test(text)) this.#wild.add(pattern);
       this.#found.clear();
@@ -141,10 +140,6 @@ class Topics {
   #forget(pattern) {
     this.send?.(joined([0], encoder.encode(pattern.text)), CONTROL);
     this.#asks.delete(pattern.ask);
-    for (const epoch of pattern.meetings.keys()) {
-      const last = this.#last.get(epoch) ?? new Map();
-      for (const topic of last.keys()) if (matches(pattern.tokens, topic.split("."))) last.delete(topic);
-    }
     pattern.meetings.clear();
   }
   #subscribe(pattern, ...where) {
@@ -184,7 +179,7 @@ class Topics {
     const message = decode(flags === CONTROL, content);
     if (!message || flags & ~CONTROL) return;
     const {kind, pattern: text, reason} = message, pattern = this.#patterns.get(text);
-    if (kind < 0) this.#publish(message);
+    if (kind < 0) for (const each of this.#match(message.topic)) this.#give(each, message);
     else if (kind === 2) pattern?.feeds.forEach(({resolve}) => resolve());
     else if (kind === 3 && pattern) {
       pattern.meetings.clear();
@@ -197,16 +192,13 @@ class Topics {
     } else if (kind === 6) this.#takeReplay(message);
     else if (kind === 7) this.#takePositioned(message);
   }
-  #publish({topic, body}) {
-    for (const {feeds} of this.#match(topic)) for (const feed of feeds.keys()) feed.take(new Message(body, topic));
-  }
-  /** Return the patterns that match a topic, the oldest first. */
+  #give({feeds}, {topic, body}) { feeds.forEach((_, feed) => feed.take(new Message(body, topic))); }
+  /** Return the patterns that match a topic. */
   #match(topic) {
     let found = this.#found.get(topic);
     if (!found) {
       const tokens = topic.split("."), literal = this.#patterns.get(topic);
       found = [...this.#wild].filter(pattern => matches(pattern.tokens, tokens)).concat(literal ?? []);
-      found.sort((one, other) => one.order - other.order);
       if (this.#found.size > 65535) this.#found.clear();
       this.#found.set(topic, found);
     }
@@ -225,7 +217,8 @@ class Topics {
   #takeReplay({id, epoch, offset, flags}) {
     const pattern = this.#asks.get(id);
     if (!pattern) return;
-    const known = pattern.meetings.get(epoch), meeting = known ?? {base: 0, position: 0};
+    // Of a pattern and a history: up to base and position nothing is missing, and the last offset of each topic.
+    const known = pattern.meetings.get(epoch), meeting = known ?? {base: 0, position: 0, last: new Map()};
     if (!known) {
       this.#expire(pattern);
       pattern.meetings.set(epoch, meeting);
@@ -243,33 +236,34 @@ class Topics {
     pattern.feeds.forEach(({resolve}) => resolve());
   }
   #takePositioned(message) {
-    const {id, epoch, offset, previous, topic} = message;
-    const pattern = this.#match(topic).find(({meetings}) => meetings.has(epoch)), meeting = pattern?.meetings.get(epoch);
-    let told = false;
-    if (id) {
-      const asked = this.#asks.get(id)?.meetings.get(epoch);
-      if (asked?.ask !== id) return;
-      asked.position = Math.max(asked.position, offset);
-      if (asked !== meeting) return;
-      told = asked.told && offset <= asked.base;
-    } else {
+    const {id, epoch, offset, topic} = message, asked = this.#asks.get(id);
+    if (!id) {
       this.#heard.set(epoch, Math.max(this.#heard.get(epoch) ?? 0, offset));
-      // Before the end of the replay, what is live is a part of it.
-      if (!meeting?.live) return;
+      // Before the end of its replay, what is live for a pattern is a part of that.
+      for (const pattern of this.#match(topic)) if (pattern.meetings.get(epoch)?.live) this.#check(pattern, message, false);
+      return;
     }
-    const table = this.#last.get(epoch) ?? new Map(), last = Math.max(table.get(topic) ?? 0, told ? 0 : meeting.base);
+    const meeting = asked?.meetings.get(epoch);
+    if (meeting?.ask !== id) return;
+    meeting.position = Math.max(meeting.position, offset);
+    this.#check(asked, message, meeting.told && offset <= meeting.base);
+  }
+  /** Give a publication to a pattern, unless it has had it. What is missing before it was told already, or is now. */
+  #check(pattern, message, told) {
+    const {epoch, offset, previous, topic} = message, {base, last: table} = pattern.meetings.get(epoch);
+    const last = Math.max(table.get(topic) ?? 0, told ? 0 : base);
     if (offset <= last) return;
     table.delete(topic); // What was heard of last stands last.
-    this.#last.set(epoch, table.set(topic, offset));
+    table.set(topic, offset);
     if (table.size > 65536) table.delete(table.keys().next().value);
     if (!told && previous > last) this.#gap(pattern, topic, "overflow");
-    this.#publish(message);
+    this.#give(pattern, message);
   }
 }
 
-/** The channel of a Rep. */
+/** The channel of a Rep. It gets 32 requests at a time: a server closes the channel of a page that piles them up. */
 class Requests {
-  #client; #waiting = new Map();
+  #client; #waiting = new Map(); #sent = 0;
   constructor(client) { this.#client = client; }
 
   request(content, {timeout, signal}) {
@@ -280,6 +274,9 @@ class Requests {
         signal?.removeEventListener("abort", abort);
         this.#waiting.delete(id);
         settle(value);
+        if (!one.sent) return;
+        this.#sent--;
+        this.#pump();
       };
       const one = {request: joined(u32(id), bytes(content)), resolve: value => end(resolve, value)};
       one.fail = (kind, why) => end(reject, new RequestError(kind, why));
@@ -287,16 +284,21 @@ class Requests {
       if (signal?.aborted) return abort();
       signal?.addEventListener("abort", abort);
       this.#waiting.set(id, one);
-      if (this.send) this.#send(one);
-      else if (this.why) one.fail("unsupported", this.why);
-      else if (this.#client.state === "closed" || this.#waiting.size > 64) one.fail("offline", this.#client.drop());
+      if (this.why) one.fail("unsupported", this.why);
+      else if (this.#client.state === "closed" || this.#waiting.size > (this.send ? 1024 : 64)) one.fail("offline", this.#client.drop());
+      else this.#pump();
     });
   }
-  #send(one) {
-    one.sent = this.send(one.request);
-    if (!one.sent) one.fail("offline", "too much waits to be sent");
+  #pump() {
+    for (const one of this.#waiting.values()) {
+      if (!this.send || this.#sent >= 32) return;
+      if (one.sent) continue;
+      one.sent = this.send(one.request);
+      if (one.sent) this.#sent++;
+      else one.fail("offline", "too much waits to be sent");
+    }
   }
-  opened(send) { Object.assign(this, {send, why: ""}); this.#waiting.forEach(one => this.#send(one)); }
+  opened(send) { Object.assign(this, {send, why: ""}); this.#pump(); }
   lost(why) { this.send = null; this.#waiting.forEach(one => one.sent && one.fail("gone", why)); }
   missing(why) { this.why = why; this.#waiting.forEach(one => one.fail("unsupported", why)); }
   take(flags, content) {

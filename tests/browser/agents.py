@@ -20,10 +20,12 @@ from gmultisocket.testing import wait_until
 from tests.transport.test_ws_browser import _kill, _session
 from tests.transport.wspeers import RawPeer, frame, request
 
-__all__ = ["MODULE", "Node", "Tab", "chromium", "node"]
+__all__ = ["MODULE", "NODE", "Chromium", "Node", "Tab", "chromium", "node"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = ROOT / "gmultisocket/browser/gmultisocket.js"
+#: Node 20 has a WebSocket with this flag, and needs it; from 22 on it has one anyway.
+NODE = "node --experimental-websocket"
 #: How long a program may take to come up, and an evaluation to end, on a busy machine, in seconds.
 PATIENCE = 40
 
@@ -66,12 +68,11 @@ class Node:
 @contextmanager
 def node() -> Iterator[Node]:
     """Run Node until the body has ended."""
-    flags = ["--experimental-websocket"] if int(_version("node")) < 22 else []
     with TemporaryDirectory() as folder:
         script = Path(folder) / "agent.mjs"
         script.write_text(_AGENT % MODULE)
         process = subprocess.Popen(
-            ["node", *flags, "--no-warnings", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [*NODE.split(), "--no-warnings", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:
             yield Node(process)
@@ -80,12 +81,6 @@ def node() -> Iterator[Node]:
             process.wait()
             process.stdin.close()
             process.stdout.close()
-
-
-def _version(program: str) -> str:
-    found = re.search(r"\d+", subprocess.check_output([program, "--version"], text=True))
-    assert found
-    return found[0]
 
 
 class _Inspector(RawPeer):

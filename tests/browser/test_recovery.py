@@ -9,12 +9,12 @@ import pytest
 from gmultisocket import Pub, Session
 from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
-from tests.browser.agents import Node
+from tests.browser.agents import NODE, Node
 from tests.browser.test_client import _prelude, drop  # noqa: F401
 from tests.faults.process import needs
 
 pytestmark = [
-    needs("node --version"),
+    needs(f"{NODE} --version"),
     pytest.mark.timeout(120),
     pytest.mark.skipif("history" not in signature(Pub).parameters, reason="this Pub keeps no history"),
 ]
@@ -159,4 +159,26 @@ def test_what_is_recovered_by_overlapping_patterns_comes_once_to_each(js: Node) 
         expected = [f"{kind} {turn}" for turn in range(3) for kind in ("live", "missed")] + ["end"]
         for pattern in ("a.*", "a.x", "a.>"):
             assert [text for each, text in js.evaluate("return kept.seen") if each == pattern] == expected
+        assert gaps(js) == []
+
+
+def test_a_pattern_that_comes_later_gets_the_values_that_another_one_has_had(js: Node) -> None:
+    with Pub(history=MemoryHistory("a.>")) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws").address
+        pub.publish("a.x", b"state", retain=True)
+        js.evaluate(f"""
+            kept.make("{address}");
+            for (const pattern of ["a.>", "a.x", "a.*"]) {{
+              kept[pattern] = kept.client.subscribe(pattern, m => kept.seen.push([pattern, m.text()]));
+              await kept.until(() => kept.seen.some(([each]) => each === pattern));
+            }}
+            kept["a.>"].close();
+        """)
+        assert js.evaluate("return kept.seen") == [["a.>", "state"], ["a.x", "state"], ["a.*", "state"]]
+        for turn in range(3):
+            pub.publish("a.x", b"%d" % turn, retain=True)
+        js.evaluate("await kept.until(() => kept.seen.length === 9)")
+        assert sorted(js.evaluate("return kept.seen.slice(3)")) == [
+            [pattern, f"{turn}"] for pattern in ("a.*", "a.x") for turn in range(3)
+        ]
         assert gaps(js) == []
