@@ -17,7 +17,7 @@ from websockets.typing import Subprotocol
 
 from gmultisocket import Pub, Rep, Session, Socket, Switch
 from gmultisocket.contrib.servers import Upgrade
-from gmultisocket.contrib.wsgi import _request, mount
+from gmultisocket.contrib.wsgi import mount, read_request
 from gmultisocket.errors import RequestRefused
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, ROOT, Node
@@ -237,7 +237,7 @@ def test_a_refusal_by_code_is_not_tried_again_until_the_page_says_so(js: Node, c
 
         def __call__(self, environ: Any, start_response: Any) -> Any:
             upgrade = Upgrade(environ, start_response)
-            upgrade.accept(ServerProtocol(subprotocols=[Subprotocol("multisocket.session")]).accept(_request(environ)))
+            upgrade.accept(ServerProtocol(subprotocols=[Subprotocol("multisocket.session")]).accept(read_request(environ)))
             upgrade.stream.write_all(frame(Opcode.CLOSE, Close(code, "no").serialize(), masked=False))
             refusals.put(code)
             upgrade.stream.close()

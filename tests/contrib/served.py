@@ -1,4 +1,7 @@
-"""The application that the gunicorns of tests serve: who sends to it hears which process has answered, and what."""
+"""The application that the gunicorns of tests serve: who sends to it hears which process has answered, and what.
+
+It compresses for peers that can, and refuses those with the query ``out``.
+"""
 
 from __future__ import annotations
 
@@ -36,4 +39,9 @@ def _page(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterab
     return [b"a page"]
 
 
-application = mount(_make, "/ws", _page)
+application = mount(
+    _make, "/ws", _page,
+    {"transport.ws.compress_over": 256,
+     "transport.ws.listener.refuse_with": "code_to_pages",
+     "transport.ws.listener.authorize": lambda request: 401 if request.query == "out" else None},
+)  # fmt: skip

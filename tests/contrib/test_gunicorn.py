@@ -12,6 +12,7 @@ import pytest
 from gmultisocket.testing import wait_until
 from tests.certificates import server_certificate, write_certificate
 from tests.contrib.gunicorns import PATIENCE, Gunicorn, Peer, running, say, standing_still
+from tests.transport.test_wsdeflate import CHROMIUM, read_message
 from tests.transport.wspeers import request
 
 HOOKS = ("-c", "python:gmultisocket.contrib.gunicorn")
@@ -71,6 +72,33 @@ def test_a_gevent_worker_serves_websockets_beside_its_pages(tmp_path: Path, kind
             assert peer.answer_goodbye() == 1001
         server.wait_ended()
     assert '"GET /ws HTTP/1.1" 101 ' in server.access_log
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("kind", ["gevent", "gevent_pywsgi"])
+def test_a_gevent_worker_compresses_and_refuses_pages_by_codes(tmp_path: Path, kind: str, secure: bool) -> None:
+    arguments = ["-k", kind, *HOOKS, *(tls(tmp_path) if secure else [])]
+    with running(tmp_path, *arguments, secure=secure) as server:
+        origin = server.address.replace("ws", "http", 1).removesuffix("/ws")
+        page = {"Origin": origin, "Host": origin.partition("://")[2]}
+        with Peer(server.address) as peer:
+            peer.send(request("/ws?out", page))
+            assert peer.status() == 101 and peer.answer_goodbye() == 4401
+        with Peer(server.address) as peer:
+            peer.send(request("/ws?out"))
+            assert peer.status() == 401
+        with Peer(server.address) as peer:
+            peer.send(request("/ws", {**page, "Sec-WebSocket-Extensions": CHROMIUM}))
+            assert b"permessage-deflate; server_no_context_takeover; client_no_context_takeover" in peer.read_head()
+            peer.say(b"tick " * 1000)
+            assert read_message(peer)[0] is True
+            peer.say(b"short")
+            compressed, content = read_message(peer)
+            assert not compressed and content.endswith(b" short")
+            server.stop()
+            assert peer.answer_goodbye() == 1001
+        server.wait_ended()
+    assert server.access_log.count('"GET /ws?out HTTP/1.1" 101 ') == 1
 
 
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
