@@ -60,7 +60,7 @@ def _bus(arguments: Namespace) -> int:
 
     source = Source(arguments)
     # The lines of a file come faster than a neighbour reads them.
-    with make(Bus, arguments, socket__send_overflow="block") as sock:
+    with make(Bus, arguments, {"socket.send_overflow": "block"}) as sock:
         connect(sock, arguments)
         talk = Talk(sock, arguments, source)
         return talk.run(

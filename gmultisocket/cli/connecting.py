@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -45,16 +45,16 @@ def socket_options(arguments: Namespace) -> dict[str, Any]:
     return chosen | dict(arguments.options)
 
 
-def make(kind: Callable[[dict[str, Any]], _E], arguments: Namespace, **defaults: Any) -> _E:
+def make(kind: Callable[[dict[str, Any]], _E], arguments: Namespace, defaults: Mapping[str, Any] | None = None) -> _E:
     """Return a socket or a protocol with the options of the arguments.
 
     Args:
         kind: its class.
         arguments: of the command.
-        defaults: more options, with ``__`` in the place of each dot, unless the arguments set them.
+        defaults: more options, unless the arguments set them.
     """
     set_verbosity(arguments.verbose, arguments.quiet)
-    made = kind({name.replace("__", "."): value for name, value in defaults.items()} | socket_options(arguments))
+    made = kind({**(defaults or {}), **socket_options(arguments)})
     if arguments.verbose:
         made.on_pipe(_show)
     return made

@@ -29,6 +29,8 @@ _EXAMPLES = (
     "gmultisocket perf local_lat tcp://127.0.0.1:5555 100 1000",
     "gmultisocket perf remote_lat tcp://127.0.0.1:5555 100 1000",
 )
+#: Messages that were lost with a connection are missing in the numbers.
+_ONCE: Final = {"connector.dialer.reconnect": False}
 _INPROC: Final = "inproc://gmultisocket-perf"
 _PERCENTILES: Final = (50, 90, 99, 99.9)
 
@@ -98,7 +100,7 @@ def _send_back(sock: Socket, size: int, times: int, show: Callable[[int], object
 
 
 def _remote_lat(arguments: Namespace, address: str, size: int, times: int) -> None:
-    with make(Socket, arguments, connector__dialer__reconnect=False) as sock:
+    with make(Socket, arguments, _ONCE) as sock:
         content = bytes(size)
         trips = array("d")
         with Progress("remote_lat", times) as progress, _ending_with_peers(sock):
@@ -158,7 +160,7 @@ def _take(sock: Socket, size: int, times: int) -> None:
 
 
 def _remote_thr(arguments: Namespace, address: str, size: int, times: int) -> None:
-    with make(Socket, arguments, connector__dialer__reconnect=False) as sock:
+    with make(Socket, arguments, _ONCE) as sock:
         with Progress("remote_thr", times) as progress, _ending_with_peers(sock):
             sock.dial(address)
             _send_many(sock, size, times, progress.show)

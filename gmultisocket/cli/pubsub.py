@@ -62,7 +62,7 @@ def sub(parser: Parser) -> None:
 def _pub(arguments: Namespace) -> int:
     source = Source(arguments)
     # The lines of a file come faster than a Sub reads them. Nobody else waits here.
-    with make(Pub, arguments, socket__send_overflow="block") as sock:
+    with make(Pub, arguments, {"socket.send_overflow": "block"}) as sock:
         connect(sock, arguments)
         missing = arguments.peers
 

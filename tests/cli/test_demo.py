@@ -72,7 +72,7 @@ def test_it_does_not_end_well_when_anything_went_wrong(change: str, words: str) 
 
 
 def test_it_leaves_nothing_when_it_is_interrupted(folder: Path) -> None:
-    with start("demo", "--count", "1000000") as process:
+    with start("demo", "--count", "100000") as process:
         while "dialed each" not in read_line(process.stdout):
             pass
         assert list(folder.iterdir())

@@ -45,9 +45,9 @@ def test_a_file_is_published_without_a_loss_to_a_slow_sub(tmp_path: Path) -> Non
     with Sub({"socket.recv_queue_size": 1}) as sub:
         sub.subscribe("t")
         address = sub.listen(f"ipc://{tmp_path}/feed").address
-        with start("pub", "-d", address, "-T", "t", "--lines", "-F", str(path)) as pub:
+        with start("pub", "-q", "-d", address, "-T", "t", "--lines", "-F", str(path)) as pub:
             assert [int(sub.recv(timeout=20)[1]) for _ in range(20_000)] == list(range(20_000))
-            assert end(pub) == ("", f"gmultisocket: dialed {address}\n")
+            assert end(pub) == ("", "")
 
 
 def test_a_sub_prints_what_matches_its_patterns(tmp_path: Path) -> None:
