@@ -75,7 +75,9 @@ def _proxy(address: str) -> None:
     front, back = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     back.connect(address)
     front.bind("tcp://127.0.0.1:0")
-    say(address=front.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
+    endpoint = front.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    say(address=endpoint.rstrip(b"\0").decode())
     zmq.proxy(front, back)
 
 
