@@ -25,7 +25,7 @@ def rows() -> list[Row]:
 
 
 def _row(size: int) -> Row:
-    entries = [Entry(name, partial(_run, name, size), name) for name in ("gmultisocket", "pyzmq")]
+    entries = [Entry(name, partial(_run, name, size), name) for name in ("gmultisocket", "pyzmq", "pynng")]
     figure = Figure("gmultisocket", "pyzmq", at_least=1.3)
     title = "through a switch one way by tcp, {size}"
     return Row(f"switch-{size}", title, "messages/s", True, entries, [figure])
@@ -53,10 +53,7 @@ def _run(contestant: str, size: int, plan: Plan) -> Iterator[Round]:
 
 def forward(contestant: str, address: str) -> None:
     """Forward everything from a new address to the receiver's (worker)."""
-    if contestant == "gmultisocket":
-        _switch(address)
-    else:
-        _proxy(address)
+    {"gmultisocket": _switch, "pyzmq": _proxy, "pynng": _device}[contestant](address)
 
 
 def _switch(address: str) -> None:
@@ -78,5 +75,19 @@ def _proxy(address: str) -> None:
     front, back = context.socket(zmq.PULL), context.socket(zmq.PUSH)
     back.connect(address)
     front.bind("tcp://127.0.0.1:0")
-    say(address=front.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
+    endpoint = front.getsockopt(zmq.LAST_ENDPOINT)
+    assert isinstance(endpoint, bytes)
+    say(address=endpoint.rstrip(b"\0").decode())
     zmq.proxy(front, back)
+
+
+def _device(address: str) -> None:
+    """Forward in C: nng_device never returns to Python, which pynng has no method for."""
+    import pynng  # type: ignore[import-untyped]
+
+    front, back = (
+        pynng.Pair0(opener=pynng.lib.nng_pair0_open_raw, send_buffer_size=1000, recv_buffer_size=1000) for _ in range(2)
+    )
+    back.dial(address, block=True)
+    say(address=f"tcp://{front.listen('tcp://127.0.0.1:0').local_address}")
+    pynng.lib.nng_device(front.socket, back.socket)

@@ -379,3 +379,48 @@ def test_a_send_that_waits_for_its_pipe_ends_when_the_stream_does() -> None:
         client.socket.close(0)
         with pytest.raises(StreamClosed):
             sending.get(timeout=LONG)
+
+
+# Large pieces
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "inproc://large-pieces"])
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_a_large_piece_arrives_as_it_was_whatever_becomes_of_it_after_the_call(kind: Any, address: str) -> None:
+    content = pattern(7, 3 * MIB + 5)
+    with pair_of_streams(NO_KEEPALIVE, address) as (client, server):
+        one, other = connected(client, server)
+        reading = gevent.spawn(read, other, 2 * len(content))
+        mine = kind(bytearray(content)) if kind is not bytes else content
+        one.sendall(mine)
+        if kind is not bytes:
+            # The caller's memory is its own again.
+            mine[:] = bytes(len(content))
+        one.sendall(content)
+        assert reading.get(timeout=LONG) == content * 2
+        one.close()
+        other.close()
+
+
+def test_streams_over_one_pipe_share_it_fairly() -> None:
+    size = 24 * MIB
+    with pair_of_streams(NO_KEEPALIVE) as (client, server):
+        ends = [connected(client, server) for _ in range(4)]
+        got = [0] * len(ends)
+        when_first_ended: list[list[int]] = []
+
+        def count(index: int, connection: Any) -> None:
+            buffer = bytearray(MIB // 4)
+            while got[index] < size:
+                got[index] += connection.recv_into(buffer)
+            when_first_ended.append(list(got))
+
+        reading = [gevent.spawn(count, index, other) for index, (_, other) in enumerate(ends)]
+        sending = [gevent.spawn(one.sendall, bytes(size)) for one, _ in ends]
+        gevent.joinall([*reading, *sending], timeout=LONG, raise_error=True)
+        assert got == [size] * len(ends)
+        # No stream is more than its window and what is on the way behind the fastest one.
+        assert min(when_first_ended[0]) > size // 2
+        for end in ends:
+            for connection in end:
+                connection.close()
