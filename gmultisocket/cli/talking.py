@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 import gevent
@@ -12,6 +13,7 @@ from gevent.event import Event
 from ..errors import Closed, MultiSocketError
 from .arguments import Parser, add_addresses, add_format, add_pace, add_source, count, wait_time
 from .connecting import wait_peers
+from .notes import report
 from .output import Printer
 from .receiving import until_signal
 from .sending import close, send_items
@@ -31,8 +33,8 @@ def add_talking(parser: Parser) -> None:
     add_format(parser)
     parser.add("-n", "-C", "--count", metavar="N", type=count, help="end after N messages have come")
     parser.add(
-        "-w", "--wait", metavar="SECONDS", type=wait_time, default=1.0,
-        help="after the input, end when none came for this time (1)",
+        "-w", "--wait", metavar="SECONDS", type=wait_time,
+        help="end when none came for this time after the input",
     )  # fmt: skip
 
 
@@ -50,6 +52,8 @@ class Talk:
         self._arguments = arguments
         self._source = source
         self._error: Exception | None = None
+        # Who waits for a number of messages does not want to miss one that takes a second.
+        self._wait: float = (inf if arguments.count else 1.0) if arguments.wait is None else arguments.wait
         self._sent = Event()
         self._status = 0
         self.printer = Printer(arguments, arguments.count)
@@ -78,6 +82,10 @@ class Talk:
             sending.kill()
         if self._error is not None:
             raise self._error
+        needed = self._arguments.count or 0
+        if self.printer.printed < needed:
+            report(f"{self.printer.printed} of {needed} messages arrived, then none for {self._wait} s")
+            return 1
         return self._status
 
     def _send(self, send: Callable[[bytes], object]) -> None:
@@ -97,7 +105,7 @@ class Talk:
             self._status = close(self._endpoint)
 
     def _pause(self) -> None:
-        if self._arguments.wait < float("inf"):
-            gevent.sleep(self._arguments.wait)
+        if self._wait < inf:
+            gevent.sleep(self._wait)
         else:
             Event().wait()

@@ -49,6 +49,23 @@ def test_it_ends_with_its_input_once_nothing_comes_any_more(server: tuple[Socket
     assert out == "re: one\nre: two\n"
 
 
+def test_enough_is_waited_for_and_too_few_are_an_error(server: tuple[Socket, str]) -> None:
+    sock, address = server
+
+    def answer_late() -> None:
+        source = sock.recv_msg(timeout=PATIENCE).source
+        # Longer than it waits without a number.
+        gevent.sleep(1.2)
+        sock.send_to(source, b"late")
+
+    answering = gevent.spawn(answer_late)
+    with start("cat", "-d", address, "-n", "1", "question") as patient:
+        assert end(patient)[0] == "late\n"
+    answering.get()
+    _, err = run("cat", "-d", address, "-n", "1", "-w", "0.1", "question", status=1)
+    assert err.endswith("gmultisocket: 0 of 1 messages arrived, then none for 0.1 s\n")
+
+
 def test_lines_go_to_all_if_that_is_asked_for() -> None:
     with Socket() as one, Socket() as other, start("cat", "-l", "tcp://127.0.0.1:0", "--to", "all") as process:
         address = address_of(process)
