@@ -11,9 +11,9 @@
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
   It does get what is published after ``subscribe(pattern, timeout)`` has returned, and the retained values of topics.
-  With ``Pub(history=...)`` and ``subscribe(pattern, recover=True)`` it gets what was published in between as well, and is
-  told what it does not get (:mod:`~gmultisocket.protocol.recovery`). These subscriptions go out as 0x05, with positions,
-  are answered by 0x06, and get publications with positions (0x07).
+  With ``Pub(history=...)`` and ``subscribe(pattern, recover=True)`` it gets what was published in between as well, and
+  is told what it does not get (:mod:`~gmultisocket.protocol.recovery`). These subscriptions go out as 0x05, with
+  positions, are answered by 0x06, and get publications with positions (0x07).
 
 The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
 a Sub match comes once. What a Pub remembers, and within which limits, is in :mod:`~gmultisocket.protocol.subscribers`.
