@@ -262,3 +262,35 @@ def test_a_socket_is_drained_when_nothing_waits_to_be_received() -> None:
             one.recv(LONG)
             gevent.idle()
         assert core.drained
+
+
+@pytest.mark.parametrize("address", ["inproc://core", "tcp://127.0.0.1:0"])
+def test_a_callback_that_wants_them_in_order_sees_nothing_behind_a_message_that_waits(address: str) -> None:
+    seen: list[tuple[bytes, bool]] = []
+
+    with Socket({"socket.recv_queue_size": 1}) as one, Socket({"socket.send_queue_size": 1}) as other:
+        core = one._for_protocol()
+
+        def callback(message: Message) -> bool:
+            seen.append((message.content, core.has_room))
+            if message.content == b"instead" and core.has_room:
+                core.append(Message(content=b"in front"))
+                core.append(Message(content=b"of it"))
+                return True
+            return message.content == b"mine"
+
+        core.on_message(callback, in_order=True)
+        other.dial(one.listen(address).address)
+        contents = (b"yours 1", b"yours 2", b"mine", b"instead", b"yours 3")
+        sender = gevent.spawn(lambda: [other.send(content, LONG) for content in contents])
+        wait_until(lambda: len(seen) >= 2)
+        gevent.idle()
+        assert one.queued == 1 and {content for content, _ in seen} == {b"yours 1", b"yours 2"}
+        got = [one.recv(LONG) for _ in range(5)]
+        assert got == [b"yours 1", b"yours 2", b"in front", b"of it", b"yours 3"]
+        # One that waits is shown again, until there is room; each of the others once.
+        assert [*dict.fromkeys(content for content, _ in seen)] == [*contents]
+        assert [content for content, room in seen if room and content != b"mine"] == [
+            b"yours 1", b"yours 2", b"instead", b"yours 3",
+        ]  # fmt: skip
+        sender.join()

@@ -51,6 +51,8 @@ QUICK: dict[str, Any] = {
     "transport.tcp.write_buffer": 4096,
     "protocol.pubsub.refresh_interval": 0.05,
     "protocol.pubsub.recover_timeout": 0.05,
+    # Copies for old subscribers go to the dead ones too, as long as these count, and fill the short queues.
+    "protocol.pubsub.expiry": 0.3,
 }
 
 
@@ -148,9 +150,14 @@ class OldSub:
         self.last: dict[tuple[bytes, str], int] = {}
 
     def subscribe(self) -> None:
-        self.socket.send_msg(Message(CONTROL | TO_ALL, content=b"\x01>"))
+        # It repeats itself, as old ones do: so the publishers forget it when it has gone.
+        with suppress(Timeout, Closed):
+            for _ in range(3):
+                self.socket.send_msg(Message(CONTROL | TO_ALL, content=b"\x01>"), timeout=0.05)
 
     def receive(self) -> None:
+        if self.socket.pipes:
+            self.subscribe()
         while self.socket.queued:
             message = self.socket.recv_msg(0)
             if message.flags & CONTROL:
@@ -205,7 +212,9 @@ class World:
         self.switches: list[Switch] = []
         ends = [*addresses, str(self.old_pub.address)]
         for _ in range(switches):
-            back, front = Socket({**QUICK, "socket.recv_queue_size": 16}), Socket(QUICK)
+            # A switch closes a pipe that stays full when something comes along a path: not all the time, here.
+            queues = {"socket.send_queue_size": 64, "socket.recv_queue_size": 16, "socket.send_to_patience": 2.0}
+            back, front = Socket({**QUICK, **queues}), Socket({**QUICK, **queues})
             for address in ends:
                 back.dial(address)
             ends = [str(front.listen(f"{transport}://127.0.0.1:0").address)]
