@@ -40,7 +40,7 @@ from ..transport import find
 from ..wire import SEND_TYPE_MASK, Message
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
-from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
 
 __all__ = ["HubEngine"]
 
@@ -84,6 +84,8 @@ class _Client(ProtocolBase):
 
 class HubEngine(Engine):
     """A client of a hub."""
+
+    keeps_values = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -189,6 +191,11 @@ class HubEngine(Engine):
         if client is not None and (pipe := client.pipe) is not None:
             client.put_one(pipe, head + _pack(self._origin, sequence) + content)
 
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        client = self._client
+        if client is not None and (pipe := client.pipe) is not None:
+            client.put(pipe, control(RETAIN + head + _pack(self._origin, sequence) + content))
+
     def subscribe(self, patterns: Sequence[str]) -> None:
         self._asked = set(patterns)
         self._send_all(SUBSCRIBE, patterns)
@@ -215,9 +222,13 @@ class HubEngine(Engine):
             except Closed:
                 return
             content = message.content
+            kind = b""
             if message.flags & ~SEND_TYPE_MASK:
-                self._on_control(client, message)
-                continue
+                kind = content[:1]
+                if kind not in (RETAIN, KEPT):
+                    self._on_control(client, message)
+                    continue
+                content = content[1:]
             try:
                 end = 2 + length.unpack_from(content)[0] if len(content) > 2 else len(content)
                 origin, sequence = stamp.unpack_from(content, end) if len(content) >= end + 16 else (b"", 0)
@@ -226,7 +237,9 @@ class HubEngine(Engine):
             except (UnicodeDecodeError, BadTopic):
                 self.count("garbage")
                 continue
-            if origin:
+            if kind and origin:
+                self.plane.retained(topic, content[end + 16 :], origin, sequence, kind == RETAIN)
+            elif origin:
                 received(topic, content[end + 16 :], origin, sequence)
             else:
                 self.count("garbage")

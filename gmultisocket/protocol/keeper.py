@@ -140,6 +140,15 @@ class Keeper:
             entry = history.append(topic, content)
         return self.send(entry, head + content, topic, wanted, timeout)
 
+    def keep(self, topic: str, content: bytes) -> None:
+        """Keep the present value of a topic for later subscriptions, without sending it to those that are there.
+
+        Raises:
+            MessageTooLong: it is too long to be sent.
+        """
+        self._core.check_content(bytes(_HEAD_SIZE + 2) + topic.encode() + content)
+        self._make_history().append(topic, content, True)
+
     def send(
         self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
     ) -> int:

@@ -84,9 +84,7 @@ def test_a_lock_is_held_until_its_holder_is_dead(tmp_path: Path) -> None:
         pass
 
 
-def test_a_plane_starts_a_hub_that_ends_after_its_last_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plane_starts_a_hub_that_ends_after_its_last_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hublock, "_IDLE", 1)
     url = f"ipc://{tmp_path}/hub"
     with Backplane(url) as one, Backplane(url) as other:
@@ -232,9 +230,7 @@ def test_signals_end_a_hub_in_order(tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/hub"
     with ExitStack() as stack:
         process = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "gmultisocket", "hub", url], stderr=subprocess.PIPE, text=True
-            )
+            subprocess.Popen([sys.executable, "-m", "gmultisocket", "hub", url], stderr=subprocess.PIPE, text=True)
         )
         wait_until(lambda: listens(url), LIMIT)
         process.send_signal(signal.SIGTERM)
