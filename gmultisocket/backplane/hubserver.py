@@ -18,7 +18,8 @@ from .. import options as opts
 from ..core.connecting.listener import Listener
 from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic, Closed
-from ..log import get_logger
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL, survive
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
 from ..protocol.pubsub import Pub
@@ -32,7 +33,7 @@ from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, c
 
 __all__ = ["HubServer"]
 
-logger = get_logger("gmultisocket.backplane")
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
 #: The most present values, and bytes of them, that a hub keeps. Those that were set longest ago go first.
 _MAX_VALUES: Final = 65_536
@@ -100,6 +101,8 @@ class HubServer(Pub):
             self._listening(listener)
             while True:
                 gevent.wait([self._forwarder, *([until] if until else [])], timeout=_LOOK, count=1)
+                if self._forwarder.ready():
+                    return "it was closed"
                 if until is not None and until.ready():
                     return "its input has ended"
                 if not lock.is_mine():
@@ -138,7 +141,10 @@ class HubServer(Pub):
                 message = self.socket.recv_msg()
             except Closed:
                 return
-            self._forward(message)
+            try:
+                self._forward(message)
+            except Exception as error:
+                survive(_log, "forward", error, "a publication could not be passed on")
 
     def _forward(self, message: Message) -> None:
         content = message.content

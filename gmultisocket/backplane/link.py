@@ -20,8 +20,8 @@ from gevent.event import Event
 
 from .. import options as opts
 from ..errors import Closed, ConnectionFailed, EngineRefused, MultiSocketError, Timeout, TLSError
-from ..log import get_logger
-from ..loop.ending import Ended
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..options import Options
@@ -35,6 +35,7 @@ from .values import Values
 __all__ = ["RESERVED", "EventKind", "Link", "shown"]
 
 logger = get_logger("gmultisocket.backplane")
+_log = ThrottledLog(logger, LOG_INTERVAL)
 
 EventKind = Literal["up", "down", "gap", "refused"]
 
@@ -264,12 +265,18 @@ class Link:
         while True:
             self._wake.clear()
             now = monotonic()
-            if self.interest.expire(now):
-                self.values.forget_others(self.interest.matches)
-            self._tell_interest()
-            if now >= self._held_until:
-                self._drain()
+            try:
+                self._work_once(now)
+            except Exception as error:
+                survive(_log, "work", error, "the work of a backplane has failed, and goes on")
             self._wake.wait(self._pause(now))
+
+    def _work_once(self, now: float) -> None:
+        if self.interest.expire(now):
+            self.values.forget_others(self.interest.matches)
+        self._tell_interest()
+        if now >= self._held_until:
+            self._drain()
 
     def _pause(self, now: float) -> float | None:
         """Return the seconds until there is something to do, None if that is not known."""
