@@ -114,21 +114,8 @@ def wait_waiting(subscription: Subscription, number: int, limit: float) -> None:
     wait_until(lambda: subscription.waiting >= number, limit, f"{number} publications wait at {subscription}")
 
 
-class EngineChecks:
-    """Checks of what any engine must do. Subclass it, and let a test runner collect it.
-
-    Each check is a method ``test_...``. It takes no argument, cleans up, and raises ``AssertionError`` with what went
-    wrong. Each plane of a check stands for a process.
-
-    Attributes:
-        server: the server, which runs when a check begins, and which every check leaves running. None for an engine
-            without one: then the checks in which it dies are passed over.
-        url: of the engine.
-        options: for every plane.
-        limit: the longest that any one step may take, in seconds.
-        starts_server: whether a plane starts a server where there is none.
-        patterns: how many patterns a plane has in the check of many.
-    """
+class _Bench:
+    """What all checks of engines use. The attributes are described at :class:`EngineChecks`."""
 
     server: ServerProcess | None = None
     url: str = ""
@@ -161,6 +148,10 @@ class EngineChecks:
         """Wait until the server has everything."""
         plane.flush(self.limit)
         check_sum(plane)
+
+
+class _PublicationChecks(_Bench):
+    """Checks of publications, patterns, Pubs and present values."""
 
     # Publications
 
@@ -398,6 +389,10 @@ class EngineChecks:
             self.wait_confirmed(one)
             assert drain(self.subscribe(other, "state.b")) == [("state.b", b"2")]
 
+
+class _LifeChecks(_Bench):
+    """Checks of planes that begin and end, and of servers that die."""
+
     # Life
 
     def test_a_plane_that_closes_at_once_has_sent_everything(self) -> None:
@@ -565,6 +560,23 @@ class EngineChecks:
             self.wait_confirmed(one)
             if subscription.waiting:
                 assert drain(subscription) == [("t", b"%d" % number) for number in range(20, 30)]
+
+
+class EngineChecks(_PublicationChecks, _LifeChecks):
+    """Checks of what any engine must do. Subclass it, and let a test runner collect it.
+
+    Each check is a method ``test_...``. It takes no argument, cleans up, and raises ``AssertionError`` with what went
+    wrong. Each plane of a check stands for a process.
+
+    Attributes:
+        server: the server, which runs when a check begins, and which every check leaves running. None for an engine
+            without one: then the checks in which it dies are passed over.
+        url: of the engine.
+        options: for every plane.
+        limit: the longest that any one step may take, in seconds.
+        starts_server: whether a plane starts a server where there is none.
+        patterns: how many patterns a plane has in the check of many.
+    """
 
 
 def _tick(pauses: list[float]) -> None:
