@@ -144,6 +144,15 @@ class Keeper:
             return core.send_group(wanted, head + content, timeout)
         return self.send(entry, head + content, topic, wanted, timeout)
 
+    def keep(self, topic: str, content: bytes) -> None:
+        """Keep the present value of a topic for later subscriptions, without sending it to those that are there.
+
+        Raises:
+            MessageTooLong: it is too long to be sent.
+        """
+        self._core.check_content(bytes(_HEAD_SIZE + 2) + topic.encode() + content)
+        self._make_history().append(topic, content, True)
+
     def send(
         self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
     ) -> int:

@@ -146,7 +146,7 @@ class WithAServer(RuleBasedStateMachine):
 
 
 TestWithAServer = WithAServer.TestCase
-TestWithAServer.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestWithAServer.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
 
 
 def test_patterns_are_asked_for_in_portions_and_the_next_one_only_after_a_confirmation() -> None:
