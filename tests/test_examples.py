@@ -61,6 +61,7 @@ HOLDS = {
     "pipeline.py": "total   14850000\n",
     "pubsub.py": "both: rome.apples 3.10, rome.pears 2.80, oslo.apples 4.20\n",
     "retained.py": "late: rooms.2 b'free'\n",
+    "recovery.py": "missing: history\norders.us b'6'\norders.us b'7'\norders.us b'8'\n",
     "rights.py": "account.ada goes to 0\n",
     "survey.py": "4 asked, 2 answered: east 70, north 12\n",
 }

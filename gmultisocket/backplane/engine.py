@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ..errors import MultiSocketError
 from ..loop.waiting import Deadline
@@ -101,6 +101,15 @@ class Plane(Protocol):
             sequence: the publisher's. Rises with each publication of an origin.
         """
 
+    def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
+        """The present value of a topic came. Only from engines with ``keeps_values``.
+
+        Args:
+            topic, content, origin, sequence: as for :meth:`received`.
+            live: it was published now. Otherwise the server had it when a pattern was asked for: such values come
+                before :meth:`subscribed` of their portion.
+        """
+
     def gap(self, reason: str) -> None:
         """Messages for this process were lost though the connection holds. Lost connections are found without it."""
 
@@ -121,6 +130,9 @@ class Engine(ABC):
     Raises:
         AddressError: the URL is not one of this engine. Nothing has been opened.
     """
+
+    #: Whether the server keeps the present values of topics.
+    keeps_values: ClassVar[bool] = False
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         self.url = url
@@ -164,6 +176,14 @@ class Engine(ABC):
         Needs no limit: the plane's window bounds what is not confirmed, in bytes and in number. An error of the
         connection is reported by ``disconnected``, later.
         """
+
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        """Publish as :meth:`publish` does; the server keeps it as the topic's present value, instead of the last one.
+
+        It also comes back to this engine, if this has asked for a pattern that matches: so all processes get the values
+        of a topic in one order. Called only if ``keeps_values``.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def subscribe(self, patterns: Sequence[str]) -> None:

@@ -18,8 +18,8 @@ from .. import options as opts
 from ..address import Address
 from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic, Closed, ConnectionFailed, EngineRefused, MultiSocketError
-from ..log import get_logger
-from ..loop.ending import Ended
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline
 from ..options import Options, OptionValues
 from ..protocol.base import ProtocolBase
@@ -40,11 +40,11 @@ from ..transport import find
 from ..wire import SEND_TYPE_MASK, Message
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
-from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
 
 __all__ = ["HubEngine"]
 
-logger = get_logger("gmultisocket.backplane")
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
 _pack = stamp.pack
 #: The first pause before another attempt to connect, in seconds, and the factor by which the next ones are longer.
@@ -85,6 +85,8 @@ class _Client(ProtocolBase):
 class HubEngine(Engine):
     """A client of a hub."""
 
+    keeps_values = True
+
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
         self._address = Address.parse(url)
@@ -115,6 +117,7 @@ class HubEngine(Engine):
         #: By a topic's bytes: the topic.
         self._topics: dict[bytes, str] = {}
         self._origin = plane.origin
+        self._received = plane.received
 
     def start(self) -> None:
         self._client = _Client(self._options)
@@ -142,6 +145,9 @@ class HubEngine(Engine):
                 return
             except MultiSocketError as error:
                 self.plane.disconnected(error)
+                pause = min(pause * _FACTOR, MAX_BACKOFF) if pause else _FIRST_PAUSE
+            except Exception as error:
+                survive(_log, "connect", error, "connecting to the hub has failed by an unexpected error")
                 pause = min(pause * _FACTOR, MAX_BACKOFF) if pause else _FIRST_PAUSE
             gevent.sleep(pause * random.uniform(0.5, 1.0))
 
@@ -189,6 +195,11 @@ class HubEngine(Engine):
         if client is not None and (pipe := client.pipe) is not None:
             client.put_one(pipe, head + _pack(self._origin, sequence) + content)
 
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        client = self._client
+        if client is not None and (pipe := client.pipe) is not None:
+            client.put(pipe, control(RETAIN + head + _pack(self._origin, sequence) + content))
+
     def subscribe(self, patterns: Sequence[str]) -> None:
         self._asked = set(patterns)
         self._send_all(SUBSCRIBE, patterns)
@@ -207,29 +218,42 @@ class HubEngine(Engine):
     def _receive(self, client: _Client) -> None:
         """Read what the hub sends (one greenlet)."""
         recv = client.socket.recv_msg
-        received = self.plane.received
-        topics = self._topics
         while True:
             try:
                 message = recv()
             except Closed:
                 return
-            content = message.content
-            if message.flags & ~SEND_TYPE_MASK:
-                self._on_control(client, message)
-                continue
             try:
-                end = 2 + length.unpack_from(content)[0] if len(content) > 2 else len(content)
-                origin, sequence = stamp.unpack_from(content, end) if len(content) >= end + 16 else (b"", 0)
-                encoded = content[2:end]
-                topic = topics.get(encoded) or self._topic(encoded)
-            except (UnicodeDecodeError, BadTopic):
-                self.count("garbage")
-                continue
-            if origin:
-                received(topic, content[end + 16 :], origin, sequence)
-            else:
-                self.count("garbage")
+                self._take(client, message)
+            except Exception as error:
+                survive(_log, "receive", error, "a message of the hub could not be handled")
+
+    def _take(self, client: _Client, message: Message) -> None:
+        """Hand a publication to the plane, or act on a control message."""
+        content = message.content
+        kind = b""
+        if message.flags & ~SEND_TYPE_MASK:
+            kind = content[:1]
+            if kind not in (RETAIN, KEPT):
+                self._on_control(client, message)
+                return
+            content = content[1:]
+        end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
+        encoded = content[2:end]
+        try:
+            topic = self._topics.get(encoded) or self._topic(encoded)
+        except (UnicodeDecodeError, BadTopic):
+            self.count("garbage")
+            return
+        if len(content) < end + stamp.size:
+            self.count("garbage")
+            return
+        origin, sequence = stamp.unpack_from(content, end)
+        content = content[end + stamp.size :]
+        if kind:
+            self.plane.retained(topic, content, origin, sequence, kind == RETAIN)
+        else:
+            self._received(topic, content, origin, sequence)
 
     def _topic(self, encoded: bytes) -> str:
         topic = encoded.decode()

@@ -119,8 +119,9 @@ class HubStarter:
                 pass
         except AddressInUse:
             return
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        null = -1
         try:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             command = [sys.executable, "-m", "gmultisocket", "hub", f"ipc://{self._path}", "--idle", str(_IDLE)]
             # A process group of its own: Ctrl-C is not for it, and it lives on when this process ends.
             self._pid = os.posix_spawn(
@@ -133,7 +134,8 @@ class HubStarter:
         except OSError as error:
             raise ConnectionFailed(self._address, f"no hub can be started: {describe_os_error(error)}") from error
         finally:
-            os.close(null)
+            if null >= 0:
+                os.close(null)
 
     def _is_starting(self) -> bool:
         """Return whether the hub that was started lives. It takes its exit status, if it has ended."""

@@ -1,12 +1,13 @@
 """The hub: passes publications on between the processes of one or several hosts, to those that want them.
 
-It is a process of its own, ``gmultisocket hub ADDRESS``, and a Pub to its clients. It keeps nothing: a client that does
-not read is cut off when its queue is full, and connects again.
+It is a process of its own, ``gmultisocket hub ADDRESS``, and a Pub to its clients. It keeps nothing but the present
+values of topics, in its memory. A client that does not read is cut off when its queue is full, and connects again.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -17,18 +18,28 @@ from .. import options as opts
 from ..core.connecting.listener import Listener
 from ..core.pipes.pipe import Pipe
 from ..errors import BadTopic, Closed
-from ..log import get_logger
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL, survive
+from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
 from ..protocol.pubsub import Pub
+from ..protocol.pubsubwire import is_control
+from ..protocol.rights import RemoteSub
+from ..protocol.subscriptions import is_literal, matches
 from ..protocol.upstream import control
-from ..wire import SEND_TYPE_MASK, TO_ALL, Message
+from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, Message
 from .hublock import HubLock
-from .hubwire import CONFIRM, HELLO, OVERHEAD, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
 
 __all__ = ["HubServer"]
 
-logger = get_logger("gmultisocket.backplane")
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
+#: The most present values, and bytes of them, that a hub keeps. Those that were set longest ago go first.
+_MAX_VALUES: Final = 65_536
+_MAX_VALUES_SIZE: Final = 64 << 20
+#: Topics that are compared with a pattern before others run.
+_PORTION: Final = 256
 #: Seconds between two looks at the files of the hub, and at the number of its clients.
 _LOOK: Final = 1.0
 
@@ -59,6 +70,10 @@ class HubServer(Pub):
         #: By pipe: publications that were passed on, and not confirmed yet.
         self._unconfirmed: Counter[Pipe] = Counter()
         self._last_client = monotonic()
+        #: By topic, the one that was set longest ago first: the publication that is its present value.
+        self._values: OrderedDict[str, bytes] = OrderedDict()
+        self._values_size = 0
+        self.hold_acknowledgements(self._send_values_first)
         #: Publications that came, and copies of them that left.
         self.taken = 0
         self.passed_on = 0
@@ -86,6 +101,8 @@ class HubServer(Pub):
             self._listening(listener)
             while True:
                 gevent.wait([self._forwarder, *([until] if until else [])], timeout=_LOOK, count=1)
+                if self._forwarder.ready():
+                    return "it was closed"
                 if until is not None and until.ready():
                     return "its input has ended"
                 if not lock.is_mine():
@@ -105,7 +122,7 @@ class HubServer(Pub):
             self._unconfirmed.pop(pipe, None)
 
     def _on_message(self, message: Message) -> bool:
-        if not message.flags & ~SEND_TYPE_MASK:
+        if not message.flags & ~SEND_TYPE_MASK or (is_control(message) and message.content[:1] == RETAIN):
             return False
         if message.content[:1] == HELLO:
             pipe = self.pipes.get(message.pipe_id)
@@ -124,10 +141,16 @@ class HubServer(Pub):
                 message = self.socket.recv_msg()
             except Closed:
                 return
-            self._forward(message)
+            try:
+                self._forward(message)
+            except Exception as error:
+                survive(_log, "forward", error, "a publication could not be passed on")
 
     def _forward(self, message: Message) -> None:
         content = message.content
+        retains = bool(message.flags & ~SEND_TYPE_MASK)
+        if retains:
+            content = content[1:]
         try:
             end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
             topic = str(content[2:end], "utf-8")
@@ -139,24 +162,63 @@ class HubServer(Pub):
             return
         sender = self.pipes.get(message.pipe_id)
         self.taken += 1
+        if retains:
+            self._keep(topic, content)
         copy: Message | None = None
         # A hub has no authorize, so these are pipes.
         targets: Any = wanted
         for pipe in targets if type(targets) is list else [*targets]:
-            if pipe is sender:
+            if pipe is sender and not retains:
                 continue
             if pipe.full:
                 # It is cut off, unless socket.send_overflow says something else.
-                self.passed_on += self._core.send_group((pipe,), content)
+                self.passed_on += self._core.send_group((pipe,), message.content, flags=message.flags & CONTROL)
                 continue
             if copy is None:
-                copy = Message(TO_ALL, content=content)
+                copy = Message(TO_ALL | message.flags & CONTROL, content=message.content)
             self._core.put(pipe, copy)
             self.passed_on += 1
         if sender is not None:
             if not self._unconfirmed:
                 self._spawn(self._confirm)
             self._unconfirmed[sender] += 1
+
+    # Present values
+
+    def _keep(self, topic: str, publication: bytes) -> None:
+        """Keep the present value of a topic, instead of the one before."""
+        self._forget(topic)
+        self._values[topic] = publication
+        self._values_size += len(publication)
+        while len(self._values) > 1 and (len(self._values) > _MAX_VALUES or self._values_size > _MAX_VALUES_SIZE):
+            self._forget(next(iter(self._values)))
+            self._core.count_drop("retained")
+
+    def _forget(self, topic: str) -> None:
+        self._values_size -= len(self._values.pop(topic, b""))
+
+    def _send_values_first(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
+        """Hold an acknowledgement back until the values that match have been sent."""
+        if not self._values or (is_literal(pattern) and pattern not in self._values):
+            return False
+        self._spawn(self._send_values, subscriber.pipe, pattern, release)
+        return True
+
+    def _send_values(self, pipe: Pipe, pattern: str, release: Callable[[], None]) -> None:
+        """Send the values for a new subscription (a greenlet for each)."""
+        topics = [pattern] if is_literal(pattern) else [*self._values]
+        for number, topic in enumerate(topics, 1):
+            if number % _PORTION == 0:
+                yield_to_loop()
+            if matches(pattern, topic):
+                if not self._core.wait_writable(pipe):
+                    return
+                # Only now: it may have changed during the wait.
+                if (publication := self._values.get(topic)) is not None:
+                    self._core.put(pipe, control(KEPT + publication))
+        release()
+
+    # Confirmations
 
     def _confirm(self) -> None:
         """Confirm what was passed on in this turn of the loop (a greenlet for each)."""

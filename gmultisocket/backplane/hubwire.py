@@ -9,6 +9,9 @@ kind after the first byte  from          meaning
 0x40 u8 version            client        the first message of a connection
 0x41 u8 version, u32 limit hub           the answer; the longest message that the hub takes, in bytes, 0 for any
 0x42 u32 count             hub           the hub has passed on so many more of the client's publications
+0x43 publication           both          it is its topic's present value: the hub keeps it, and passes it on, also
+                                         to the client that it came from
+0x44 publication           hub           the present value of a topic that a new subscription matches
 ==== ===================== ============= ==============================================================================
 
 A publication is the same in both directions: its topic's length (2 bytes), the topic, the origin (8 bytes), the
@@ -23,13 +26,27 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
-__all__ = ["CONFIRM", "HELLO", "OVERHEAD", "VERSION", "WELCOME", "confirm", "length", "stamp", "welcome"]
+__all__ = [
+    "CONFIRM",
+    "HELLO",
+    "KEPT",
+    "OVERHEAD",
+    "RETAIN",
+    "VERSION",
+    "WELCOME",
+    "confirm",
+    "length",
+    "stamp",
+    "welcome",
+]
 
 VERSION: Final = 1
 #: The first bytes of control messages.
 HELLO: Final = b"\x40"
 WELCOME: Final = b"\x41"
 CONFIRM: Final = b"\x42"
+RETAIN: Final = b"\x43"
+KEPT: Final = b"\x44"
 
 #: The length of a topic.
 length: Final = Struct(">H")
@@ -38,4 +55,4 @@ stamp: Final = Struct(">8sQ")
 welcome: Final = Struct(">cBI")
 confirm: Final = Struct(">cI")
 #: The most bytes of a publication besides its content: a topic of the greatest length included.
-OVERHEAD: Final = length.size + 65535 + stamp.size
+OVERHEAD: Final = 1 + length.size + 65535 + stamp.size

@@ -157,6 +157,10 @@ class Interest:
         held = self._held
         return held.get(pattern, False) or any(held.get(each, False) for each in self._tree.covering(pattern))
 
+    def matches(self, topic: str) -> bool:
+        """Return whether a topic matches a live pattern."""
+        return topic in self._counts or next(self._tree.covering(topic), None) is not None
+
     # What is wanted
 
     def add(self, pattern: str) -> None:
@@ -185,14 +189,17 @@ class Interest:
         if count == 1:
             self._expiry[pattern] = now + self.linger
 
-    def expire(self, now: float) -> None:
-        """End the patterns that have lingered long enough."""
+    def expire(self, now: float) -> bool:
+        """End the patterns that have lingered long enough. Return whether there were any."""
+        ended = False
         while self._expiry:
             pattern, until = next(iter(self._expiry.items()))
             if until > now:
-                return
+                break
             del self._expiry[pattern]
             self._end(pattern)
+            ended = True
+        return ended
 
     def _end(self, pattern: str) -> None:
         """Forget a live pattern."""

@@ -32,11 +32,13 @@ class Kept(NamedTuple):
         head: as the engine made it of the topic.
         content: its content.
         sequence: its sequence.
+        retain: whether it is its topic's present value.
     """
 
     head: bytes
     content: bytes
     sequence: int
+    retain: bool = False
 
     @property
     def size(self) -> int:

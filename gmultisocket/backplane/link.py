@@ -20,8 +20,8 @@ from gevent.event import Event
 
 from .. import options as opts
 from ..errors import Closed, ConnectionFailed, EngineRefused, MultiSocketError, Timeout, TLSError
-from ..log import get_logger
-from ..loop.ending import Ended
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..options import Options
@@ -30,10 +30,12 @@ from .engines import find_engine
 from .interest import Interest
 from .ledger import Kept, Ledger
 from .once import Once
+from .values import Values
 
 __all__ = ["RESERVED", "EventKind", "Link", "shown"]
 
 logger = get_logger("gmultisocket.backplane")
+_log = ThrottledLog(logger, LOG_INTERVAL)
 
 EventKind = Literal["up", "down", "gap", "refused"]
 
@@ -58,7 +60,9 @@ class Link:
     Args:
         url: of the engine.
         options: of the plane.
-        deliver: called as ``deliver(topic, content)`` for each publication of another plane, once.
+        deliver: called as ``deliver(topic, content)`` for each publication of another plane, once. For the present
+            value of a topic, as ``deliver(topic, content, True, send)``, see ``LocalSubscribers.deliver``.
+        forget: called as ``forget(topic)`` when the present value of a topic is not known any more.
         tell: called as ``tell(kind, reason)`` for each event. Must not block.
 
     Attributes:
@@ -66,6 +70,7 @@ class Link:
         engine: the engine.
         ledger: what became of the publications.
         interest: the patterns.
+        values: the present values of topics that match them.
         once: finds echoes and duplicates.
         delivered: the number of publications that came from other planes.
         gaps: how often publications of others may have been missed.
@@ -82,7 +87,8 @@ class Link:
         self,
         url: str,
         options: Options,
-        deliver: Callable[[str, bytes], object],
+        deliver: Callable[..., object],
+        forget: Callable[[str], object],
         tell: Callable[[EventKind, str], object],
     ) -> None:
         self.url = shown(url)
@@ -96,6 +102,7 @@ class Link:
             options.get(opts.plane.buffer_overflow),
         )
         self.interest = Interest(options.get(opts.plane.linger))
+        self.values = Values(forget)
         self.once = Once(self.origin)
         self._is_new = self.once.is_new
         self._sequence = 0
@@ -131,23 +138,24 @@ class Link:
 
     # Publications
 
-    def publish(self, head: bytes, content: bytes) -> None:
+    def publish(self, head: bytes, content: bytes, retain: bool = False) -> None:
         """Publish, now or when the engine is there. Never blocks.
 
         Args:
             head: as the engine has made it of the topic.
             content: must not be longer than the engine's ``max_content``.
+            retain: whether the engine keeps it as the topic's present value.
         """
         ledger = self.ledger
         ledger.sent += 1
         self._sequence = sequence = self._sequence + 1
         if not self._direct:
-            ledger.keep(Kept(head, content, sequence))
+            ledger.keep(Kept(head, content, sequence, retain))
             return
         if not ledger.in_flight:
             self._progress = monotonic()
         ledger.hand_over(len(head) + len(content))
-        self._engine_publish(head, content, sequence)
+        (self.engine.retain if retain else self._engine_publish)(head, content, sequence)
         self._direct = ledger.is_open
 
     @property
@@ -181,7 +189,7 @@ class Link:
             if not ledger.in_flight:
                 self._progress = monotonic()
             ledger.hand_over(kept.size)
-            self.engine.publish(*kept)
+            (self.engine.retain if kept.retain else self.engine.publish)(kept.head, kept.content, kept.sequence)
             number += 1
             if number % _PORTION == 0:
                 yield_to_loop()
@@ -257,11 +265,18 @@ class Link:
         while True:
             self._wake.clear()
             now = monotonic()
-            self.interest.expire(now)
-            self._tell_interest()
-            if now >= self._held_until:
-                self._drain()
+            try:
+                self._work_once(now)
+            except Exception as error:
+                survive(_log, "work", error, "the work of a backplane has failed, and goes on")
             self._wake.wait(self._pause(now))
+
+    def _work_once(self, now: float) -> None:
+        if self.interest.expire(now):
+            self.values.forget_others(self.interest.matches)
+        self._tell_interest()
+        if now >= self._held_until:
+            self._drain()
 
     def _pause(self, now: float) -> float | None:
         """Return the seconds until there is something to do, None if that is not known."""
@@ -291,6 +306,8 @@ class Link:
             if len(self.interest):
                 self._missed = str(error)
             self.interest.cut()
+            # The server, or another one in its place, says what they are now.
+            self.values.clear()
         if not self._told_down and not early:
             self._told_down = True
             logger.warning("the backplane at %s is away: %s", self.url, error)
@@ -329,6 +346,19 @@ class Link:
         else:
             self.delivered += 1
             self._deliver(topic, content)
+
+    def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
+        # It may be this plane's own. One that was fetched may be older than what has come from its origin.
+        if not live:
+            is_new = self.values.is_new(topic, origin, sequence)
+        else:
+            is_new = origin == self.origin or self._is_new(origin, sequence)
+        if is_new:
+            self.delivered += 1
+            if self.interest.matches(topic):
+                self.values.keep(topic, content, origin, sequence)
+            # While the engine was away, subscriptions were acknowledged without it.
+            self._deliver(topic, content, True, live or self._told_down)
 
     def gap(self, reason: str) -> None:
         self.gaps += 1

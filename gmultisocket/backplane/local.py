@@ -32,7 +32,7 @@ _MAX_TOPICS: Final = 1024
 class _PubOwner(Protocol):
     """What a Pub needs of its plane."""
 
-    def publish(self, topic: str, content: Buffer) -> object: ...
+    def publish(self, topic: str, content: Buffer, *, retain: bool = False) -> object: ...
     def _pub_wants(self, pub: PlanePub, pattern: str, wanted: bool) -> None: ...
     def _pub_closed(self, pub: PlanePub) -> None: ...
     def _is_served(self, pattern: str) -> bool: ...
@@ -55,6 +55,10 @@ class PlanePub(Pub):
         authorize_through_switches: bool = False,
         presence_names: Callable[[RemoteSub], str] | None = None,
     ) -> None:
+        for name, value in (options or {}).items():
+            # Before the socket is made: it would have to be closed.
+            if opts.lookup(name) is opts.socket.send_overflow:
+                _check_overflow(value)
         super().__init__(
             options,
             authorize=authorize,
@@ -63,9 +67,7 @@ class PlanePub(Pub):
         )
         self._plane: _PubOwner | None = plane
         self.patterns: set[str] = set()
-        overflow = opts.socket.send_overflow
-        _check_overflow(self.options.get(overflow))
-        self.options.on_change(overflow, lambda old, new: None, _check_overflow)
+        self.options.on_change(opts.socket.send_overflow, lambda old, new: None, _check_overflow)
         self.on_interest(self._interest)
         self.hold_acknowledgements(self._hold)
 
@@ -76,28 +78,38 @@ class PlanePub(Pub):
             topic: e.g. ``"orders.eu.created"``.
             content: bytes-like.
             timeout: has no effect.
-            retain: not supported.
+            retain: as for :meth:`.plane.Backplane.publish`.
 
         Returns:
             The number of pipes of this Pub that it went to.
 
         Raises:
-            BadTopic, MessageTooLong, Closed: as :meth:`.plane.Backplane.publish`.
+            BadTopic, MessageTooLong, NotSupported, Closed: as :meth:`.plane.Backplane.publish`.
         """
-        if retain:
-            raise NotSupported("retain", "a backplane keeps no values")
         if self._plane is None:
             raise Closed("Pub")
         reached = self.reach(topic)
-        self._plane.publish(topic, content)
+        self._plane.publish(topic, content, retain=retain)
         return reached
 
-    def _deliver(self, topic: str, content: bytes) -> None:
-        """Send to the subscribers of this Pub."""
+    def unretain(self, topic: str) -> bool:
+        """Raise NotSupported: the values of a plane are those of all processes."""
+        raise NotSupported("unretain", "publish another value instead")
+
+    def _forget(self, topic: str) -> None:
+        """Keep the value of a topic no longer for new subscribers."""
+        if not self._closing:
+            super().unretain(topic)
+
+    def _deliver(self, topic: str, content: bytes, retain: bool, send: bool) -> None:
+        """Send to the subscribers of this Pub; or only keep it for those that are not acknowledged yet."""
         if self._closing:
             return
         try:
-            super().publish(topic, content)
+            if send:
+                super().publish(topic, content, retain=retain)
+            else:
+                self._keeper.keep(topic, content)
         except MessageTooLong:
             self._core.count_drop("too long")
 
@@ -125,7 +137,7 @@ class PlanePub(Pub):
             plane._pub_closed(self)
 
 
-def _check_overflow(value: str) -> None:
+def _check_overflow(value: object) -> None:
     if value == "block":
         why = "drop_newest, drop_oldest or disconnect: one peer of a plane must not block the others"
         raise BadOptionValue(opts.socket.send_overflow.name, value, why)
@@ -249,10 +261,22 @@ class LocalSubscribers:
         self._index.remove(subscription.pattern, subscription)
         self._topics.clear()
 
-    def deliver(self, topic: str, content: bytes) -> None:
-        """Hand a publication to all who want it. Does not block for any of them, but may let others run."""
+    def forget(self, topic: str) -> None:
+        """Keep the present value of a topic no longer."""
         for pub in self.pubs:
-            pub._deliver(topic, content)
+            pub._forget(topic)
+
+    def deliver(self, topic: str, content: bytes, retain: bool = False, send: bool = True) -> None:
+        """Hand a publication to all who want it. Does not block for any of them, but may let others run.
+
+        Args:
+            topic: must be valid.
+            content: its content.
+            retain: whether Pubs keep it for subscribers that come later.
+            send: False if those that are there get it with their acknowledgement.
+        """
+        for pub in self.pubs:
+            pub._deliver(topic, content, retain, send)
         if self.subscriptions:
             found = self._topics.get(topic)
             if found is None:

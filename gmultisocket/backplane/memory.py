@@ -14,7 +14,7 @@ from ..loop import owner
 from ..loop.ending import end
 from ..loop.waiting import Deadline
 from ..options import Options
-from ..protocol.subscriptions import Subscriptions
+from ..protocol.subscriptions import Subscriptions, matches
 from .engine import Engine, Plane
 
 __all__ = ["MemoryEngine"]
@@ -24,10 +24,14 @@ _PORTION: Final = 256
 
 #: By thread and URL: who subscribes to what.
 _exchanges: dict[tuple[int, str], Subscriptions[MemoryEngine]] = {}
+#: By the same: the present values by topic, each with its origin and sequence.
+_values: dict[tuple[int, str], dict[str, tuple[bytes, bytes, int]]] = {}
 
 
 class MemoryEngine(Engine):
     """Hands publications to the other engines of the same name in the same thread."""
+
+    keeps_values = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -56,9 +60,11 @@ class MemoryEngine(Engine):
         exchange = _exchanges.get(self._key)
         if exchange is not None and not len(exchange):
             del _exchanges[self._key]
+            _values.pop(self._key, None)
 
     def abandon(self) -> None:
         _exchanges.pop(self._key, None)
+        _values.pop(self._key, None)
 
     def head(self, topic: str) -> bytes:
         return topic.encode()
@@ -72,11 +78,21 @@ class MemoryEngine(Engine):
                     engine._report(engine.plane.received, topic, content, self.plane.origin, sequence)
         self._report(self.plane.confirmed, 1)
 
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        topic = head.decode()
+        _values.setdefault(self._key, {})[topic] = content, self.plane.origin, sequence
+        for engine in _exchanges.get(self._key, Subscriptions()).match(topic):
+            engine._report(engine.plane.retained, topic, content, self.plane.origin, sequence, True)
+        self._report(self.plane.confirmed, 1)
+
     def subscribe(self, patterns: Sequence[str]) -> None:
         exchange = _exchanges.setdefault(self._key, Subscriptions())
         for pattern in patterns:
             self._patterns.add(pattern)
             exchange.add(pattern, self)
+            for topic, value in _values.get(self._key, {}).items():
+                if matches(pattern, topic):
+                    self._report(self.plane.retained, topic, *value, False)
         self._report(self.plane.subscribed)
 
     def unsubscribe(self, patterns: Sequence[str]) -> None:

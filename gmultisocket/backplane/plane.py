@@ -29,14 +29,14 @@ from .. import options as opts
 from ..core.closing import Closable
 from ..core.sending.content import as_content
 from ..core.threadsafe import ThreadsafeHandle
-from ..errors import BadTopic, Closed, ForkedSocketError, PublicationTooLong, Timeout
+from ..errors import BadTopic, Closed, ForkedSocketError, NotSupported, PublicationTooLong, Timeout
 from ..loop import owner
 from ..loop.callbacks import Callbacks
 from ..loop.waiting import Deadline
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues, PlaneOptions
 from ..protocol.rights import Authorize, RemoteSub
-from ..protocol.subscriptions import check_pattern, check_topic
+from ..protocol.subscriptions import check_pattern, check_topic, matches
 from .control import Control, PlanePresence
 from .engine import SILENCE
 from .engines import find_engine
@@ -176,7 +176,7 @@ class Backplane(Closable):
         if self._link is None:
             self._thread, self._hub = _current_thread(), get_hub()
             local = self._local
-            link = Link(self._url, self.options, local.deliver, self._events.tell)
+            link = Link(self._url, self.options, local.deliver, local.forget, self._events.tell)
             self._control = Control(link, local)
             self._link = link
             owner.register(self)
@@ -199,7 +199,7 @@ class Backplane(Closable):
         """
         self._use().wait_up(timeout)
 
-    def publish(self, topic: str, content: Buffer) -> None:
+    def publish(self, topic: str, content: Buffer, *, retain: bool = False) -> None:
         """Publish to the subscribers of all processes.
 
         Never blocks, and never fails because the engine is away: then the publication waits, see ``plane.buffer_*``.
@@ -208,9 +208,13 @@ class Backplane(Closable):
         Args:
             topic: e.g. ``"orders.eu.created"``. Those that begin with ``$plane.`` are reserved.
             content: bytes-like.
+            retain: the engine keeps it, instead of the one before, as the topic's present value. Each new subscription
+                that matches gets it, at every process. Subscribers in this process get it from the engine, too. The
+                value is gone when the hub dies.
 
         Raises:
             BadTopic: it is not a topic, or the server cannot have it.
+            NotSupported: ``retain``, and the engine keeps no values.
             PublicationTooLong: the content is longer than the server takes.
             Closed: the plane is closed.
         """
@@ -225,12 +229,22 @@ class Backplane(Closable):
         limit = link.engine.max_content
         if limit and len(content) > limit:
             raise PublicationTooLong(len(content), limit)
-        link.publish(head, content)
         local = self._local
+        if retain:
+            self._retain(link, head, content)
+            return
+        link.publish(head, content)
         if local.pubs or local.subscriptions:
             local.deliver(topic, content)
         if not link.ledger.sent % _PORTION:
             yield_to_loop()
+
+    @staticmethod
+    def _retain(link: Link, head: bytes, content: bytes) -> None:
+        if not link.engine.keeps_values:
+            raise NotSupported("retain", f"the engine of {link.url} keeps no values")
+        # Not to local subscribers: they get the server's copy, so that all processes have the same value in the end.
+        link.publish(head, content, retain=True)
 
     def _head(self, link: Link, topic: str) -> bytes:
         check_topic(topic)
@@ -268,6 +282,9 @@ class Backplane(Closable):
             presence_names=presence_names,
         )
         self._local.pubs += (pub,)
+        assert self._link is not None
+        for topic, content in self._link.values:
+            pub._deliver(topic, content, True, True)
         assert self._control is not None
         self._control.listen()
         return pub
@@ -304,6 +321,9 @@ class Backplane(Closable):
         subscription = Subscription(pattern, queue_size, overflow, lambda: self._check_same(link), self._unsubscribe)
         self._local.add(subscription)
         link.want(pattern)
+        for topic, content in link.values:
+            if matches(pattern, topic):
+                subscription.put(topic, content)
         if timeout is not None:
             try:
                 if not link.wait_served(pattern, Deadline(timeout)):

@@ -66,6 +66,7 @@ class Gatekeeper:
         keeper: what it keeps, and what a new subscription gets of that.
         holding: the acknowledgements that are held back.
         silenced: not empty if messages of some subscribers are dropped.
+        on_new_behind_switch: called when a subscriber behind a switch gets a subscription. Must not block.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Gatekeeper:
         )  # fmt: skip
         self.keeper = Keeper(core, options, spawn, self.subscribers, history, send_copy)
         self.holding = Holding(self._answer)
+        self.on_new_behind_switch: Callable[[], object] = lambda: None
         #: By pipe id and source: the last 0x05, until its 0x01 comes.
         self._asks: dict[int, OrderedDict[bytes, Ask]] = {}
         self._warned: set[str] = set()
@@ -180,6 +182,8 @@ class Gatekeeper:
         if self.restricted:
             self._refusers.accepted(peer.pipe.id, source)
         remote = RemoteSub(peer.pipe, subscriber.source)
+        if is_new and not remote.direct:
+            self.on_new_behind_switch()
         if not self.holding.hold(remote, pattern, ask, is_new):
             self._answer(remote, pattern, ask, is_new)
         elif ask is not None:

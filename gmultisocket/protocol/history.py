@@ -25,6 +25,10 @@ __all__ = ["Entry", "History", "MemoryHistory", "Since", "publication"]
 _OVERHEAD: Final = 200
 #: Topics whose last offset is remembered.
 _MAX_TOPICS: Final = 1 << 16
+#: While there are no more topics than that, their order does not matter.
+_FEW_TOPICS: Final = 1 << 10
+#: So many publications more than the limit are kept at times.
+_MORE: Final = 64
 #: Topics of which it is remembered that they have lost something. With more of them, older positions of all topics
 #: count as incomplete.
 _MAX_LOST: Final = 1 << 13
@@ -178,11 +182,11 @@ class MemoryHistory(History):
         self._by_topic: dict[str, deque[Entry]] = {}
         self._retained: OrderedDict[str, Entry] = OrderedDict()
         self._retained_bytes = 0
-        #: By topic, the one that was published longest ago first: its last offset; and the last offset of those that
-        #: have left this table.
+        #: By topic: its last offset; if there are many, the one that was published longest ago is first. And the last
+        #: offset of those that have left this table.
         self._last: OrderedDict[str, int] = OrderedDict()
         self._forgotten = 0
-        #: By topic: the last offset that is not kept any more; and the highest one of all topics.
+        #: By topic, unless the log tells it: the last offset that is not kept any more; and the highest one of all.
         self._lost: dict[str, int] = {}
         self._lost_to = 0
         #: The highest lost offset of topics that have left ``_lost``.
@@ -211,10 +215,10 @@ class MemoryHistory(History):
             return None
         offset = self._last_offset = self._last_offset + 1
         last = self._last
-        entry = _new(Entry, (offset, last.pop(topic, self._forgotten), topic, content))
+        entry = _new(Entry, (offset, last.get(topic, self._forgotten), topic, content))
         last[topic] = offset
-        if len(last) > _MAX_TOPICS:
-            self._forgotten = max(self._forgotten, last.popitem(last=False)[1])
+        if len(last) > _FEW_TOPICS:
+            self._make_last(topic)
         if logged:
             self._log.append(entry)
             self._log_bytes += _OVERHEAD + len(topic) + len(content)
@@ -228,9 +232,16 @@ class MemoryHistory(History):
             self._retain(entry)
         elif not logged:
             self._lose(entry)
-        if self._max_age or self._log_bytes > self._max_bytes or len(self._log) > self._max_entries:
+        # Several at once take less time than one by one.
+        if len(self._log) > self._max_entries + _MORE or self._log_bytes > self._max_bytes or self._max_age:
             self.trim()
         return entry
+
+    def _make_last(self, topic: str) -> None:
+        """Record that a topic was the last one that was published; forget the first one if there are too many."""
+        self._last.move_to_end(topic)
+        if len(self._last) > _MAX_TOPICS:
+            self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
 
     def _retain(self, entry: Entry) -> None:
         self.unretain(entry.topic)
@@ -283,8 +294,19 @@ class MemoryHistory(History):
         if offset < self._lost_forgotten:
             return False
         if is_literal(pattern):
-            return self._lost.get(pattern, 0) <= offset
-        return not any(lost > offset and matches(pattern, topic) for topic, lost in self._lost.items())
+            return self._lost_of(pattern) <= offset
+        topics = (topic for topic in (*self._by_topic, *self._lost) if self._lost_of(topic) > offset)
+        return not any(matches(pattern, topic) for topic in topics)
+
+    def _lost_of(self, topic: str) -> int:
+        """Return the last offset of a topic that cannot be sent again, 0 if there is none."""
+        lost = self._lost.get(topic, 0)
+        kept = self._by_topic.get(topic)
+        if kept:
+            before = kept[0].previous
+            value = self._retained.get(topic)
+            lost = max(lost, value.previous if value is not None and value.offset == before else before)
+        return lost
 
     def retained_topics(self) -> list[str]:
         return [*self._retained]
@@ -297,26 +319,33 @@ class MemoryHistory(History):
     def trim(self) -> None:
         """Forget publications that are too old or too many."""
         oldest = monotonic() - self._max_age if self._max_age else 0.0
-        while self._log:
-            if len(self._log) > self._max_entries:
+        log, times, dropped = self._log, self._times, self.dropped
+        while log:
+            if len(log) > self._max_entries:
                 reason = "entries"
-            elif self._log_bytes > self._max_bytes and len(self._log) > 1:
+            elif self._log_bytes > self._max_bytes and len(log) > 1:
                 reason = "bytes"
-            elif self._times and self._times[0] < oldest:
+            elif times and times[0] < oldest:
                 reason = "age"
             else:
                 return
-            entry = self._log.popleft()
-            if self._times:
-                self._times.popleft()
-            self._log_bytes -= _size(entry)
-            kept = self._by_topic[entry.topic]
+            entry = log.popleft()
+            topic = entry.topic
+            if times:
+                times.popleft()
+            self._log_bytes -= _OVERHEAD + len(topic) + len(entry.content)
+            dropped[reason] = dropped.get(reason, 0) + 1
+            kept = self._by_topic[topic]
             kept.popleft()
             if not kept:
-                del self._by_topic[entry.topic]
-            self._count(reason)
-            if self._retained.get(entry.topic) is not entry:
+                del self._by_topic[topic]
+            if self._retained.get(topic) is entry:
+                continue
+            if not kept:
                 self._lose(entry)
+            elif entry.offset > self._lost_to:
+                # The next one of its topic tells which it was.
+                self._lost_to = entry.offset
 
     def _lose(self, entry: Entry) -> None:
         """Remember that a publication cannot be sent again."""

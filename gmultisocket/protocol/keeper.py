@@ -27,6 +27,7 @@ __all__ = ["Keeper"]
 _head = Struct(">cIQQQ")
 #: What a position adds to a publication, in bytes.
 _HEAD_SIZE: Final = _head.size
+_pack = _head.pack
 
 
 class Keeper:
@@ -126,11 +127,12 @@ class Keeper:
             timeout: seconds.
             retain: whether it is the topic's present value.
         """
-        history = self._make_history()
+        history = self.history or self._make_history()
+        core = self._core
         # Here, so that no other greenlet runs between the numbering and the sending.
-        self._core.begin()
-        if _HEAD_SIZE + len(head) + len(content) > self._core.max_content and (retain or history.keeps(topic)):
-            self._core.check_content(bytes(_HEAD_SIZE) + head + content)
+        core.begin()
+        if _HEAD_SIZE + len(head) + len(content) > core.max_content and (retain or history.keeps(topic)):
+            core.check_content(bytes(_HEAD_SIZE) + head + content)
         if retain:
             before = history.dropped.get("retained", 0)
             entry = history.append(topic, content, True)
@@ -138,7 +140,18 @@ class Keeper:
                 self._core.count_drop("retained")
         else:
             entry = history.append(topic, content)
+        if self._replays is None and not self._subscribers.own_copies:
+            return core.send_group(wanted, head + content, timeout)
         return self.send(entry, head + content, topic, wanted, timeout)
+
+    def keep(self, topic: str, content: bytes) -> None:
+        """Keep the present value of a topic for later subscriptions, without sending it to those that are there.
+
+        Raises:
+            MessageTooLong: it is too long to be sent.
+        """
+        self._core.check_content(bytes(_HEAD_SIZE + 2) + topic.encode() + content)
+        self._make_history().append(topic, content, True)
 
     def send(
         self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
@@ -152,26 +165,24 @@ class Keeper:
             wanted: as in :meth:`publish`.
             timeout: seconds.
         """
-        if entry is None or not self._replays:
-            return self._send(wanted, publication, timeout)
-        history = self.history
-        assert history is not None
-        self._replays.published(entry)
-        split = self._replays.split(topic, wanted)
+        replays = self._replays
+        send = self.send_copies if self._subscribers.own_copies else self._core.send_group
+        if entry is None or replays is None or not replays.askings:
+            return send(wanted, publication, timeout)
+        if replays.running:
+            replays.published(entry)
+        split = replays.splits.get(topic)
+        if split is None or split.wanted is not wanted:
+            split = replays.split(topic, wanted)
         count = 0
         if split.positioned:
-            head = _head.pack(POSITIONED, 0, history.epoch, entry.offset, entry.previous)
-            count += self._send(split.positioned, head + publication, timeout, CONTROL)
+            head = _pack(POSITIONED, 0, replays.history().epoch, entry.offset, entry.previous)
+            count = send(split.positioned, head + publication, timeout, CONTROL)
         if split.plain:
-            count += self._send(split.plain, publication, timeout)
+            count += send(split.plain, publication, timeout)
         if split.alone:
-            count += min(self._send(split.alone, publication, timeout), split.pipes_alone)
+            count += min(self.send_copies(split.alone, publication, timeout), split.pipes_alone)
         return count
-
-    def _send(self, wanted: Collection[Any], content: bytes, timeout: float | None, flags: int = 0) -> int:
-        if self._subscribers.own_copies or (type(wanted) is list and wanted and isinstance(wanted[0], RemoteSub)):
-            return self.send_copies(wanted, content, timeout, flags)
-        return self._core.send_group(wanted, content, timeout, flags)
 
     def send_copies(self, remotes: Collection[RemoteSub], content: bytes, timeout: float | None, flags: int = 0) -> int:
         """Send to each subscriber along its path. Return the number of pipes that it went to."""

@@ -69,12 +69,25 @@ class _Meeting:
         replaying: the source whose replay counts; None while none is needed.
         told: the present replay is the first one, or began with a gap: what is missing up to ``base`` needs no telling.
         gone: a gap was told because no publisher has the history.
+        lost: when the last publisher went. Such moments are numbered.
         since: since when it, or a chain of others that it overlaps with, has been in effect without a pause. All
             beginnings and ends of meetings are numbered.
         ended: when it ended, 0 before.
     """
 
-    __slots__ = ("base", "ended", "gone", "pattern", "position", "replaying", "since", "sources", "starts", "told")
+    __slots__ = (
+        "base",
+        "ended",
+        "gone",
+        "lost",
+        "pattern",
+        "position",
+        "replaying",
+        "since",
+        "sources",
+        "starts",
+        "told",
+    )
 
     def __init__(self, pattern: str, since: int) -> None:
         self.pattern = pattern
@@ -87,6 +100,7 @@ class _Meeting:
         self.replaying: bytes | None = None
         self.told = False
         self.gone = False
+        self.lost = 0
 
 
 class _Pattern:
@@ -167,7 +181,18 @@ class Positions:
         mine.askings[pipe_id] = number
         self._askings[number] = pattern
         self._ignored.pop(pattern, None)
+        if before is not None:
+            self._break_off(mine, pattern, pipe_id)
         return self._ask(number, pattern, retained, recover)
+
+    def _break_off(self, mine: _Pattern, pattern: str, pipe_id: int) -> None:
+        """End the replays by a pipe: the publishers are asked anew."""
+        prefix = pipe_id.to_bytes(_PIPE_ID, "big")
+        for epoch, meeting in mine.meetings.items():
+            unended = [source for source, replays in meeting.sources.items() if replays and source.startswith(prefix)]
+            if unended and self._remove_sources(epoch, meeting, unended):
+                # Those behind other pipes are to be asked as well, soon.
+                self._ignored[pattern] = 1
 
     def ask_another(self, pattern: str, pipe_id: int, *, retained: bool = False, recover: bool = False) -> Ask | None:
         """Return what to ask one more publisher behind a pipe, so that answers of the others still count.
@@ -265,6 +290,9 @@ class Positions:
         meeting.told = gap or first
         if meeting.told:
             meeting.base = max(meeting.base, replay.offset)
+        else:
+            # If a replay before was cut off, this one brings the rest of what that was to bring.
+            meeting.base = min(meeting.base, meeting.position)
         return [Gap(meeting.pattern, None, "history")] if gap else []
 
     def _end(self, meeting: _Meeting, source: bytes, replay: Replay) -> None:
@@ -391,6 +419,9 @@ class Positions:
         for source in gone:
             del meeting.sources[source]
             meeting.starts.pop(source, None)
+        if not meeting.sources:
+            self._count += 1
+            meeting.lost = self._count
         if meeting.replaying is None:
             # The others may have begun behind what this one has brought.
             complete = all(start <= meeting.position for start in meeting.starts.values())
@@ -406,13 +437,23 @@ class Positions:
         meeting.starts.clear()
         return True
 
-    def expire(self, pattern: str) -> list[Gap]:
-        """Forget the histories that no publisher has. Return what is missing for that reason."""
+    def now(self) -> int:
+        """Return the number of this moment, for :meth:`expire`."""
+        self._count += 1
+        return self._count
+
+    def expire(self, pattern: str, before: int | None = None) -> list[Gap]:
+        """Forget the histories that no publisher has. Return what is missing for that reason.
+
+        Args:
+            pattern: the subscription.
+            before: forget only those that were lost before this moment.
+        """
         gaps: list[Gap] = []
         mine = self._patterns.get(pattern)
         if mine is not None:
             for epoch, meeting in [*mine.meetings.items()]:
-                if not meeting.sources:
+                if not meeting.sources and (before is None or meeting.lost < before):
                     if not meeting.gone:
                         gaps.append(self._tell_gone(meeting))
                     self._end_meeting(mine, epoch)

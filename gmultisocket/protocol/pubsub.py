@@ -11,6 +11,9 @@
   They are counted on that pipe (``overflow``), the first is logged, and other Subs are not affected.
   ``socket.send_overflow`` is ``drop_newest`` by default. A Sub never gets what is published while it is not connected.
   It does get what is published after ``subscribe(pattern, timeout)`` has returned, and the retained values of topics.
+  With ``Pub(history=...)`` and ``subscribe(pattern, recover=True)`` it gets what was published in between as well, and
+  is told what it does not get (:mod:`~gmultisocket.protocol.recovery`). These subscriptions go out as 0x05, with
+  positions, are answered by 0x06, and get publications with positions (0x07).
 
 The rules for topics and patterns are in :mod:`~gmultisocket.protocol.subscriptions`. A message that several patterns of
 a Sub match comes once. What a Pub remembers, and within which limits, is in :mod:`~gmultisocket.protocol.subscribers`.
@@ -126,6 +129,7 @@ class Pub(ProtocolBase):
         self._groups = self._subscribers.topics.groups
         self._find = self._subscribers.find
         self._expiry = Periodic(self._expiry_pause, self._expire, self._spawn)
+        gate.on_new_behind_switch = self._start_expiry
         #: New pipes, by which nobody was asked who is there.
         self._new_pipes: deque[Pipe] = deque()
         follow(self.options, self._subscribers.limits, self._copied)
@@ -156,7 +160,8 @@ class Pub(ProtocolBase):
             timeout: seconds, for ``block``.
             retain: keep it, instead of the one that was retained before, as the topic's present value: each new
                 subscription that matches gets it. At most 65,536 values and 64 MiB are kept; the one that was set
-                longest ago goes first, and is counted (``retained``).
+                longest ago goes first, and is counted (``retained``). With a ``history``, its limits hold instead. A
+            content that is kept may be 29 bytes shorter than others: its position takes them.
 
         Returns:
             The number of pipes that it went to, without those whose queue is full.
@@ -169,7 +174,8 @@ class Pub(ProtocolBase):
         if type(content) is not bytes:
             content = self._core.check_content(content)
         if retain or self._keeper.history is not None:
-            self._check_open()
+            if self._closing:
+                self._check_open()
             return self._keeper.publish(topic, content, head, pipes, timeout, retain)
         if self._own_copies:
             return self._keeper.send_copies(pipes, head + content, timeout)
@@ -189,6 +195,7 @@ class Pub(ProtocolBase):
         """
         head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
         self._check_open()
+        self._core.begin()
         return self._keeper.send(entry, head + entry.content, entry.topic, pipes, timeout)
 
     def replay_again(self) -> None:
@@ -412,10 +419,12 @@ class Pub(ProtocolBase):
     def _subscribe(self, peer: Peer, pattern: str, message: Message) -> None:
         if self._gate.subscribe(peer, pattern, message.source, len(message.content) - 1):
             self._drop(message, "refused subscription")
-        elif message.source != peer.pipe.path and self.options.get(opts.protocol.pubsub.expiry):
-            self._expiry.start()
 
     # Subscribers that died behind a switch
+
+    def _start_expiry(self) -> None:
+        if self.options.get(opts.protocol.pubsub.expiry):
+            self._expiry.start()
 
     def _expiry_pause(self) -> float:
         """Return the seconds until the next check for silent subscribers, 0 if none is behind a switch."""

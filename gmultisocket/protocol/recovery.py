@@ -145,9 +145,10 @@ class Recovery:
         try:
             while self._again:
                 self._again = False
+                reconnected = self._positions.now()
                 gevent.sleep(self._options.get(opts.protocol.pubsub.recover_timeout))
                 for pattern in [*self._flags]:
-                    for gap in self._positions.expire(pattern):
+                    for gap in self._positions.expire(pattern, reconnected):
                         self._mark(gap)
         finally:
             self._waiting = False
@@ -189,10 +190,11 @@ class Recovery:
             marker.gap = gap
             self._core.append(Message(content=marker))
 
-    def tell(self, gap: Gap) -> None:
-        """Call the callbacks. The receiving greenlet does that, between two publications."""
+    def tell(self, marker: bytes) -> None:
+        """Call the callbacks. The receiving greenlet does that, when it finds a marker between two publications."""
+        assert isinstance(marker, Marker)
         for callback in [*self._callbacks]:
             try:
-                callback(gap)
+                callback(marker.gap)
             except Exception as error:
                 usercode.report("gmultisocket.protocol", "a gap callback failed", error, self)

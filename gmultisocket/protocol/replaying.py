@@ -73,14 +73,16 @@ class _Asking:
         ask: the 0x05.
         entries: what is still to be sent while its replay runs; None while it waits, and when it is live.
         added: how many of them were published since the replay began.
+        accepted: the last offset of the history when the subscription was accepted.
         index: the index that it is in.
     """
 
-    __slots__ = ("added", "ask", "entries", "index", "pattern", "remote")
+    __slots__ = ("accepted", "added", "ask", "entries", "index", "pattern", "remote")
 
-    def __init__(self, remote: RemoteSub, ask: Ask) -> None:
+    def __init__(self, remote: RemoteSub, ask: Ask, accepted: int) -> None:
         self.remote = remote
         self.ask = ask
+        self.accepted = accepted
         self.pattern = ask.pattern
         self.entries: deque[Entry] | None = None
         self.added = 0
@@ -100,10 +102,16 @@ class Replays:
         spawn: its ``_spawn``.
         history: returns its history.
         peers: its peers by pipe id.
+
+    Attributes:
+        history: returns the history.
+        askings: the subscriptions by pipe, source and pattern. Read-only.
+        running: the number of replays that run.
+        splits: who gets what, by topic, as far as it is remembered.
     """
 
-    __slots__ = ("_askings", "_core", "_forgetting", "_gone", "_history", "_live", "_peers", "_pins", "_queues",
-                 "_running", "_spawn", "_splits")  # fmt: skip
+    __slots__ = ("_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_queues", "_running", "_spawn",
+                 "askings", "history", "running", "splits")  # fmt: skip
 
     def __init__(
         self,
@@ -115,25 +123,21 @@ class Replays:
     ) -> None:
         self._core = core
         self._spawn = spawn
-        self._history = history
+        self.history = history
         self._peers = peers
         self._pins = Pins(lambda: options.get(opts.protocol.pubsub.replay_bytes))
-        #: By pipe, source and pattern.
-        self._askings: dict[Pipe, dict[tuple[bytes, str], _Asking]] = {}
+        self.askings: dict[Pipe, dict[tuple[bytes, str], _Asking]] = {}
         #: By pipe: the subscriptions that wait or whose replay runs, the one whose turn it is first. Has no pipe
         #: without any.
         self._queues: dict[Pipe, _Queue] = {}
         #: The subscribers by the patterns that are live, and the replays that run by their patterns.
         self._live: Subscriptions[RemoteSub] = Subscriptions()
         self._running: Subscriptions[_Asking] = Subscriptions()
-        self._splits: dict[str, Split] = {}
+        self.running = 0
+        self.splits: dict[str, Split] = {}
         #: Subscriptions by pipes that have closed, which are still in an index.
         self._gone: deque[_Asking] = deque()
         self._forgetting = False
-
-    def __bool__(self) -> bool:
-        """Return whether there is such a subscription."""
-        return bool(self._askings)
 
     # Subscriptions
 
@@ -146,14 +150,14 @@ class Replays:
             start: False: another call begins the replay. Until then nothing goes to the subscriber.
         """
         pipe, source = remote
-        askings = self._askings.setdefault(pipe, {})
+        askings = self.askings.setdefault(pipe, {})
         key = (source, ask.pattern)
         asking = askings.get(key)
         if asking is None or asking.ask.id != ask.id:
             if asking is not None:
                 self._drop(asking)
-            asking = askings[key] = _Asking(remote, ask)
-            self._splits.clear()
+            asking = askings[key] = _Asking(remote, ask, self.history().last_offset)
+            self.splits.clear()
         elif asking.index is not None:
             return
         if start:
@@ -176,24 +180,24 @@ class Replays:
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
-        askings = self._askings.get(pipe)
+        askings = self.askings.get(pipe)
         if askings is None:
             return
         asking = askings.pop((source, pattern), None)
         if asking is None:
             return
         if not askings:
-            del self._askings[pipe]
+            del self.askings[pipe]
         queue = self._queues.get(pipe)
         if queue is not None:
             queue.pop((source, pattern), None)
         self._drop(asking)
-        self._splits.clear()
+        self.splits.clear()
 
     def remove_pipe(self, pipe: Pipe) -> None:
         """Forget the subscriptions by a pipe that has closed, in portions."""
-        self._splits.clear()
-        askings = self._askings.pop(pipe, None)
+        self.splits.clear()
+        askings = self.askings.pop(pipe, None)
         if askings is None:
             return
         self._gone.extend(askings.values())
@@ -228,22 +232,22 @@ class Replays:
             asking.index.remove(asking.pattern, asking if asking.index is self._running else asking.remote)
         if index is not None:
             index.add(asking.pattern, asking if index is self._running else asking.remote)
+        self.running += (index is self._running) - (asking.index is self._running)
         asking.index = index
 
     def again(self) -> None:
         """Answer every 0x05 again: there is another history."""
-        for pipe, askings in self._askings.items():
+        for pipe, askings in self.askings.items():
             for key, asking in askings.items():
                 self._drop(asking)
+                asking.accepted = self.history().last_offset
                 self._start(pipe, key, asking)
-        self._splits.clear()
+        self.splits.clear()
 
     # Publications
 
     def published(self, entry: Entry) -> None:
         """Put a publication behind the replays that run, and that it belongs to."""
-        if not self._running:
-            return
         for asking in self._running.match(entry.topic):
             if asking.entries is None:
                 continue
@@ -256,18 +260,15 @@ class Replays:
                 self._core.count_drop("overflow", asking.remote.pipe.id)
 
     def split(self, topic: str, wanted: Collection[Any]) -> Split:
-        """Return who gets a publication in which way.
+        """Find out who gets a publication in which way, and remember it.
 
         Args:
             topic: its topic.
             wanted: the pipes that want it; or the subscribers, if each gets its own copy.
         """
-        split = self._splits.get(topic)
-        if split is None or split.wanted is not wanted:
-            split = self._find(topic, wanted)
-            if len(self._splits) >= _MAX_SPLITS:
-                self._splits.clear()
-            self._splits[topic] = split
+        if len(self.splits) >= _MAX_SPLITS:
+            self.splits.clear()
+        split = self.splits[topic] = self._find(topic, wanted)
         return split
 
     def _find(self, topic: str, wanted: Collection[Any]) -> Split:
@@ -282,7 +283,7 @@ class Replays:
                     positioned.append(key)
                 elif self._wants_plain(key, topic):
                     plain.append(key)
-            elif key in self._askings:
+            elif key in self.askings:
                 if key in pipes:
                     positioned.append(key)
                 for source in self._peers[key.id].subscribers:
@@ -295,7 +296,7 @@ class Replays:
 
     def _wants_plain(self, remote: RemoteSub, topic: str) -> bool:
         """Return whether a subscriber wants a topic by a pattern without a 0x05."""
-        askings = self._askings.get(remote.pipe, {})
+        askings = self.askings.get(remote.pipe, {})
         patterns = self._peers[remote.pipe.id].subscribers[remote.source].patterns
         return any(matches(pattern, topic) and (remote.source, pattern) not in askings for pattern in patterns)
 
@@ -320,7 +321,7 @@ class Replays:
         topics: set[str] = set()
         seen = 0
         if asking.entries is None:
-            seen = self._history().last_offset
+            seen = self.history().last_offset
             topics = self._retained_topics(asking.ask)
         for _ in range(_PORTION):
             if not self._core.wait_writable(pipe):
@@ -344,7 +345,7 @@ class Replays:
         if is_literal(ask.pattern):
             return {ask.pattern}
         found = set()
-        for number, topic in enumerate(self._history().retained_topics(), 1):
+        for number, topic in enumerate(self.history().retained_topics(), 1):
             if number % _COMPARED == 0:
                 yield_to_loop()
             if matches(ask.pattern, topic):
@@ -359,11 +360,11 @@ class Replays:
             topics: those that match and had a retained value ...
             seen: ... when the history had this last offset.
         """
-        history = self._history()
+        history = self.history()
         if asking.ask.retained and history.last_offset > seen:
             topics.update(entry.topic for entry in history.since(asking.pattern, seen).entries)
         retained = sorted(entry for topic in topics for entry in history.retained(topic))
-        head, entries = begin_replay(history, asking.ask, retained, self._pins.fits)
+        head, entries = begin_replay(history, asking.ask, asking.accepted, retained, self._pins.fits)
         if entries:
             self._pins.add(entries)
             asking.entries = deque(entries)
@@ -371,7 +372,7 @@ class Replays:
         else:
             head = head._replace(end=True)
             self._move(asking, self._live)
-        self._splits.clear()
+        self.splits.clear()
         self._put(asking, head)
 
     def _send_next(self, asking: _Asking) -> None:
@@ -381,14 +382,14 @@ class Replays:
         entry = entries.popleft()
         self._pins.remove(entry)
         asking.added = min(asking.added, len(entries))
-        history = self._history()
+        history = self.history()
         epoch = history.epoch
         self._put(asking, Positioned(asking.ask.id, epoch, entry.offset, entry.previous, publication(entry)))
         if not entries:
             asking.entries = None
             self._put(asking, Replay(asking.ask.id, epoch, history.last_offset, end=True))
             self._move(asking, self._live)
-            self._splits.clear()
+            self.splits.clear()
 
     def _put(self, asking: _Asking, message: Replay | Positioned) -> None:
         self._core.put(asking.remote.pipe, control(message.encode(), asking.remote.source))

@@ -18,30 +18,35 @@ _PLACE: Final = 16
 
 
 def begin_replay(
-    history: History, ask: Ask, retained: list[Entry], fits: Callable[[list[Entry]], bool]
+    history: History, ask: Ask, accepted: int, retained: list[Entry], fits: Callable[[list[Entry]], bool]
 ) -> tuple[Replay, list[Entry]]:
     """Return the head of a replay, and the publications in it, oldest first.
 
     * A subscriber that gives no position in this history meets it for the first time: it gets the retained values.
     * With a position it gets what is behind it. If something of that is not there any more, or it does not ask for it,
       or it is too much, the head says that there is a gap.
+    * What was published since the subscription was accepted it gets in any case.
 
     Args:
         history: the Pub's.
         ask: what the subscriber says.
+        accepted: the last offset when its subscription was accepted.
         retained: the retained values of the topics that match, oldest first, if it asks for them.
         fits: whether there is memory for some publications. If not, only the retained values are sent, and not even
             those if they do not fit.
     """
     epoch, last = history.epoch, history.last_offset
     position = next((offset for known, offset in ask.positions if known == epoch), None)
-    if position is None:
-        entries, recovered, gap = retained, False, False
-    else:
+    entries = retained
+    if accepted < last:
+        new = history.since(ask.pattern, accepted).entries
+        entries = [entry for entry in retained if entry.offset <= accepted] + new
+    recovered = gap = False
+    if position is not None:
         since = history.since(ask.pattern, position)
-        recovered = since.complete and (ask.recover or not since.entries)
+        entries = since.entries if ask.recover else [entry for entry in entries if entry.offset > position]
+        recovered = since.complete and len(entries) == len(since.entries)
         gap = not recovered
-        entries = since.entries if ask.recover else [entry for entry in retained if entry.offset > position]
     if not fits(entries):
         gap, recovered = True, False
         entries = retained if entries is not retained and fits(retained) else []

@@ -248,7 +248,8 @@ class Sub(ProtocolBase):
         while True:
             message = self.socket.recv(timeout if deadline is None else deadline.left())
             if type(message) is not bytes:
-                self._tell_gap(message)
+                assert self._recovery is not None
+                self._recovery.tell(message)
                 deadline = deadline or Deadline(timeout)
                 continue
             end = 2 + _length.unpack_from(message)[0]
@@ -257,10 +258,6 @@ class Sub(ProtocolBase):
                 return topic, message[end:]
             # It was unsubscribed after the message came.
             deadline = deadline or Deadline(timeout)
-
-    def _tell_gap(self, marker: bytes) -> None:
-        if self._recovery is not None:
-            self._recovery.tell(marker.gap)  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
         """Iterate over publications as they come; ends when it is closed and what had arrived was received."""
@@ -431,11 +428,12 @@ class Sub(ProtocolBase):
         return interval if self._behind_switch() else 0
 
     def _refresh_subscriptions(self, elapsed: float, late: float) -> None:
-        overdue = [] if self._recovery is None else self._recovery.overdue()
+        if self._recovery is not None:
+            self._ask_again(self._recovery.overdue())
         for upstream in self._behind_switch():
             upstream.subscribe_all(self._patterns, ask=False)
             if self._recovery is not None:
-                for pattern in (*overdue, *self._recovery.unanswered(upstream.pipe.id)):
+                for pattern in self._recovery.unanswered(upstream.pipe.id):
                     if pattern in upstream.unsent:
                         upstream.unsent[pattern] = True
             self._subscribe_rest(upstream)

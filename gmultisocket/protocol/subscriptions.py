@@ -194,9 +194,35 @@ class Subscriptions(Generic[Key]):
     def match(self, topic: str) -> set[Key]:
         """Return the keys that have a pattern which matches the topic: a new set."""
         found: set[Key] = set()
-        visits = 0
-        nodes = [self._root]
-        for token in topic.split(SEPARATOR):
+        tokens = topic.split(SEPARATOR)
+        node = self._root
+        # While only one node is left, as for most topics.
+        for depth, token in enumerate(tokens):
+            below = node.below
+            if below is None:
+                self.visits = depth
+                return found
+            rest = below.get(REST)
+            if rest is not None and rest.here is not None:
+                found.update(rest.here)
+            same, one = below.get(token), below.get(ONE)
+            if same is not None and one is not None:
+                self._match_several([same, one], tokens[depth + 1 :], found)
+                self.visits += depth
+                return found
+            if same is None and one is None:
+                self.visits = depth
+                return found
+            node = same or one  # type: ignore[assignment]
+        self.visits = len(tokens)
+        if node.here is not None:
+            found.update(node.here)
+        return found
+
+    def _match_several(self, nodes: list[_Node[Key]], tokens: list[str], found: set[Key]) -> None:
+        """Add the keys that have a pattern which matches the rest of a topic, below some nodes."""
+        visits = len(nodes)
+        for token in tokens:
             for node in nodes:
                 rest = node.below.get(REST) if node.below is not None else None
                 if rest is not None and rest.here is not None:
@@ -209,7 +235,6 @@ class Subscriptions(Generic[Key]):
         for node in nodes:
             if node.here is not None:
                 found.update(node.here)
-        return found
 
     def crowd(self, topic: str) -> Key | None:
         """Return the key that makes the search for a topic longest; None if many keys do, each a little."""

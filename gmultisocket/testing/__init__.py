@@ -6,6 +6,7 @@
   to subclass for a transport; :func:`check_transport` runs them without a test runner.
 * :class:`ProtocolChecks` is the same for a protocol; ``gmultisocket.testing.protocols`` has the checks of the
   library's own protocols.
+* ``gmultisocket.testing.engines`` has the checks of engines of a Backplane, which run with their real servers.
 * :func:`nothing_left` checks that a piece of code leaves no descriptor open and no greenlet running.
 
 Nothing in the library imports this package. Its checks raise ``AssertionError`` and work with any test runner.

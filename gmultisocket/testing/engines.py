@@ -18,7 +18,7 @@ import gevent
 from gevent.threadpool import ThreadPool
 
 from ..backplane import Backplane, PlaneEvent, Subscription
-from ..errors import BadTopic, Closed, ConnectionFailed, PublicationTooLong, WrongThread
+from ..errors import BadTopic, Closed, ConnectionFailed, NotSupported, PublicationTooLong, WrongThread
 from ..protocol import Sub
 from ._bench import nothing_left
 from ._fork import in_forked_child
@@ -345,6 +345,58 @@ class EngineChecks:
             assert refused == ["no more"]
             other.disconnect({"pid": os.getpid(), "uid": os.getuid()})
             wait_until(lambda: pipe.closed, self.limit)
+
+    # Present values
+
+    def test_a_retained_publication_reaches_every_later_subscription_of_any_plane(self) -> None:
+        with self.planes(3) as (one, other, script):
+            if not script._use().engine.keeps_values:
+                try:
+                    script.publish("state.a", b"", retain=True)
+                except NotSupported:
+                    return
+                raise AssertionError("the engine keeps no values, and took one")
+            for content in (b"old", b"new"):
+                script.publish("state.a", content, retain=True)
+            self.wait_confirmed(script)
+            first = self.subscribe(one, "state.>")
+            assert drain(first) == [("state.a", b"new")]
+            second = self.subscribe(one, "state.a")
+            assert drain(second) == [("state.a", b"new")]
+            assert not first.waiting, "a value came twice"
+            with ExitStack() as stack:
+                address = other.pub().listen("tcp://127.0.0.1:0").address
+                subs = [stack.enter_context(Sub()) for _ in range(2)]
+                for sub in subs:
+                    sub.dial(address)
+                    sub.subscribe("state.*", self.limit)
+                    assert sub.recv(self.limit) == ("state.a", b"new")
+                one.publish("state.a", b"newer", retain=True)
+                for sub in subs:
+                    assert sub.recv(self.limit) == ("state.a", b"newer")
+                for subscription in (first, second):
+                    assert subscription.recv(self.limit) == ("state.a", b"newer")
+                    assert not subscription.waiting, "a value came twice"
+                late = stack.enter_context(Sub())
+                late.dial(address)
+                late.subscribe("state.a", self.limit)
+                assert late.recv(self.limit) == ("state.a", b"newer")
+            own = self.subscribe(script, "state.a")
+            assert drain(own) == [("state.a", b"newer")]
+
+    def test_a_value_is_forgotten_with_the_interest_in_it(self) -> None:
+        with self.planes(2) as (one, other):
+            if not one._use().engine.keeps_values:
+                return
+            one.publish("state.b", b"1", retain=True)
+            self.wait_confirmed(one)
+            subscription = self.subscribe(other, "state.b")
+            assert drain(subscription) == [("state.b", b"1")]
+            subscription.close()
+            wait_until(lambda: not other.patterns, self.limit)
+            one.publish("state.b", b"2", retain=True)
+            self.wait_confirmed(one)
+            assert drain(self.subscribe(other, "state.b")) == [("state.b", b"2")]
 
     # Life
 

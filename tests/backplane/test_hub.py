@@ -24,6 +24,7 @@ from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
 from gmultisocket.wire import CONTROL, TO_DEST
 from tests.backplane.hubs import free_port, hub, listens
+from tests.backplane.kills import measure
 
 LIMIT = 20.0
 
@@ -84,9 +85,7 @@ def test_a_lock_is_held_until_its_holder_is_dead(tmp_path: Path) -> None:
         pass
 
 
-def test_a_plane_starts_a_hub_that_ends_after_its_last_client(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plane_starts_a_hub_that_ends_after_its_last_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hublock, "_IDLE", 1)
     url = f"ipc://{tmp_path}/hub"
     with Backplane(url) as one, Backplane(url) as other:
@@ -145,6 +144,17 @@ def test_a_hub_ends_with_its_input_and_when_nobody_comes(tmp_path: Path) -> None
         )
         assert ended.returncode == 0
         assert f"the hub ends: {reason}" in ended.stderr
+
+
+@pytest.mark.parametrize("fate", ["killed", "stopped"])
+def test_every_publication_is_accounted_for_while_the_hub_is_away(tmp_path: Path, fate: str) -> None:
+    url = f"ipc://{tmp_path}/hub"
+    with hub(url) as server:
+        row = measure(server, url, fate, 1.0)
+    assert row["sent"] == row["confirmed"] + row["dropped"] + row["unconfirmed"] + row["buffered"]
+    assert row["missing"] <= row["unconfirmed"]
+    assert row["duplicates"] == row["dropped"] == 0
+    assert row["gaps"] <= 1
 
 
 # Clients that are no good
@@ -232,9 +242,7 @@ def test_signals_end_a_hub_in_order(tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/hub"
     with ExitStack() as stack:
         process = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-m", "gmultisocket", "hub", url], stderr=subprocess.PIPE, text=True
-            )
+            subprocess.Popen([sys.executable, "-m", "gmultisocket", "hub", url], stderr=subprocess.PIPE, text=True)
         )
         wait_until(lambda: listens(url), LIMIT)
         process.send_signal(signal.SIGTERM)

@@ -83,7 +83,7 @@ class ModelPub:
             self.replays.pop(message, None)
             return
         retained = self.history.retained(message.pattern) if message.retained else []
-        head, entries = begin_replay(self.history, message, retained, lambda entries: True)
+        head, entries = begin_replay(self.history, message, self.history.last_offset, retained, lambda entries: True)
         self.live.discard(message.pattern)
         self.replays.pop(message.pattern, None)
         if entries:

@@ -74,6 +74,7 @@ def test_the_retained_values_have_limits() -> None:
 
 def test_a_topic_that_was_forgotten_counts_as_having_missed_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gmultisocket.protocol.history._MAX_TOPICS", 2)
+    monkeypatch.setattr("gmultisocket.protocol.history._FEW_TOPICS", 0)
     history = MemoryHistory(">")
     for topic in ("a", "b", "c"):
         history.append(topic, b"")

@@ -46,7 +46,7 @@ QUICK: dict[str, Any] = {
     "connector.dialer.max_reconnect_time": 0.01,
     "socket.send_queue_size": 4,
     "socket.recv_queue_size": 2,
-    "socket.send_to_patience": 0.02,
+    "socket.send_to_patience": 0.2,
     "transport.tcp.read_buffer": 4096,
     "transport.tcp.write_buffer": 4096,
     "protocol.pubsub.refresh_interval": 0.05,

@@ -567,3 +567,24 @@ def test_one_that_subscribes_to_a_topic_in_too_many_ways_is_removed(through: boo
                 wait_until(lambda: not by_hand.pipes or len(pub.pipes) == 2)
             assert pub.publish(topic, b"2") == 1
             assert honest.recv(LONG) == (topic, b"2")
+
+
+def test_a_promise_to_repeat_that_comes_before_the_decision_counts() -> None:
+    decide = Event()
+
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        return decide.wait(LONG)
+
+    options = {"protocol.pubsub.expiry": 0.05}
+    with (
+        Pub(options, authorize=authorize, authorize_through_switches=True) as pub,
+        Socket() as by_hand,
+    ):
+        by_hand.dial(pub.listen("inproc://early-promise").address)
+        for kind, pattern in ((b"\x01", "a"), (b"\x08", "")):
+            say(by_hand, kind, pattern, pack_id(5))
+        gevent.idle()
+        decide.set()
+        pub.wait_subscribers("a", timeout=LONG)
+        # It is silent from now on: it has died.
+        wait_until(lambda: not pub.subscriptions)

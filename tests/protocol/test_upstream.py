@@ -445,3 +445,21 @@ def test_of_the_publishers_behind_one_pipe_a_bounded_number_is_waited_for() -> N
         assert not waiting.ready()
         acknowledge(by_hand, b"b", way, pack_id(1024))
         waiting.get(timeout=LONG)
+
+
+def test_after_all_silent_publishers_were_given_up_the_next_subscribe_waits_again() -> None:
+    with by_hand_pub("given-up") as (by_hand, sub):
+        sub.subscribe("a")
+        path = by_hand.recv_msg(LONG).source
+        # It is a switch with a publisher behind it, which goes.
+        acknowledge(by_hand, b"a", path, source=pack_id(77))
+        wait_until(lambda: not any(upstream.awaited for upstream in sub._upstreams.values()))
+        for _ in range(2):
+            with pytest.raises(Timeout):
+                sub.subscribe("b", 0.02)
+            assert by_hand.recv(LONG) == SUBSCRIBE + b"b"
+        waiting = gevent.spawn(sub.subscribe, "b", LONG)
+        assert by_hand.recv(LONG) == SUBSCRIBE + b"b"
+        assert not waiting.ready()
+        acknowledge(by_hand, b"b", path, source=pack_id(78))
+        waiting.get(timeout=LONG)
