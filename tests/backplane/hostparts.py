@@ -136,9 +136,10 @@ def plane_part(url: str) -> None:
                 sent += 1
                 gevent.sleep(0.001)
 
-        ticker, publisher = gevent.spawn(tick), gevent.spawn(publish)
         step(name)
         wait_line()
+        # Both have subscribed.
+        ticker, publisher = gevent.spawn(tick), gevent.spawn(publish)
         wait_until(lambda: mine.counters.confirmed > 100 and mine.counters.received > 100, PATIENCE)
         step("flowing")
         wait_line()
@@ -157,15 +158,19 @@ def plane_part(url: str) -> None:
         mine.flush(PATIENCE)
         step("flushed")
         wait_line()
-        # The last ones of the other side are on their way.
-        count = -1
-        while mine.counters.received != count:
-            count = mine.counters.received
-            gevent.sleep(0.3)
-        ticker.kill()
         got: dict[str, list[int]] = {}
-        for topic, content in (subscription.recv(0) for _ in range(subscription.waiting)):
-            got.setdefault(topic.removeprefix("numbers."), []).append(int(content))
+        ended: set[str] = set()
+        mine.publish(f"numbers.{name}", b"end")
+        sent += 1
+        while len(ended) < 2:
+            # The last of each side comes behind all others of that side.
+            topic, content = subscription.recv(PATIENCE)
+            if content == b"end":
+                ended.add(topic)
+            else:
+                got.setdefault(topic.removeprefix("numbers."), []).append(int(content))
+        mine.flush(PATIENCE)
+        ticker.kill()
         counters = mine.counters._asdict()
         counters["dropped"] = dict(counters["dropped"])
         step({"name": name, "sent": sent, "here": here.waiting, "got": got, "counters": counters, "events": events,

@@ -121,6 +121,9 @@ class BrokerServer:
         """Stop it: the kernel still accepts connections for it."""
         self.process.send_signal(signal.SIGSTOP)
         self._stopped = True
+        # It may have done some more work before.
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the server stands still")
 
     def resume(self) -> None:
         self.process.send_signal(signal.SIGCONT)

@@ -201,7 +201,7 @@ def test_nothing_is_left_when_it_closes_while_it_asks_on_another_connection(
         plane.wait_up()
         server.pause()
         plane.publish("a", b"x")
-        wait_until(lambda: probes)
+        wait_until(lambda: probes, 20)
         plane.engine.close(Deadline(0))
         server.resume()
         assert plane.errors == []

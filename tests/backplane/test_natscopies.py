@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket.backplane.natscopies import Copies
@@ -61,6 +61,7 @@ def test_a_copy_that_never_comes_is_not_waited_for_after_the_next_answer() -> No
     assert copies.counts(b"2", "a.b", b"x")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_every_message_counts_once_with_a_server_that_does_one_thing_after_the_other(data: st.DataObject) -> None:
     """The server sends all copies of a message, one by one; a subscription may end between two of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket.backplane import natswire
@@ -51,6 +51,7 @@ def test_all_that_a_server_writes_is_parsed() -> None:
     assert parser.unfinished
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(min_value=1, max_value=40), max_size=30))
 def test_the_pieces_in_which_bytes_come_do_not_matter(sizes: list[int]) -> None:
     pieces, position = [], 0
@@ -93,6 +94,7 @@ def test_what_no_server_of_nats_writes_is_an_error_behind_what_was_right(data: b
     assert parser.feed(b"PING\r\n") == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60) | st.sampled_from([b"MSG a 1 2\r\n", b"HMSG a 1 2 3\r\n", b"\r\n", b"PING"])))
 def test_no_bytes_make_it_fail_otherwise(pieces: list[bytes]) -> None:
     parser = Parser()
@@ -110,6 +112,7 @@ def test_an_error_of_the_server_is_shown_without_control_characters() -> None:
 # What a client writes
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(min_value=1, max_value=2**64 - 1), st.binary(min_size=8, max_size=8))
 def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, number: int, origin: bytes) -> None:
     size = natswire.HEADER_SIZE + len(content)
@@ -166,6 +169,7 @@ pieces = st.sampled_from(["%", "%0", "\r\n", " ", "\t", "$SYS", "_INBOX", "\0", 
 hostile = st.lists(pieces, min_size=1, max_size=6).map("".join)
 
 
+@settings(deadline=None)
 @given(topics | hostile, st.sampled_from(["", "p.", "a b.c%."]))
 def test_every_topic_comes_back_from_its_subject_and_no_two_share_one(topic: str, prefix: str) -> None:
     subjects = Subjects(prefix)

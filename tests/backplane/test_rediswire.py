@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket.backplane import rediswire
@@ -30,11 +30,13 @@ def parsed(data: bytes) -> list[object]:
     return found
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30), min_size=1, max_size=5))
 def test_a_command_has_its_arguments_whatever_bytes_they_have(words: list[bytes]) -> None:
     assert parsed(rediswire.encode_command(*words)) == words
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60), st.binary(min_size=8, max_size=8), st.integers(min_value=1, max_value=2**64 - 1))
 def test_a_publication_comes_back_with_its_mark(content: bytes, origin: bytes, number: int) -> None:
     command, channel, value = parsed(rediswire.encode_publish(b"a\r\nb", origin, number, content))
@@ -53,6 +55,7 @@ def test_what_another_program_publishes_has_no_mark(value: bytes) -> None:
 # Channels
 
 
+@settings(deadline=None)
 @given(topics, st.sampled_from(["", "p.", "?[x]\\."]))
 def test_every_topic_comes_back_from_its_channel(topic: str, prefix: str) -> None:
     channels = Channels(prefix)
@@ -92,6 +95,7 @@ def hears(wanted: set[tuple[str, ...]], topic: str) -> bool:
     return any(tuple(topic.split(".")[: len(each)]) == each and topic.count(".") >= len(each) for each in wanted)
 
 
+@settings(deadline=None)
 @given(st.lists(wildcards, max_size=12), st.lists(few, min_size=1, max_size=5).map(".".join))
 def test_what_a_pattern_matches_is_heard(patterns: list[str], topic: str) -> None:
     globs = Globs()
