@@ -146,8 +146,11 @@ class Topics {
     const {text, meetings, retained, recover} = pattern;
     // Retained values come without being asked for.
     if (recover || !retained) {
-      this.#asks.delete(pattern.ask);
-      this.#asks.set(pattern.ask = newId(this.#asks), pattern);
+      // One publisher that asks who is there joins those that were asked before.
+      if (!where.length || !pattern.ask) {
+        this.#asks.delete(pattern.ask);
+        this.#asks.set(pattern.ask = newId(this.#asks), pattern);
+      }
       const positions = [...meetings].slice(-16).map(([epoch, {position}]) => [epoch, position]);
       this.send(encodeAsk({id: pattern.ask, retained, recover, positions, pattern: text}), CONTROL, ...where);
     }

@@ -10,9 +10,11 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.pywsgi import WSGIServer
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub, Switch
+from gmultisocket.contrib.wsgi import mount
 from gmultisocket.errors import AddressError, HandshakeFailed, OptionError, RequestRefused, SubscriptionRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, Decoder, encode
@@ -540,3 +542,22 @@ def test_a_request_knows_who_has_asked() -> None:
             switch.start()
             behind.request_async(b"y")
             assert rep.recv(LONG).identity is None
+
+
+def test_a_protocol_can_be_mounted_as_it_is() -> None:
+    with Rep(upper) as rep, Session({"rpc": rep}) as session, Rep(upper) as alone:
+        for each in (rep, alone):
+            each.start()
+        server = WSGIServer(("127.0.0.1", 0), mount(session, "/ws", mount(alone, "/alone")), log=None, error_log=None)
+        server.start()
+        try:
+            where = f"ws://127.0.0.1:{server.server_port}"
+            with Req() as req, Session({"rpc": req}) as client, Req() as plain:
+                client.dial(f"{where}/ws")
+                plain.dial(f"{where}/alone")
+                for each in (req, plain):
+                    assert each.request(b"hello", LONG) == b"HELLO"
+        finally:
+            session.close()
+            alone.close()
+            server.stop()
