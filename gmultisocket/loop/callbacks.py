@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gevent import Greenlet, GreenletExit, Timeout
 
@@ -19,12 +19,21 @@ from .ending import Ended
 __all__ = ["Callbacks", "Event"]
 
 
+class EventPipe(Protocol):
+    """A pipe, as reports of errors name it."""
+
+    id: int
+
+    @property
+    def peer_address(self) -> str:
+        """The peer's address."""
+
+
 class Event(NamedTuple):
-    """What callbacks get, and the pipe that it is of."""
+    """What callbacks get, and the pipe that it is of, if any."""
 
     args: tuple[Any, ...]
-    pipe_id: int
-    peer: str
+    pipe: EventPipe | None
 
 
 class Callbacks:
@@ -64,7 +73,7 @@ class Callbacks:
 
         return remove
 
-    def post(self, key: Hashable, *args: Any, pipe_id: int = 0, peer: str = "") -> None:
+    def post(self, key: Hashable, *args: Any, pipe: EventPipe | None = None) -> None:
         """Call the callbacks later, instead of a call with the same key that has not begun.
 
         Neither blocks nor switches greenlets. What waits is bounded by the number of keys.
@@ -72,12 +81,11 @@ class Callbacks:
         Args:
             key: of the event.
             args: what the callbacks get.
-            pipe_id: of the pipe that the event is of, for the report of an error; 0 for none.
-            peer: its address.
+            pipe: the pipe that the event is of, for the report of an error.
         """
         if not self._callbacks:
             return
-        self._queue[key] = Event(args, pipe_id, peer)
+        self._queue[key] = Event(args, pipe)
         if self._greenlet is None:
             self._greenlet = self._spawn(self._run)
 
@@ -116,4 +124,6 @@ class Callbacks:
 
     def _report(self, error: BaseException, event: Event) -> None:
         what = f"a {self._kind} callback failed"
-        usercode.report(self._logger_name, what, error, self, pipe_id=event.pipe_id, peer=event.peer)
+        pipe = event.pipe
+        pipe_id, peer = (0, "") if pipe is None else (pipe.id, pipe.peer_address)
+        usercode.report(self._logger_name, what, error, self, pipe_id=pipe_id, peer=peer)

@@ -58,8 +58,13 @@ def unregister(owned: Owned) -> None:
 
 
 def live() -> Iterator[Owned]:
-    """Return the registered objects."""
-    return iter(list(_live))
+    """Return the registered objects. May be called in any thread."""
+    while True:
+        try:
+            return iter(list(_live))
+        except RuntimeError:
+            # Another thread has registered one meanwhile.
+            continue
 
 
 def wrong_owner(thread: int) -> MultiSocketError:

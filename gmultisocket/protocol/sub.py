@@ -75,7 +75,6 @@ class Sub(ProtocolBase):
         self._upstreams: dict[int, Upstream] = {}
         self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats, self._question)
-        #: None until it is needed.
         self._recovery: Recovery | None = None
         self._acknowledgements = WaitList(get_hub(), lambda: True)
         #: By pattern: the number of greenlets that wait until it is acknowledged.
@@ -409,9 +408,7 @@ class Sub(ProtocolBase):
         if pattern in self._waiters:
             self._acknowledgements.wake_all()
         else:
-            pipe = upstream.pipe
-            refusal = SubscriptionRefused(pattern, reason)
-            self._refusals.post(pattern, refusal, pipe_id=pipe.id, peer=pipe.peer_address)
+            self._refusals.post(pattern, SubscriptionRefused(pattern, reason), pipe=upstream.pipe)
 
     # Publishers that come behind a switch
 
@@ -439,9 +436,7 @@ class Sub(ProtocolBase):
         for upstream in self._behind_switch():
             upstream.subscribe_all(self._patterns, ask=False)
             if self._recovery is not None:
-                for pattern in self._recovery.unanswered(upstream.pipe.id):
-                    if pattern in upstream.unsent:
-                        upstream.unsent[pattern] = True
+                upstream.ask_for(self._recovery.unanswered(upstream.pipe.id))
             self._subscribe_rest(upstream)
 
     def _subscribe_rest(self, upstream: Upstream) -> None:

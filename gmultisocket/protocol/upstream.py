@@ -90,6 +90,12 @@ class Upstream:
         before = self.unsent
         self.unsent = OrderedDict((pattern, ask or before.get(pattern, False)) for pattern in patterns)
 
+    def ask_for(self, patterns: Iterable[str]) -> None:
+        """Send a 0x05 before those of the unsent subscriptions that have these patterns."""
+        for pattern in patterns:
+            if pattern in self.unsent:
+                self.unsent[pattern] = True
+
     def subscribe_some(self, count: int) -> bool:
         """Send at most ``count`` of the unsent subscriptions. Return whether there are more."""
         for _ in range(min(count, len(self.unsent))):
