@@ -23,6 +23,8 @@ from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, p
 from tests.core.streams import CountingStream, frame
 
 ONCE = {"connector.dialer.reconnect": False}
+#: Seconds: for many messages, on a machine with much else to do.
+LONG = 30.0
 #: No pipe has this id: ids are smaller.
 NOBODY = pack_id(2**31)
 
@@ -46,8 +48,15 @@ class Joined:
         self.readers = [FakeStream() for _ in range(readers)]
         self.writers = list(writers)
         self.front_socket = stack.enter_context(Socket({"connector.pipe.max_recv_content_length": 1 << 20}))
+        # No patience: what a busy machine does late must not become a loss.
         self.back_socket = stack.enter_context(
-            Socket({"socket.send_queue_size": limit, "connector.pipe.max_recv_content_length": 1 << 20})
+            Socket(
+                {
+                    "socket.send_queue_size": limit,
+                    "socket.send_to_patience": 0,
+                    "connector.pipe.max_recv_content_length": 1 << 20,
+                }
+            )
         )
         self.switch = stack.enter_context(Switch(self.back_socket, self.front_socket, middleware))
         self.fake = stack.enter_context(FakeTransport([*self.readers, *self.writers]))
@@ -155,8 +164,8 @@ def run(
             setup.readers[reader % readers].feed(*(data[start : start + piece] for start in range(0, len(data), piece)))
             fed += frames
             # Nothing promises the order of what two peers send at the same time.
-            wait_until(is_through)
-        wait_until(lambda: not any(pipe.queued for pipe in setup.back))
+            wait_until(is_through, LONG)
+        wait_until(lambda: not any(pipe.queued for pipe in setup.back), LONG)
         gevent.sleep(0)
         return setup.state()
 
