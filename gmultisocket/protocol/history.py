@@ -318,34 +318,39 @@ class MemoryHistory(History):
 
     def trim(self) -> None:
         """Forget publications that are too old or too many."""
-        oldest = monotonic() - self._max_age if self._max_age else 0.0
-        log, times, dropped = self._log, self._times, self.dropped
-        while log:
-            if len(log) > self._max_entries:
-                reason = "entries"
-            elif self._log_bytes > self._max_bytes and len(log) > 1:
-                reason = "bytes"
-            elif times and times[0] < oldest:
-                reason = "age"
-            else:
-                return
+        over = len(self._log) - self._max_entries
+        if over > 0:
+            self._forget(over, "entries")
+        while self._log_bytes > self._max_bytes and len(self._log) > 1:
+            self._forget(1, "bytes")
+        if self._max_age:
+            oldest = monotonic() - self._max_age
+            while self._times and self._times[0] < oldest:
+                self._forget(1, "age")
+
+    def _forget(self, count: int, reason: str) -> None:
+        """Forget the oldest publications."""
+        log, by_topic, retained = self._log, self._by_topic, self._retained
+        size = 0
+        for _ in range(count):
             entry = log.popleft()
-            topic = entry.topic
-            if times:
-                times.popleft()
-            self._log_bytes -= _OVERHEAD + len(topic) + len(entry.content)
-            dropped[reason] = dropped.get(reason, 0) + 1
-            kept = self._by_topic[topic]
+            offset, _, topic, content = entry
+            size += _OVERHEAD + len(topic) + len(content)
+            kept = by_topic[topic]
             kept.popleft()
             if not kept:
-                del self._by_topic[topic]
-            if self._retained.get(topic) is entry:
+                del by_topic[topic]
+            if retained and retained.get(topic) is entry:
                 continue
             if not kept:
                 self._lose(entry)
-            elif entry.offset > self._lost_to:
+            elif offset > self._lost_to:
                 # The next one of its topic tells which it was.
-                self._lost_to = entry.offset
+                self._lost_to = offset
+        for _ in range(min(count, len(self._times))):
+            self._times.popleft()
+        self._log_bytes -= size
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def _lose(self, entry: Entry) -> None:
         """Remember that a publication cannot be sent again."""
