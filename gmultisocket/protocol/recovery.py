@@ -69,10 +69,11 @@ class Recovery:
     # Patterns
 
     def add(self, pattern: str, retained: bool, recover: bool) -> None:
-        """Begin with a pattern, or change what is wanted of it."""
+        """Begin with a pattern, or want more of one that is there."""
         if pattern not in self._flags:
             self._positions.add(pattern)
-        self._flags[pattern] = (retained, recover)
+        before = self._flags.get(pattern, (False, False))
+        self._flags[pattern] = (retained or before[0], recover or before[1])
 
     def remove(self, pattern: str) -> None:
         """Forget a pattern."""

@@ -99,7 +99,8 @@ class Sub(ProtocolBase):
         Without a timeout it does not block, and the subscription takes effect a little later. With one it blocks until
         the publishers that are connected now have acknowledged the subscription: what they publish from then on is
         received. Behind a switch, it waits for every publisher that has acknowledged one before, and at least one. To
-        subscribe twice has no effect, but publishers that have refused the pattern are asked again.
+        subscribe twice has no effect, but publishers that have refused the pattern are asked again, and ``recover`` and
+        ``retained`` may be added to a pattern.
 
         Args:
             pattern: e.g. ``"orders.*.created"`` or ``"orders.>"``.
@@ -186,12 +187,14 @@ class Sub(ProtocolBase):
 
             self._recovery = Recovery(self._core, self.options, self._spawn)
             for pattern in self._patterns:
-                # The values have come.
+                # The values have come; after a reconnect they come again.
                 self._recovery.add(pattern, False, False)
             for upstream in self._upstreams.values():
                 upstream.subscribe_all(self._patterns, ask=True)
                 if upstream.subscribe_some(_PORTION):
                     self._spawn(self._subscribe_rest, upstream)
+            for pattern in self._patterns:
+                self._recovery.add(pattern, True, False)
         return self._recovery
 
     def _question(self, pattern: str, pipe_id: int) -> bytes | None:
@@ -321,12 +324,10 @@ class Sub(ProtocolBase):
             self._on_control(message)
             return True
         topic = self._is_subscribed(message, content)
-        if topic is None:
-            return True
-        if self._recovery is not None and self._recovery.is_early(message, topic):
+        if topic is not None and self._recovery is not None and self._recovery.is_early(message, topic):
             self._core.count_drop("repeated", message.pipe_id)
             return True
-        return False
+        return topic is None
 
     def _is_subscribed(self, message: Message, publication: bytes) -> str | None:
         """Return the topic of a publication; None if it has none that is subscribed to: that is counted."""

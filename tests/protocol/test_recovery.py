@@ -257,6 +257,21 @@ def test_patterns_that_were_there_before_the_first_that_recovers_get_positions_t
         assert receive(sub, 3) == [("a.x", b"0"), ("a.x", b"1"), ("a.y", b"2")]
 
 
+def test_a_pattern_that_was_there_before_has_its_values_once_and_again_after_a_reconnect() -> None:
+    with Pub() as pub, Sub(QUICK) as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        pub.publish("a", b"1", retain=True)
+        sub.subscribe("a", LONG)
+        assert sub.recv(LONG) == ("a", b"1")
+        sub.on_gap(lambda gap: None)
+        sub.subscribe("b", LONG)
+        wait_until(lambda: not any(upstream.awaited for upstream in sub._upstreams.values()))
+        assert sub.socket.queued == 0
+        cut(pub)
+        pub.publish("a", b"2", retain=True)
+        assert sub.recv(LONG) == ("a", b"2")
+
+
 def test_what_several_patterns_match_comes_once_after_a_reconnect() -> None:
     with Pub(history=MemoryHistory(">")) as pub, Sub(QUICK) as sub:
         sub.dial(pub.listen("tcp://127.0.0.1:0").address)
