@@ -182,7 +182,7 @@ def test_failures_wait_for_a_req_that_does_not_read_as_replies_do() -> None:
     """They do not pass the limits of the outbox: a peer that asks and does not read is closed."""
     with Rep(fail, {"protocol.answers.max_waiting": 8, "socket.send_queue_size": 1}) as rep:
         rep.start()
-        address = rep.listen("tcp://127.0.0.1:0").address
+        address = rep.listen("tcp://127.0.0.1:0", {"transport.tcp.write_buffer": 4096}).address
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         with gsocket.socket() as raw:
             raw.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_RCVBUF, 1)

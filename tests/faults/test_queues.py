@@ -206,10 +206,10 @@ def test_greenlets_that_wait_to_send_are_served_in_their_order() -> None:
 def test_closing_wakes_everybody_who_waits(scheme: str) -> None:
     """100 who send to one, to all and to a destination, and 100 who receive, and one who waits for peers."""
     address = {"tcp": "tcp://127.0.0.1:0", "inproc": "inproc://everybody"}[scheme]
-    with Socket({"socket.recv_queue_size": 1}) as server:
-        listener = server.listen(address, {"transport.tcp.read_buffer": 4096})
-        client = Socket({"socket.send_queue_size": 1})
-        client.dial(listener.address, {"transport.tcp.write_buffer": 4096})
+    with Socket({"socket.recv_queue_size": 1, "transport.tcp.read_buffer": 4096}) as server:
+        listener = server.listen(address)
+        client = Socket({"socket.send_queue_size": 1, "transport.tcp.write_buffer": 4096})
+        client.dial(listener.address)
         server.wait_pipes(1, timeout=5)
         [pipe] = client.pipes.values()
         workers = [gevent.spawn(client.recv) for _ in range(100)]
