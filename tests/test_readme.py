@@ -20,6 +20,9 @@ from gmultisocket import Backplane
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
 from tests.backplane.hubs import hub
+from tests.browser.agents import chromium
+from tests.contrib.gunicorns import running
+from tests.faults.process import needs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.rst").read_text()
@@ -35,7 +38,7 @@ def blocks(heading: str, language: str = "python") -> list[str]:
 
 
 @contextmanager
-def running(program: str) -> Iterator[subprocess.Popen[str]]:
+def running_block(program: str) -> Iterator[subprocess.Popen[str]]:
     """A block of the README as a process of its own, until the body has ended."""
     with subprocess.Popen(
         [sys.executable, "-c", program],
@@ -78,12 +81,43 @@ def test_the_two_commands_stand_there_as_they_are_to_be_typed() -> None:
 def test_the_quick_start_works(address: str) -> None:
     server, client = (block.replace("tcp://127.0.0.1:30001", address) for block in blocks("Quick start"))
     assert address in server and address in client
-    with running(server):
+    with running_block(server):
         wait_for(address)
-        with running(client) as process:
+        with running_block(client) as process:
             out, err = process.communicate(timeout=PATIENCE)
     assert (out, err) == ("b'Hello, world'\n", "")
     Path(address.removeprefix("ipc://")).unlink()
+
+
+@needs("chromium --version")
+def test_a_page_gets_what_is_published_to_browsers(tmp_path: Path) -> None:
+    (program,), (page,) = blocks("Publish to browsers"), blocks("Publish to browsers", "html")
+    (command,) = blocks("Publish to browsers", "shell")
+    name, *arguments, application = shlex.split(command)
+    assert name == "gunicorn"
+    (tmp_path / "live.py").write_text(program)
+    (tmp_path / "mysite.py").write_text(f"""
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/html")])
+    return [{page.encode()!r}]
+""")
+    with running(tmp_path, *arguments, "--pythonpath", str(tmp_path), app=application) as server, chromium() as browser:
+        with browser.tab(server.address.replace("ws:", "http:").removesuffix("ws")) as tab:
+            wait_until(lambda: ":" in tab.evaluate("return clock.textContent"), PATIENCE)
+        server.stop()
+        server.wait_ended()
+
+
+def test_the_figures_are_those_of_the_benchmarks() -> None:
+    measured = (ROOT / "benchmarks/README.rst").read_text()
+    figures = re.findall(r"^     - ([\d,]+)/s$", README, re.MULTILINE)
+    assert len(figures) == 9
+    assert [figure for figure in figures if not re.search(rf"- {figure} (messages|deliveries)/s", measured)] == []
+
+
+def test_the_pages_of_the_links_are_there() -> None:
+    links = re.findall(r"``((?:docs|examples|benchmarks)/[\w./]*)``", README)
+    assert len(links) >= 20 and all((ROOT / link).exists() for link in links)
 
 
 def test_the_terminal_session_prints_what_stands_there(tmp_path: Path) -> None:
@@ -119,7 +153,7 @@ def test_the_terminal_session_prints_what_stands_there(tmp_path: Path) -> None:
 def test_the_fan_out_works_and_clients_may_come_first(address: str) -> None:
     feed, client = (block.replace("tcp://127.0.0.1:30002", address) for block in blocks("A fan-out in ten minutes"))
     assert address in feed and address in client
-    with running(client) as first, running(feed) as feeding, running(client) as second:
+    with running_block(client) as first, running_block(feed) as feeding, running_block(client) as second:
         for process in (first, second):
             ticks = [int(read_line(process).removeprefix("tick ")) for _ in range(3)]
             assert ticks == list(range(ticks[0], ticks[0] + 3))

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 #: How long a gunicorn may take to come up, and to end, on a busy machine, in seconds.
 PATIENCE = 40
 #: Newer ones leave a socket in the home directory.
-_QUIET = ["--no-control-socket"] if any(each.name == "control_socket_disable" for each in KNOWN_SETTINGS) else []
+QUIET = ["--no-control-socket"] if any(each.name == "control_socket_disable" for each in KNOWN_SETTINGS) else []
 #: What may stand in the log; the example's switch says where it listens, and at the end that nothing was dropped.
 _INFO = re.compile(r"\[[^]]+\] \[\d+\] \[INFO\] .*|gmultisocket: (the hub .*|(back|front): .*|\d+ messages forwarded)")
 
@@ -136,7 +136,7 @@ def running(
         secure: whether the arguments turn TLS on.
         log_file: the error log, if the arguments have one.
     """
-    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--access-logfile", "-", *_QUIET, *arguments]
+    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--access-logfile", "-", *QUIET, *arguments]
     with open(folder / "gunicorn.log", "w") as log, open(folder / "gunicorn.out", "w") as output:
         process = subprocess.Popen(
             [*command, app] if app else command,
