@@ -61,7 +61,7 @@ class ProtocolSocket:
 
     # Callbacks, one of each. The module docstring says what they may not do.
 
-    def on_message(self, callback: Callable[[Message], bool], in_order: bool = False) -> None:
+    def on_message(self, callback: Callable[[Message], bool] | None, in_order: bool = False) -> None:
         """Call ``callback(message)`` for each message when it arrives, before it is queued.
 
         If it returns True, the message is dealt with. If it returns False, the message goes to the receive queue as if
@@ -70,7 +70,7 @@ class ProtocolSocket:
         closed, unless this side closes it.
 
         Args:
-            callback: the callback.
+            callback: the callback; None to end it, which it may do itself.
             in_order: while a message waits for the queue, no later one of its pipe is shown. Otherwise those that
                 arrived with it are, and the callback may deal with them before.
         """
