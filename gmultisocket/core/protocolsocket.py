@@ -93,6 +93,14 @@ class ProtocolSocket:
         """
         self._sender.requeue.hook = callback
 
+    def on_lost(self, callback: Callable[[Message], bool]) -> None:
+        """Call ``callback(message)`` for each message that is not to-one and that a pipe which closes has not sent.
+
+        If it returns False, nobody misses the message: it is counted as all others, and nothing is logged. It must not
+        raise.
+        """
+        self._connector.lost_hook = callback
+
     def on_internal(self, callback: Callable[[Message], bool]) -> None:
         """Call ``callback(message)`` for each internal message with send type 2, which a pipe does not handle itself.
 

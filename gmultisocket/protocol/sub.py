@@ -30,6 +30,7 @@ from .pubsubwire import (
     Malformed,
     Refused,
     is_control,
+    is_missed,
     read_pattern,
     read_positioned,
     read_refused,
@@ -83,6 +84,7 @@ class Sub(ProtocolBase):
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message, in_order=True)
+        self._core.on_lost(is_missed)
 
     # Subscribing
 
