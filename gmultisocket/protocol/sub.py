@@ -72,8 +72,7 @@ class Sub(ProtocolBase):
         self._index: Subscriptions[None] = Subscriptions()
         #: A topic's bytes -> the topic, or "" if it is not subscribed to.
         self._topics: dict[bytes, str] = {}
-        #: By pipe id.
-        self._upstreams: dict[int, Upstream] = {}
+        self._upstreams: dict[int, Upstream] = {}  # by pipe id
         self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats, self._question)
         self._recovery: Recovery | None = None

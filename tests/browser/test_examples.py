@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import signal
 import textwrap
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.agents import ROOT, Chromium, Tab, chromium
+from gmultisocket.testing import wait_until
+from tests.browser.agents import PATIENCE, ROOT, Chromium, Tab, chromium
 from tests.contrib.gunicorns import Gunicorn, running, standing_still
+from tests.contrib.test_gunicorn_plane import hub_of
 from tests.faults.process import needs
 
 pytestmark = [needs("chromium --version"), pytest.mark.timeout(180)]
@@ -132,6 +135,39 @@ def test_in_the_chat_a_room_hears_what_is_said_and_sees_who_is_there(
         server.stop()
         tabs[0].evaluate(_UNTIL + "await until(() => text('#state').startsWith('again'))")
         server.wait_ended()
+
+
+def test_the_pages_of_all_workers_go_on_when_the_hub_was_killed(
+    browser: Chromium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        serve("gunicorn_fanout", tmp_path, monkeypatch) as server,
+        one_at_each_worker(server, browser, "await until(() => text('#state') === 'live')") as tabs,
+    ):
+        said: list[str] = []
+
+        def lines(tab: Tab) -> list[str]:
+            return list(tab.evaluate("return [...document.querySelectorAll('li')].map(each => each.textContent)"))
+
+        def everybody_hears(what: str) -> bool:
+            """Say something by one of the pages. Return whether both have heard such a thing."""
+            said.append(f"{what} {len(said)}")
+            tabs[len(said) % 2].evaluate(f"await fetch('/', {{method: 'POST', body: '{said[-1]}'}})")
+            return all(any(f": {what}" in line for line in lines(tab)) for tab in tabs)
+
+        wait_until(lambda: everybody_hears("before"), PATIENCE)
+        hub = hub_of(server)
+        os.kill(hub, signal.SIGKILL)
+        wait_until(lambda: hub_of(server) not in (0, hub), PATIENCE)
+        wait_until(lambda: everybody_hears("after"), PATIENCE)
+        for tab in tabs:
+            heard = lines(tab)
+            assert len(heard) == len({*heard}), "something came twice"
+            assert {line.partition(": ")[2] for line in heard} <= {*said}
+            assert tab.evaluate(_UNTIL + "return text('#state')") == "live"
+        server.stop()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)
+        assert server.process.returncode == 0, server.log
 
 
 def test_the_page_of_the_documentation_is_live(browser: Chromium, tmp_path: Path) -> None:

@@ -432,8 +432,7 @@ class WritePipe(Pipe):
         half_sent, self._partial = self._partial, None
         self._queued_bytes = 0
         unsent = []
-        useless = 0
-        lost = int(half_sent is not None and not isinstance(half_sent.obj, _Control))
+        lost, useless = int(half_sent is not None and not isinstance(half_sent.obj, _Control)), 0
         for entry in queue:
             if isinstance(entry, _Control):
                 self.messages_sent += 1
