@@ -1,21 +1,26 @@
 """A chat with rooms: what is said goes to everybody in the room, and each page sees who is there."""
 
 import json
+import os
 import re
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import gevent
 
-from gmultisocket import Pub, Rep, Session
+from gmultisocket import Backplane, Rep, Session
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.errors import RequestRefused
 
 PAGE = Path(__file__).with_name("page.html").read_bytes()
 ROOMS = ("lobby", "garden", "workshop")
 NAME = re.compile(r"[\w ]{1,24}")
+#: A room remembers so many lines.
+LINES = 50
+
+plane = Backplane(os.environ["PLANE"])
 
 
 def page(environ, start_response):
@@ -32,51 +37,74 @@ def who(upgrade):
 
 
 def may_subscribe(subscriber, pattern):
-    return pattern in [f"rooms.{room}.{what}" for room in ROOMS for what in ("said", "present")]
+    return pattern in [f"rooms.{room}.{what}" for room in ROOMS for what in ("said.*", "present")]
 
 
 class Chat:
-    """The rooms of this worker."""
+    """The rooms, as this worker sees them.
+
+    The lines of a room have 50 topics, in turn: rooms.lobby.said.0 to rooms.lobby.said.49. The backplane keeps the last
+    value of each, so whoever subscribes to rooms.lobby.said.* gets the last 50 lines and what comes later.
+    """
 
     def __init__(self):
-        self.pub = Pub(authorize=may_subscribe, presence_names=lambda subscriber: subscriber.identity["user"])
+        self.pub = plane.pub(
+            authorize=may_subscribe, presence_names=lambda subscriber: subscriber.identity["user"]
+        )
         self.rep = Rep()
-        self.said = defaultdict(lambda: deque(maxlen=50))
+        #: By room: the number of the last line, and who is there.
+        self.last = defaultdict(lambda: -1)
+        self.present = {}
+        published = plane.subscribe("rooms.>", timeout=10)
+        # What the backplane has kept. After a reload everything is in it.
+        while published.waiting:
+            self.learn(*published.recv())
+        gevent.spawn(self.listen, published)
         gevent.spawn(self.answer)
         gevent.spawn(self.watch)
 
+    def listen(self, published):
+        for topic, content in published:
+            self.learn(topic, content)
+
+    def learn(self, topic, content):
+        """Take over what any worker, or this one, has published."""
+        value, room = json.loads(content), topic.split(".")[1]
+        if topic.endswith(".present"):
+            self.present[room] = value
+        else:
+            self.last[room] = max(self.last[room], value["number"])
+
     def answer(self):
-        """Take what is said, and tell newcomers what was said before."""
+        """Take what is said."""
         for request in self.rep:
             try:
                 asked = json.loads(request.content)
-                room, text = asked["room"], asked.get("text")
-                if room not in ROOMS or request.identity is None:
-                    request.fail("there is no such room")
-                elif text is None:
-                    request.reply(json.dumps([*self.said[room]]).encode())
-                elif not 0 < len(str(text).strip()) <= 1000:
-                    request.fail("between 1 and 1000 characters, please")
-                else:
-                    self.say(room, request.identity["user"], str(text).strip())
-                    request.reply(b"null")
+                room, text = asked["room"], asked["text"].strip()
             except (ValueError, KeyError, TypeError, AttributeError):
                 request.fail("that is no request")
+                continue
+            if room not in ROOMS or request.identity is None:
+                request.fail("there is no such room")
+            elif not 0 < len(text) <= 1000:
+                request.fail("between 1 and 1000 characters, please")
+            else:
+                self.say(room, request.identity["user"], text)
+                request.reply(b"null")
 
     def say(self, room, name, text):
-        line = {"name": name, "text": text, "time": time.time()}
-        self.said[room].append(line)
-        self.pub.publish(f"rooms.{room}.said", json.dumps(line).encode())
+        # If another worker takes the same number at this very moment, both lines are seen, and one is remembered.
+        number = self.last[room] = self.last[room] + 1
+        line = {"number": number, "name": name, "text": text, "time": time.time()}
+        plane.publish(f"rooms.{room}.said.{number % LINES}", json.dumps(line).encode(), retain=True)
 
     def watch(self):
-        """Say who is in a room when that has changed. It is retained: newcomers see it at once."""
-        present = {}
+        """Say who is in a room, at any worker, when that has changed."""
         while True:
             for room in ROOMS:
-                names = self.pub.presence(f"rooms.{room}.said").names
-                if present.get(room) != names:
-                    present[room] = names
-                    self.pub.publish(f"rooms.{room}.present", json.dumps(names).encode(), retain=True)
+                found = plane.presence(f"rooms.{room}.said.*")
+                if found.complete and self.present.get(room) != [*(found.names or ())]:
+                    plane.publish(f"rooms.{room}.present", json.dumps(found.names or ()).encode(), retain=True)
             gevent.sleep(0.5)
 
 

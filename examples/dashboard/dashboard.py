@@ -1,19 +1,20 @@
 """Live values in a Flask application: who is logged in sees his own greenhouse, and sets its temperature."""
 
+import fcntl
 import json
 import os
 import random
-from contextlib import suppress
 
 import gevent
 from flask import Flask, redirect, render_template, request, session
 
-from gmultisocket import Pub, Rep, Session
+from gmultisocket import Backplane, Rep, Session
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.errors import RequestRefused
 
 app = Flask(__name__)
 app.secret_key = os.environ.get("DASHBOARD_SECRET", "only for trying it out")
+plane = Backplane(os.environ["PLANE"])
 
 
 # Pages, as in any Flask application
@@ -54,63 +55,98 @@ def who(upgrade):
 
 def may_subscribe(subscriber, pattern):
     """Everybody sees the weather, and each user what is his own. Patterns are compared, never topics."""
-    return pattern in ("weather", f"users.{subscriber.identity['user']}.*") or "not yours"
+    return pattern == "weather" or pattern.startswith(f"users.{subscriber.identity['user']}.") or "not yours"
 
 
 # The greenhouses
 
 
 class Greenhouses:
-    """A greenhouse for each user. What it is like is published once a second, and kept for those who come later."""
+    """A greenhouse for each user. All workers know them; one of them, which holds a lock, lets their time pass."""
 
-    def __init__(self, pub):
-        self.pub = pub
+    def __init__(self):
+        #: By user.
         self.houses = {}
+        self.targets = {}
         self.outside = 12.0
-        # Nobody looks at a greenhouse that has not been asked for.
-        pub.on_interest(self.wanted)
+        published = plane.subscribe("users.*.*", timeout=10)
+        # What the backplane has kept. After a reload everything is in it.
+        while published.waiting:
+            self.learn(*published.recv())
+        gevent.spawn(self.listen, published)
         gevent.spawn(self.run)
 
+    def listen(self, published):
+        for topic, content in published:
+            self.learn(topic, content)
+
+    def learn(self, topic, content):
+        """Take over what any worker, or this one, has published."""
+        _, user, what = topic.split(".")
+        {"greenhouse": self.houses, "target": self.targets}[what][user] = json.loads(content)
+
     def wanted(self, pattern, wanted):
-        if wanted and pattern.startswith("users."):
-            self.houses.setdefault(pattern.split(".")[1], {"temperature": 18.0, "humidity": 60.0, "target": 21.0})
+        """Somebody looks at a greenhouse. If it is his first time, it is built."""
+        user = pattern.split(".")[1] if pattern.startswith("users.") else ""
+        if wanted and user and user not in self.targets:
+            publish(f"users.{user}.target", 21.0)
 
     def run(self):
-        while True:
-            self.outside = min(30.0, max(-5.0, self.outside + random.uniform(-0.3, 0.3)))
-            self.publish("weather", {"temperature": self.outside})
-            for user, house in self.houses.items():
-                heating = max(0.0, min(1.0, (house["target"] - house["temperature"]) / 3))
-                house["temperature"] += heating * 0.8 + (self.outside - house["temperature"]) / 60
-                house["humidity"] = min(95.0, max(20.0, house["humidity"] + random.uniform(-1, 1)))
-                self.publish(f"users.{user}.greenhouse", {**house, "heating": heating})
-            gevent.sleep(1)
+        """Wait until this worker is the one, and publish the weather and all greenhouses once a second."""
+        with open(os.environ["DASHBOARD_LOCK"], "w") as lock:
+            while not is_mine(lock):
+                gevent.sleep(1)
+            while True:
+                self.outside = min(30.0, max(-5.0, self.outside + random.uniform(-0.3, 0.3)))
+                publish("weather", {"temperature": self.outside})
+                for user, target in [*self.targets.items()]:
+                    house = self.houses.get(user) or {"temperature": 18.0, "humidity": 60.0}
+                    publish(f"users.{user}.greenhouse", self.after_a_second(house, target))
+                gevent.sleep(1)
 
-    def publish(self, topic, value):
-        self.pub.publish(topic, json.dumps(value).encode(), retain=True)
+    def after_a_second(self, house, target):
+        heating = max(0.0, min(1.0, (target - house["temperature"]) / 3))
+        temperature = house["temperature"] + heating * 0.8 + (self.outside - house["temperature"]) / 60
+        humidity = min(95.0, max(20.0, house["humidity"] + random.uniform(-1, 1)))
+        return {"temperature": temperature, "humidity": humidity, "heating": heating}
 
-    def serve(self, rep):
-        """Set targets. A request says whose; its peer's identity says whether that is allowed."""
-        for asked in rep:
-            try:
-                wanted = json.loads(asked.content)
-                user, target = wanted["user"], float(wanted["target"])
-                if asked.identity is None or user != asked.identity["user"]:
-                    asked.fail("not yours")
-                elif not 5 <= target <= 35:
-                    asked.fail("between 5 and 35 degrees, please")
-                else:
-                    self.houses[user]["target"] = target
-                    asked.reply(json.dumps(target).encode())
-            except (ValueError, KeyError, TypeError):
-                with suppress(Exception):
-                    asked.fail("that is no request")
+
+def is_mine(lock):
+    """Take the lock if no other worker has it. It is free again when its worker has ended, however that was."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def publish(topic, value):
+    plane.publish(topic, json.dumps(value).encode(), retain=True)
+
+
+def serve(rep):
+    """Set targets. A request says whose; its peer's identity says whether that is allowed."""
+    for asked in rep:
+        try:
+            wanted = json.loads(asked.content)
+            user, target = wanted["user"], float(wanted["target"])
+        except (ValueError, KeyError, TypeError):
+            asked.fail("that is no request")
+            continue
+        if asked.identity is None or user != asked.identity["user"]:
+            asked.fail("not yours")
+        elif not 5 <= target <= 35:
+            asked.fail("between 5 and 35 degrees, please")
+        else:
+            publish(f"users.{user}.target", target)
+            asked.reply(json.dumps(target).encode())
 
 
 def make_session():
     """Make what the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
-    pub, rep = Pub(authorize=may_subscribe), Rep()
-    gevent.spawn(Greenhouses(pub).serve, rep)
+    pub, rep = plane.pub(authorize=may_subscribe), Rep()
+    pub.on_interest(Greenhouses().wanted)
+    gevent.spawn(serve, rep)
     return Session({"events": pub, "control": rep})
 
 

@@ -61,7 +61,7 @@ class ProtocolSocket:
 
     # Callbacks, one of each. The module docstring says what they may not do.
 
-    def on_message(self, callback: Callable[[Message], bool], in_order: bool = False) -> None:
+    def on_message(self, callback: Callable[[Message], bool] | None, in_order: bool = False) -> None:
         """Call ``callback(message)`` for each message when it arrives, before it is queued.
 
         If it returns True, the message is dealt with. If it returns False, the message goes to the receive queue as if
@@ -70,7 +70,7 @@ class ProtocolSocket:
         closed, unless this side closes it.
 
         Args:
-            callback: the callback.
+            callback: the callback; None to end it, which it may do itself.
             in_order: while a message waits for the queue, no later one of its pipe is shown. Otherwise those that
                 arrived with it are, and the callback may deal with them before.
         """
@@ -92,6 +92,14 @@ class ProtocolSocket:
         forgotten. If it raises, the error is logged, and the message goes on.
         """
         self._sender.requeue.hook = callback
+
+    def on_lost(self, callback: Callable[[Message], bool]) -> None:
+        """Call ``callback(message)`` for each message that is not to-one and that a pipe which closes has not sent.
+
+        If it returns False, nobody misses the message: it is counted as all others, and nothing is logged. It must not
+        raise.
+        """
+        self._connector.lost_hook = callback
 
     def on_internal(self, callback: Callable[[Message], bool]) -> None:
         """Call ``callback(message)`` for each internal message with send type 2, which a pipe does not handle itself.

@@ -49,6 +49,8 @@ FAILED: Final = b"\x10"
 MAX_WHY: Final = 200
 
 _CLOSE_REASON: Final = "the peer asks and does not read the answers"
+#: How long a request waits for a handler that nobody has started, in seconds, until that is logged.
+_START_PATIENCE: Final = 1.0
 #: What a request takes in memory besides its content and its source: the objects around them, in bytes.
 _OVERHEAD: Final = 256
 
@@ -198,6 +200,9 @@ class Answerer(ProtocolBase):
         #: By pipe: the requests that are kept until the peer has read. Has no pipe without any.
         self._held: dict[Pipe, _HeldRequests] = {}
         self._core.on_pipe(self._on_pipe)
+        self._start_checked = False
+        if handler is not None:
+            self._core.on_message(self._first_request)
         #: For ``close()``: set when a request is done.
         self._progress: Event | None = None
 
@@ -239,6 +244,20 @@ class Answerer(ProtocolBase):
         """Answer with the handler. Blocks until ``close()`` is called. Raises as :meth:`start` does."""
         self.start()
         self._wait_closed()
+
+    def _first_request(self, message: Message) -> bool:
+        """Have somebody look whether requests wait for ever (for the first message, and what came together with it)."""
+        self._core.on_message(None)
+        if not self._workers and not self._start_checked:
+            self._start_checked = True
+            self._spawn(self._check_started)
+        return False
+
+    def _check_started(self) -> None:
+        """Warn if requests wait for a handler that nobody has started (a greenlet, at most one)."""
+        gevent.sleep(_START_PATIENCE)
+        if not self._workers and self.socket.queued and not self._closing:
+            logger.warning("%r has requests that nobody answers: call its start(), so that its handler gets them", self)
 
     def _add_worker(self) -> None:
         self._workers += 1

@@ -46,7 +46,18 @@ from .gatekeeper import Gatekeeper
 from .history import Entry, History
 from .holding import Hold
 from .outbox import Outbox
-from .pubsubwire import ASK, REPEATS, SUBSCRIBE, UNSUBSCRIBE, WHO, Malformed, is_control, read_ask, read_pattern
+from .pubsubwire import (
+    ASK,
+    REPEATS,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    WHO,
+    Malformed,
+    is_control,
+    is_missed,
+    read_ask,
+    read_pattern,
+)
 from .rights import Authorize, RemoteSub
 from .subscribers import Limits, Peer
 from .subscriptions import check_pattern, check_topic
@@ -135,6 +146,7 @@ class Pub(ProtocolBase):
         follow(self.options, self._subscribers.limits, self._copied)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message)
+        self._core.on_lost(is_missed)
 
     #: The limits that matter for every subscription are copied.
     _copied: ClassVar[Mapping[Option[Any], Callable[..., object]]] = {

@@ -56,6 +56,7 @@ __all__ = [
     "Refused",
     "Replay",
     "is_control",
+    "is_missed",
     "read_ask",
     "read_pattern",
     "read_positioned",
@@ -214,6 +215,11 @@ class Positioned(NamedTuple):
 def is_control(message: Message) -> bool:
     """Return whether a message that has arrived is a control message."""
     return message.flags & ~SEND_TYPE_MASK == CONTROL and not message.destination
+
+
+def is_missed(message: Message) -> bool:
+    """Return whether a message that has not left is a loss: a publication is. The others are about subscriptions."""
+    return not message.flags & CONTROL or message.content[:1] == POSITIONED
 
 
 def read_pattern(content: bytes) -> str:

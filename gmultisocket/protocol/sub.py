@@ -30,6 +30,7 @@ from .pubsubwire import (
     Malformed,
     Refused,
     is_control,
+    is_missed,
     read_pattern,
     read_positioned,
     read_refused,
@@ -71,8 +72,7 @@ class Sub(ProtocolBase):
         self._index: Subscriptions[None] = Subscriptions()
         #: A topic's bytes -> the topic, or "" if it is not subscribed to.
         self._topics: dict[bytes, str] = {}
-        #: By pipe id.
-        self._upstreams: dict[int, Upstream] = {}
+        self._upstreams: dict[int, Upstream] = {}  # by pipe id
         self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats, self._question)
         self._recovery: Recovery | None = None
@@ -83,6 +83,7 @@ class Sub(ProtocolBase):
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
         self._core.on_message(self._on_message, in_order=True)
+        self._core.on_lost(is_missed)
 
     # Subscribing
 

@@ -125,6 +125,49 @@ def test_tabs_do_not_disturb_each_other(server: Gunicorn, browser: Chromium) -> 
             assert tab.evaluate("return kept.seen") == [worker, *mine]
 
 
+def test_a_hundred_connections_of_five_tabs_come_back_after_a_reload(server: Gunicorn, browser: Chromium) -> None:
+    follow = """
+        const {Client} = await import("/ws/gmultisocket.js");
+        kept.got = Array.from({length: 20}, () => []);
+        kept.clients = kept.got.map(got => {
+          const client = new Client("/ws", {minDelay: 20, maxDelay: 200});
+          client.subscribe("state.>", message => got.push(message.text()));
+          return client;
+        });
+    """
+    connected = """
+        await kept.until(() => kept.got.every(got => got.length));
+        return Promise.all(kept.clients.map(client =>
+          client.request("", {timeout: 30000}).then(answer => Number(answer.text()), () => 0)));
+    """
+    with ExitStack() as stack:
+        tabs = [stack.enter_context(new_tab(server, browser)) for _ in range(5)]
+        for tab in tabs:
+            tab.evaluate(follow)
+        # 0: its worker ended before it answered.
+        gone = {0}
+        workers: list[list[int]] = []
+
+        def all_connected() -> bool:
+            """Ask who serves each client. Return whether that is a worker of this turn."""
+            workers[:] = [tab.evaluate(connected) for tab in tabs]
+            return not gone & {worker for each in workers for worker in each}
+
+        for turn in range(2):
+            wait_until(all_connected, PATIENCE)
+            for worker in {worker for each in workers for worker in each}:
+                tab, pids = next((tab, pids) for tab, pids in zip(tabs, workers, strict=True) if worker in pids)
+                tab.evaluate(f"await kept.clients[{pids.index(worker)}].request('state.x {worker} {turn}')")
+            for tab, pids in zip(tabs, workers, strict=True):
+                tab.evaluate(f"await kept.until(() => kept.got.every(got => got.at(-1).endsWith(' {turn}')))")
+                assert tab.evaluate("return kept.got.map(got => got.at(-1))") == [f"{worker} {turn}" for worker in pids]
+            gone |= {worker for each in workers for worker in each}
+            if not turn:
+                for tab in tabs:
+                    tab.evaluate("kept.got.forEach(got => got.splice(0))")
+                server.stop(signal.SIGHUP)
+
+
 def test_a_frozen_page_catches_up(tab: Tab) -> None:
     follow_state(tab)
     tab.evaluate("""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
-
 import pytest
 
 from gmultisocket import Pub, Session
@@ -13,11 +11,7 @@ from tests.browser.agents import NODE, Node
 from tests.browser.test_client import _prelude, drop  # noqa: F401
 from tests.faults.process import needs
 
-pytestmark = [
-    needs(f"{NODE} --version"),
-    pytest.mark.timeout(120),
-    pytest.mark.skipif("history" not in signature(Pub).parameters, reason="this Pub keeps no history"),
-]
+pytestmark = [needs(f"{NODE} --version"), pytest.mark.timeout(120)]
 
 
 def follow(js: Node, address: str, options: str = "{}") -> None:

@@ -104,6 +104,11 @@ class Gunicorn:
         """Which requests it has served, and whatever was printed."""
         return self._output.read_text()
 
+    def workers(self, count: int = 2) -> list[int]:
+        """Return the processes of the workers, when so many have started."""
+        wait_until(lambda: self.log.count("Booting worker") == count, PATIENCE)
+        return [int(pid) for pid in re.findall(r"Booting worker with pid: ([0-9]+)", self.log)]
+
     @contextmanager
     def peer(self) -> Iterator[Peer]:
         """A client whose WebSocket is open."""

@@ -81,6 +81,35 @@ def test_a_handler_that_fails_fails_its_request_is_logged_and_the_next_is_served
     assert failures[0].exc_info is not None and "of mine" in str(failures[0].exc_info[1])
 
 
+@BOTH
+def test_a_handler_that_nobody_has_started_is_told_once_when_requests_wait(
+    kind: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    with asked(kind, upper) as (answerer, ask):
+        answers = [ask(b"a") for _ in range(3)] if kind is Rep else [ask(b"a")]
+        wait_until(warnings, LONG)
+        answerer.start()
+        assert [answer() for answer in answers] == [b"A"] * len(answers)
+        assert ask(b"b")() == b"B"
+    assert len(warnings()) == 1
+    assert "call its start()" in warnings()[0] and kind.__name__ in warnings()[0]
+
+
+def test_a_handler_that_is_started_soon_after_the_first_request_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    with asked(Rep, upper) as (rep, ask), asked(Respondent, upper) as (_, ask_other):
+        answer = ask(b"a")
+        wait_until(lambda: rep.socket.queued)
+        rep.start()
+        assert answer() == b"A"
+        # It began to wait later, so its warning comes later.
+        ask_other(b"a")
+        wait_until(lambda: caplog.records, LONG)
+    assert [record.getMessage()[:11] for record in caplog.records] == ["<Respondent"]
+
+
 def test_as_many_handlers_run_at_once_as_are_allowed_and_no_more(direct: Net) -> None:
     running, most = 0, 0
     go = Event()

@@ -18,6 +18,8 @@ from gmultisocket.core.pipes.bytespipe import BytesPipe
 from gmultisocket.errors import BadTopic, Closed, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.protocol import gatekeeper as gatekeeper_module
+from gmultisocket.protocol.history import MemoryHistory
+from gmultisocket.protocol.pubsubwire import Ask
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode
 from tests.addresses import plain_connection
@@ -788,3 +790,43 @@ def test_a_sub_whose_publishers_behind_a_switch_have_all_gone_finds_new_ones_the
             wait_until(lambda: second.reach("a") == second.reach("b") == 1, timeout=20)
             second.publish("a", b"news")
             assert sub.recv(LONG) == ("a", b"news")
+
+
+# A subscriber that leaves
+
+
+def test_acknowledgements_for_a_subscriber_that_has_gone_are_no_loss(caplog: pytest.LogCaptureFixture) -> None:
+    def subscribe_and_leave() -> bool:
+        with Socket() as by_hand:
+            by_hand.dial(address)
+            by_hand.wait_pipes(1, LONG)
+            for number in range(200):
+                by_hand.send_msg(Message(CONTROL | TO_ALL, content=b"\x01a%d" % number))
+        wait_until(lambda: not pub.pipes)
+        return bool(pub.counters.drops)
+
+    with Pub() as pub:
+        address = pub.listen("tcp://127.0.0.1:0").address
+        # Until one has left before it got all of them.
+        wait_until(subscribe_and_leave, LONG)
+        assert {*pub.counters.drops} == {"disconnect"}
+    assert [record.getMessage() for record in caplog.records if "drops messages" in record.getMessage()] == []
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_publications_for_a_subscriber_that_has_gone_are_a_loss(
+    recovers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask = Ask(7, False, True, (), "n").encode()
+    options = {"transport.tcp.write_buffer": 65536}
+    with Pub(options, history=MemoryHistory("n") if recovers else None) as pub:
+        with plain_connection(pub.listen("tcp://127.0.0.1:0").address) as peer:
+            for content in [*([ask] if recovers else []), b"\x01n"]:
+                peer.sendall(encode(Message(flags=CONTROL | TO_ALL, content=content)))
+            wait_until(lambda: pub.subscriptions == 1)
+            pipe = only_pipe(pub)
+            while pipe.queued < 3:
+                pub.publish("n", bytes(60_000))
+            pipe.close("for the test")
+        assert pipe.counters.drops["disconnect"] >= 2
+        wait_until(lambda: "drops messages: disconnect" in caplog.text)

@@ -7,6 +7,7 @@ need to know, and closes everything. Nothing in it blocks while it holds anythin
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import gevent
@@ -63,6 +64,7 @@ class Connector:
         gone_endpoints: what closed dialers and listeners had counted, by the names in :data:`ENDPOINT_TOTALS`.
         close_timeout: seconds that a closed pipe may wait for its peer's close frame.
         closing_pipes: the closed pipes that wait for it.
+        lost_hook: a protocol's callback, see ``ProtocolSocket.on_lost``; None without one.
     """
 
     __slots__ = (
@@ -79,6 +81,7 @@ class Connector:
         "gone",
         "gone_endpoints",
         "hub",
+        "lost_hook",
         "maker",
         "pipes",
         "places",
@@ -98,6 +101,7 @@ class Connector:
         self.events = PipeEvents()
         self.places = Places(hub, options, self.pipes, self._place_free)
         self.maker = PipeMaker(self)
+        self.lost_hook: Callable[[Message], bool] | None = None
         self.closing = False
         self.sealed = ""
         self.gone = Counters()
@@ -195,6 +199,9 @@ class Connector:
 
     def requeue(self, messages: list[Message]) -> None:
         self.sender.requeue.add(messages)
+
+    def is_loss(self, message: Message) -> bool:
+        return self.lost_hook is None or self.lost_hook(message)
 
     def lose(self, reason: str, count: int) -> None:
         self.sender.counters.drop(reason, count)

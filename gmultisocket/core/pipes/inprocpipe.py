@@ -202,10 +202,13 @@ class InprocPipe(Pipe):
         self._drop("overflow")
         return True
 
-    def _take_queue(self) -> tuple[list[Message], int]:
+    def _take_queue(self) -> tuple[list[Message], int, int]:
         queue, self._queue = self._queue or deque(), None
-        unsent = [_as_sent(Message._make(fields)) for fields in queue if fields[0] & SEND_TYPE_MASK == TO_ONE]
-        return unsent, len(queue) - len(unsent)
+        messages = [Message._make(fields) for fields in queue]
+        unsent = [_as_sent(message) for message in messages if message.flags & SEND_TYPE_MASK == TO_ONE]
+        others = [message for message in messages if message.flags & SEND_TYPE_MASK != TO_ONE]
+        lost = sum(map(self._owner.is_loss, others))
+        return unsent, lost, len(others) - lost
 
     # Receiving
 

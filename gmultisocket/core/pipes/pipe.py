@@ -123,6 +123,9 @@ class PipeOwner(Protocol):
     def requeue(self, messages: list[Message]) -> None:
         """Send these to-one messages, which a pipe could not send, to other pipes."""
 
+    def is_loss(self, message: Message) -> bool:
+        """Return whether anybody misses this message, which a pipe could not send. Must not raise."""
+
     def lose(self, reason: str, count: int) -> None:
         """Count messages that are lost, and that no pipe can count."""
 
@@ -409,11 +412,13 @@ class Pipe(StateMachine, ABC):
             self._owner.first_drop(self, reason)
         self._drops[reason] = self._drops.get(reason, 0) + count
 
-    def _count_useless(self, reason: str) -> None:
-        """Count a message that had no use for anybody. It is no loss, so nothing is logged."""
+    def _count_useless(self, reason: str, count: int = 1) -> None:
+        """Count messages that had no use for anybody. They are no loss, so nothing is logged."""
+        if not count:
+            return
         if self._drops is None:
             self._drops = {}
-        self._drops[reason] = self._drops.get(reason, 0) + 1
+        self._drops[reason] = self._drops.get(reason, 0) + count
 
     def _set_full(self) -> None:
         self.full = True
@@ -434,8 +439,12 @@ class Pipe(StateMachine, ABC):
         """Block until no greenlet works for this closed pipe any more. The caller may be one of them."""
 
     @abstractmethod
-    def _take_queue(self) -> tuple[list[Message], int]:
-        """Empty the send queue. Return its to-one messages, and the number of other messages, which are lost."""
+    def _take_queue(self) -> tuple[list[Message], int, int]:
+        """Empty the send queue.
+
+        Returns:
+            Its to-one messages; the number of other messages that are lost; the number of those that nobody misses.
+        """
 
     def _option_changed(self, option: Option[Any], value: Any) -> None:
         """Copy the new value of an option, if the pipe keeps a copy of it."""
@@ -460,8 +469,9 @@ class Pipe(StateMachine, ABC):
     def _stop_sending(self) -> None:
         """Accept nothing more to send. Requeue what is queued, or count it as lost."""
         self._owner.pipe_broken(self)
-        unsent, lost = self._take_queue()
+        unsent, lost, useless = self._take_queue()
         self._drop("disconnect", lost)
+        self._count_useless("disconnect", useless)
         self.full = True
         self._wake_all_waiters()
         self._owner.requeue(unsent)

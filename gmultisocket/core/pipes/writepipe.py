@@ -426,13 +426,13 @@ class WritePipe(Pipe):
                 return True
         return False
 
-    def _take_queue(self) -> tuple[list[Message], int]:
+    def _take_queue(self) -> tuple[list[Message], int, int]:
         self._leave_fan_out()
         queue, self._queue = self._queue, []
         half_sent, self._partial = self._partial, None
         self._queued_bytes = 0
         unsent = []
-        lost = int(half_sent is not None and not isinstance(half_sent.obj, _Control))
+        lost, useless = int(half_sent is not None and not isinstance(half_sent.obj, _Control)), 0
         for entry in queue:
             if isinstance(entry, _Control):
                 self.messages_sent += 1
@@ -440,9 +440,11 @@ class WritePipe(Pipe):
             message = self._unframe(entry.joined() if isinstance(entry, LargeFrame) else entry)
             if message is not None and message.flags & (SEND_TYPE_MASK | INTERNAL) == TO_ONE:
                 unsent.append(message)
-            else:
+            elif message is None or self._owner.is_loss(message):
                 lost += 1
-        return unsent, lost
+            else:
+                useless += 1
+        return unsent, lost, useless
 
     def _unframe(self, entry: bytes) -> Message | None:
         """Return the message of a queued frame, None if it cannot be sent by another pipe."""

@@ -153,8 +153,8 @@ class Receiver:
         opts.socket.yield_messages: _set_budget,
     }
 
-    def set_filter(self, callback: Callable[[Message], bool], in_order: bool) -> None:
-        """Show each message to a protocol first; see ``ProtocolSocket.on_message``."""
+    def set_filter(self, callback: Callable[[Message], bool] | None, in_order: bool) -> None:
+        """Show each message to a protocol first, or none with None; see ``ProtocolSocket.on_message``."""
         self.filter = callback
         self._in_order = in_order
         self._update_fast_path()
