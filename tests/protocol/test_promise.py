@@ -55,6 +55,8 @@ QUICK: dict[str, Any] = {
     # Copies for old subscribers go to the dead ones too, as long as these count, and fill the short queues.
     "protocol.pubsub.expiry": 0.3,
 }
+#: Of a socket without a protocol.
+QUICK_SOCKET = {name: value for name, value in QUICK.items() if not name.startswith("protocol.")}
 
 
 def publication(topic: str, content: bytes) -> bytes:
@@ -161,7 +163,7 @@ class OldSub:
     """A subscriber that knows only 0x00 to 0x02, and wants everything."""
 
     def __init__(self) -> None:
-        self.socket = Socket({**QUICK, "socket.recv_queue_size": 64})
+        self.socket = Socket({**QUICK_SOCKET, "socket.recv_queue_size": 64})
         self.socket.on_pipe(lambda event: event.kind == "added" and self.subscribe())
         #: By the path of the publisher and the topic.
         self.last: dict[tuple[bytes, str], int] = {}
@@ -193,7 +195,7 @@ class OldPub:
     """A publisher that knows only 0x00 to 0x02."""
 
     def __init__(self, address: str) -> None:
-        self.socket = Socket({**QUICK, "socket.send_overflow": "drop_newest"})
+        self.socket = Socket({**QUICK_SOCKET, "socket.send_overflow": "drop_newest"})
         self.address = self.socket.listen(address).address
         self.reader = gevent.spawn(self.read)
 
@@ -231,7 +233,7 @@ class World:
         for _ in range(switches):
             # A switch closes a pipe that stays full when something comes along a path: not all the time, here.
             queues = {"socket.send_queue_size": 64, "socket.recv_queue_size": 16, "socket.send_to_patience": 2.0}
-            back, front = Socket({**QUICK, **queues}), Socket({**QUICK, **queues})
+            back, front = Socket({**QUICK_SOCKET, **queues}), Socket({**QUICK_SOCKET, **queues})
             for address in ends:
                 back.dial(address)
             ends = [str(front.listen(f"{transport}://127.0.0.1:0").address)]
