@@ -77,8 +77,7 @@ class Sub(ProtocolBase):
         self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats, self._question)
         self._recovery: Recovery | None = None
         self._acknowledgements = WaitList(get_hub(), lambda: True)
-        #: By pattern: the number of greenlets that wait until it is acknowledged.
-        self._waiters: Counter[str] = Counter()
+        self._waiters: Counter[str] = Counter()  # by pattern: greenlets that wait until it is acknowledged
         self._refusals = Callbacks(self._spawn, "gmultisocket.protocol", "refusal")
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
