@@ -18,7 +18,7 @@ from gmultisocket.transport.ws import UpgradeRequest
 from tests.backplane.hubs import free_port, listens
 from tests.faults.process import needs
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs/proxies.rst").read_text()
+PAGE = (Path(__file__).resolve().parent.parent.parent / "docs/proxies.rst").read_text()
 PATIENCE = 30
 _NGINX = """daemon off;
 pid {0}/pid;

@@ -14,7 +14,7 @@ from gevent import subprocess
 from gmultisocket import Backplane
 from tests.backplane.hubs import hub
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 50
 _PROGRAM = re.compile(
     r"^\.\. code-block:: python\n    :caption: (\w+\.py)\n\n((?:    .*\n|\n)+)"

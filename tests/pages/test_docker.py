@@ -16,7 +16,7 @@ from tests.contrib.gunicorns import PATIENCE, ROOT, running
 from tests.faults.process import needs
 
 FILE = ROOT / "examples/deploy/Dockerfile"
-INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", FILE.read_text(), re.MULTILINE)
+INSTRUCTIONS = re.findall(r"^([A-Z]+) (.*)$", FILE.read_text().replace("\\\n", ""), re.MULTILINE)
 
 
 def the(instruction: str) -> str:
