@@ -102,6 +102,12 @@ class Reader:
         wait_until(lambda: log.read_text().count("Worker exiting") == 2, PATIENCE)
         wait_until(lambda: log.read_text().count("Booting worker") == 4, PATIENCE)
 
+    def kill_workers(self) -> None:
+        """Kill those that were started by the reload; gunicorn starts others."""
+        booted = re.findall(r"Booting worker with pid: (\d+)", self._output("Terminal 2").read_text())
+        for pid in booted[2:]:
+            os.kill(int(pid), signal.SIGKILL)
+
     def _output(self, terminal: str) -> Path:
         return self._folder.with_name(terminal)
 
@@ -194,3 +200,6 @@ def test_each_step_works_by_copy_and_paste(tmp_path: Path) -> None:
         assert ann.evaluate(opened) == 200
         log_in(bob, reader.url, "bob", "berry")
         assert bob.evaluate(opened) == 403
+        reader.kill_workers()
+        # Ann's page comes back with the cookie of the browser, which is Bob's now.
+        bob.evaluate(_UNTIL + "const before = shown(); await until(() => shown() !== before)")
