@@ -141,12 +141,13 @@ class _HubKeeper:
             quick = False
             while True:
                 started = self._clock()
-                status = self._process.wait()
+                # The status is not known: gunicorn's master may have taken it.
+                self._process.wait()
                 self._process.stdin.close()
                 if self._stopping.acquire(blocking=False):
                     return
                 if not quick:
-                    self._log.error("The hub at %s has ended with status %s: it starts again.", self._address, status)
+                    self._log.error("The hub at %s has ended: it starts again.", self._address)
                 # One that cannot start is in the log once.
                 quick = self._clock() - started < _SHORT_LIFE
                 if quick and self._stopping.acquire(timeout=_PAUSE):

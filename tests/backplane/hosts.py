@@ -39,7 +39,7 @@ class Part:
 
     def __init__(self, command: list[str], environ: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environ}, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def __enter__(self) -> Part:
