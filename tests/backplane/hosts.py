@@ -39,8 +39,9 @@ class Part:
 
     def __init__(self, command: list[str], environ: dict[str, str]) -> None:
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+            command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | environ, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
 
     def __enter__(self) -> Part:
         return self
