@@ -181,9 +181,9 @@ def test_the_types_hold_under_strict(tmp_path: Path) -> None:
     (tmp_path / "gmultisocket.d.ts").write_text((FOLDER / "gmultisocket.d.ts").read_text())
     (tmp_path / "gmultisocket.js").write_bytes(SCRIPT)
     (tmp_path / "use.ts").write_text(_USE)
-    done = subprocess.run(
-        ["tsc", "--strict", "--noEmit", "--target", "es2022", "--module", "nodenext", "--lib", "es2022,dom",
-         "--types", "", "use.ts"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=50,
-    )  # fmt: skip
+    options = {
+        "strict": True, "noEmit": True, "target": "es2022", "module": "nodenext", "lib": ["es2022", "dom"], "types": [],
+    }  # fmt: skip
+    (tmp_path / "tsconfig.json").write_text(json.dumps({"compilerOptions": options, "files": ["use.ts"]}))
+    done = subprocess.run(["tsc", "-p", "."], cwd=tmp_path, capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stdout
