@@ -43,7 +43,7 @@ def test_its_command_serves_and_its_health_check_sees_that(tmp_path: Path, monke
     with running(tmp_path, *arguments, "--workers", "1", app="") as server:
         url = server.address.replace("ws:", "http:").removesuffix("ws")
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-            assert b"<title>fan-out</title>" in answer.read()
+            assert b"<title>Fan-out</title>" in answer.read()
         kind, _, check = the("HEALTHCHECK").partition(" ")
         program, flag, code = json.loads(check)
         assert (kind, program, flag) == ("CMD", "python3", "-c") and "http://127.0.0.1:8000/" in code
