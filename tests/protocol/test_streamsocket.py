@@ -419,8 +419,8 @@ def test_streams_over_one_pipe_share_it_fairly() -> None:
         sending = [gevent.spawn(one.sendall, bytes(size)) for one, _ in ends]
         gevent.joinall([*reading, *sending], timeout=LONG, raise_error=True)
         assert got == [size] * len(ends)
-        # No stream is more than its window and what is on the way behind the fastest one.
-        assert min(when_first_ended[0]) > size // 2
+        # None waits for the others to end. They begin one after the other, and each is ahead by its window then.
+        assert min(when_first_ended[0]) > size // 4
         for end in ends:
             for connection in end:
                 connection.close()
