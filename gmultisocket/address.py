@@ -20,7 +20,7 @@ from .errors import AddressError, hide_values
 from .frozen import Frozen
 from .options import OptionValues, lookup
 
-__all__ = ["Address", "Connectable", "split_host_port"]
+__all__ = ["Address", "Connectable", "redact", "split_host_port"]
 
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 #: Any host and port, also a wrong one. A text that does not match may be a password that contains a "/".
@@ -166,7 +166,7 @@ def split_host_port(location: str, address: str | Address) -> tuple[str, int]:
     Raises:
         AddressError: host or port is missing or wrong; the error says what would be right.
     """
-    shown = _redact(str(address))
+    shown = redact(str(address))
     if location.startswith("["):
         match = re.fullmatch(_BRACKETED, location)
         if match is None:
@@ -200,12 +200,12 @@ def _split_scheme(text: object) -> tuple[str, str, str]:
     match = re.match(_SCHEME, text)
     if match is None:
         why = "the scheme before :// is missing or wrong" if "://" in text else 'there is no "://" in it'
-        raise AddressError(_redact(text), f"{why}: expected an address like tcp://127.0.0.1:5555")
+        raise AddressError(redact(text), f"{why}: expected an address like tcp://127.0.0.1:5555")
     scheme, rest = match.group(1).lower(), text[match.end() :]
     if _has_credentials(scheme, rest):
-        raise AddressError(_redact(text), "a user name or password does not belong in an address")
+        raise AddressError(redact(text), "a user name or password does not belong in an address")
     # Paths and names of ipc and inproc may contain "@". With other schemes it is safer to hide the text before one.
-    shown = text if _is_name(scheme) else _redact(text)
+    shown = text if _is_name(scheme) else redact(text)
     has_space = text != text.strip() or " " in (rest.partition("?")[2] if _is_name(scheme) else text)
     if has_space or not text.isprintable():
         raise AddressError(shown, "it contains white space or a control character")
@@ -229,7 +229,7 @@ def _has_credentials(scheme: str, rest: str) -> bool:
     return "@" in rest and not re.fullmatch(_AUTHORITY, authority)
 
 
-def _redact(text: str) -> str:
+def redact(text: str) -> str:
     """Return an address with the text before the last "@" replaced, as that may be a password."""
     match = re.match(_SCHEME, text)
     scheme = match.group() if match else ""

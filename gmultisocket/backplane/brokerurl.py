@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from ..address import Address, split_host_port
+from ..address import Address, redact, split_host_port
 from ..errors import AddressError
 from ..options import Options, PlaneOptions
 
@@ -87,9 +87,9 @@ def parse_url(url: str, ports: Mapping[str, int | None], options: Options, *, da
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
     if match is None or scheme not in ports:
-        raise AddressError(_redact(url), f"the scheme is wrong: expected {' or '.join(f'{each}://' for each in ports)}")
+        raise AddressError(redact(url), f"the scheme is wrong: expected {' or '.join(f'{each}://' for each in ports)}")
     if not url.isprintable() or " " in url:
-        raise AddressError(_redact(url), "it contains white space or a control character")
+        raise AddressError(redact(url), "it contains white space or a control character")
     port = ports[scheme]
     servers: tuple[Server, ...]
     location, _, query = url[match.end() :].partition("?")
@@ -114,7 +114,7 @@ def _servers(scheme: str, location: str, port: int, url: str, database: bool) ->
         authority, slash, rest = location.replace(f"{scheme}://", "").partition("/")
     if re.fullmatch("[0-9]*", rest) is None or (rest and not database) or "#" in location:
         raise AddressError(
-            _redact(url), "nothing but ?options may follow the servers; in a password, write / ? # as %2F %3F %23"
+            redact(url), "nothing but ?options may follow the servers; in a password, write / ? # as %2F %3F %23"
         )
     first: Credentials | None = None
     servers = []
@@ -125,7 +125,7 @@ def _servers(scheme: str, location: str, port: int, url: str, database: bool) ->
             first = credentials
         if not re.search(r":[0-9]+$", place.rpartition("]")[2]):
             place = f"{place.removesuffix(':')}:{port}"
-        split_host_port(place, f"{scheme}://{place}")
+        split_host_port(place, url)
         servers.append(Server(scheme, place, credentials))
     return tuple(servers)
 
@@ -134,7 +134,7 @@ def _path_server(scheme: str, location: str, url: str) -> Server:
     """Return the server at a unix socket: ``user:password@/path``."""
     secret, at, path = location.partition("@") if not location.startswith("/") else ("", "", location)
     if not path.startswith("/"):
-        raise AddressError(_redact(url), f"the path is missing: expected {scheme}:///absolute/path")
+        raise AddressError(redact(url), f"the path is missing: expected {scheme}:///absolute/path")
     credentials = _credentials(secret, url) if at else Credentials("", None)
     return Server(scheme, path, credentials)
 
@@ -144,12 +144,4 @@ def _credentials(text: str, url: str) -> Credentials:
     try:
         return Credentials(unquote(user, errors="strict"), unquote(password, errors="strict") if colon else None)
     except UnicodeDecodeError:
-        raise AddressError(_redact(url), "the user name or password is not UTF-8 when it is percent-decoded") from None
-
-
-def _redact(url: str) -> str:
-    """Return a URL without what may be a secret: everything between the scheme and the last @."""
-    match = _SCHEME.match(url)
-    scheme = match.group() if match else ""
-    before, at, after = url[len(scheme) :].rpartition("@")
-    return f"{scheme}***@{after}" if before else f"{scheme}{after}"
+        raise AddressError(redact(url), "the user name or password is not UTF-8 when it is percent-decoded") from None

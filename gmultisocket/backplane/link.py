@@ -48,10 +48,20 @@ _PORTION: Final = 256
 
 
 def shown(url: str) -> str:
-    """Return a URL without user names and passwords, for people."""
+    """Return a URL without user names, passwords and options, for people. What may be a part of a password is left out.
+
+    Somebody may have written a password with a plain "," or "?".
+    """
     scheme, mark, rest = url.partition("://")
-    location = rest.partition("?")[0]
-    return scheme + mark + ",".join(each.rpartition("@")[2] for each in location.split(","))
+    location, _, query = rest.partition("?")
+    if location.startswith(("/", "@")):
+        # A path or a name, which may contain "@".
+        return scheme + mark + location
+    if "@" in query and "@" not in location:
+        return f"{scheme}{mark}***"
+    logins, _, others = location.rpartition("@")
+    with_logins = [each.rpartition("@")[2] for each in logins.split(",")[:-1] if "@" in each]
+    return scheme + mark + ",".join([*with_logins, others])
 
 
 class Link:

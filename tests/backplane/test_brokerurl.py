@@ -74,7 +74,8 @@ def test_a_wrong_url_is_refused_with_what_would_be_right(url: str, why: str) -> 
 @pytest.mark.parametrize(
     "url",
     ["nats://me:s3cret@a:70000", "nats://me:s3cret@a:1/x", "kafka://me:s3cret@a", "nats://me:s3/cret@a",
-     "nats://me:s3cret@a b", "nats://me:s3#cret@a", "redis+unix://:s3cret@x", "nats://s3cret@a?x=y"],
+     "nats://me:s3cret@a b", "nats://me:s3#cret@a", "redis+unix://:s3cret@x", "nats://s3cret@a?x=y",
+     "nats://me:s3,cret@a", "nats://me:s3?cret@a", "nats://u:p@a,me:s3?x=cret@b"],
 )  # fmt: skip
 def test_no_error_shows_a_secret(url: str) -> None:
     with pytest.raises((AddressError, UnknownOption)) as caught:

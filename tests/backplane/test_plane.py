@@ -57,6 +57,21 @@ def test_it_opens_nothing_before_it_is_used() -> None:
         plane.publish("t", b"")
 
 
+@pytest.mark.parametrize(
+    ("whole", "shown"),
+    [
+        ("nats://me:s3cret@a:1,you:s3cret@b,c?plane.prefix=x.", "nats://a:1,b,c"),
+        ("nats://me:s3,cret@a", "nats://a"),
+        ("nats://me:s3@cret@a", "nats://a"),
+        ("nats://me:s3?cret@a", "nats://***"),
+        ("ipc:///run/app@1/hub?plane.prefix=x.", "ipc:///run/app@1/hub"),
+        ("ipc://@hub", "ipc://@hub"),
+    ],
+)
+def test_a_repr_has_the_servers_and_no_secret(whole: str, shown: str) -> None:
+    assert repr(Backplane(whole)) == f"<Backplane {shown} unused>"
+
+
 # Subscriptions
 
 
