@@ -12,16 +12,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
 
 from ..protocol.subscriptions import Subscriptions
+from .brokertopics import remember
 
 __all__ = ["Copies"]
-
-#: Topics whose owner is remembered.
-_CACHED: Final = 4096
-#: Longer topics are not: together they could take much memory.
-_LONGEST_CACHED: Final = 512
 
 #: The id of a subscription.
 Sid = bytes
@@ -110,8 +105,5 @@ class Copies:
         owner = min(found, default=0)
         heir = min(found - self._leaving, default=0) if owner in self._leaving else 0
         pair = b"%d" % owner, b"%d" % heir if heir else b""
-        if len(topic) <= _LONGEST_CACHED:
-            if len(self._owners) >= _CACHED:
-                self._owners.clear()
-            self._owners[topic] = pair
+        remember(self._owners, topic, pair)
         return pair

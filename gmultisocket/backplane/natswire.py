@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from ..errors import BadMessage, BadTopic, snippet
-from ..protocol.subscriptions import check_topic
+from .brokertopics import TopicNames, remember
 
 __all__ = [
     "HEADER_SIZE",
@@ -60,10 +60,6 @@ MAX_SUBJECT: Final = 4000
 _MAX_LINE: Final = 1 << 20
 #: The most bytes of a message: the highest ``max_payload`` that a server allows.
 _MAX_MESSAGE: Final = 64 << 20
-#: Subjects that are kept with their topics, and lines and origins with what they mean.
-_CACHED: Final = 4096
-#: Longer subjects and lines are not kept: together they could take much memory.
-_LONGEST_CACHED: Final = 512
 
 _HEADER: Final = b"NATS/1.0\r\nGms: "
 #: Where an origin ends in the headers of a publication, and how many bytes these have.
@@ -204,10 +200,7 @@ class Parser:
         if header_size > size:
             raise BadMessage("the headers of a message are longer than the message")
         head = words[2], words[1], header_size, size
-        if len(line) <= _LONGEST_CACHED:
-            if len(self._heads) >= _CACHED:
-                self._heads.clear()
-            self._heads[line] = head
+        remember(self._heads, line, head)
         return head
 
 
@@ -308,9 +301,8 @@ class Marks:
         """Return the origin in the beginning of headers, and remember it. Raises ValueError if there is none."""
         if not start.startswith(_HEADER):
             raise ValueError("they are not from here")
-        if len(self._origins) >= _CACHED:
-            self._origins.clear()
-        origin = self._origins[start] = unhexlify(start[len(_HEADER) :])
+        origin = unhexlify(start[len(_HEADER) :])
+        remember(self._origins, start, origin)
         return origin
 
 
@@ -327,7 +319,7 @@ def _escape_byte(match: re.Match[bytes]) -> bytes:
     return b"%%%02X" % ord(match[0])
 
 
-class Subjects:
+class Subjects(TopicNames):
     """Translates topics and patterns to subjects, and back.
 
     A subject is the prefix and the topic in UTF-8, with each byte up to 0x20, 0x7f and ``%`` as ``%`` and two
@@ -336,22 +328,19 @@ class Subjects:
     and to other programs.
 
     Args:
-        prefix: e.g. ``"shop."``, with its dot; "" for none.
+        prefix: in front of each topic, e.g. ``"shop."``, with its dot; "" for none.
 
     Raises:
-        BadTopic: the prefix is not made of tokens with dots behind them.
+        BadTopic: the prefix is not made of tokens with dots behind them, or begins with $ or _INBOX.
     """
 
-    __slots__ = ("_prefix", "_topics")
+    __slots__ = ()
 
     def __init__(self, prefix: str) -> None:
-        if prefix and not prefix.endswith("."):
-            raise BadTopic(prefix, "a prefix is tokens with a dot behind each, like 'shop.'")
-        encoded = check_topic(prefix[:-1]) + b"." if prefix else b""
-        self._prefix = _UNSAFE.sub(_escape_byte, encoded)
+        super().__init__(prefix)
+        self._prefix = _UNSAFE.sub(_escape_byte, self._prefix)
         if self._prefix and _RESERVED.match(self._prefix):
             raise BadTopic(prefix, "subjects that begin with $ or _INBOX belong to the server and to other programs")
-        self._topics: dict[bytes, str | None] = {}
 
     def encode(self, topic: str) -> bytes:
         """Return the subject of a valid topic or pattern.
@@ -368,25 +357,5 @@ class Subjects:
             raise BadTopic(topic, f"its subject at NATS has {size}; {MAX_SUBJECT} are possible")
         return subject
 
-    def decode(self, subject: bytes) -> str | None:
-        """Return the topic of a subject that a message has; None if no topic has it."""
-        topics = self._topics
-        if subject in topics:
-            return topics[subject]
-        topic = self._decode(subject)
-        if len(subject) <= _LONGEST_CACHED:
-            if len(topics) >= _CACHED:
-                topics.clear()
-            topics[subject] = topic
-        return topic
-
-    def _decode(self, subject: bytes) -> str | None:
-        if not subject.startswith(self._prefix):
-            return None
-        encoded = _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), subject[len(self._prefix) :])
-        try:
-            topic = encoded.decode()
-            check_topic(topic)
-        except (UnicodeDecodeError, BadTopic):
-            return None
-        return topic
+    def _unescape(self, encoded: bytes) -> bytes:
+        return _ESCAPE.sub(lambda match: bytes.fromhex(match[1].decode()), encoded)

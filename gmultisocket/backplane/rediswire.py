@@ -21,8 +21,8 @@ from collections.abc import Iterable
 from struct import Struct
 from typing import Final
 
-from ..errors import BadTopic
-from ..protocol.subscriptions import ONE, REST, SEPARATOR, check_topic
+from ..protocol.subscriptions import ONE, REST, SEPARATOR
+from .brokertopics import TopicNames
 
 __all__ = ["MARK_SIZE", "MAX_GLOBS", "Channels", "Globs", "encode_command", "encode_publish", "read_mark"]
 
@@ -35,10 +35,6 @@ MARK_SIZE: Final = _mark.size
 MAX_GLOBS: Final = 16
 
 _GLOB_SPECIAL: Final = re.compile(rb"[*?\[\]\\^-]")
-#: Channels that are kept with their topics.
-_CACHED: Final = 4096
-#: Longer channels are not kept: together they could take much memory.
-_LONGEST_CACHED: Final = 512
 
 
 def encode_command(*words: bytes) -> bytes:
@@ -73,55 +69,14 @@ def read_mark(value: bytes) -> tuple[bytes, int]:
     return origin, number
 
 
-class Channels:
-    """Translates topics to channels, and back.
+class Channels(TopicNames):
+    """Translates topics to channels, and back."""
 
-    Args:
-        prefix: in front of each topic, e.g. ``"shop."``; "" for none.
-
-    Raises:
-        BadTopic: the prefix is not made of tokens with dots behind them.
-    """
-
-    __slots__ = ("_prefix", "_topics")
-
-    def __init__(self, prefix: str) -> None:
-        if prefix and not prefix.endswith(SEPARATOR):
-            raise BadTopic(prefix, "a prefix is tokens with a dot behind each, like 'shop.'")
-        if prefix:
-            check_topic(prefix[:-1])
-        self._prefix = prefix.encode()
-        self._topics: dict[bytes, str | None] = {}
-
-    def encode(self, topic: str) -> bytes:
-        """Return the channel of a valid topic."""
-        return self._prefix + topic.encode()
+    __slots__ = ()
 
     def glob(self, tokens: Iterable[str]) -> bytes:
         """Return the glob of all channels below some first tokens."""
         return _GLOB_SPECIAL.sub(rb"\\\g<0>", self.encode("".join(token + SEPARATOR for token in tokens))) + b"*"
-
-    def decode(self, channel: bytes) -> str | None:
-        """Return the topic of a channel; None if no topic has it."""
-        topics = self._topics
-        if channel in topics:
-            return topics[channel]
-        topic = self._decode(channel)
-        if len(channel) <= _LONGEST_CACHED:
-            if len(topics) >= _CACHED:
-                topics.clear()
-            topics[channel] = topic
-        return topic
-
-    def _decode(self, channel: bytes) -> str | None:
-        if not channel.startswith(self._prefix):
-            return None
-        try:
-            topic = channel[len(self._prefix) :].decode()
-            check_topic(topic)
-        except (UnicodeDecodeError, BadTopic):
-            return None
-        return topic
 
 
 class Globs:
