@@ -16,7 +16,7 @@ import gevent
 from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 from gevent import socket as gsocket
 
-from ..address import Address, split_host_port
+from ..address import Address
 from ..errors import BadMessage, ConnectionFailed, HandshakeFailed, MultiSocketError
 from ..log import ThrottledLog, get_logger
 from ..loop.ending import LOG_INTERVAL, Ended, survive
@@ -27,8 +27,7 @@ from ..transport import ipc
 from ..transport.base import StreamConnection
 from ..transport.stream import abandon_socket, describe_os_error
 from ..transport.tcp import TCPDialer
-from ..transport.tls import TLSConnection
-from ..transport.tlscontext import ClientSide, explain
+from ..transport.tls import TLSConnection, TLSDialer
 from .brokerurl import Server
 from .engine import SILENCE
 
@@ -281,23 +280,14 @@ class Opener:
         Raises:
             TLSError: the socket is closed.
         """
-        address = Address(server.scheme, server.location)
-        host, _ = split_host_port(server.location, address)
         try:
-            secure = ClientSide(address, host, self._options).wrap(sock)
-        except OSError as error:
-            sock.close()
-            raise explain(error, address.bare) from error
+            dialer = TLSDialer(Address(server.scheme, server.location), self._options)
         except BaseException:
             sock.close()
             raise
-        connection = TLSConnection(secure, server.scheme, address.bare)
+        self._pending.append(dialer.abandon)
+        connection = dialer.secure(sock)
         self._pending.append(connection.abandon)
-        try:
-            connection.handshake()
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def unix(self, server: Server) -> StreamConnection:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from gevent import sleep
+from gevent import socket as gsocket
 from gevent.ssl import SSLSocket
 
 from ..address import Address
@@ -394,7 +395,14 @@ class TLSDialer(TCPDialer):
         Raises:
             ConnectionFailed: nothing is left open. A TLSError says what is wrong with the peer.
         """
-        sock = self.connect_socket()
+        return self.secure(self.connect_socket())
+
+    def secure(self, sock: gsocket.socket) -> TLSConnection:
+        """Return a connection after its handshake over a connected socket. Blocks; the caller limits the time.
+
+        Raises:
+            TLSError: what is wrong with the peer. The socket is closed.
+        """
         try:
             connection = TLSConnection(self._side.wrap(sock), self._scheme, self._address)
         except OSError as error:
