@@ -23,7 +23,7 @@ from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.timelimit import time_limit
 from ..loop.waiting import Deadline
 from ..options import Options
-from .brokerline import Opener
+from .brokerline import Line, Opener
 from .brokerurl import Server, parse_url
 from .engine import MAX_BACKOFF, Engine, Plane
 
@@ -40,6 +40,9 @@ _LASTED: Final = 1.0
 
 class BrokerLink(ABC):
     """A connection to a server, after its login: one line, or more than one."""
+
+    #: Set by the subclass.
+    _lines: tuple[Line, ...]
 
     def __init__(self) -> None:
         self._outcome: AsyncResult[MultiSocketError] = AsyncResult()
@@ -84,17 +87,20 @@ class BrokerLink(ABC):
         if self._finished is not None and self.is_settled:
             self._finished.set()
 
-    @abstractmethod
     def close(self, reason: MultiSocketError) -> None:
         """Close the connections. Never blocks; may be repeated."""
+        for line in self._lines:
+            line.close(reason)
 
-    @abstractmethod
     def join(self) -> None:
         """Block until the greenlets of the closed link have ended, except the caller."""
+        for line in self._lines:
+            line.join()
 
-    @abstractmethod
     def abandon(self) -> None:
         """Close the descriptors in a forked child."""
+        for line in self._lines:
+            line.abandon()
 
     def _end(self, reason: MultiSocketError) -> None:
         """Remember why the link has ended. The first reason counts."""

@@ -223,6 +223,7 @@ class NatsLink(BrokerLink):
             last=self._last,
             ended=self._end,
         )
+        self._lines = (self._line,)
         self._line.start()
 
     # To the server
@@ -377,17 +378,6 @@ class NatsLink(BrokerLink):
         else:
             self._line.reason = _refusal(text, self._server)
 
-    # The end
-
     @property
     def is_settled(self) -> bool:
         return not self._pings and self._confirmed == self._published
-
-    def close(self, reason: MultiSocketError) -> None:
-        self._line.close(reason)
-
-    def join(self) -> None:
-        self._line.join()
-
-    def abandon(self) -> None:
-        self._line.abandon()

@@ -362,15 +362,3 @@ class RedisLink(BrokerLink):
     @property
     def is_settled(self) -> bool:
         return self._publisher.is_settled
-
-    def close(self, reason: MultiSocketError) -> None:
-        for line in self._lines:
-            line.close(reason)
-
-    def join(self) -> None:
-        for line in self._lines:
-            line.join()
-
-    def abandon(self) -> None:
-        for line in self._lines:
-            line.abandon()
