@@ -121,7 +121,6 @@ class _Bench:
     url: str = ""
     options: ClassVar[dict[str, Any]] = {}
     limit: ClassVar[float] = 15.0
-    starts_server: ClassVar[bool] = False
     patterns: ClassVar[int] = 2000
 
     def make(self, options: dict[str, Any] | None = None) -> Backplane:
@@ -457,7 +456,7 @@ class _LifeChecks(_Bench):
             self.server.kill()
             wait_until(lambda: not other.healthy and not one.healthy, self.limit)
             gevent.sleep(0.3)
-            self._restart()
+            self.server.start()
             other.connect(self.limit)
             one.connect(self.limit)
             sent = publisher.get(timeout=self.limit)
@@ -474,11 +473,6 @@ class _LifeChecks(_Bench):
             assert [event.kind for event in events] == ["down", "gap", "up"]
             assert other.counters.gaps == 1
             check_sum(one)
-
-    def _restart(self) -> None:
-        assert self.server is not None
-        if not self.starts_server:
-            self.server.start()
 
     @staticmethod
     def _publish_numbers(plane: Backplane, seconds: float) -> int:
@@ -519,7 +513,7 @@ class _LifeChecks(_Bench):
             assert pauses, "the ticking greenlet never ran"
 
     def test_what_is_published_before_there_is_a_server_waits_for_it(self) -> None:
-        if self.server is None or self.starts_server:
+        if self.server is None:
             return
         self.server.kill()
         try:
@@ -544,7 +538,7 @@ class _LifeChecks(_Bench):
                 self.server.start()
 
     def test_while_the_server_is_away_the_buffer_is_bounded_and_every_drop_is_counted(self) -> None:
-        if self.server is None or self.starts_server:
+        if self.server is None:
             return
         with self.planes(2, {"plane.buffer_messages": 10}) as (one, other):
             subscription = self.subscribe(other, "t")
@@ -574,7 +568,6 @@ class EngineChecks(_PublicationChecks, _LifeChecks):
         url: of the engine.
         options: for every plane.
         limit: the longest that any one step may take, in seconds.
-        starts_server: whether a plane starts a server where there is none.
         patterns: how many patterns a plane has in the check of many.
     """
 
