@@ -61,12 +61,10 @@ class BrokerURL(NamedTuple):
     """A parsed URL.
 
     Attributes:
-        scheme: in lower case.
         servers: at least one.
         options: those of the URL, and behind them those of the plane.
     """
 
-    scheme: str
     servers: tuple[Server, ...]
     options: Options
 
@@ -99,7 +97,7 @@ def parse_url(url: str, ports: Mapping[str, int | None], options: Options, *, da
         servers = (_path_server(scheme, location, url),)
     bare = f"{scheme}://{','.join(server.location for server in servers)}"
     values = Address.parse(f"{bare}?{query}").options if query else {}
-    return BrokerURL(scheme, servers, PlaneOptions(values, options))
+    return BrokerURL(servers, PlaneOptions(values, options))
 
 
 def _servers(scheme: str, location: str, port: int, url: str, database: bool) -> tuple[Server, ...]:

@@ -75,14 +75,12 @@ class Info(NamedTuple):
         headers: whether messages may have headers.
         tls_required: whether the client must begin TLS now.
         tls_available: whether it may.
-        version: of the server, for people.
     """
 
     max_payload: int
     headers: bool
     tls_required: bool
     tls_available: bool
-    version: str
 
 
 class ServerError(NamedTuple):
@@ -242,7 +240,6 @@ def _read_info(text: bytes) -> Info:
         headers=facts.get("headers") is True,
         tls_required=facts.get("tls_required") is True,
         tls_available=facts.get("tls_available") is True,
-        version=snippet(str(facts.get("version", "")), 40),
     )
 
 

@@ -26,7 +26,7 @@ STREAM = (
     b"PO"
 )
 EVENTS = [
-    Info(1048576, True, False, False, "2.9.10"),
+    Info(1048576, True, False, False),
     (b"1", b"a.b", b"", b"a\r\nbc"),
     (b"1", b"a.b", b"", b""),
     (b"22", b"a", HEADER, b"xyz\r\n" * 20),
