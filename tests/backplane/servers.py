@@ -44,7 +44,6 @@ class BrokerServer:
         folder: for its files.
         extra: more arguments.
         host: where it listens.
-        inside: words in front of the command, e.g. to run it in a network namespace.
     """
 
     program = ""
@@ -52,15 +51,12 @@ class BrokerServer:
     #: What it writes to its log when it accepts connections.
     ready = ""
 
-    def __init__(
-        self, folder: Path, extra: Sequence[str] = (), *, host: str = "127.0.0.1", inside: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, folder: Path, extra: Sequence[str] = (), *, host: str = "127.0.0.1") -> None:
         if shutil.which(self.program) is None:
             pytest.skip(f"{self.program} is not installed")
         self.folder = folder
         self.extra = [*extra]
         self.host = host
-        self.inside = [*inside]
         self.port = 0
         self.process: Any = None
         self._stopped = False
@@ -95,7 +91,7 @@ class BrokerServer:
     def _start(self) -> bool:
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [*self.inside, self.program, *self.arguments(), *self.extra],
+                [self.program, *self.arguments(), *self.extra],
                 cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         process = self.process
