@@ -53,21 +53,8 @@ class PlanePresence(NamedTuple):
     complete: bool
 
 
-class _Question:
-    """A question about presence, and the answers to it.
-
-    Attributes:
-        answers: by member: the number, and the names.
-    """
-
-    __slots__ = ("answers",)
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, list[str] | None]] = {}
-
-
 class Control:
-    """One process's part in this.
+    """What one process says to the others, and does when they say something.
 
     Args:
         link: its link.
@@ -82,10 +69,11 @@ class Control:
         #: By member: when it was last heard.
         self._members: dict[str, float] = {}
         self._listens = False
-        #: When the engine began to serve it; None: not yet.
+        #: When the engine began to serve the two topics; None: not yet.
         self._since: float | None = None
         self._greeter: Greenlet[..., Any] | None = None
-        self._questions: dict[int, _Question] = {}
+        #: By question: the answers so far, by member: the number of subscribers, and their names.
+        self._questions: dict[int, dict[str, tuple[int, list[str] | None]]] = {}
         self._numbers = count(1)
         self._answered = WaitList(get_hub(), lambda: True)
         self._beats = Periodic(lambda: BEAT, self._beat)
@@ -131,27 +119,30 @@ class Control:
     # Presence
 
     def presence(self, pattern: str, timeout: float) -> PlanePresence:
-        """See ``Backplane.presence``."""
+        """Ask all processes how many subscribers they have. Blocks until all have answered, or the time is up."""
         deadline = Deadline(timeout)
         self.listen()
         while not self._knows_all() and self._answered.wait(deadline.left()):
             pass
         number = next(self._numbers)
-        question = self._questions[number] = _Question()
+        answers = self._questions[number] = {}
         try:
             self._say(_ALL, {"do": "count", "id": number, "pattern": pattern})
-            question.answers[self._me] = self._count(pattern)
-            while not (self._knows_all() and self._members.keys() <= question.answers.keys()):
-                if not self._answered.wait(deadline.left()):
-                    break
+            answers[self._me] = self._count(pattern)
+            while not self._has_all(answers) and self._answered.wait(deadline.left()):
+                pass
         finally:
             del self._questions[number]
-        found = [names for _, names in question.answers.values() if names is not None]
+        found = [names for _, names in answers.values() if names is not None]
         return PlanePresence(
-            sum(number for number, _ in question.answers.values()),
+            sum(number for number, _ in answers.values()),
             tuple(sorted({name for names in found for name in names})) if found else None,
-            self._link.is_up and self._knows_all() and self._members.keys() <= question.answers.keys(),
+            self._link.is_up and self._has_all(answers),
         )
+
+    def _has_all(self, answers: Mapping[str, object]) -> bool:
+        """Return whether all others are known, and have answered."""
+        return self._knows_all() and self._members.keys() <= answers.keys()
 
     def _knows_all(self) -> bool:
         """Return whether it knows all others."""
@@ -171,11 +162,15 @@ class Control:
     # Peers of all processes
 
     def revoke(self, identity: Mapping[str, Any], pattern: str, reason: str) -> None:
-        """See ``Backplane.revoke``."""
+        """End a pattern's subscriptions by all peers with an identity, at the Pubs of all processes.
+
+        Raises:
+            ValueError, TypeError: the identity is empty, or JSON cannot hold it.
+        """
         self._do({"do": "revoke", "identity": _checked(identity), "pattern": pattern, "reason": reason})
 
     def disconnect(self, identity: Mapping[str, Any], reason: str) -> None:
-        """See ``Backplane.disconnect``."""
+        """Close the pipes of all peers with an identity, at the Pubs of all processes. Raises as :meth:`revoke`."""
         self._do({"do": "disconnect", "identity": _checked(identity), "reason": reason})
 
     def _do(self, message: dict[str, Any]) -> None:
@@ -208,15 +203,15 @@ class Control:
                 self._answered.wake_all()
                 return
             if sender not in self._members and what == "here":
-                # It has just come: it shall know of this process before the next beat.
+                # It has just come. Without this it would hear of this process with the next beat only.
                 self._say(f"{RESERVED}to.{sender}", {"do": "here too"})
             self._members[sender] = monotonic()
             if what == "count":
                 gevent.spawn(self._answer, sender, message["id"], str(message["pattern"]))
             elif what == "answer":
-                question = self._questions.get(message["id"])
-                if question is not None:
-                    question.answers[sender] = int(message["number"]), message["names"]
+                answers = self._questions.get(message["id"])
+                if answers is not None:
+                    answers[sender] = int(message["number"]), message["names"]
                     self._answered.wake_all()
             elif what in ("revoke", "disconnect"):
                 gevent.spawn(self._apply, message)
