@@ -184,6 +184,12 @@ class Backplane(Closable):
         self._check()
         return self._link
 
+    def _use_control(self) -> Control:
+        """Return what the processes tell each other by; otherwise as :meth:`_use`."""
+        self._use()
+        assert self._control is not None
+        return self._control
+
     def _check(self) -> None:
         if self._link is not None and _current_thread() != self._thread:
             raise owner.wrong_owner(self._thread)
@@ -273,7 +279,7 @@ class Backplane(Closable):
             options: as for a :class:`~gmultisocket.Pub`, but ``socket.send_overflow`` must not be ``block``.
             authorize, authorize_through_switches, presence_names: as for a Pub.
         """
-        self._use()
+        link, control = self._use(), self._use_control()
         pub = PlanePub(
             self,
             options,
@@ -282,11 +288,9 @@ class Backplane(Closable):
             presence_names=presence_names,
         )
         self._local.pubs += (pub,)
-        assert self._link is not None
-        for topic, content in self._link.values:
+        for topic, content in link.values:
             pub._deliver(topic, content, True, True)
-        assert self._control is not None
-        self._control.listen()
+        control.listen()
         return pub
 
     def subscribe(
@@ -420,10 +424,9 @@ class Backplane(Closable):
         Raises:
             BadTopic: it is not a pattern.
         """
-        self._use()
+        control = self._use_control()
         check_pattern(pattern)
-        assert self._control is not None
-        return self._control.presence(pattern, timeout)
+        return control.presence(pattern, timeout)
 
     def revoke(self, identity: Mapping[str, Any], pattern: str, reason: str = "revoked") -> None:
         """End the subscriptions of a pattern by all peers with an identity, at the Pubs of all processes.
@@ -435,17 +438,18 @@ class Backplane(Closable):
                 must be able to hold them.
             pattern: exactly as it was subscribed to.
             reason: for the subscriber.
+
+        Raises:
+            BadTopic: it is not a pattern.
+            ValueError, TypeError: the identity is empty, or JSON cannot hold it.
         """
-        self._use()
+        control = self._use_control()
         check_pattern(pattern)
-        assert self._control is not None
-        self._control.revoke(identity, pattern, reason)
+        control.revoke(identity, pattern, reason)
 
     def disconnect(self, identity: Mapping[str, Any], reason: str = "disconnected") -> None:
         """Close the pipes of all peers with an identity, at the Pubs of all processes. As :meth:`revoke`."""
-        self._use()
-        assert self._control is not None
-        self._control.disconnect(identity, reason)
+        self._use_control().disconnect(identity, reason)
 
     def threadsafe(self) -> ThreadsafePublisher:
         """Return a handle by which any thread publishes. Close it when the threads have ended.
