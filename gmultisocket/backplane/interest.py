@@ -14,7 +14,7 @@ Pure: no gevent, no sockets, no clock.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from ..protocol.subscriptions import ONE, REST, SEPARATOR
@@ -268,11 +268,8 @@ class Interest:
         confirmed, self._portion = self._portion, []
         for pattern in confirmed:
             self._held[pattern] = True
-        self._confirmed(set(confirmed))
-
-    def _confirmed(self, patterns: Iterable[str]) -> None:
         for leaver, waits in [*self._leavers.items()]:
-            waits.difference_update(patterns)
+            waits.difference_update(confirmed)
             if not waits:
                 # What it has to wait for may have changed since.
                 self._leave(leaver)
