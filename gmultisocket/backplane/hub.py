@@ -138,6 +138,7 @@ class HubEngine(Engine):
         """Keep a connection to the hub (one greenlet)."""
         pause = 0.0
         while True:
+            pause = min(pause * _FACTOR, MAX_BACKOFF) if pause else _FIRST_PAUSE
             try:
                 self._connect_once(client)
                 pause = 0.0
@@ -145,10 +146,8 @@ class HubEngine(Engine):
                 return
             except MultiSocketError as error:
                 self.plane.disconnected(error)
-                pause = min(pause * _FACTOR, MAX_BACKOFF) if pause else _FIRST_PAUSE
             except Exception as error:
                 survive(_log, "connect", error, "connecting to the hub has failed by an unexpected error")
-                pause = min(pause * _FACTOR, MAX_BACKOFF) if pause else _FIRST_PAUSE
             gevent.sleep(pause * random.uniform(0.5, 1.0))
 
     def _connect_once(self, client: _Client) -> None:
