@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import sys
 
 from gmultisocket.testing.engines import ServerProcess
 
-__all__ = ["free_port", "hub", "listens"]
+__all__ = ["hub", "listens"]
 
 
 def hub(address: str, *arguments: str) -> ServerProcess:
@@ -25,15 +24,3 @@ def listens(address: str) -> bool:
     target = location if scheme == "ipc" else (host, int(port))
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         return probe.connect_ex(target) == 0
-
-
-def free_port() -> int:
-    """Return a port that nobody uses, and that the system gives to no outgoing connection."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,26 +13,12 @@ import pytest
 from gevent import subprocess
 
 from gmultisocket.testing import wait_until
+from tests.faults.peers import free_port
 
-__all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer", "free_port"]
+__all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer"]
 
-#: Below the ports that the kernel gives to clients, so that no connection takes the port while a server is away.
-_PORTS = range(20000, 32000)
 #: Another program may take a port between the look and the start.
 _ATTEMPTS = 10
-
-
-def free_port() -> int:
-    """Return a port at which nobody listens now."""
-    while True:
-        port = random.choice(_PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 class BrokerServer:

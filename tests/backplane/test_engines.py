@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from gmultisocket.testing.engines import EngineChecks
-from tests.backplane.hubs import free_port, hub
+from tests.backplane.hubs import hub
+from tests.faults.peers import free_port
 
 
 class TestMemory(EngineChecks):

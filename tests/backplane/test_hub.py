@@ -23,8 +23,9 @@ from gmultisocket.errors import AddressInUse, ConnectionFailed, EngineRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
 from gmultisocket.wire import CONTROL, TO_DEST
-from tests.backplane.hubs import free_port, hub, listens
+from tests.backplane.hubs import hub, listens
 from tests.backplane.kills import measure
+from tests.faults.peers import free_port
 
 LIMIT = 20.0
 

@@ -20,7 +20,8 @@ from gmultisocket.options import PlaneOptions
 from gmultisocket.testing import nothing_left, wait_until
 from tests import certificates
 from tests.backplane.brokers import PlainClient, RecordingPlane, client
-from tests.backplane.servers import NatsServer, free_port
+from tests.backplane.servers import NatsServer
+from tests.faults.peers import free_port
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from gmultisocket.backplane import PlaneEvent
 from gmultisocket.errors import AddressError, BadOptionValue, Closed, NotSupported, Timeout, UnknownTransport
 from gmultisocket.testing import nothing_left, wait_until
 from gmultisocket.testing.engines import ServerProcess
-from tests.backplane.hubs import free_port, hub
+from tests.backplane.hubs import hub
+from tests.faults.peers import free_port
 
 LIMIT = 20.0
 
