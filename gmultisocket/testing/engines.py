@@ -12,7 +12,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gevent
 from gevent.threadpool import ThreadPool
@@ -23,6 +24,9 @@ from ..protocol import Sub
 from ._bench import nothing_left
 from ._fork import in_forked_child
 from ._wait import wait_until
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["EngineChecks", "ServerProcess", "check_sum"]
 
@@ -37,15 +41,19 @@ class ServerProcess:
         command: starts it, in the foreground.
         is_ready: returns whether it serves. Must not block long.
         limit: seconds that it may take to start or to end.
+        log: a file for what it prints since its last start; None for nowhere.
     """
 
-    def __init__(self, command: Sequence[str], is_ready: Callable[[], bool], limit: float = 10.0) -> None:
+    def __init__(
+        self, command: Sequence[str], is_ready: Callable[[], bool], limit: float = 10.0, log: Path | None = None
+    ) -> None:
         self._command = [*command]
         self._is_ready = is_ready
         self._limit = limit
+        self._log = log
         self._process: Any = None
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -60,9 +68,8 @@ class ServerProcess:
     def start(self) -> None:
         """Start it, and block until it serves."""
         # The functions of the standard library, patched or not: nothing here needs the loop.
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with open(self._log or os.devnull, "wb") as log:
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             wait_until(self._starting, self._limit, f"{self._command[0]} serves")
         except BaseException:
@@ -70,8 +77,13 @@ class ServerProcess:
             raise
 
     def _starting(self) -> bool:
-        assert self._process.poll() is None, f"{self._command} ended with status {self._process.returncode}"
+        status = self._process.poll()
+        assert status is None, f"{self._command} ended with status {status}: {self.log()[-2000:]}"
         return self._is_ready()
+
+    def log(self) -> str:
+        """Return what it has printed since its last start."""
+        return "" if self._log is None else self._log.read_text(errors="replace")
 
     def stop(self) -> None:
         """End it as an administrator does. Blocks until it has ended. May be repeated."""
@@ -82,8 +94,10 @@ class ServerProcess:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Stop its process, as if its machine stood still."""
+        """Stop its process, as if its machine stood still. Blocks until it does."""
         os.kill(self.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{self.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the server stands still")
 
     def resume(self) -> None:
         """Let a stopped process go on."""

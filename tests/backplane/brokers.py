@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from gevent import socket as gsocket
+from gevent.pool import Group
 
 from gmultisocket.backplane.engine import FOREIGN, Engine
 from gmultisocket.backplane.engines import find_engine
@@ -16,8 +17,9 @@ from gmultisocket.errors import MultiSocketError
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.options import PlaneOptions
 from gmultisocket.testing import wait_until
+from tests.backplane.servers import BrokerServer
 
-__all__ = ["PlainClient", "RecordingPlane", "client"]
+__all__ = ["PlainClient", "RecordingPlane", "answering", "client", "publish_until"]
 
 
 class RecordingPlane:
@@ -117,6 +119,43 @@ def client(url: str, *, wait: bool = True, options: dict[str, Any] | None = None
         yield plane
     finally:
         plane.engine.close(Deadline(5))
+
+
+def publish_until(publisher: RecordingPlane, server: BrokerServer, logged: str) -> int:
+    """Publish, and wait until that is confirmed, again and again until the server's log has a text. Return how many."""
+    sent = 0
+    while logged not in server.log():
+        for _ in range(20):
+            publisher.publish("a", bytes(50_000))
+        sent += 20
+        wait_until(lambda: publisher.confirmed_count == sent)  # noqa: B023
+    return sent
+
+
+@contextmanager
+def answering(answer: Callable[[gsocket.socket], object]) -> Iterator[int]:
+    """Accept connections, and call ``answer`` with each in a greenlet of its own. Gives the port.
+
+    A connection stays open until the end, unless ``answer`` closes it.
+    """
+    peers: list[gsocket.socket] = []
+    greenlets = Group()
+
+    def accept() -> None:
+        while True:
+            peers.append(listener.accept()[0])
+            greenlets.spawn(answer, peers[-1])
+
+    with gsocket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        greenlets.spawn(accept)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            greenlets.kill()
+            for peer in peers:
+                peer.close()
 
 
 class PlainClient:

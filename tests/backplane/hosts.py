@@ -138,9 +138,7 @@ def main() -> None:
     scenario, engine, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     with ExitStack() as stack:
         hosts = Hosts(stack, folder)
-        server = SERVERS[engine](folder, host=FIRST)
-        server.start()
-        stack.callback(server.close)
+        server = stack.enter_context(SERVERS[engine](folder, host=FIRST))
         print(json.dumps(SCENARIOS[scenario](hosts, server)))
 
 

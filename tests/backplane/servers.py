@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from gevent import subprocess
 
-from gmultisocket.testing import wait_until
+from gmultisocket.testing.engines import ServerProcess
 from tests.faults.peers import free_port
 
 __all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer"]
 
 #: Another program may take a port between the look and the start.
-_ATTEMPTS = 10
+_ATTEMPTS = 3
 
 
-class BrokerServer:
+class BrokerServer(ServerProcess):
     """A server in a process of its own. It keeps its port over restarts.
 
     Args:
@@ -38,88 +35,35 @@ class BrokerServer:
     def __init__(self, folder: Path, extra: Sequence[str] = (), *, host: str = "127.0.0.1") -> None:
         if shutil.which(self.program) is None:
             pytest.skip(f"{self.program} is not installed")
+        super().__init__([], lambda: self.ready in self.log(), 20, folder / f"{self.scheme}.log")
         self.folder = folder
         self.extra = [*extra]
         self.host = host
         self.port = 0
-        self.process: Any = None
-        self._stopped = False
-        self._log = folder / f"{self.scheme}.log"
-
-    @property
-    def pid(self) -> int:
-        """Its process, 0 if there is none."""
-        return 0 if self.process is None or self.process.poll() is not None else self.process.pid
 
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.host}:{self.port}"
 
+    def url_with(self, login: str) -> str:
+        """Return the URL with a user name and a password, or what else is in front of the @."""
+        return f"{self.scheme}://{login}@{self.host}:{self.port}"
+
     def arguments(self) -> list[str]:
         raise NotImplementedError
 
     def start(self) -> None:
-        """Start it, and wait until it accepts connections."""
-        for _ in range(_ATTEMPTS):
-            if not self.port or self.process is None:
-                self.port = free_port()
-            if self._start():
+        fixed = self.port
+        for left in reversed(range(1 if fixed else _ATTEMPTS)):
+            self.port = fixed or free_port()
+            self._command = [self.program, *self.arguments(), *self.extra]
+            try:
+                super().start()
+            except AssertionError:
+                if not left:
+                    raise
+            else:
                 return
-            if self._started_before:
-                break
-            self.process = None
-        raise AssertionError(f"{self.program} does not start: {self._log.read_text()[-2000:]}")
-
-    _started_before = False
-
-    def _start(self) -> bool:
-        with self._log.open("w") as log:
-            self.process = subprocess.Popen(
-                [self.program, *self.arguments(), *self.extra],
-                cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        process = self.process
-        wait_until(lambda: process.poll() is not None or self.ready in self._log.read_text(), 20, "the server is ready")
-        if process.poll() is not None:
-            return False
-        self._started_before = True
-        return True
-
-    def log(self) -> str:
-        """Return what it has written."""
-        return self._log.read_text(errors="replace")
-
-    def stop(self) -> None:
-        """End it as a service manager does."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once."""
-        self._end(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Stop it: the kernel still accepts connections for it."""
-        self.process.send_signal(signal.SIGSTOP)
-        self._stopped = True
-        # It may have done some more work before.
-        stat = Path(f"/proc/{self.process.pid}/stat")
-        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the server stands still")
-
-    def resume(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self._stopped = False
-
-    def close(self) -> None:
-        """Be sure that it has ended."""
-        if self.pid:
-            self.kill()
-
-    def _end(self, number: int) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-            if self._stopped:
-                self.resume()
-        self.process.wait()
 
 
 class NatsServer(BrokerServer):
@@ -128,6 +72,13 @@ class NatsServer(BrokerServer):
     program = "nats-server"
     scheme = "nats"
     ready = "Server is ready"
+
+    @classmethod
+    def configured(cls, folder: Path, config: str, *extra: str) -> NatsServer:
+        """Return a server with a configuration."""
+        path = folder / "nats.conf"
+        path.write_text(config)
+        return cls(folder, ["-c", str(path), *extra])
 
     def arguments(self) -> list[str]:
         return ["-a", self.host, "-p", str(self.port)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import gevent
@@ -18,21 +17,8 @@ from gmultisocket.errors import BadTopic, ConnectionFailed, ConnectionRefused, M
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.testing import nothing_left, wait_until
 from gmultisocket.testing._fork import in_forked_child
-from tests.backplane.brokers import PlainClient, client
-from tests.backplane.servers import BrokerServer, NatsServer, RedisServer
-
-KINDS: dict[str, type[BrokerServer]] = {"nats": NatsServer, "redis": RedisServer}
-
-
-@pytest.fixture(params=list(KINDS))
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerServer]:
-    """A running server; the test runs once for each kind."""
-    started = KINDS[request.param](tmp_path)
-    started.start()
-    try:
-        yield started
-    finally:
-        started.close()
+from tests.backplane.brokers import PlainClient, answering, client, publish_until
+from tests.backplane.servers import BrokerServer
 
 
 def test_a_publication_reaches_every_other_engine_as_it_was(server: BrokerServer) -> None:
@@ -284,55 +270,46 @@ def test_a_busy_subscriber_does_not_take_the_server_for_silent(
         assert not subscriber.errors
 
 
+def test_a_subscriber_that_is_too_slow_is_cut_off_and_comes_back(strict_server: tuple[BrokerServer, str]) -> None:
+    server, logged = strict_server
+    with client(server.url) as publisher, client(server.url) as subscriber:
+        subscriber.subscribe("a")
+        gate, received = Event(), subscriber.received
+        subscriber.received = lambda *args: (gate.wait(), received(*args))  # type: ignore[method-assign]
+        sent = publish_until(publisher, server, logged)
+        gate.set()
+        wait_until(lambda: subscriber.connections == 2)
+        assert len(subscriber.errors) == 1
+        numbers = [sequence for *_, sequence in subscriber.got]
+        assert numbers == [*range(1, len(numbers) + 1)]
+        assert len(numbers) < sent
+        assert not publisher.errors
+
+
 def test_a_listener_that_is_no_such_server_is_an_error(server: BrokerServer) -> None:
-    listener = gsocket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    peers = []
-
-    def answer() -> None:
-        while True:
-            peer, _ = listener.accept()
-            peers.append(peer)
-            peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-
-    greenlet = gevent.spawn(answer)
-    try:
-        with client(f"{server.scheme}://127.0.0.1:{listener.getsockname()[1]}", wait=False) as plane:
+    with answering(lambda peer: peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")) as port:
+        with client(f"{server.scheme}://127.0.0.1:{port}", wait=False) as plane:
             wait_until(lambda: plane.errors)
             assert isinstance(plane.errors[0], ConnectionFailed)
             assert {"nats": "none of NATS", "redis": "not the protocol of Redis"}[server.scheme] in str(plane.errors[0])
-    finally:
-        greenlet.kill()
-        for each in (listener, *peers):
-            each.close()
 
 
 def test_random_bytes_from_a_server_end_the_connection_and_nothing_else(server: BrokerServer) -> None:
     chance = random.Random(9)
-    listener = gsocket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
     greetings = [b"", b'INFO {"max_payload": 9, "headers": true}\r\nPONG\r\n', b"+OK\r\n+PONG\r\n", b"+OK\r\n-E\r\n"]
     served = 0
 
-    def serve() -> None:
+    def serve(peer: gsocket.socket) -> None:
         nonlocal served
-        while True:
-            peer, _ = listener.accept()
-            peer.sendall(chance.choice(greetings) + chance.randbytes(chance.randint(0, 60)) + b"\r\n")
-            peer.close()
-            served += 1
+        peer.sendall(chance.choice(greetings) + chance.randbytes(chance.randint(0, 60)) + b"\r\n")
+        peer.close()
+        served += 1
 
-    greenlet = gevent.spawn(serve)
-    try:
-        with client(f"{server.scheme}://127.0.0.1:{listener.getsockname()[1]}", wait=False) as plane:
+    with answering(serve) as port:
+        with client(f"{server.scheme}://127.0.0.1:{port}", wait=False) as plane:
             wait_until(lambda: served > 8, 20)
         assert plane.errors
         assert all(isinstance(error, MultiSocketError) and "unexpected" not in str(error) for error in plane.errors)
-    finally:
-        greenlet.kill()
-        listener.close()
 
 
 # The end

@@ -7,8 +7,6 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -19,22 +17,10 @@ from gmultisocket.backplane import Backplane, PlaneEvent
 from gmultisocket.errors import EngineRefused, PublicationTooLong
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
-from tests.backplane.servers import BrokerServer, NatsServer, RedisServer
+from tests.backplane.servers import BrokerServer
 from tests.faults.process import ROOT
 
-KINDS: dict[str, type[BrokerServer]] = {"nats": NatsServer, "redis": RedisServer}
 PATIENCE = 20.0
-
-
-@pytest.fixture(params=list(KINDS))
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BrokerServer]:
-    """A running server; the test runs once for each kind."""
-    started = KINDS[request.param](tmp_path)
-    started.start()
-    try:
-        yield started
-    finally:
-        started.close()
 
 
 def protected(server: BrokerServer, password: str) -> None:
@@ -45,8 +31,7 @@ def protected(server: BrokerServer, password: str) -> None:
 
 
 def with_password(server: BrokerServer, password: str) -> str:
-    user = "u" if server.scheme == "nats" else ""
-    return server.url.replace("://", f"://{user}:{password}@")
+    return server.url_with(f"{'u' if server.scheme == 'nats' else ''}:{password}")
 
 
 def test_a_wrong_password_is_an_error_at_once_and_is_not_shown(server: BrokerServer) -> None:
@@ -169,19 +154,9 @@ with Backplane(sys.argv[1]) as plane:
 """
 
 
-def test_a_process_that_stands_still_is_cut_off_and_has_one_gap(tmp_path: Path) -> None:
-    check_cut_off(RedisServer(tmp_path, ["--client-output-buffer-limit", "pubsub 1mb 0 0"]), "overcoming of output")
-
-
-def test_a_process_that_stands_still_is_cut_off_by_nats_and_has_one_gap(tmp_path: Path) -> None:
-    path = tmp_path / "nats.conf"
-    path.write_text('max_payload: 100000\nmax_pending: 1000000\nwrite_deadline: "300ms"')
-    check_cut_off(NatsServer(tmp_path, ["-c", str(path)]), "Slow Consumer")
-
-
-def check_cut_off(server: BrokerServer, logged: str) -> None:
-    """Stop a subscriber's process until the server has cut it off, and let it go on."""
-    server.start()
+def test_a_process_that_stands_still_is_cut_off_and_has_one_gap(strict_server: tuple[BrokerServer, str]) -> None:
+    """Its process is stopped until the server has cut it off, and then goes on."""
+    server, logged = strict_server
     child = subprocess.Popen(
         [sys.executable, "-c", SUBSCRIBER, server.url], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
@@ -215,4 +190,3 @@ def check_cut_off(server: BrokerServer, logged: str) -> None:
         child.kill()
         child.wait()
         child.stdout.close()
-        server.close()

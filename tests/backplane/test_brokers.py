@@ -18,13 +18,9 @@ class _BrokerChecks(EngineChecks):
     @classmethod
     def serve(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # One server for all checks, as they leave it running.
-        server = cls.kind(tmp_path_factory.mktemp("server"))
-        server.start()
-        cls.server, cls.url = server, server.url
-        try:
+        with cls.kind(tmp_path_factory.mktemp("server")) as server:
+            cls.server, cls.url = server, server.url
             yield
-        finally:
-            server.close()
 
 
 class TestNats(_BrokerChecks):

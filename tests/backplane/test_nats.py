@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import gevent
 import pytest
-from gevent import socket as gsocket
-from gevent.event import Event
 
 from gmultisocket.backplane import Backplane, Subscription, brokerline
 from gmultisocket.backplane.nats import NatsEngine
@@ -19,26 +15,14 @@ from gmultisocket.loop.waiting import Deadline
 from gmultisocket.options import PlaneOptions
 from gmultisocket.testing import nothing_left, wait_until
 from tests import certificates
-from tests.backplane.brokers import PlainClient, RecordingPlane, client
+from tests.backplane.brokers import PlainClient, RecordingPlane, answering, client, publish_until
 from tests.backplane.servers import NatsServer
 from tests.faults.peers import free_port
 
 
-@contextmanager
-def running(folder: Path, config: str = "", *extra: str) -> Iterator[NatsServer]:
-    """Run a server with a configuration."""
-    path = folder / "nats.conf"
-    path.write_text(config)
-    server = NatsServer(folder, ["-c", str(path), *extra])
-    server.start()
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-def with_login(server: NatsServer, login: str) -> str:
-    return server.url.replace("://", f"://{login}@")
+def running(folder: Path, config: str = "", *extra: str) -> NatsServer:
+    """Return a server with a configuration, to be started by ``with``."""
+    return NatsServer.configured(folder, config, *extra)
 
 
 # Logins
@@ -48,14 +32,14 @@ USERS = 'authorization { users = [ {user: "me", password: "a/b@c:d"}, {user: "x 
 
 @pytest.mark.parametrize("login", ["me:a%2Fb%40c%3Ad", "x%20y:"])
 def test_a_user_logs_in_with_a_password(tmp_path: Path, login: str) -> None:
-    with running(tmp_path, USERS) as server, client(with_login(server, login)) as plane:
+    with running(tmp_path, USERS) as server, client(server.url_with(login)) as plane:
         plane.subscribe("a")
 
 
 @pytest.mark.parametrize("login", ["me:wrong", "nobody:x", "token", ""])
 def test_a_wrong_login_is_refused_and_tried_again(tmp_path: Path, login: str) -> None:
     with running(tmp_path, USERS) as server:
-        url = with_login(server, login) if login else server.url
+        url = server.url_with(login) if login else server.url
         with client(url, wait=False) as plane:
             wait_until(lambda: len(plane.errors) >= 2)
             assert all(isinstance(error, EngineRefused) for error in plane.errors)
@@ -66,7 +50,7 @@ def test_a_wrong_login_is_refused_and_tried_again(tmp_path: Path, login: str) ->
 
 def test_a_token_logs_in(tmp_path: Path) -> None:
     with running(tmp_path, 'authorization { token: "s3cret" }') as server:
-        with client(with_login(server, "s3cret")) as plane:
+        with client(server.url_with("s3cret")) as plane:
             plane.subscribe("a")
 
 
@@ -93,7 +77,7 @@ def test_a_content_of_the_limit_fits(tmp_path: Path) -> None:
 
 def test_refused_publications_are_counted_exactly(tmp_path: Path) -> None:
     config = 'authorization { users = [ {user: "u", password: "p", permissions: {publish: {deny: "t.no.>"}}} ] }'
-    with running(tmp_path, config) as server, client(with_login(server, "u:p")) as plane:
+    with running(tmp_path, config) as server, client(server.url_with("u:p")) as plane:
         for number in range(300):
             plane.publish("no.x" if number % 3 == 0 else "yes", b"")
             if number % 50 == 0:
@@ -105,10 +89,10 @@ def test_refused_publications_are_counted_exactly(tmp_path: Path) -> None:
 
 def test_a_refused_pattern_is_named_and_the_others_work(tmp_path: Path) -> None:
     config = 'authorization { users = [ {user: "u", password: "p", permissions: {subscribe: ["t.yes.>"]}} ] }'
-    with running(tmp_path, config) as server, client(with_login(server, "u:p")) as plane:
+    with running(tmp_path, config) as server, client(server.url_with("u:p")) as plane:
         plane.subscribe("yes.a", "no.b c", "yes.*", "no.>")
         assert plane.refused_patterns == [("no.b c", "no permission"), ("no.>", "no permission")]
-        with client(with_login(server, "u:p")) as other:
+        with client(server.url_with("u:p")) as other:
             other.publish("yes.a", b"x")
             wait_until(lambda: len(plane.got) == 2)
 
@@ -138,33 +122,6 @@ def test_a_server_without_headers_is_refused(tmp_path: Path) -> None:
         assert "headers" in str(plane.errors[0])
 
 
-def test_a_subscriber_that_is_too_slow_is_cut_off_and_comes_back(tmp_path: Path) -> None:
-    with running(tmp_path, 'max_payload: 100000\nmax_pending: 1000000\nwrite_deadline: "300ms"') as server:
-        with client(server.url) as publisher, client(server.url) as subscriber:
-            subscriber.subscribe("a")
-            gate = Event()
-            received = subscriber.received
-
-            def slow(topic: str, content: bytes, origin: bytes, sequence: int) -> None:
-                gate.wait()
-                received(topic, content, origin, sequence)
-
-            subscriber.received = slow  # type: ignore[method-assign]
-            sent = 0
-            while "Slow Consumer" not in server.log():
-                for _ in range(20):
-                    publisher.publish("a", bytes(50_000))
-                sent += 20
-                wait_until(lambda: publisher.confirmed_count == sent)  # noqa: B023
-            gate.set()
-            wait_until(lambda: subscriber.connections == 2)
-            assert len(subscriber.errors) == 1
-            numbers = [sequence for *_, sequence in subscriber.got]
-            assert numbers == [*range(1, len(numbers) + 1)]
-            assert len(numbers) < sent
-            assert not publisher.errors
-
-
 def test_a_server_that_waits_for_somebody_else_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server writes to a subscriber that does not read, for a second, and reads nothing from the publisher."""
     monkeypatch.setattr(brokerline, "SILENCE", 0.2)
@@ -177,12 +134,7 @@ def test_a_server_that_waits_for_somebody_else_is_not_left(tmp_path: Path, monke
         with PlainClient("nats", server.port) as plain:
             plain.write(b"SUB t.a 1\r\nPING\r\n")
             plain.read_until(b"PONG\r\n")
-            sent = 0
-            while "Slow Consumer" not in server.log():
-                for _ in range(20):
-                    publisher.publish("a", bytes(50_000))
-                sent += 20
-                wait_until(lambda: publisher.confirmed_count == sent)  # noqa: B023
+            publish_until(publisher, server, "Slow Consumer")
         assert not publisher.errors
         assert probes
 
@@ -293,26 +245,11 @@ def test_a_server_without_tls_is_not_used_where_the_url_wants_it(tmp_path: Path)
 
 def test_what_comes_before_tls_must_be_the_info_alone() -> None:
     """Somebody on the way could put something in front of the encrypted bytes."""
-    peers = []
-    listener = gsocket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-
-    def serve() -> None:
-        while True:
-            peer, _ = listener.accept()
-            peers.append(peer)
-            peer.sendall(b'INFO {"max_payload": 9, "headers": true, "tls_required": true}\r\nMSG a 1 1\r\nx\r\n')
-
-    greenlet = gevent.spawn(serve)
-    try:
-        with client(f"nats://127.0.0.1:{listener.getsockname()[1]}", wait=False) as plane:
+    data = b'INFO {"max_payload": 9, "headers": true, "tls_required": true}\r\nMSG a 1 1\r\nx\r\n'
+    with answering(lambda peer: peer.sendall(data)) as port:
+        with client(f"nats://127.0.0.1:{port}", wait=False) as plane:
             wait_until(lambda: plane.errors)
             assert "INFO alone" in str(plane.errors[0])
-    finally:
-        greenlet.kill()
-        for each in (listener, *peers):
-            each.close()
 
 
 def test_a_wrong_url_opens_nothing() -> None:

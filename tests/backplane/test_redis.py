@@ -8,34 +8,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gevent
 import pytest
 from gevent import socket as gsocket
-from gevent.event import Event
 
 from gmultisocket.backplane.rediswire import MARK_SIZE, MAX_GLOBS
 from gmultisocket.errors import AddressError, EngineRefused, NotSupported, UntrustedCertificate
 from gmultisocket.testing import wait_until
 from tests import certificates
-from tests.backplane.brokers import PlainClient, client
+from tests.backplane.brokers import PlainClient, answering, client
 from tests.backplane.servers import RedisServer
 
 hiredis = pytest.importorskip("hiredis", reason="hiredis is not installed")
 
 
-@contextmanager
-def running(folder: Path, *extra: str) -> Iterator[RedisServer]:
-    """Run a server with more arguments."""
-    server = RedisServer(folder, extra)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.close()
-
-
-def with_login(server: RedisServer, login: str) -> str:
-    return server.url.replace("://", f"://{login}@")
+def running(folder: Path, *extra: str) -> RedisServer:
+    """Return a server with more arguments, to be started by ``with``."""
+    return RedisServer(folder, extra)
 
 
 def check_both_ways(url: str) -> None:
@@ -55,7 +43,7 @@ def check_both_ways(url: str) -> None:
 def test_a_password_logs_in_with_both_protocols(tmp_path: Path, more: list[str], login: str) -> None:
     users = ["--requirepass", "pa/ss", "--user", *"me on >word ~* &* +@all".split()]
     with running(tmp_path, *users, *more) as server:
-        check_both_ways(with_login(server, login))
+        check_both_ways(server.url_with(login))
 
 
 @pytest.mark.parametrize("more", [[], ["--rename-command", "HELLO", ""]], ids=["new protocol", "old protocol"])
@@ -68,7 +56,7 @@ def test_no_password_is_needed_where_the_server_has_none(tmp_path: Path, more: l
 @pytest.mark.parametrize("login", [":wrong", "nobody:wrong", ""])
 def test_a_wrong_login_is_refused_and_tried_again(tmp_path: Path, more: list[str], login: str) -> None:
     with running(tmp_path, "--requirepass", "right", *more) as server:
-        with client(with_login(server, login) if login else server.url, wait=False) as plane:
+        with client(server.url_with(login) if login else server.url, wait=False) as plane:
             wait_until(lambda: len(plane.errors) >= 2)
             assert all(isinstance(error, EngineRefused) for error in plane.errors)
             assert not any(secret in str(plane.errors[0]) for secret in (":wrong", "right"))
@@ -88,7 +76,7 @@ def test_a_full_server_is_an_error(tmp_path: Path) -> None:
 
 def test_what_the_user_may_not_do_is_refused_by_name(tmp_path: Path) -> None:
     with running(tmp_path, "--user", *"me on >word ~* &t.yes.* +@all".split()) as server:
-        with client(with_login(server, "me:word")) as plane:
+        with client(server.url_with("me:word")) as plane:
             plane.subscribe("yes.a", "no.b", "yes.b", "no.c")
             assert plane.refused_patterns == [("no.b", "no permission"), ("no.c", "no permission")]
             for number in range(90):
@@ -103,33 +91,6 @@ def test_publications_pass_though_the_memory_of_the_server_is_full(tmp_path: Pat
         with PlainClient("redis", server.port) as plain:
             assert plain.command(b"SET", b"a", b"b").startswith(b"-OOM")
         check_both_ways(server.url)
-
-
-def test_a_subscriber_that_is_too_slow_is_cut_off_and_comes_back(tmp_path: Path) -> None:
-    with running(tmp_path, "--client-output-buffer-limit", "pubsub 1mb 0 0") as server:
-        with client(server.url) as publisher, client(server.url) as subscriber:
-            subscriber.subscribe("a")
-            gate = Event()
-            received = subscriber.received
-
-            def slow(topic: str, content: bytes, origin: bytes, sequence: int) -> None:
-                gate.wait()
-                received(topic, content, origin, sequence)
-
-            subscriber.received = slow  # type: ignore[method-assign]
-            sent = 0
-            while "overcoming of output buffer limits" not in server.log():
-                for _ in range(20):
-                    publisher.publish("a", bytes(50_000))
-                sent += 20
-                wait_until(lambda: publisher.confirmed_count == sent)  # noqa: B023
-            gate.set()
-            wait_until(lambda: subscriber.connections == 2)
-            assert len(subscriber.errors) == 1
-            numbers = [sequence for *_, sequence in subscriber.got]
-            assert numbers == [*range(1, len(numbers) + 1)]
-            assert len(numbers) < sent
-            assert not publisher.errors
 
 
 @pytest.mark.parametrize("kind", [b"pubsub", b"normal"])
@@ -201,15 +162,11 @@ class SecureRedisServer(RedisServer):
 
 
 def test_tls(tmp_path: Path) -> None:
-    server = SecureRedisServer(tmp_path)
-    server.start()
-    try:
+    with SecureRedisServer(tmp_path) as server:
         check_both_ways(f"{server.url}?transport.tls.cafile={tmp_path / 'ca.pem'}")
         with client(server.url, wait=False) as plane:
             wait_until(lambda: plane.errors)
             assert isinstance(plane.errors[0], UntrustedCertificate)
-    finally:
-        server.close()
 
 
 def test_several_servers_are_refused() -> None:
@@ -231,32 +188,18 @@ def test_without_hiredis_the_error_says_what_to_install(monkeypatch: pytest.Monk
 
 
 @contextmanager
-def answering(answers: dict[bytes, bytes]) -> Iterator[str]:
-    """Run a server that has one answer for each command, and give its URL."""
-    listener = gsocket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
-    peers = [listener]
+def replying(replies: dict[bytes, bytes]) -> Iterator[str]:
+    """Run a server that has one reply for each command, and give its URL."""
 
     def serve(peer: gsocket.socket) -> None:
         reader = hiredis.Reader()
         while data := peer.recv(65536):
             reader.feed(data)
             while (command := reader.gets()) is not False:
-                peer.sendall(answers[command[0]])
+                peer.sendall(replies[command[0]])
 
-    def accept() -> None:
-        while True:
-            peers.append(listener.accept()[0])
-            greenlets.append(gevent.spawn(serve, peers[-1]))
-
-    greenlets = [gevent.spawn(accept)]
-    try:
-        yield f"redis://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        gevent.killall(greenlets)
-        for each in peers:
-            each.close()
+    with answering(serve) as port:
+        yield f"redis://127.0.0.1:{port}"
 
 
 HELLO = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"PING": b"+PONG\r\n"}
@@ -264,7 +207,7 @@ HELLO = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"PING": b"+PONG\r\n"}
 
 def test_a_server_without_memory_for_a_subscription_is_down_and_tried_again() -> None:
     refusal = b"-OOM command not allowed when used memory > 'maxmemory'.\r\n"
-    with answering({**HELLO, b"SUBSCRIBE": refusal}) as url, client(url) as plane:
+    with replying({**HELLO, b"SUBSCRIBE": refusal}) as url, client(url) as plane:
         plane.engine.subscribe(["a"])
         wait_until(lambda: plane.errors)
         assert "OOM" in str(plane.errors[0])
@@ -277,7 +220,7 @@ def test_a_server_without_memory_for_a_subscription_is_down_and_tried_again() ->
     [(b"-OOM no\r\n", {"out of memory": 3}), (b"-LOADING wait\r\n", {"loading": 3}), (b"-WHAT 17\r\n", {"error": 3})],
 )
 def test_an_error_of_each_publication_is_counted(answer: bytes, reasons: dict[str, int]) -> None:
-    with answering({**HELLO, b"PUBLISH": answer}) as url, client(url) as plane:
+    with replying({**HELLO, b"PUBLISH": answer}) as url, client(url) as plane:
         for _ in range(3):
             plane.publish("a", b"")
         wait_until(lambda: plane.refused_reasons == reasons)
@@ -286,14 +229,14 @@ def test_an_error_of_each_publication_is_counted(answer: bytes, reasons: dict[st
 
 @pytest.mark.parametrize("answer", [b"+OK\r\n", b"$-1\r\n", b":1\r\n:1\r\n", b"*1\r\n:1\r\n"])
 def test_an_answer_that_no_publish_has_ends_the_connection(answer: bytes) -> None:
-    with answering({**HELLO, b"PUBLISH": answer}) as url, client(url) as plane:
+    with replying({**HELLO, b"PUBLISH": answer}) as url, client(url) as plane:
         plane.publish("a", b"")
         wait_until(lambda: plane.errors)
         assert "bad message" in str(plane.errors[0])
 
 
 def test_a_server_that_is_loading_its_data_is_not_up() -> None:
-    with answering({**HELLO, b"PING": b"-LOADING Redis is loading the dataset in memory\r\n"}) as url:
+    with replying({**HELLO, b"PING": b"-LOADING Redis is loading the dataset in memory\r\n"}) as url:
         with client(url, wait=False) as plane:
             wait_until(lambda: len(plane.errors) > 1)
             assert "LOADING" in str(plane.errors[0])
