@@ -26,17 +26,16 @@ from ..options import Options
 from .history import Entry, History, publication
 from .pubsubwire import Ask, Positioned, Replay
 from .replays import Pins, begin_replay
+from .retained import topics_with_value
 from .rights import RemoteSub
 from .subscribers import Peer
-from .subscriptions import Subscriptions, is_literal, matches
+from .subscriptions import Subscriptions, matches
 from .upstream import control
 
 __all__ = ["Replays", "Split"]
 
-#: Publications of one replay that are sent before another one has its turn, and topics that are compared with a
-#: pattern before others run.
+#: Publications of one replay that are sent before another one has its turn.
 _PORTION: Final = 64
-_COMPARED: Final = 256
 #: Subscriptions that are forgotten before others run.
 _FORGOTTEN: Final = 256
 #: Publications that may wait for one subscriber because they came during its replay. More are dropped.
@@ -322,7 +321,8 @@ class Replays:
         seen = 0
         if asking.entries is None:
             seen = self.history().last_offset
-            topics = self._retained_topics(asking.ask)
+            if asking.ask.retained:
+                topics = {*topics_with_value(self.history(), asking.pattern)}
         for _ in range(_PORTION):
             if not self._core.wait_writable(pipe):
                 return False
@@ -337,20 +337,6 @@ class Replays:
                 del queue[key]
                 return True
         return True
-
-    def _retained_topics(self, ask: Ask) -> set[str]:
-        """Return the topics that have a retained value and match, if they are asked for. Lets others run meanwhile."""
-        if not ask.retained:
-            return set()
-        if is_literal(ask.pattern):
-            return {ask.pattern}
-        found = set()
-        for number, topic in enumerate(self.history().retained_topics(), 1):
-            if number % _COMPARED == 0:
-                yield_to_loop()
-            if matches(ask.pattern, topic):
-                found.add(topic)
-        return found
 
     def _begin(self, asking: _Asking, topics: set[str], seen: int) -> None:
         """Send the head of a replay.

@@ -14,6 +14,7 @@ from gmultisocket import Socket
 from gmultisocket.errors import Closed, MessageTooLong, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Entry, Gap, MemoryHistory, Pub, RemoteSub, Sub
 from gmultisocket.protocol import replaying as replaying_module
+from gmultisocket.protocol import retained as retained_module
 from gmultisocket.protocol.pubsubwire import Ask, Position, Positioned, Replay, read_ask, read_positioned, read_replay
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message
@@ -599,7 +600,7 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
 
 
 def test_topics_that_get_a_value_while_a_replay_begins_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replaying_module, "_COMPARED", 2)
+    monkeypatch.setattr(retained_module, "_PORTION", 2)
     with Pub() as pub, Sub() as sub:
         for number in range(20):
             pub.publish(f"a.{number:02}", b"", retain=True)
