@@ -93,7 +93,7 @@ class Keeper:
             from .replaying import Replays
 
             peers = self._subscribers.peers
-            self._replays = Replays(self._core, self._options, self._spawn, self._make_history, peers)
+            self._replays = Replays(self._core, self._options, self._spawn, self._make_history(), peers)
         return self._replays
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
@@ -176,7 +176,7 @@ class Keeper:
             split = replays.split(topic, wanted)
         count = 0
         if split.positioned:
-            head = _pack(POSITIONED, 0, replays.history().epoch, entry.offset, entry.previous)
+            head = _pack(POSITIONED, 0, replays.history.epoch, entry.offset, entry.previous)
             count = send(split.positioned, head + publication, timeout, CONTROL)
         if split.plain:
             count += send(split.plain, publication, timeout)

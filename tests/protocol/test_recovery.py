@@ -563,7 +563,7 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
             (pipe,) = (pipe for pipe in replays._queues)
             assert pipe.counters.drops["overflow"] == 5
         wait_until(lambda: not replays._queues and not replays._pins.size)
-        wait_until(lambda: not replays._running and len(replays.askings) == 1)
+        wait_until(lambda: not replays.running and len(replays.askings) == 1)
 
 
 def test_replays_that_take_too_much_memory_are_a_gap() -> None:
