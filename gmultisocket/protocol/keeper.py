@@ -133,13 +133,7 @@ class Keeper:
         core.begin()
         if _HEAD_SIZE + len(head) + len(content) > core.max_content and (retain or history.keeps(topic)):
             core.check_content(bytes(_HEAD_SIZE) + head + content)
-        if retain:
-            before = history.dropped.get("retained", 0)
-            entry = history.append(topic, content, True)
-            for _ in range(history.dropped.get("retained", 0) - before):
-                self._core.count_drop("retained")
-        else:
-            entry = history.append(topic, content)
+        entry = self._retain(history, topic, content) if retain else history.append(topic, content)
         if self._replays is None and not self._subscribers.own_copies:
             return core.send_group(wanted, head + content, timeout)
         return self.send(entry, head + content, topic, wanted, timeout)
@@ -151,7 +145,15 @@ class Keeper:
             MessageTooLong: it is too long to be sent.
         """
         self._core.check_content(bytes(_HEAD_SIZE + 2) + topic.encode() + content)
-        self._make_history().append(topic, content, True)
+        self._retain(self._make_history(), topic, content)
+
+    def _retain(self, history: History, topic: str, content: bytes) -> Entry | None:
+        """Keep the present value of a topic. Count the values that have to go for it."""
+        before = history.dropped.get("retained", 0)
+        entry = history.append(topic, content, True)
+        for _ in range(history.dropped.get("retained", 0) - before):
+            self._core.count_drop("retained")
+        return entry
 
     def send(
         self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
