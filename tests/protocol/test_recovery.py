@@ -19,6 +19,7 @@ from gmultisocket.protocol.pubsubwire import Ask, Position, Positioned, Replay, 
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message
 from tests.protocol.net import Net
+from tests.protocol.pubsubvectors import publication
 
 LONG = 20.0
 QUICK: dict[str, Any] = {
@@ -35,10 +36,6 @@ def cut(pub: Pub) -> None:
     for pipe in [*pub.pipes.values()]:
         pipe.close()
     wait_until(lambda: not pub.pipes)
-
-
-def publication(topic: str, content: bytes) -> bytes:
-    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
 
 
 @contextmanager
