@@ -111,7 +111,7 @@ class ReceivedRequest:
         return self._id.hex()
 
     def __repr__(self) -> str:
-        return f"<ReceivedRequest {self._id.hex()} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
+        return f"<ReceivedRequest {self.id} of {len(self.content)} bytes{' replied' if self.replied else ''}>"
 
     @property
     def identity(self) -> Mapping[str, Any] | None:

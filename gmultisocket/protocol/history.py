@@ -350,7 +350,7 @@ class MemoryHistory(History):
         for _ in range(min(count, len(self._times))):
             self._times.popleft()
         self._log_bytes -= size
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self._count(reason, count)
 
     def _lose(self, entry: Entry) -> None:
         """Remember that a publication cannot be sent again."""
@@ -361,8 +361,8 @@ class MemoryHistory(History):
             self._lost.clear()
             self._lost_forgotten = self._lost_to
 
-    def _count(self, reason: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+    def _count(self, reason: str, count: int = 1) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
 def publication(entry: Entry) -> bytes:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from gevent import Greenlet
 
@@ -14,7 +13,7 @@ from ..errors import BrokenPath
 from ..options import Options
 from ..wire import CONTROL, TO_DEST, Message
 from .history import Entry, History, MemoryHistory
-from .pubsubwire import POSITIONED, Ask
+from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
 from .rights import RemoteSub
 from .subscribers import Subscribers
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from .replaying import Replays
 
 __all__ = ["Keeper"]
-
-_head = Struct(">cIQQQ")
-#: What a position adds to a publication, in bytes.
-_HEAD_SIZE: Final = _head.size
-_pack = _head.pack
 
 
 class Keeper:
@@ -93,7 +87,7 @@ class Keeper:
             from .replaying import Replays
 
             peers = self._subscribers.peers
-            self._replays = Replays(self._core, self._options, self._spawn, self._make_history, peers)
+            self._replays = Replays(self._core, self._options, self._spawn, self._make_history(), peers)
         return self._replays
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
@@ -131,15 +125,9 @@ class Keeper:
         core = self._core
         # Here, so that no other greenlet runs between the numbering and the sending.
         core.begin()
-        if _HEAD_SIZE + len(head) + len(content) > core.max_content and (retain or history.keeps(topic)):
-            core.check_content(bytes(_HEAD_SIZE) + head + content)
-        if retain:
-            before = history.dropped.get("retained", 0)
-            entry = history.append(topic, content, True)
-            for _ in range(history.dropped.get("retained", 0) - before):
-                self._core.count_drop("retained")
-        else:
-            entry = history.append(topic, content)
+        if POSITION_SIZE + len(head) + len(content) > core.max_content and (retain or history.keeps(topic)):
+            core.check_content(bytes(POSITION_SIZE) + head + content)
+        entry = self._retain(history, topic, content) if retain else history.append(topic, content)
         if self._replays is None and not self._subscribers.own_copies:
             return core.send_group(wanted, head + content, timeout)
         return self.send(entry, head + content, topic, wanted, timeout)
@@ -150,8 +138,16 @@ class Keeper:
         Raises:
             MessageTooLong: it is too long to be sent.
         """
-        self._core.check_content(bytes(_HEAD_SIZE + 2) + topic.encode() + content)
-        self._make_history().append(topic, content, True)
+        self._core.check_content(bytes(POSITION_SIZE + 2) + topic.encode() + content)
+        self._retain(self._make_history(), topic, content)
+
+    def _retain(self, history: History, topic: str, content: bytes) -> Entry | None:
+        """Keep the present value of a topic. Count the values that have to go for it."""
+        before = history.dropped.get("retained", 0)
+        entry = history.append(topic, content, True)
+        for _ in range(history.dropped.get("retained", 0) - before):
+            self._core.count_drop("retained")
+        return entry
 
     def send(
         self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
@@ -176,7 +172,7 @@ class Keeper:
             split = replays.split(topic, wanted)
         count = 0
         if split.positioned:
-            head = _pack(POSITIONED, 0, replays.history().epoch, entry.offset, entry.previous)
+            head = pack_positioned(POSITIONED, 0, replays.history.epoch, entry.offset, entry.previous)
             count = send(split.positioned, head + publication, timeout, CONTROL)
         if split.plain:
             count += send(split.plain, publication, timeout)

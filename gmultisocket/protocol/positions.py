@@ -22,6 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
+from ..wire import pack_id
 from .pubsubwire import MAX_POSITIONS, Ask, Position, Positioned, Replay
 from .subscriptions import Subscriptions, overlap
 
@@ -36,7 +37,6 @@ _MAX_HISTORIES: Final = 64
 _MAX_COMPARED: Final = 256
 #: Topics whose deciding meeting is remembered.
 _MAX_CACHED: Final = 1 << 14
-_PIPE_ID: Final = 4
 
 _random = random.SystemRandom()
 
@@ -187,7 +187,7 @@ class Positions:
 
     def _break_off(self, mine: _Pattern, pattern: str, pipe_id: int) -> None:
         """End the replays by a pipe: the publishers are asked anew."""
-        prefix = pipe_id.to_bytes(_PIPE_ID, "big")
+        prefix = pack_id(pipe_id)
         for epoch, meeting in mine.meetings.items():
             unended = [source for source, replays in meeting.sources.items() if replays and source.startswith(prefix)]
             if unended and self._remove_sources(epoch, meeting, unended):
@@ -385,7 +385,7 @@ class Positions:
 
     def remove_pipe(self, pipe_id: int) -> list[str]:
         """Forget the publishers behind a pipe. Return the patterns to ask the others for."""
-        prefix = pipe_id.to_bytes(_PIPE_ID, "big")
+        prefix = pack_id(pipe_id)
         again = []
         for pattern, mine in self._patterns.items():
             number = mine.askings.pop(pipe_id, None)

@@ -172,8 +172,8 @@ class Pub(ProtocolBase):
             timeout: seconds, for ``block``.
             retain: keep it, instead of the one that was retained before, as the topic's present value: each new
                 subscription that matches gets it. At most 65,536 values and 64 MiB are kept; the one that was set
-                longest ago goes first, and is counted (``retained``). With a ``history``, its limits hold instead. A
-            content that is kept may be 29 bytes shorter than others: its position takes them.
+                longest ago goes first, and is counted (``retained``). With a ``history``, its limits hold instead. If
+                it is kept, its position takes 29 of the bytes that a message may have.
 
         Returns:
             The number of pipes that it went to, without those whose queue is full.

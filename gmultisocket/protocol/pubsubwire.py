@@ -42,6 +42,7 @@ __all__ = [
     "LIMIT",
     "MAX_POSITIONS",
     "POSITIONED",
+    "POSITION_SIZE",
     "REFUSED",
     "REPEATS",
     "REPLAY",
@@ -57,6 +58,7 @@ __all__ = [
     "Replay",
     "is_control",
     "is_missed",
+    "pack_positioned",
     "read_ask",
     "read_pattern",
     "read_positioned",
@@ -96,6 +98,10 @@ _ask_head = Struct(">cIBB")
 _position = Struct(">QQ")
 _replay = Struct(">cIQQB")
 _positioned = Struct(">cIQQQ")
+#: Returns a 0x07 without its publication, given its first byte and four numbers: a faster way than Positioned.encode().
+pack_positioned = _positioned.pack
+#: What a position adds to a publication, in bytes.
+POSITION_SIZE: Final = _positioned.size
 
 
 class Malformed(ValueError):

@@ -31,7 +31,7 @@ _TRIES: Final = 2
 
 
 class Marker(bytes):
-    """A gap, as the content of a message in the receive queue.
+    """A gap, as the content of a message in the receive queue: that of a publication without a topic.
 
     Attributes:
         gap: the gap.
@@ -114,23 +114,27 @@ class Recovery:
         return self._positions.refused(source, pattern)
 
     def is_early(self, message: Message, topic: str) -> bool:
-        """Return whether a publication without a position comes before the answer of its publisher.
+        """Return whether a publication without a position comes before the answer of its publisher: that is counted.
 
         It was for others behind the same switch. What the publisher answers covers it, so it would come twice.
         """
         if message.flags & SEND_TYPE_MASK != TO_ALL or not self._positions.has_met(message.source):
             return False
-        return not any(
-            self._positions.serves(pattern, message.source) or (pattern, message.pipe_id) in self._tries
-            for pattern in self._positions.matching(topic)
-        )
+        for pattern in self._positions.matching(topic):
+            if self._positions.serves(pattern, message.source) or (pattern, message.pipe_id) in self._tries:
+                return False
+        self._core.count_drop("repeated", message.pipe_id)
+        return True
 
-    def take(self, message: Message, positioned: Positioned, topic: str) -> bool:
-        """Take a 0x07. Return whether the program gets it. What is missing in front of it is in the queue then."""
+    def take(self, message: Message, positioned: Positioned, topic: str) -> None:
+        """Take a 0x07. If the program gets it, it is in the queue then, and what is missing in front of it as well."""
         wanted, gap = self._positions.take(message.source, positioned, topic)
         if gap is not None:
             self._mark(gap)
-        return wanted
+        if wanted:
+            self._core.append(Message(content=positioned.publication, pipe_id=message.pipe_id))
+        else:
+            self._core.count_drop("repeated", message.pipe_id)
 
     # Pipes
 
@@ -187,15 +191,16 @@ class Recovery:
 
     def _mark(self, gap: Gap) -> None:
         if self._callbacks:
-            marker = Marker()
+            marker = Marker(2)
             marker.gap = gap
             self._core.append(Message(content=marker))
 
-    def tell(self, marker: bytes) -> None:
-        """Call the callbacks. The receiving greenlet does that, when it finds a marker between two publications."""
-        assert isinstance(marker, Marker)
+    def tell(self, content: bytes) -> None:
+        """Call the callbacks if this is a marker. The receiving greenlet does that, when it is between publications."""
+        if not isinstance(content, Marker):
+            return
         for callback in [*self._callbacks]:
             try:
-                callback(marker.gap)
+                callback(content.gap)
             except Exception as error:
                 usercode.report("gmultisocket.protocol", "a gap callback failed", error, self)

@@ -26,17 +26,16 @@ from ..options import Options
 from .history import Entry, History, publication
 from .pubsubwire import Ask, Positioned, Replay
 from .replays import Pins, begin_replay
+from .retained import topics_with_value
 from .rights import RemoteSub
 from .subscribers import Peer
-from .subscriptions import Subscriptions, is_literal, matches
+from .subscriptions import Subscriptions, matches
 from .upstream import control
 
 __all__ = ["Replays", "Split"]
 
-#: Publications of one replay that are sent before another one has its turn, and topics that are compared with a
-#: pattern before others run.
+#: Publications of one replay that are sent before another one has its turn.
 _PORTION: Final = 64
-_COMPARED: Final = 256
 #: Subscriptions that are forgotten before others run.
 _FORGOTTEN: Final = 256
 #: Publications that may wait for one subscriber because they came during its replay. More are dropped.
@@ -69,7 +68,6 @@ class _Asking:
 
     Attributes:
         remote: the subscriber.
-        pattern: its pattern.
         ask: the 0x05.
         entries: what is still to be sent while its replay runs; None while it waits, and when it is live.
         added: how many of them were published since the replay began.
@@ -77,13 +75,12 @@ class _Asking:
         index: the index that it is in.
     """
 
-    __slots__ = ("accepted", "added", "ask", "entries", "index", "pattern", "remote")
+    __slots__ = ("accepted", "added", "ask", "entries", "index", "remote")
 
     def __init__(self, remote: RemoteSub, ask: Ask, accepted: int) -> None:
         self.remote = remote
         self.ask = ask
         self.accepted = accepted
-        self.pattern = ask.pattern
         self.entries: deque[Entry] | None = None
         self.added = 0
         self.index: Subscriptions[Any] | None = None
@@ -100,17 +97,17 @@ class Replays:
         core: of its socket.
         options: of its socket.
         spawn: its ``_spawn``.
-        history: returns its history.
+        history: its history.
         peers: its peers by pipe id.
 
     Attributes:
-        history: returns the history.
+        history: the history.
         askings: the subscriptions by pipe, source and pattern. Read-only.
-        running: the number of replays that run.
+        running: the replays that run, by their patterns. Read-only.
         splits: who gets what, by topic, as far as it is remembered.
     """
 
-    __slots__ = ("_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_queues", "_running", "_spawn",
+    __slots__ = ("_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_queues", "_spawn",
                  "askings", "history", "running", "splits")  # fmt: skip
 
     def __init__(
@@ -118,7 +115,7 @@ class Replays:
         core: ProtocolSocket,
         options: Options,
         spawn: Callable[..., Greenlet[..., Any]],
-        history: Callable[[], History],
+        history: History,
         peers: Mapping[int, Peer],
     ) -> None:
         self._core = core
@@ -130,10 +127,9 @@ class Replays:
         #: By pipe: the subscriptions that wait or whose replay runs, the one whose turn it is first. Has no pipe
         #: without any.
         self._queues: dict[Pipe, _Queue] = {}
-        #: The subscribers by the patterns that are live, and the replays that run by their patterns.
+        #: The subscribers by the patterns that are live.
         self._live: Subscriptions[RemoteSub] = Subscriptions()
-        self._running: Subscriptions[_Asking] = Subscriptions()
-        self.running = 0
+        self.running: Subscriptions[_Asking] = Subscriptions()
         self.splits: dict[str, Split] = {}
         #: Subscriptions by pipes that have closed, which are still in an index.
         self._gone: deque[_Asking] = deque()
@@ -156,7 +152,7 @@ class Replays:
         if asking is None or asking.ask.id != ask.id:
             if asking is not None:
                 self._drop(asking)
-            asking = askings[key] = _Asking(remote, ask, self.history().last_offset)
+            asking = askings[key] = _Asking(remote, ask, self.history.last_offset)
             self.splits.clear()
         elif asking.index is not None:
             return
@@ -229,10 +225,9 @@ class Replays:
     def _move(self, asking: _Asking, index: Subscriptions[Any] | None) -> None:
         """Put a subscription into another index."""
         if asking.index is not None:
-            asking.index.remove(asking.pattern, asking if asking.index is self._running else asking.remote)
+            asking.index.remove(asking.ask.pattern, asking if asking.index is self.running else asking.remote)
         if index is not None:
-            index.add(asking.pattern, asking if index is self._running else asking.remote)
-        self.running += (index is self._running) - (asking.index is self._running)
+            index.add(asking.ask.pattern, asking if index is self.running else asking.remote)
         asking.index = index
 
     def again(self) -> None:
@@ -240,7 +235,7 @@ class Replays:
         for pipe, askings in self.askings.items():
             for key, asking in askings.items():
                 self._drop(asking)
-                asking.accepted = self.history().last_offset
+                asking.accepted = self.history.last_offset
                 self._start(pipe, key, asking)
         self.splits.clear()
 
@@ -248,7 +243,7 @@ class Replays:
 
     def published(self, entry: Entry) -> None:
         """Put a publication behind the replays that run, and that it belongs to."""
-        for asking in self._running.match(entry.topic):
+        for asking in self.running.match(entry.topic):
             if asking.entries is None:
                 continue
             if asking.added < _MAX_ADDED and self._pins.fits((entry,)):
@@ -321,8 +316,9 @@ class Replays:
         topics: set[str] = set()
         seen = 0
         if asking.entries is None:
-            seen = self.history().last_offset
-            topics = self._retained_topics(asking.ask)
+            seen = self.history.last_offset
+            if asking.ask.retained:
+                topics = {*topics_with_value(self.history, asking.ask.pattern)}
         for _ in range(_PORTION):
             if not self._core.wait_writable(pipe):
                 return False
@@ -338,20 +334,6 @@ class Replays:
                 return True
         return True
 
-    def _retained_topics(self, ask: Ask) -> set[str]:
-        """Return the topics that have a retained value and match, if they are asked for. Lets others run meanwhile."""
-        if not ask.retained:
-            return set()
-        if is_literal(ask.pattern):
-            return {ask.pattern}
-        found = set()
-        for number, topic in enumerate(self.history().retained_topics(), 1):
-            if number % _COMPARED == 0:
-                yield_to_loop()
-            if matches(ask.pattern, topic):
-                found.add(topic)
-        return found
-
     def _begin(self, asking: _Asking, topics: set[str], seen: int) -> None:
         """Send the head of a replay.
 
@@ -360,15 +342,15 @@ class Replays:
             topics: those that match and had a retained value ...
             seen: ... when the history had this last offset.
         """
-        history = self.history()
+        history = self.history
         if asking.ask.retained and history.last_offset > seen:
-            topics.update(entry.topic for entry in history.since(asking.pattern, seen).entries)
+            topics.update(entry.topic for entry in history.since(asking.ask.pattern, seen).entries)
         retained = sorted(entry for topic in topics for entry in history.retained(topic))
         head, entries = begin_replay(history, asking.ask, asking.accepted, retained, self._pins.fits)
         if entries:
             self._pins.add(entries)
             asking.entries = deque(entries)
-            self._move(asking, self._running)
+            self._move(asking, self.running)
         else:
             head = head._replace(end=True)
             self._move(asking, self._live)
@@ -382,7 +364,7 @@ class Replays:
         entry = entries.popleft()
         self._pins.remove(entry)
         asking.added = min(asking.added, len(entries))
-        history = self.history()
+        history = self.history
         epoch = history.epoch
         self._put(asking, Positioned(asking.ask.id, epoch, entry.offset, entry.previous, publication(entry)))
         if not entries:

@@ -111,7 +111,7 @@ class Request:
         self._waiters: WaitList | None = None
 
     def __repr__(self) -> str:
-        return f"<Request {self._content[:ID_SIZE].hex()} {self._state.value}>"
+        return f"<Request {self.id} {self._state.value}>"
 
     @property
     def id(self) -> str:

@@ -21,7 +21,7 @@ from ..wire import TO_DEST, Message
 from .history import History, publication
 from .subscriptions import is_literal, matches
 
-__all__ = ["Retained"]
+__all__ = ["Retained", "topics_with_value"]
 
 #: Topics that are compared with a pattern, or values that are sent, before others run.
 _PORTION: Final = 256
@@ -77,7 +77,7 @@ class Retained:
                 source, pattern = key
                 history = self._history()
                 assert history is not None
-                for number, topic in enumerate(_topics(history, pattern), 1):
+                for number, topic in enumerate(topics_with_value(history, pattern), 1):
                     if number % _PORTION == 0:
                         yield_to_loop()
                     if not self._core.wait_writable(pipe):
@@ -95,8 +95,8 @@ class Retained:
             del self._queues[pipe]
 
 
-def _topics(history: History, pattern: str) -> list[str]:
-    """Return the topics that have a value and match a pattern. Lets others run meanwhile."""
+def topics_with_value(history: History, pattern: str) -> list[str]:
+    """Return the topics that have a value and match a pattern; the topic if it is one. Lets others run meanwhile."""
     if is_literal(pattern):
         return [pattern]
     found = []

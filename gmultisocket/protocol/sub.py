@@ -81,7 +81,7 @@ class Sub(ProtocolBase):
         self._refusals = Callbacks(self._spawn, "gmultisocket.protocol", "refusal")
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
         self._core.on_pipe(self._on_pipe)
-        self._core.on_message(self._on_message, in_order=True)
+        self._core.on_message(self._on_message)
         self._core.on_lost(is_missed)
 
     # Subscribing
@@ -186,6 +186,7 @@ class Sub(ProtocolBase):
             from .recovery import Recovery
 
             self._recovery = Recovery(self._core, self.options, self._spawn)
+            self._core.on_message(self._on_message_in_order, in_order=True)
             for pattern in self._patterns:
                 # The values have come; after a reconnect they come again.
                 self._recovery.add(pattern, False, False)
@@ -253,16 +254,13 @@ class Sub(ProtocolBase):
         deadline: Deadline | None = None
         while True:
             message = self.socket.recv(timeout if deadline is None else deadline.left())
-            if type(message) is not bytes:
-                assert self._recovery is not None
-                self._recovery.tell(message)
-                deadline = deadline or Deadline(timeout)
-                continue
             end = 2 + _length.unpack_from(message)[0]
             topic = self._subscribed_topic(message[2:end])
             if topic:
                 return topic, message[end:]
-            # It was unsubscribed after the message came.
+            # It was unsubscribed after the message came, or this is the marker of a gap.
+            if self._recovery is not None:
+                self._recovery.tell(message)
             deadline = deadline or Deadline(timeout)
 
     def __iter__(self) -> Iterator[tuple[str, bytes]]:
@@ -316,21 +314,28 @@ class Sub(ProtocolBase):
                 upstream.subscribe(pattern)
 
     def _on_message(self, message: Message) -> bool:
-        content = message.content
         if message.flags & ~SEND_TYPE_MASK:
-            if content[:1] in (REPLAY, POSITIONED) and not self._core.has_room:
-                # Each of them may put something into the queue, and counts once.
-                return False
             self._on_control(message)
             return True
-        topic = self._is_subscribed(message, content)
-        if topic is not None and self._recovery is not None and self._recovery.is_early(message, topic):
-            self._core.count_drop("repeated", message.pipe_id)
-            return True
-        return topic is None
+        content = message.content
+        end = 2 + _length.unpack_from(content)[0] if len(content) > 2 else 0
+        # Nearly all are of a topic that is known.
+        if end <= len(content) and self._topics.get(content[2:end]):
+            return False
+        return not self._subscribed_to(message, content)
 
-    def _is_subscribed(self, message: Message, publication: bytes) -> str | None:
-        """Return the topic of a publication; None if it has none that is subscribed to: that is counted."""
+    def _on_message_in_order(self, message: Message) -> bool:
+        """As :meth:`_on_message`, while it keeps positions."""
+        assert self._recovery is not None
+        if message.flags & ~SEND_TYPE_MASK:
+            # Each of these may put something into the queue, and counts once.
+            waits = message.content[:1] in (REPLAY, POSITIONED) and not self._core.has_room
+            return not waits and self._on_message(message)
+        topic = self._subscribed_to(message, message.content)
+        return not topic or self._recovery.is_early(message, topic)
+
+    def _subscribed_to(self, message: Message, publication: bytes) -> str | None:
+        """Return the topic of a publication if it is subscribed to. If not, it is counted."""
         if len(publication) > 2:
             end = 2 + _length.unpack_from(publication)[0]
             topic = self._subscribed_topic(publication[2:end]) if len(publication) >= end else None
@@ -345,16 +350,12 @@ class Sub(ProtocolBase):
     def _on_positioned(self, message: Message) -> None:
         """Take a 0x07."""
         positioned = read_positioned(message.content)
-        topic = self._is_subscribed(message, positioned.publication)
-        if topic is None:
-            return
-        if self._recovery is None:
+        topic = self._subscribed_to(message, positioned.publication)
+        if topic and self._recovery is not None:
+            self._recovery.take(message, positioned, topic)
+        elif topic:
             # Another Sub behind the same switch has asked for positions.
             self._core.count_drop("not subscribed", message.pipe_id)
-        elif self._recovery.take(message, positioned, topic):
-            self._core.append(Message(content=positioned.publication, pipe_id=message.pipe_id))
-        else:
-            self._core.count_drop("repeated", message.pipe_id)
 
     def _on_replay(self, upstream: Upstream | None, message: Message) -> None:
         """Take a 0x06."""
@@ -362,10 +363,8 @@ class Sub(ProtocolBase):
         if self._recovery is None:
             raise Malformed("an answer to no question")
         pattern = self._recovery.asked(replay.id)
-        if upstream is None or pattern is None:
-            # To an earlier question.
-            return
-        if upstream.replay_begins(pattern, message.source):
+        # No pattern: it answers an earlier question.
+        if upstream is not None and pattern is not None and upstream.replay_begins(pattern, message.source):
             self._recovery.answer(message.source, replay)
             self._acknowledgements.wake_all()
 

@@ -135,10 +135,7 @@ class Upstream:
 
     def subscribe_again(self, pattern: str) -> None:
         """Send a subscription again if a publisher has refused it, or has not answered in time."""
-        overdue = pattern in self._overdue
-        self._overdue.discard(pattern)
-        if overdue and pattern in self.awaited:
-            self._end(pattern)
+        overdue = self._end_overdue(pattern)
         if self._forget_refusals(pattern) or overdue:
             self.subscribe(pattern)
 
@@ -177,16 +174,21 @@ class Upstream:
             self._outbox.forget(self.pipe, (ASK, (source, pattern)))
         self._outbox.forget(self.pipe, (ASK, pattern))
         self._outbox.post(self.pipe, pattern, control(UNSUBSCRIBE + pattern.encode()))
-        if pattern in self._overdue:
-            self._overdue.discard(pattern)
-            if pattern in self.awaited:
-                self._end(pattern)
+        self._end_overdue(pattern)
         if pattern in self.awaited:
             # Still counted, so that a later subscription does not take these acknowledgements for its own. But at most
             # this number of patterns: the peer may be one that never answers.
             self._unsubscribed[pattern] = None
             if len(self._unsubscribed) > _MAX_UNSUBSCRIBED:
                 self._end(next(iter(self._unsubscribed)))
+
+    def _end_overdue(self, pattern: str) -> bool:
+        """Await no more answers for a pattern if they did not come in time. Return whether they did not."""
+        overdue = pattern in self._overdue
+        self._overdue.discard(pattern)
+        if overdue and pattern in self.awaited:
+            self._end(pattern)
+        return overdue
 
     def _is_pending(self, pattern: str) -> bool:
         pending = self._outbox.pending(self.pipe, pattern)

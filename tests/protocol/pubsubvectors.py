@@ -19,6 +19,10 @@ def counted(data: bytes) -> bytes:
     return pack(">H", len(data)) + data
 
 
+def publication(topic: str, content: bytes) -> bytes:
+    return counted(topic.encode()) + content
+
+
 def good() -> list[dict[str, Any]]:
     """Return messages that are right."""
     vectors: list[dict[str, Any]] = []
@@ -46,10 +50,10 @@ def good() -> list[dict[str, Any]]:
         add("replay", b"\x06" + pack(">IQQB", 9, 10, flags, flags), id=9, epoch=10, offset=flags, **fields)
     for number, epoch, offset, previous in ((0, 1, 1, 0), (3, 2**40, 2**41, 2**41 - 1), (1, 1, LIMIT - 1, 0)):
         for topic, body in (("a", b""), ("a.ü", b"\x00\xff")):
-            publication = counted(topic.encode()) + body
+            published = publication(topic, body)
             add(
-                "positioned", b"\x07" + pack(">IQQQ", number, epoch, offset, previous) + publication,
-                id=number, epoch=epoch, offset=offset, previous=previous, publication=publication.hex(),
+                "positioned", b"\x07" + pack(">IQQQ", number, epoch, offset, previous) + published,
+                id=number, epoch=epoch, offset=offset, previous=previous, publication=published.hex(),
             )  # fmt: skip
     return vectors
 

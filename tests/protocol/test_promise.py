@@ -34,6 +34,7 @@ from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message
 
 from .pubsubmodel import Judge, ModelHistory
+from .pubsubvectors import publication
 
 EXAMPLES = int(os.environ.get("GMULTISOCKET_PROMISE_EXAMPLES", "3"))
 STEPS = int(os.environ.get("GMULTISOCKET_PROMISE_STEPS", "60"))
@@ -57,10 +58,6 @@ QUICK: dict[str, Any] = {
 }
 #: Of a socket without a protocol.
 QUICK_SOCKET = {name: value for name, value in QUICK.items() if not name.startswith("protocol.")}
-
-
-def publication(topic: str, content: bytes) -> bytes:
-    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
 
 
 class SpyPositions(Positions):

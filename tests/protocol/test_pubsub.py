@@ -24,15 +24,12 @@ from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode
 from tests.addresses import plain_connection
 from tests.protocol.net import Net
+from tests.protocol.pubsubvectors import publication
 
 QUICK = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
 #: For what happens behind switches, where nobody is told.
 REFRESHING = {**QUICK, "protocol.pubsub.refresh_interval": 0.05}
 LONG = 20.0
-
-
-def publication(topic: str, content: bytes) -> bytes:
-    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
 
 
 def hear(by_hand: Socket) -> Message:

@@ -14,10 +14,12 @@ from gmultisocket import Socket
 from gmultisocket.errors import Closed, MessageTooLong, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Entry, Gap, MemoryHistory, Pub, RemoteSub, Sub
 from gmultisocket.protocol import replaying as replaying_module
+from gmultisocket.protocol import retained as retained_module
 from gmultisocket.protocol.pubsubwire import Ask, Position, Positioned, Replay, read_ask, read_positioned, read_replay
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message
 from tests.protocol.net import Net
+from tests.protocol.pubsubvectors import publication
 
 LONG = 20.0
 QUICK: dict[str, Any] = {
@@ -34,10 +36,6 @@ def cut(pub: Pub) -> None:
     for pipe in [*pub.pipes.values()]:
         pipe.close()
     wait_until(lambda: not pub.pipes)
-
-
-def publication(topic: str, content: bytes) -> bytes:
-    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
 
 
 @contextmanager
@@ -562,7 +560,7 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
             (pipe,) = (pipe for pipe in replays._queues)
             assert pipe.counters.drops["overflow"] == 5
         wait_until(lambda: not replays._queues and not replays._pins.size)
-        wait_until(lambda: not replays._running and len(replays.askings) == 1)
+        wait_until(lambda: not replays.running and len(replays.askings) == 1)
 
 
 def test_replays_that_take_too_much_memory_are_a_gap() -> None:
@@ -599,7 +597,7 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
 
 
 def test_topics_that_get_a_value_while_a_replay_begins_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replaying_module, "_COMPARED", 2)
+    monkeypatch.setattr(retained_module, "_PORTION", 2)
     with Pub() as pub, Sub() as sub:
         for number in range(20):
             pub.publish(f"a.{number:02}", b"", retain=True)

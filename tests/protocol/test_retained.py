@@ -97,6 +97,13 @@ def test_more_values_than_may_be_kept_are_counted() -> None:
         assert [topic for topic, _ in receive(sub, 3)] == ["a.2", "a.3", "a.4"]
 
 
+def test_values_that_are_kept_without_being_sent_push_others_out_and_that_is_counted() -> None:
+    with Pub(history=MemoryHistory(max_retained=3)) as pub:
+        for number in range(5):
+            pub._keeper.keep(f"a.{number}", b"")
+        assert pub.counters.drops == {"retained": 2}
+
+
 def test_values_keep_to_the_order_of_what_is_published_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retained_module, "_PORTION", 3)
     with Pub() as pub, Sub({"socket.recv_queue_size": 1}) as sub:

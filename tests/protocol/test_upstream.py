@@ -18,14 +18,11 @@ from gmultisocket.protocol import upstream as upstream_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message, pack_id
 from tests.cases import every_case
+from tests.protocol.pubsubvectors import publication
 
 LONG = 20.0
 UNSUBSCRIBE, SUBSCRIBE, SUBSCRIBED, REPEATS = b"\x00", b"\x01", b"\x02", b"\x08"
 ONCE: dict[str, Any] = {"protocol.pubsub.refresh_interval": 0}
-
-
-def publication(topic: str, content: bytes) -> bytes:
-    return struct.pack(">H", len(topic.encode())) + topic.encode() + content
 
 
 @contextmanager
