@@ -491,6 +491,23 @@ def test_the_longest_content_is_that_of_the_channel_which_allows_most() -> None:
             assert other.options.get("connector.pipe.max_recv_content_length") == 0
 
 
+def test_compressed_messages_that_come_together_are_all_taken() -> None:
+    """A few bytes become so many that they are decompressed in several portions."""
+    options = {"transport.ws.compress_over": 256}
+    plain, mine = Socket(), Socket({"socket.send_queue_size": 100})
+    with serving({"plain": plain, "rpc": Rep(upper)}, options=options) as (where, session):
+        with mine, Req() as req, Session({"plain": mine, "rpc": req}, options) as client:
+            client.dial(where)
+            req.wait_pipes(1, LONG)
+            for number in range(40):
+                mine.send(bytes([number]) * 120_000, LONG)
+            assert req.request(b"x" * 100_000, LONG) == b"X" * 100_000
+            assert [plain.recv(LONG) for _ in range(40)] == [bytes([number]) * 120_000 for number in range(40)]
+            (carrier,) = session.pipes.values()
+            assert carrier.messages_received >= 41
+            assert session.counters.drops == {}
+
+
 def test_a_publication_reaches_a_crowd_of_pages_by_their_channels() -> None:
     pub = Pub()
     with serving({"rpc": Rep(upper), "events": pub}) as (where, _), ExitStack() as stack:

@@ -78,8 +78,8 @@ class CarrierPipe(Packets, BytesPipe):
     def _read_size(self) -> int:
         return self._codec.read_size
 
-    def _decode(self, data: bytes) -> list[Fields]:
-        packets = self._feed(data)
+    def _messages_of(self, packets: list[bytes]) -> list[Fields]:
+        """Give the packets to the session: this pipe has no messages."""
         for number, packet in enumerate(packets, 1):
             self.take(packet)
             if number % BATCH == 0:
