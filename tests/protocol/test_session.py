@@ -508,6 +508,29 @@ def test_compressed_messages_that_come_together_are_all_taken() -> None:
             assert session.counters.drops == {}
 
 
+def test_compressing_for_a_channel_counts_for_the_budget_of_its_own_socket() -> None:
+    """A greenlet that sends long messages lets others run before it has sent a MiB of them; see test_wsdeflate.py."""
+    sizes = {"socket.send_queue_size": 10_000}
+    options = {"transport.ws.compress_over": 256}
+    one, two, mine = Socket(sizes), Socket(sizes), Socket()
+    content = json.dumps([{"symbol": "EURUSD", "bid": number} for number in range(500)]).encode()
+    with serving({"one": one, "two": two}, options=options) as (where, _):
+        with mine, Socket() as other, Session({"one": mine, "two": other}, options) as client:
+            client.dial(where)
+            for sock in (one, two):
+                sock.wait_pipes(1, LONG)
+            for sender in (one, two):
+                ran: list[int] = []
+                gevent.spawn(ran.append, 1)
+                sent = 0
+                while not ran:
+                    sender.send_all(b"%d" % sent + content)
+                    sent += 1
+                assert sent * len(content) < 1 << 18
+                (pipe,) = sender.pipes.values()
+                assert 0 < pipe.bytes_sent < sent * len(content) / 4
+
+
 def test_a_publication_reaches_a_crowd_of_pages_by_their_channels() -> None:
     pub = Pub()
     with serving({"rpc": Rep(upper), "events": pub}) as (where, _), ExitStack() as stack:
