@@ -30,7 +30,7 @@ MAX_CHANNELS: Final = 255
 _MAX_WAITING: Final = 1024
 
 
-class SharedStream(StreamConnection):
+class SharedStream(SharedWrites):
     """A stream to which several pipes write. A call of ``send`` or ``sendmsg`` is taken as a whole, or not at all.
 
     What the kernel does not take of a call waits here, at most the rest of one call. Until it has left, the stream
@@ -38,9 +38,6 @@ class SharedStream(StreamConnection):
 
     Args:
         stream: the stream below; belongs to this object from now on.
-
-    Attributes:
-        taken: how many bytes it has taken from all pipes.
     """
 
     __slots__ = ("_blocked", "_error", "_notices", "_rest", "_send", "_stream", "_waiting", "_writer", "recv", "taken")
@@ -192,10 +189,6 @@ class SharedStream(StreamConnection):
         """Block until no greenlet works for the closed stream, except the caller."""
         if self._writer is not None and self._writer is not getcurrent():
             self._writer.join()
-
-    @property
-    def shared(self) -> SharedWrites:
-        return self
 
     # Passed on
 

@@ -94,7 +94,8 @@ class WSConnection(PacketConnection):
 
     @property
     def channels(self) -> SharedWrites | None:
-        return self._stream.shared
+        stream = self._stream
+        return stream if isinstance(stream, SharedWrites) else None
 
     @property
     def codec(self) -> PacketCodec:
