@@ -131,10 +131,9 @@ class ChannelPipe(PacketPipe):
             return
         self.bytes_received += len(frame)
         try:
-            messages = self._decoder.feed_packets([frame])
-            if self._decoder.flagged:
-                self._decoder.flagged = False
-                messages = self._filter(messages)
+            messages = self._messages_of([frame])
+            if self._error is not None:
+                raise self._error
             if messages:
                 if not self.messages_received:
                     self._owner.pipe_heard(self)
