@@ -304,6 +304,23 @@ def test_a_peer_that_sends_too_fast_on_a_channel_is_held_up_there() -> None:
         assert peer.hear()[1]["close"] == 1
 
 
+def test_a_channel_may_close_if_its_peer_sends_too_fast_and_that_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strict = Socket({"connector.pipe.max_message_rate": 20, "connector.pipe.over_rate": "close"})
+    with serving({"strict": strict, "rpc": Rep(upper)}) as (where, _), peer_of(where) as peer:
+        peer.hear()
+        peer.tell({"open": 1})
+        peer.tell({"open": 2})
+        for _ in range(40):
+            peer.say(1, b"flood")
+        channel, text = peer.hear()
+        assert (channel, text["close"]) == (0, 1)
+        wait_until(lambda: text["reason"] in caplog.text)
+        peer.say(2, b"1234x")
+        assert peer.hear() == (2, b"1234X")
+
+
 def test_messages_of_two_channels_stay_whole_when_the_peer_reads_slowly() -> None:
     members = {f"m{number}": Socket({"socket.send_queue_size": 1000}) for number in range(3)}
     with serving(members) as (where, session), peer_of(where) as peer:

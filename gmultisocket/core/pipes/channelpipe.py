@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from ...errors import BadMessage, MultiSocketError
+from ...errors import MultiSocketError
 from ...loop.yielding import yield_to_loop
 from ...transport import PacketConnection
 from ...transport.base import SharedWrites
@@ -140,11 +140,8 @@ class ChannelPipe(PacketPipe):
                 self.messages_received += 1
             if self._rates is not None:
                 self._rates.use(self.messages_received, len(frame))
-        except BadMessage as error:
-            self._owner.peer_error(self, error)
-            self._close(error)
-            return
         except MultiSocketError as error:
+            self._owner.peer_error(self, error)
             self._close(error)
             return
         if messages:
