@@ -103,8 +103,8 @@ class WSConnection(PacketConnection):
         return self._codec
 
     def account(self, spend: Callable[[int, int], object]) -> None:
-        if self._codec is not None:
-            self._codec.account(spend)
+        assert self._codec is not None, "the handshake is not done"
+        self._codec.account(spend)
 
     @property
     def keepalive(self) -> tuple[float, float]:
