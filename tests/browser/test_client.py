@@ -28,19 +28,6 @@ from tests.transport.wspeers import frame
 pytestmark = [needs(f"{NODE} --version"), pytest.mark.timeout(120)]
 
 VECTORS = json.loads((ROOT / "tests/protocol/pubsub-vectors.json").read_text())
-#: Makes clients that connect again at once, and records their events.
-PRELUDE = """
-kept.client?.close();
-kept.seen = []; kept.events = [];
-kept.make = (url, options) => {
-  const client = kept.client = new Client(url, {minDelay: 10, maxDelay: 50, ...options});
-  for (const type of ["open", "close", "gap", "refused"]) {
-    client.addEventListener(type, event => kept.events.push({type, ...event, isTrusted: undefined}));
-  }
-  return client;
-};
-kept.until = async condition => { while (!condition()) await new Promise(resolve => setTimeout(resolve, 5)); };
-"""
 
 
 @contextmanager
@@ -59,13 +46,6 @@ def drop(sock: Any) -> None:
     """Close all pipes of a session or socket."""
     for pipe in [*sock.pipes.values()]:
         pipe.close("for the test")
-
-
-@pytest.fixture(autouse=True)
-def _prelude(js: Node) -> Iterator[None]:
-    js.evaluate(PRELUDE)
-    yield
-    js.evaluate("kept.client?.close()")
 
 
 def test_the_vectors_of_the_wire(js: Node) -> None:
