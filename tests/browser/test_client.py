@@ -341,13 +341,20 @@ def test_messages_can_be_iterated_over_and_are_bounded(js: Node) -> None:
         js.evaluate("await kept.until(() => kept.seen.length === 6); kept.feed.close(); await kept.reading")
         assert js.evaluate("return kept.seen") == ["kept", *map(str, range(5))]
         wait_until(lambda: not pub.subscriptions)
-        js.evaluate("kept.feed = kept.client.subscribe('b'); await kept.feed.ready")
+        js.evaluate("""
+            kept.other = kept.client.subscribe("*", message => { kept.last = message.text(); });
+            kept.feed = kept.client.subscribe("b");
+            await Promise.all([kept.other.ready, kept.feed.ready]);
+        """)
         for number in range(2000):
             pub.publish("b", b"%d" % number, timeout=20)
             if number % 100 == 0:
                 gevent.sleep(0.001)
         pub.publish("b", b"end")
+        # Nothing is read before all of it is there.
         assert js.evaluate("""
+            await kept.until(() => kept.last === "end");
+            kept.other.close();
             const got = [];
             for await (const message of kept.feed) { got.push(message.text()); if (got.at(-1) === "end") break; }
             const told = kept.events.some(({type, reason}) => type === "gap" && reason === "overflow");
