@@ -67,7 +67,8 @@ class _ServerStream:
         upgraded: whether ``close`` has a stream to end: True from the 101 until then.
     """
 
-    # The classes below have the slots: Python cannot join two bases that both have some. mypy knows ().
+    # The classes below have the slots, because Python cannot join two bases that both have some. Not written as ():
+    # with that mypy would refuse to assign the attributes here.
     __slots__ = tuple()
 
     upgraded: bool

@@ -46,7 +46,6 @@ logger = get_logger("gmultisocket.contrib.wsgi", at_once=True)
 _PLAIN_IN_PATHS = "/!$&'()*+,;=:@-._~"
 
 
-
 class HasSocket(Protocol):
     """A protocol: ``gmultisocket.protocol.ProtocolBase``."""
 

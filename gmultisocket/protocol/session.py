@@ -50,7 +50,7 @@ __all__ = ["Session"]
 
 logger = get_logger("gmultisocket.session")
 
-_SCHEMES: Final = ("ws", "ws.sr", "wss")
+_SCHEMES: Final = ("ws", "ws.sr", "wss", "ws+fd", "wss+fd")
 _ABOUT: Final = b"\0"
 #: The longest text about channels, in bytes.
 _MAX_TEXT: Final = 1 << 16

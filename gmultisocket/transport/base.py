@@ -172,11 +172,6 @@ class StreamConnection(Connection):
         """Return the number of written bytes that the peer has not acknowledged, if the kernel knows it; else 0."""
         return 0
 
-    @property
-    def shared(self) -> SharedWrites | None:
-        """The stream itself, if the pipes of several channels may write to it; else None."""
-        return None
-
     def vanished(self) -> float:
         """Return for how many seconds a peer was silent that must have gone without a word.
 
@@ -273,27 +268,28 @@ class PacketCodec(Protocol):
         """Return why the peer has closed the packet protocol, "" if it has not."""
 
 
-class SharedWrites(Protocol):
+class SharedWrites(StreamConnection):
     """A stream to which the pipes of several channels write; see ``wschannels.py``.
 
+    ``send`` and ``sendmsg`` take all that they are given, or raise.
+
     Attributes:
-        taken: how many bytes it has taken from all of them.
+        taken: how many bytes it has taken from all pipes.
     """
+
+    __slots__ = ()
 
     taken: int
 
-    def send(self, data: bytes | memoryview, /) -> int:
-        """Take all of the bytes, or raise, as ``send`` of a :class:`StreamConnection`."""
-
-    def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
-        """Take all of several buffers, or raise."""
-
+    @abstractmethod
     def wait(self, event: Event) -> None:
         """Block until the stream may be writable, or is broken, or somebody sets the event."""
 
+    @abstractmethod
     def put(self, packet: bytes) -> bool:
         """Send a packet, now or as soon as the kernel takes it. Never blocks. Return False if too many wait."""
 
+    @abstractmethod
     def join(self) -> None:
         """Block until no greenlet works for the closed stream, except the caller."""
 

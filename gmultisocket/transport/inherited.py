@@ -168,6 +168,9 @@ class InheritedTransport(Transport):
 
     schemes: ClassVar[tuple[str, ...]] = ("fd", "tls+fd")
 
+    def families(self, scheme: str) -> tuple[str, ...]:
+        return ("transport.tcp", "transport.tls" if scheme == "tls+fd" else "transport.ipc")
+
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         raise AddressError(address.text, "a descriptor can only be listened on: dial the address of its socket")
 

@@ -324,8 +324,11 @@ class WSTransport(Transport):
     schemes: ClassVar[tuple[str, ...]] = ("ws", "ws.sr", "ws.rw", "wss", "ws+fd", "wss+fd")
 
     def families(self, scheme: str) -> tuple[str, ...]:
-        tls = ("transport.tls",) if scheme.startswith("wss") else ()
-        return ("transport.tcp", *tls, "transport.ws")
+        if scheme.startswith("wss"):
+            return ("transport.tcp", "transport.tls", "transport.ws")
+        # A descriptor may be a unix socket.
+        ipc = ("transport.ipc",) if scheme.endswith(_INHERITED) else ()
+        return ("transport.tcp", *ipc, "transport.ws")
 
     def dialer(self, address: Address, options: Options) -> TransportDialer:
         if address.scheme.endswith(_INHERITED):

@@ -30,7 +30,7 @@ MAX_CHANNELS: Final = 255
 _MAX_WAITING: Final = 1024
 
 
-class SharedStream(StreamConnection):
+class SharedStream(SharedWrites):
     """A stream to which several pipes write. A call of ``send`` or ``sendmsg`` is taken as a whole, or not at all.
 
     What the kernel does not take of a call waits here, at most the rest of one call. Until it has left, the stream
@@ -38,9 +38,6 @@ class SharedStream(StreamConnection):
 
     Args:
         stream: the stream below; belongs to this object from now on.
-
-    Attributes:
-        taken: how many bytes it has taken from all pipes.
     """
 
     __slots__ = ("_blocked", "_error", "_notices", "_rest", "_send", "_stream", "_waiting", "_writer", "recv", "taken")
@@ -193,10 +190,6 @@ class SharedStream(StreamConnection):
         if self._writer is not None and self._writer is not getcurrent():
             self._writer.join()
 
-    @property
-    def shared(self) -> SharedWrites:
-        return self
-
     # Passed on
 
     @property
@@ -242,13 +235,16 @@ class _ChannelCodec:
     It only sends: the session reads, and gives the frames to the pipe.
     """
 
-    __slots__ = ("_codec", "_number", "error", "key", "max_content", "more", "whole")
+    __slots__ = ("_carrier", "_codec", "_number", "error", "key", "max_content", "more", "spend", "whole")
 
     pending = False
     read_size = 0
 
-    def __init__(self, codec: PacketCodec, number: int) -> None:
-        self._codec = codec
+    def __init__(self, carrier: PacketConnection, number: int) -> None:
+        self._carrier = carrier
+        self._codec = codec = carrier.codec
+        #: Counts the work of compressing for the socket of this channel.
+        self.spend: Callable[[int, int], object] | None = None
         self._number = bytes((number,))
         self.key = None if codec.key is None else f"{codec.key} {number}"
         self.whole = True
@@ -257,6 +253,9 @@ class _ChannelCodec:
         self.error: BadMessage | None = None
 
     def wrap(self, frame: bytes) -> bytes:
+        if self.spend is not None:
+            # The sockets of all channels compress with one codec.
+            self._carrier.account(self.spend)
         return self._codec.wrap(self._number + frame)
 
     def prefix(self, size: int) -> bytes | None:
@@ -307,7 +306,7 @@ class ChannelConnection(PacketConnection):
     ) -> None:
         self._carrier = carrier
         self._stream = stream
-        self._codec = _ChannelCodec(carrier.codec, number)
+        self._codec = _ChannelCodec(carrier, number)
         self._on_close: Callable[[int], object] | None = on_close
         self._waiting: Event | None = None
         self.number = number
@@ -317,6 +316,9 @@ class ChannelConnection(PacketConnection):
     @property
     def codec(self) -> PacketCodec:
         return self._codec
+
+    def account(self, spend: Callable[[int, int], object]) -> None:
+        self._codec.spend = spend
 
     @property
     def local_address(self) -> str:

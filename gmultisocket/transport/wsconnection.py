@@ -94,7 +94,8 @@ class WSConnection(PacketConnection):
 
     @property
     def channels(self) -> SharedWrites | None:
-        return self._stream.shared
+        stream = self._stream
+        return stream if isinstance(stream, SharedWrites) else None
 
     @property
     def codec(self) -> PacketCodec:
@@ -102,8 +103,8 @@ class WSConnection(PacketConnection):
         return self._codec
 
     def account(self, spend: Callable[[int, int], object]) -> None:
-        if self._codec is not None:
-            self._codec.account(spend)
+        assert self._codec is not None, "the handshake is not done"
+        self._codec.account(spend)
 
     @property
     def keepalive(self) -> tuple[float, float]:

@@ -280,17 +280,13 @@ class Port:
                 stream.handshake()
             head, early = read_head(stream)
         if (method := health_check(head, self._health_paths.values())) is not None:
-            pending.answered = True
-            answer(stream, healthy(method))
-            _drain(stream)
+            _answer(pending, stream, healthy(method))
             return
         request = parse_request(head)
         path = request.path.partition("?")[0]
         route = self.routes.get(path)
         if route is None and any(each.client_path == path for each in self.routes.values()):
-            pending.answered = True
-            answer(stream, client_script(request))
-            _drain(stream)
+            _answer(pending, stream, client_script(request))
             return
         if route is None:
             raise RequestRefused(HTTPStatus.NOT_FOUND, "nobody listens at this path")
@@ -315,6 +311,13 @@ class Port:
             # Not with the peer's address.
             kind = snippet(str(getattr(error, "why", error)))
             self._log.log(kind, logging.WARNING, "refused %s: %s", peer, why)
+
+
+def _answer(pending: PendingRequest, stream: StreamConnection, data: bytes) -> None:
+    """Answer a request that is for no listener, and give the peer the time to read that."""
+    pending.answered = True
+    answer(stream, data)
+    _drain(stream)
 
 
 def _drain(stream: StreamConnection) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +15,10 @@ from gevent import subprocess
 from websockets.frames import Opcode
 
 from gmultisocket.testing import wait_until
-from tests.transport.test_ws_browser import _kill, _session
+from tests.transport.test_ws_browser import browsing
 from tests.transport.wspeers import RawPeer, frame, request
 
-__all__ = ["MODULE", "NODE", "Chromium", "Node", "Tab", "chromium", "node"]
+__all__ = ["MODULE", "NODE", "PRELUDE", "Chromium", "Node", "Tab", "chromium", "node"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = ROOT / "gmultisocket/browser/gmultisocket.js"
@@ -28,6 +26,20 @@ MODULE = ROOT / "gmultisocket/browser/gmultisocket.js"
 NODE = "node --experimental-websocket"
 #: How long a program may take to come up, and an evaluation to end, on a busy machine, in seconds.
 PATIENCE = 40
+
+#: Makes clients that connect again at once, and records their events.
+PRELUDE = """
+kept.client?.close();
+kept.seen = []; kept.events = [];
+kept.make = (url, options) => {
+  const client = kept.client = new Client(url, {minDelay: 10, maxDelay: 50, ...options});
+  for (const type of ["open", "close", "gap", "refused"]) {
+    client.addEventListener(type, event => kept.events.push({type, ...event, isTrusted: undefined}));
+  }
+  return client;
+};
+kept.until = async condition => { while (!condition()) await new Promise(resolve => setTimeout(resolve, 5)); };
+"""
 
 _AGENT = """
 import {createInterface} from "node:readline";
@@ -157,26 +169,12 @@ class Chromium:
 @contextmanager
 def chromium(*flags: str) -> Iterator[Chromium]:
     """Run Chromium until the body has ended."""
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        place = Path(folder) / "profile/DevToolsActivePort"
-        process = subprocess.Popen(
-            ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",
-             "--disable-breakpad", "--disable-dev-shm-usage", f"--user-data-dir={folder}/profile",
-             "--remote-debugging-port=0", *flags, "about:blank"],
-            env=os.environ | {"HOME": folder, "TMPDIR": folder}, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+    with browsing("about:blank", "--remote-debugging-port=0", *flags) as profile:
+        place = profile / "DevToolsActivePort"
+        wait_until(lambda: place.exists() and place.read_text().count("\n") == 1, PATIENCE)
+        port, path = place.read_text().split("\n")
+        browser = Chromium(f"ws://127.0.0.1:{port}{path}")
         try:
-            wait_until(lambda: place.exists() and place.read_text().count("\n") == 1, PATIENCE)
-            port, path = place.read_text().split("\n")
-            browser = Chromium(f"ws://127.0.0.1:{port}{path}")
-            try:
-                yield browser
-            finally:
-                browser.close()
+            yield browser
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-            wait_until(lambda: not _kill(_session(process.pid)))
-            process.wait()
+            browser.close()

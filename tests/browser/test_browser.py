@@ -8,11 +8,9 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import gevent
 import pytest
 from gevent.pywsgi import WSGIServer
 
@@ -31,11 +29,11 @@ SCRIPT = MODULE.read_bytes()
 MAX_COMPRESSED = 6_900
 
 
-def ask(address: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """Return the status, headers and body of the answer to a GET request."""
+def ask(address: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """Return the status, headers and body of the answer to a request."""
     with RawPeer(address) as peer:
         more = (f"{name.replace('_', '-')}: {value}" for name, value in headers.items())
-        lines = [f"GET {path} HTTP/1.1", "Host: x", "Connection: close", *more]
+        lines = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", *more]
         peer.send("\r\n".join([*lines, "", ""]).encode())
         head = peer.read_head().decode()
         body = peer.read_rest()
@@ -97,19 +95,9 @@ def test_the_client_is_not_served_where_that_is_turned_off(serving: Any) -> None
 
 def test_a_head_request_gets_the_headers_only_and_other_methods_are_refused() -> None:
     with mounted("/ws") as address:
-        port = int(re.findall(r":(\d+)", address)[0])
-
-        def request(method: str) -> tuple[int, str | None, bytes]:
-            connection = HTTPConnection("127.0.0.1", port, timeout=20)
-            connection.request(method, "/ws/gmultisocket.js")
-            response = connection.getresponse()
-            found = response.status, response.getheader("Content-Length"), response.read()
-            connection.close()
-            return found
-
-        pool = gevent.get_hub().threadpool
-        assert pool.apply(request, ("HEAD",)) == (200, str(len(SCRIPT)), b"")
-        assert pool.apply(request, ("POST",))[0] == 405
+        status, headers, body = ask(address, "/ws/gmultisocket.js", "HEAD")
+        assert (status, headers["content-length"], body) == (200, str(len(SCRIPT)), b"")
+        assert ask(address, "/ws/gmultisocket.js", "POST")[0] == 405
 
 
 def test_the_answer_depends_on_the_script_alone() -> None:

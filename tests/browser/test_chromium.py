@@ -11,24 +11,13 @@ from typing import Any
 import pytest
 
 from gmultisocket.testing import wait_until
-from tests.browser.agents import PATIENCE, Chromium, Tab, chromium
+from tests.browser.agents import PATIENCE, PRELUDE, Chromium, Tab, chromium
 from tests.contrib.gunicorns import Gunicorn, running
 from tests.faults.process import needs
 
 pytestmark = [needs("chromium --version"), pytest.mark.timeout(180)]
 
-_SETUP = """
-const {Client} = await import("/ws/gmultisocket.js");
-kept.until = async condition => { while (!condition()) await new Promise(resolve => setTimeout(resolve, 5)); };
-kept.seen = []; kept.events = [];
-kept.make = (path, options) => {
-  const client = kept.client = new Client(path, {minDelay: 20, maxDelay: 200, ...options});
-  for (const type of ["open", "close", "gap", "refused"]) {
-    client.addEventListener(type, event => kept.events.push({type, code: event.code, retry: event.retry}));
-  }
-  return client;
-};
-"""
+_SETUP = 'const {Client} = await import("/ws/gmultisocket.js");' + PRELUDE
 
 
 @pytest.fixture(scope="module")

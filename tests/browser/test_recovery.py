@@ -8,7 +8,7 @@ from gmultisocket import Pub, Session
 from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, Node
-from tests.browser.test_client import _prelude, drop  # noqa: F401
+from tests.browser.test_client import drop
 from tests.faults.process import needs
 
 pytestmark = [needs(f"{NODE} --version"), pytest.mark.timeout(120)]

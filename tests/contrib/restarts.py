@@ -45,11 +45,17 @@ _PATIENCE = 60.0
 
 
 class _Service:
-    """A service that is restarted."""
+    """A service that is restarted.
 
-    def __init__(self, scheme: str) -> None:
+    Args:
+        scheme: tcp or ws.
+        sock: has the port of the service, and belongs to this object from now on.
+    """
+
+    def __init__(self, scheme: str, sock: plain_socket.socket) -> None:
         self.scheme = scheme
-        self.port = 0
+        self._sock = sock
+        self.port = sock.getsockname()[1]
         self._folder = TemporaryDirectory()
         self._process: Any = None
         self._told = gsocket.socket(gsocket.AF_UNIX, gsocket.SOCK_DGRAM)
@@ -84,6 +90,7 @@ class _Service:
                 self._process.kill()
                 self._process.wait()
         self._told.close()
+        self._sock.close()
         self._folder.cleanup()
 
 
@@ -91,9 +98,7 @@ class Activation(_Service):
     """The socket is made here, as systemd makes it. The old process ends before the new one starts."""
 
     def __init__(self, scheme: str) -> None:
-        super().__init__(scheme)
-        self._sock = plain_socket.create_server(("127.0.0.1", 0), backlog=4096)
-        self.port = self._sock.getsockname()[1]
+        super().__init__(scheme, plain_socket.create_server(("127.0.0.1", 0), backlog=4096))
         self._start_one()
 
     def _start_one(self) -> None:
@@ -105,21 +110,16 @@ class Activation(_Service):
         self._stop(self._process)
         self._start_one()
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._sock.close()
-
 
 class ReusedPort(_Service):
     """The new process is ready before the old one ends."""
 
     def __init__(self, scheme: str) -> None:
-        super().__init__(scheme)
         # Holds the port, and never listens.
-        self._sock = plain_socket.socket()
-        self._sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEPORT, 1)
-        self._sock.bind(("127.0.0.1", 0))
-        self.port = self._sock.getsockname()[1]
+        sock = plain_socket.socket()
+        sock.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", 0))
+        super().__init__(scheme, sock)
         self._process = self._start_one()
 
     def _start_one(self) -> Any:
@@ -128,10 +128,6 @@ class ReusedPort(_Service):
     def restart(self) -> None:
         old, self._process = self._process, self._start_one()
         self._stop(old)
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._sock.close()
 
 
 class Clients:

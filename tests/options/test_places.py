@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from gmultisocket.options import DialerOptions, ListenerOptions, Option, Options
 from gmultisocket.options.places import PLACES, Place
 from gmultisocket.protocol import Bus, Pair, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
 from tests.cases import every_case
+from tests.certificates import listen_options
 
 SCOPES: dict[Place, type[Options]] = {
     "socket": Options,
@@ -157,6 +160,25 @@ def test_an_option_of_another_transport_is_refused(address: str, call: str) -> N
         article = "an" if scheme[0] == "i" else "a"
         assert str(error) == f"option {name} has no effect on {article} {scheme} {place}, which reads {read}"
         assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+#: By the scheme of a listener with a descriptor: what the socket at the descriptor may be.
+READ_AT_DESCRIPTORS = {
+    "fd": {"tcp", "ipc"},
+    "tls+fd": {"tcp", "tls"},
+    "ws+fd": {"tcp", "ipc", "ws"},
+    "wss+fd": {"tcp", "tls", "ws"},
+}
+
+
+@pytest.mark.parametrize("scheme", READ_AT_DESCRIPTORS)
+def test_a_listener_with_a_descriptor_takes_the_options_of_all_that_it_may_be(scheme: str) -> None:
+    certificate = listen_options() if "tls" in READ_AT_DESCRIPTORS[scheme] else {}
+    with socket.create_server(("127.0.0.1", 0)) as given, Socket() as sock:
+        for transport, (name, value) in OF_TRANSPORT.items():
+            right = transport in READ_AT_DESCRIPTORS[scheme]
+            with nullcontext() if right else pytest.raises(MisplacedOption):
+                sock.listen(f"{scheme}://{given.fileno()}", {**certificate, name: value}).close()
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "ws://127.0.0.1:0/", "inproc://places"])

@@ -304,6 +304,23 @@ def test_a_peer_that_sends_too_fast_on_a_channel_is_held_up_there() -> None:
         assert peer.hear()[1]["close"] == 1
 
 
+def test_a_channel_may_close_if_its_peer_sends_too_fast_and_that_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strict = Socket({"connector.pipe.max_message_rate": 20, "connector.pipe.over_rate": "close"})
+    with serving({"strict": strict, "rpc": Rep(upper)}) as (where, _), peer_of(where) as peer:
+        peer.hear()
+        peer.tell({"open": 1})
+        peer.tell({"open": 2})
+        for _ in range(40):
+            peer.say(1, b"flood")
+        channel, text = peer.hear()
+        assert (channel, text["close"]) == (0, 1)
+        wait_until(lambda: text["reason"] in caplog.text)
+        peer.say(2, b"1234x")
+        assert peer.hear() == (2, b"1234X")
+
+
 def test_messages_of_two_channels_stay_whole_when_the_peer_reads_slowly() -> None:
     members = {f"m{number}": Socket({"socket.send_queue_size": 1000}) for number in range(3)}
     with serving(members) as (where, session), peer_of(where) as peer:
@@ -489,6 +506,46 @@ def test_the_longest_content_is_that_of_the_channel_which_allows_most() -> None:
         assert peer.raw.read_close().code == 1009
         with Socket({"connector.pipe.max_recv_content_length": 0}) as all_, Session({"a": all_, "b": small}) as other:
             assert other.options.get("connector.pipe.max_recv_content_length") == 0
+
+
+def test_compressed_messages_that_come_together_are_all_taken() -> None:
+    """A few bytes become so many that they are decompressed in several portions."""
+    options = {"transport.ws.compress_over": 256}
+    plain, mine = Socket(), Socket({"socket.send_queue_size": 100})
+    with serving({"plain": plain, "rpc": Rep(upper)}, options=options) as (where, session):
+        with mine, Req() as req, Session({"plain": mine, "rpc": req}, options) as client:
+            client.dial(where)
+            req.wait_pipes(1, LONG)
+            for number in range(40):
+                mine.send(bytes([number]) * 120_000, LONG)
+            assert req.request(b"x" * 100_000, LONG) == b"X" * 100_000
+            assert [plain.recv(LONG) for _ in range(40)] == [bytes([number]) * 120_000 for number in range(40)]
+            (carrier,) = session.pipes.values()
+            assert carrier.messages_received >= 41
+            assert session.counters.drops == {}
+
+
+def test_compressing_for_a_channel_counts_for_the_budget_of_its_own_socket() -> None:
+    """A greenlet that sends long messages lets others run before it has sent a MiB of them; see test_wsdeflate.py."""
+    sizes = {"socket.send_queue_size": 10_000}
+    options = {"transport.ws.compress_over": 256}
+    one, two, mine = Socket(sizes), Socket(sizes), Socket()
+    content = json.dumps([{"symbol": "EURUSD", "bid": number} for number in range(500)]).encode()
+    with serving({"one": one, "two": two}, options=options) as (where, _):
+        with mine, Socket() as other, Session({"one": mine, "two": other}, options) as client:
+            client.dial(where)
+            for sock in (one, two):
+                sock.wait_pipes(1, LONG)
+            for sender in (one, two):
+                ran: list[int] = []
+                gevent.spawn(ran.append, 1)
+                sent = 0
+                while not ran:
+                    sender.send_all(b"%d" % sent + content)
+                    sent += 1
+                assert sent * len(content) < 1 << 18
+                (pipe,) = sender.pipes.values()
+                assert 0 < pipe.bytes_sent < sent * len(content) / 4
 
 
 def test_a_publication_reaches_a_crowd_of_pages_by_their_channels() -> None:

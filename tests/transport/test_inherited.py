@@ -15,7 +15,7 @@ import gevent
 import pytest
 from gevent import subprocess
 
-from gmultisocket import Socket
+from gmultisocket import Rep, Req, Session, Socket
 from gmultisocket.errors import AddressError, AddressInUse, ConnectionFailed
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
@@ -133,6 +133,17 @@ def test_websockets_are_taken_from_a_unix_socket(tmp_path: Path) -> None:
             assert pipe.peer_address == f"ws://{path}" and pipe.identity["uid"] == os.getuid()
 
 
+@pytest.mark.parametrize("scheme", ["ws+fd", "wss+fd"])
+def test_a_session_listens_too(scheme: str) -> None:
+    secure = scheme == "wss+fd"
+    with listening() as sock, Rep(bytes.upper) as rep, Session({"rpc": rep}) as server:
+        rep.start()
+        listener = server.listen(f"{scheme}://{sock.fileno()}/ws", listen_options() if secure else None)
+        with Req() as req, Session({"rpc": req}) as client:
+            client.dial(listener.address, dial_options() if secure else None)
+            assert req.request(b"hello", 5) == b"HELLO"
+
+
 def test_paths_share_the_port_of_a_descriptor() -> None:
     with listening() as sock, Socket() as chat, Socket() as feed:
         one = chat.listen(f"ws+fd://{sock.fileno()}/chat")
@@ -215,7 +226,7 @@ def test_tls_needs_a_tcp_socket(tmp_path: Path) -> None:
 _ACTIVATED = """
 import json, os, subprocess, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
-from gmultisocket import Socket
+from gmultisocket import Rep, Req, Session, Socket
 from gmultisocket.contrib.systemd import given_by_systemd
 from gmultisocket.errors import AddressError
 with Socket() as server:

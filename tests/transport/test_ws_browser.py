@@ -107,8 +107,8 @@ class Site:
 
 
 @contextlib.contextmanager
-def browsing(url: str, *flags: str) -> Iterator[None]:
-    """Have Chromium look at a page, until the body has ended."""
+def browsing(url: str, *flags: str) -> Iterator[Path]:
+    """Have Chromium look at a page, until the body has ended. Gives the folder of its profile."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",
@@ -117,9 +117,9 @@ def browsing(url: str, *flags: str) -> Iterator[None]:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            yield
+            yield Path(folder) / "profile"
         finally:
-            # Asked to end, it clears away what it has outside of the folder; whatever it has started is in its session.
+            # Asked to end, it clears away what it has outside of the folder; what it has started is in its session.
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from ...errors import BadMessage, MultiSocketError
+from ...errors import MultiSocketError
 from ...loop.yielding import yield_to_loop
 from ...transport import PacketConnection
 from ...transport.base import SharedWrites
@@ -78,8 +78,8 @@ class CarrierPipe(Packets, BytesPipe):
     def _read_size(self) -> int:
         return self._codec.read_size
 
-    def _decode(self, data: bytes) -> list[Fields]:
-        packets = self._feed(data)
+    def _messages_of(self, packets: list[bytes]) -> list[Fields]:
+        """Give the packets to the session: this pipe has no messages."""
         for number, packet in enumerate(packets, 1):
             self.take(packet)
             if number % BATCH == 0:
@@ -131,21 +131,17 @@ class ChannelPipe(PacketPipe):
             return
         self.bytes_received += len(frame)
         try:
-            messages = self._decoder.feed_packets([frame])
-            if self._decoder.flagged:
-                self._decoder.flagged = False
-                messages = self._filter(messages)
+            messages = self._messages_of([frame])
+            if self._error is not None:
+                raise self._error
             if messages:
                 if not self.messages_received:
                     self._owner.pipe_heard(self)
                 self.messages_received += 1
             if self._rates is not None:
                 self._rates.use(self.messages_received, len(frame))
-        except BadMessage as error:
-            self._owner.peer_error(self, error)
-            self._close(error)
-            return
         except MultiSocketError as error:
+            self._owner.peer_error(self, error)
             self._close(error)
             return
         if messages:

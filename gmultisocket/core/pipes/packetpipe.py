@@ -60,6 +60,10 @@ class Packets(BytesPipe):
 
     # Reading
 
+    def _decode(self, data: bytes) -> list[Fields]:
+        packets = self._feed(data)
+        return self._messages_of(packets) if packets else []
+
     def _feed(self, data: bytes) -> list[bytes]:
         """Return the packets that these bytes complete. An error behind them is left in ``_error``."""
         codec = self._codec
@@ -214,10 +218,6 @@ class PacketPipe(Packets, FramedPipe):
     def _unframe(self, entry: bytes) -> Message | None:
         return super()._unframe(self._codec.unwrap(entry))
 
-    def _decode(self, data: bytes) -> list[Fields]:
-        packets = self._feed(data)
-        return self._messages_of(packets) if packets else []
-
     def _messages_of(self, packets: list[bytes]) -> list[Fields]:
         broken = self._error
         decoder = self._decoder
@@ -265,9 +265,6 @@ class RawPacketPipe(Packets, RawPipe):
 
     def _read_size(self) -> int:
         return self._codec.read_size
-
-    def _decode(self, data: bytes) -> list[Fields]:
-        return self._messages_of(self._feed(data))
 
     def _messages_of(self, packets: list[bytes]) -> list[Fields]:
         # An empty content is how a raw pipe announces itself.
