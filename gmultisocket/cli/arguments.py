@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from ..errors import MultiSocketError, OptionError
@@ -54,7 +55,9 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(prog=f"gmultisocket {name}", allow_abbrev=False)
+        # argparse makes a formatter for each argument. Without a width it imports shutil, and asks for the terminal's.
+        formatter = partial(argparse.HelpFormatter, width=80)
+        super().__init__(prog=f"gmultisocket {name}", allow_abbrev=False, formatter_class=formatter)
         self._name = name
         self._summary = ""
         self._arguments = ""

@@ -90,7 +90,7 @@ main(["send", "--help"])
 loaded = {name for name in sys.modules if name.startswith("gmultisocket.")}
 assert not {name for name in loaded if name.startswith("gmultisocket.protocol")}, loaded
 assert "gmultisocket.switch" not in loaded and "gmultisocket.cli.demo" not in loaded
-for name in ("json", "base64", "difflib", "tempfile", "platform", "subprocess", "gevent.subprocess"):
+for name in ("json", "base64", "difflib", "tempfile", "platform", "shutil", "subprocess", "gevent.subprocess"):
     assert name not in sys.modules or name in before, name
 """
     with start(program=["-c", "import sys, gmultisocket; before = set(sys.modules)" + program]) as process:
