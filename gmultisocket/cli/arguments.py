@@ -19,7 +19,6 @@ __all__ = [
     "Parser",
     "WrongUsage",
     "add_addresses",
-    "add_connection_options",
     "add_count_received",
     "add_format",
     "add_pace",
@@ -185,7 +184,6 @@ def add_addresses(parser: Parser) -> None:
     parser.add("-x", "--connect-ipc", metavar="PATH", type=_ipc, action="append", dest="dial")
     parser.add("-L", "--bind-local", metavar="PORT", type=_local, action="append", dest="listen")
     parser.add("--connect-local", metavar="PORT", type=_local, action="append", dest="dial")
-    add_connection_options(parser)
     add_socket_options(parser)
 
 
@@ -197,8 +195,8 @@ def _local(port: str) -> str:
     return f"tcp://127.0.0.1:{port}"
 
 
-def add_connection_options(parser: Parser) -> None:
-    """Declare the arguments that say how connections are made."""
+def add_socket_options(parser: Parser) -> None:
+    """Declare the arguments of every command with a socket: how connections are made, and other options."""
     parser.add("--async", action="store_true", dest="dial_async")
     parser.add_row("--async", "do not wait until a dial is connected; go on trying", last=True)
     parser.add("--cacert", metavar="FILE")
@@ -208,10 +206,6 @@ def add_connection_options(parser: Parser) -> None:
     parser.add_row("--cacert --cert --key FILE, -k", "TLS; -k: do not check the peer", last=True)
     parser.add("-H", "--header", metavar="NAME:VALUE", type=_header, action="append", default=[])
     parser.add_row("-H NAME:VALUE", "ws: an HTTP header for dials; repeatable", last=True)
-
-
-def add_socket_options(parser: Parser) -> None:
-    """Declare the arguments of every command with a socket."""
     parser.add("-o", "--option", metavar="NAME=VALUE", type=_option, action="append", default=[], dest="options")
     parser.add_row("-o NAME=VALUE", "set one of 'gmultisocket options'; repeatable", last=True)
     parser.add("-Z", "--max-size", "--recv-maxsz", metavar="BYTES", type=count, dest="max_size")

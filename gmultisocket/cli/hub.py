@@ -13,7 +13,7 @@ from gevent.socket import wait_read
 
 from ..backplane.hubserver import HubServer
 from ..core.connecting.listener import Listener
-from .arguments import Parser, add_connection_options, add_socket_options, seconds
+from .arguments import Parser, add_socket_options, seconds
 from .connecting import socket_options
 from .notes import note, report, set_verbosity
 
@@ -35,7 +35,6 @@ def hub(parser: Parser) -> None:
     parser.add_row("ADDRESS", "where it listens; who reaches it can publish")
     parser.add("--idle", metavar="SECONDS", type=seconds, help="end after this time without a client")
     parser.add("--until-eof", action="store_true", help="end with standard input: with who has started it")
-    add_connection_options(parser)
     add_socket_options(parser)
     parser.set_defaults(run=_hub)
 
