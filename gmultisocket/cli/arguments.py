@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from ..errors import MultiSocketError, OptionError
 from ..options import lookup
+from .formats import FORMATS
 
 __all__ = [
     "Parser",
@@ -267,11 +268,7 @@ def wait_time(text: str) -> float:
 
 def add_format(parser: Parser) -> None:
     """Declare the arguments that say how messages are printed."""
-    formats = ("line", "raw", "quoted", "ascii", "hex", "json", "prefixed", "msgpack", "no")
-    parser.add(
-        "-f", "--format", metavar="HOW", choices=formats, default="line",
-        help="line raw quoted ascii hex json prefixed msgpack no",
-    )  # fmt: skip
+    parser.add("-f", "--format", metavar="HOW", choices=FORMATS, default="line", help=" ".join(FORMATS))
     for flags in (("--raw",), ("-Q", "--quoted"), ("-A", "--ascii"), ("--hex",), ("--json",), ("--msgpack",)):
         parser.add(*flags, action="store_const", const=flags[-1][2:], dest="format")
 
