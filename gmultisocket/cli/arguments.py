@@ -21,6 +21,7 @@ __all__ = [
     "WrongUsage",
     "add_addresses",
     "add_count_received",
+    "add_data",
     "add_format",
     "add_pace",
     "add_socket_options",
@@ -215,6 +216,14 @@ def add_socket_options(parser: Parser) -> None:
     parser.add_row("-Z BYTES, -v, -vv, -q", "longest message; show connections, all; only errors", last=True)
 
 
+def add_data(parser: Parser, help: str) -> None:
+    """Declare the arguments that hold a message, or name its file."""
+    parser.add("data", nargs="?", metavar="DATA")
+    parser.add("-D", "--data", metavar="DATA", dest="more_data")
+    parser.add("-F", "--file", metavar="FILE")
+    parser.add_row("DATA, -D DATA, -F FILE", help)
+
+
 def add_source(parser: Parser, split: str = "whole") -> None:
     """Declare the arguments that say what is sent.
 
@@ -222,10 +231,7 @@ def add_source(parser: Parser, split: str = "whole") -> None:
         parser: of the command.
         split: how an input is split unless the arguments say it.
     """
-    parser.add("data", nargs="?", metavar="DATA")
-    parser.add("-D", "--data", metavar="DATA", dest="more_data")
-    parser.add("-F", "--file", metavar="FILE")
-    parser.add_row("DATA, -D DATA, -F FILE", "what to send; otherwise standard input is sent")
+    add_data(parser, "what to send; otherwise standard input is sent")
     parser.add(
         "--split", metavar="HOW", type=_split, default=split, shown="--split HOW, --lines",
         help=f"into lines, whole, prefixed, json, N bytes ({split})",
