@@ -17,13 +17,13 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from gevent import get_hub
-from gevent.monkey import get_original
 
 from . import options as opts
 from .core.connecting.connector import Connector
 from .core.socket import Socket, live_sockets, on_closed
 from .core.stats import lag_stats
 from .log import get_logger
+from .loop import owner
 from .loop.lag import BUCKETS, LagSummary, lag_of, own_hub
 from .loop.periodic import Periodic
 
@@ -73,7 +73,7 @@ MAXIMA: Final = ("longest_send_queue",)
 #: Kind and name.
 _Key = tuple[str, str]
 
-_new_lock = get_original("_thread", "allocate_lock")
+_new_lock = owner.original("_thread", "allocate_lock")
 #: Held while the three below are read and changed: another thread may ask. Nobody switches greenlets meanwhile.
 _lock = _new_lock()
 #: What closed sockets have counted.

@@ -157,6 +157,7 @@ assert process_stats()["groups"] == []
 with Socket() as sock:
     sock.listen("tcp://127.0.0.1:0")
 assert [group["kind"] for group in process_stats()["groups"]] == ["Socket"]
+assert "gevent.monkey" not in sys.modules
 """
     )
 

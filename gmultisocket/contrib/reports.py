@@ -28,8 +28,6 @@ from pathlib import Path
 from time import thread_time
 from typing import Any, Final
 
-from gevent.monkey import get_original
-
 from ..loop import owner
 from ..loop.lag import own_hub
 from ..loop.periodic import Periodic
@@ -37,7 +35,7 @@ from ..stats import COUNTERS, add_up, process_stats
 
 __all__ = ["Reports", "add_lags", "reports_in", "start_all"]
 
-_new_lock = get_original("_thread", "allocate_lock")
+_new_lock = owner.original("_thread", "allocate_lock")
 #: Seconds between two reports of a process: the least, and the most.
 _INTERVAL: Final = 1.0
 _MAX_INTERVAL: Final = 10.0
