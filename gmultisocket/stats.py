@@ -32,6 +32,7 @@ __all__ = [
     "GAUGES",
     "MAXIMA",
     "PROTOCOL_GAUGES",
+    "add_lags",
     "add_up",
     "log_stats",
     "loop_lag",
@@ -119,6 +120,19 @@ def add_up(reports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for group in report["groups"]:
             _add(groups, (group["kind"], group["name"]), group)
     return [_filled(key, group) for key, group in sorted(groups.items())]
+
+
+def add_lags(lags: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the sums of several ``"loop_lag"``, without their percentiles; None if all of them are None."""
+    measured = [lag for lag in lags if lag is not None]
+    if not measured:
+        return None
+    buckets = zip(*(lag["buckets"] for lag in measured), strict=True)
+    return {
+        "count": sum(lag["count"] for lag in measured),
+        "sum": sum(lag["sum"] for lag in measured),
+        "buckets": [[pairs[0][0], sum(count for _, count in pairs)] for pairs in buckets],
+    }
 
 
 def loop_lag() -> LagSummary:
@@ -226,15 +240,10 @@ def _lag_dict(sockets: Iterable[Socket]) -> dict[str, Any] | None:
     if own is not None:
         hubs.add(own)
     lags = [lag.summary() for hub in hubs if (lag := lag_of(hub)) is not None]
-    if not lags:
-        return None
-    buckets = [sum(counts) for counts in zip(*(lag.buckets for lag in lags), strict=True)]
-    return {
-        **lag_stats(max(lags, key=lambda lag: lag.maximum)),
-        "count": sum(lag.looks for lag in lags),
-        "sum": sum(lag.total for lag in lags),
-        "buckets": [list(pair) for pair in zip(BUCKETS, buckets, strict=True)],
-    }
+    sums = add_lags(
+        {"count": lag.looks, "sum": lag.total, "buckets": [*zip(BUCKETS, lag.buckets, strict=True)]} for lag in lags
+    )
+    return None if sums is None else lag_stats(max(lags, key=lambda lag: lag.maximum)) | sums
 
 
 # The log

@@ -15,7 +15,7 @@ from gevent.event import Event
 from gmultisocket import Pub, Pull, Push, Socket, Sub, stats
 from gmultisocket.loop.lag import BUCKETS
 from gmultisocket.protocol import ProtocolBase
-from gmultisocket.stats import add_up, log_stats, process_stats
+from gmultisocket.stats import add_lags, add_up, log_stats, process_stats
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
 from tests.addresses import plain_connection
@@ -117,6 +117,12 @@ def test_processes_are_added_up() -> None:
     assert (found["messages_sent"], found["pipes"], found["longest_send_queue"]) == (13, 2, 3)
     assert found["drops"] == {"ttl": 3, "x": 9} and found["bytes_sent"] == 0
     assert one["drops"] == {"ttl": 1}
+
+
+def test_loops_are_added_up() -> None:
+    one = {"count": 10, "sum": 0.5, "buckets": [[0.1, 7], [1.0, 9]], "max": 3}
+    assert add_lags([]) is None and add_lags([None]) is None
+    assert add_lags([one, None, one]) == {"count": 20, "sum": 1.0, "buckets": [[0.1, 14], [1.0, 18]]}
 
 
 def test_the_loops_numbers_go_with_it() -> None:

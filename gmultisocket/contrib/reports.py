@@ -31,9 +31,9 @@ from typing import Any, Final
 from ..loop import owner
 from ..loop.lag import own_hub
 from ..loop.periodic import Periodic
-from ..stats import COUNTERS, add_up, process_stats
+from ..stats import COUNTERS, add_lags, add_up, process_stats
 
-__all__ = ["Reports", "add_lags", "reports_in", "start_all"]
+__all__ = ["Reports", "reports_in", "start_all"]
 
 _new_lock = owner.original("_thread", "allocate_lock")
 #: Seconds between two reports of a process: the least, and the most.
@@ -250,22 +250,7 @@ def _load(path: Path) -> dict[str, Any] | None:
 def _sum_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the sums of what only grows."""
     groups = [{key: group[key] for key in ("kind", "name", "drops", *COUNTERS)} for group in add_up(reports)]
-    lags = [report["loop_lag"] for report in reports if report["loop_lag"]]
-    return {"groups": groups, "loop_lag": add_lags(lags)}
-
-
-def add_lags(lags: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the sums of what was measured of several loops; None for none."""
-    if not lags:
-        return None
-    return {
-        "count": sum(lag["count"] for lag in lags),
-        "sum": sum(lag["sum"] for lag in lags),
-        "buckets": [
-            [ends[0][0], sum(count for _, count in ends)]
-            for ends in zip(*(lag["buckets"] for lag in lags), strict=True)
-        ],
-    }
+    return {"groups": groups, "loop_lag": add_lags(report["loop_lag"] for report in reports)}
 
 
 #: By folder: a process that reported twice into one would be counted twice.

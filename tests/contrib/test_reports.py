@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from gmultisocket.contrib import reports as module
-from gmultisocket.contrib.reports import Reports, add_lags, reports_in
+from gmultisocket.contrib.reports import Reports, reports_in
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
 from tests.faults.process import run_script, spawn_script
@@ -253,12 +253,6 @@ def test_a_forked_child_has_a_report_of_its_own(tmp_path: Path) -> None:
     living, ended = one.read()
     assert len(living) == 1 and ended["groups"][0]["messages_sent"] == 1
     one.stop()
-
-
-def test_loops_are_added_up() -> None:
-    one = {"count": 10, "sum": 0.5, "buckets": [[0.1, 7], [1.0, 9]], "max": 3}
-    assert add_lags([]) is None
-    assert add_lags([one, one]) == {"count": 20, "sum": 1.0, "buckets": [[0.1, 14], [1.0, 18]]}
 
 
 # Real processes
