@@ -34,6 +34,8 @@ __all__ = [
     "PROTOCOL_GAUGES",
     "add_lags",
     "add_up",
+    "by_key",
+    "growth",
     "log_stats",
     "loop_lag",
     "own_sockets",
@@ -133,6 +135,24 @@ def add_lags(lags: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
         "sum": sum(lag["sum"] for lag in measured),
         "buckets": [[pairs[0][0], sum(count for _, count in pairs)] for pairs in buckets],
     }
+
+
+def by_key(groups: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return groups by their kind and name."""
+    return {(group["kind"], group["name"]): group for group in groups}
+
+
+def growth(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by how much each counter of a group has grown, and the drops for each reason.
+
+    Args:
+        before: the group as it was; empty if there was none.
+        after: the group as it is.
+    """
+    dropped = before.get("drops", {})
+    grown: dict[str, Any] = {name: after[name] - before.get(name, 0) for name in COUNTERS}
+    grown["drops"] = {reason: count - dropped.get(reason, 0) for reason, count in after["drops"].items()}
+    return grown
 
 
 def loop_lag() -> LagSummary:
@@ -272,7 +292,7 @@ class _StatsLog:
     def __init__(self, level: int) -> None:
         self._level = level
         self._at = monotonic()
-        self._before = {(group["kind"], group["name"]): group for group in process_stats()["groups"]}
+        self._before = by_key(process_stats()["groups"])
 
     def write(self, elapsed: float, late: float) -> None:
         """Write the lines."""
@@ -280,16 +300,14 @@ class _StatsLog:
         seconds, self._at = max(now - self._at, 1e-3), now
         report = process_stats()
         lag = report["loop_lag"]
-        before, self._before = self._before, {}
-        for group in report["groups"]:
-            key = group["kind"], group["name"]
-            self._before[key] = group
+        before, self._before = self._before, by_key(report["groups"])
+        for key, group in self._before.items():
             self._write(group, before.get(key, {}), seconds, lag)
 
     def _write(self, group: dict[str, Any], before: Mapping[str, Any], seconds: float, lag: dict[str, Any]) -> None:
-        rates = {name: (group[name] - before.get(name, 0)) / seconds for name in COUNTERS}
-        dropped = before.get("drops", {})
-        drops = {reason: more for reason, count in group["drops"].items() if (more := count - dropped.get(reason, 0))}
+        grown = growth(before, group)
+        rates = {name: grown[name] / seconds for name in COUNTERS}
+        drops = {reason: count for reason, count in grown["drops"].items() if count}
         label = f"{group['kind']} {group['name']}".strip()
         text = (
             f"{group['pipes']} pipes, {group['full_pipes']} full; "
