@@ -196,6 +196,12 @@ def test_rates_are_those_of_each_process_at_its_own_times() -> None:
     assert rates.of(("Pub", "other"))[0]["messages_sent"] == 0
 
 
+def test_what_waits_for_the_page_itself_is_no_part_of_what_it_shows_of_a_process() -> None:
+    groups = [{"name": name, "pipes": 2, "send_queue": 3} for name in ("orders", "monitor", "")]
+    shown = Sampler(None, None)._process({"pid": 1, "time": 0.0, "groups": groups, "loop_lag": None})
+    assert (shown["pipes"], shown["send_queue"]) == (4, 6)
+
+
 def test_nothing_is_measured_unless_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     from gmultisocket.contrib.monitor import samples
 

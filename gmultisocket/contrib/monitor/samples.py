@@ -165,11 +165,12 @@ class Sampler:
         return group | {"rates": rates, "drop_rates": drop_rates}
 
     def _process(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        groups = [group for group in report["groups"] if group["name"] != _NAME]
         return {
             "pid": report["pid"],
             "age": max(0.0, time.time() - report["time"]),
-            "pipes": sum(group["pipes"] for group in report["groups"] if group["name"] != _NAME),
-            "send_queue": sum(group["send_queue"] for group in report["groups"]),
+            "pipes": sum(group["pipes"] for group in groups),
+            "send_queue": sum(group["send_queue"] for group in groups),
             "lag": report["loop_lag"],
         }
 
