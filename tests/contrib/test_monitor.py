@@ -114,6 +114,9 @@ def test_authorize_decides_about_everything_but_the_health_checks() -> None:
         assert call(monitor, f"/monitor{path}", HTTP_AUTHORIZATION="Basic secret")[0] in (200, 308, 404)
     assert (asked[0].path, asked[0].query, asked[0].peer_address) == ("/monitor", "a=1", "192.0.2.7:5")
     assert asked[0].environ["REMOTE_ADDR"] == "192.0.2.7"
+    for host, peer in (("2001:db8::7", "[2001:db8::7]:5"), ("", "")):
+        call(monitor, "/monitor/", REMOTE_ADDR=host)
+        assert asked[-1].peer_address == peer
     count = len(asked)
     assert call(monitor, "/monitor/healthz")[0] == call(monitor, "/monitor/readyz")[0] == 200
     assert len(asked) == count
