@@ -89,7 +89,7 @@ def _talk(
 def _cat(arguments: Namespace) -> int:
     source = Source(arguments)
     if arguments.to == "last":
-        # Whoever comes writes first.
+        # A peer writes first: nothing is to be sent before.
         arguments.peers = 0
     with make(Socket, arguments) as sock:
         connect(sock, arguments)

@@ -8,7 +8,7 @@ In a program that is one process::
     REGISTRY.register(Collector())
 
 With several workers a scrape reaches only one of them. prometheus_client's own way to add workers up leaves collectors
-out. With a folder that all workers share, this one answers for all of them, whoever is asked; see ``reports.py``::
+out. With a folder that all workers share, this one answers for all of them, in any worker; see ``reports.py``::
 
     REGISTRY.register(Collector("/run/app/stats"))
 

@@ -5,9 +5,10 @@ they must start. So any of them can answer for all, also while others hang, are 
 
 * ``<id>.json`` is the latest report of a process, ``<id>.lock`` is locked while the process lives. A report is replaced
   as a whole, so nobody reads half of one.
-* ``ended.json`` has the sums of what processes counted that have ended. Whoever reads next adds a dead process to it,
-  and then removes its files. The sums say which processes are in them. A reader takes the files first and the sums
-  last, and leaves out a process that is in both: it sees each one exactly once, whatever happens in between.
+* ``ended.json`` has the sums of what processes counted that have ended. The next process that reads adds a dead one to
+  it, and then removes the dead one's files. The sums say which processes are in them. A reader takes the files first
+  and the sums last, and leaves out a process that is in both: it sees each one exactly once, also if others read
+  meanwhile.
 
 A process that is killed loses what it has counted since its last report. One that ends in order reports at its end. A
 process also reports before it reads. So no counter is ever seen to fall, whichever process is asked. Nobody has to

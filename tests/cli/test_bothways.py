@@ -150,7 +150,7 @@ def test_a_pair_talks_by_lines() -> None:
         assert interrupt(one)[:2] == (0, "")
 
 
-def test_a_message_of_the_arguments_is_sent_however_early_enough_has_come(tmp_path: Path) -> None:
+def test_a_message_of_the_arguments_is_sent_also_if_enough_has_come_before(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/bus"
     arguments = ("bus", "-l", address, "-n", "1", "--delay", "0.3", "late")
     with start(*arguments) as one, start("bus", "-d", address_of(one), "-n", "1", "early") as other:

@@ -1,4 +1,4 @@
-"""Reports of several processes in a folder: whoever asks gets each process once, and nothing that only grows falls."""
+"""Reports of several processes in a folder: each reader gets each process once, and nothing that only grows falls."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_one_that_ends_in_order_reports_at_the_end_and_not_again(tmp_path: Path)
 
 
 @pytest.mark.parametrize("moment", ["glob", "_lives", "_ended", "_bury"])
-def test_whatever_another_reader_does_in_between_each_process_is_seen_once(
+def test_each_process_is_seen_once_also_if_another_reader_buries_the_dead_meanwhile(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one looks, at each of its steps, another one adds the dead to the sums and removes their files."""

@@ -151,7 +151,7 @@ class Monitor:
             return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{why}\n".encode()
         self._authorize(environ)
         if not path:
-            # Relative, so it is right below whatever path a server or a proxy has put this.
+            # Relative, so it is right below every path to which a server or a proxy maps this.
             name = quote((environ.get("SCRIPT_NAME", "") + self._path).rpartition("/")[2].encode("latin-1"))
             return HTTPStatus.PERMANENT_REDIRECT, _TEXT, b"", ("Location", f"{name}/")
         if path == "/metrics":
