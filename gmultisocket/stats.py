@@ -19,9 +19,10 @@ from weakref import WeakSet
 from gevent import get_hub
 
 from . import options as opts
-from .core.connecting.connector import Connector
+from .core.connecting.connector import ENDPOINT_TOTALS, Connector
 from .core.socket import Socket, live_sockets, on_closed
 from .core.stats import lag_stats
+from .counters import TOTALS, as_dict
 from .log import get_logger
 from .loop import owner
 from .loop.lag import BUCKETS, LagSummary, lag_of, own_hub
@@ -45,18 +46,7 @@ __all__ = [
 logger = get_logger("gmultisocket.stats")
 
 #: What only grows. ``drops`` is a dict of such numbers.
-COUNTERS: Final = (
-    "accepted",
-    "refused",
-    "attempts",
-    "reconnects",
-    "messages_sent",
-    "bytes_sent",
-    "messages_received",
-    "bytes_received",
-    "messages_unconfirmed",
-    "bytes_unconfirmed",
-)
+COUNTERS: Final = (*ENDPOINT_TOTALS, *TOTALS)
 #: What goes up and down, and is added up.
 GAUGES: Final = (
     "sockets",
@@ -216,10 +206,7 @@ def _filled(key: _Key, group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counted(connector: Connector) -> dict[str, Any]:
     """Return the counters of a socket."""
-    counters = connector.counters()
-    totals = connector.endpoint_totals()
-    traffic = {name: getattr(counters, name) for name in COUNTERS if name not in totals}
-    return {"drops": counters.drops, **totals, **traffic}
+    return as_dict(connector.counters()) | connector.endpoint_totals()
 
 
 def _remember(key: _Key, connector: Connector) -> None:
