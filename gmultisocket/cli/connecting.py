@@ -11,7 +11,7 @@ import gevent
 
 from ..errors import MultiSocketError, Timeout
 from .arguments import WrongUsage
-from .notes import note, report, set_verbosity
+from .notes import note, report
 
 if TYPE_CHECKING:
     from .. import Dialer, Listener, PipeEvent, Socket
@@ -53,7 +53,6 @@ def make(kind: Callable[[dict[str, Any]], _E], arguments: Namespace, defaults: M
         arguments: of the command.
         defaults: more options, unless the arguments set them.
     """
-    set_verbosity(arguments.verbose, arguments.quiet)
     made = kind({**(defaults or {}), **socket_options(arguments)})
     if arguments.verbose:
         made.on_pipe(_show)

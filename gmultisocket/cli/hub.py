@@ -15,7 +15,7 @@ from ..backplane.hubserver import HubServer
 from ..core.connecting.listener import Listener
 from .arguments import Parser, add_socket_options, seconds
 from .connecting import socket_options
-from .notes import note, report, set_verbosity
+from .notes import note, report
 
 __all__ = ["hub"]
 
@@ -48,7 +48,6 @@ class _Reporting(HubServer):
 
 def _hub(arguments: Namespace) -> int:
     """Serve until a signal, or until there is no reason any more."""
-    set_verbosity(arguments.verbose, arguments.quiet)
     until: Greenlet[..., Any] | None = gevent.spawn(_read_to_end) if arguments.until_eof else None
     with _Reporting(socket_options(arguments)) as server:
         try:
