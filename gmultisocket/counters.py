@@ -5,9 +5,12 @@ Pipes and sockets count in plain attributes where messages pass. This module onl
 
 from __future__ import annotations
 
-__all__ = ["Counters"]
+from typing import Any, Final
 
-_TOTALS = (
+__all__ = ["TOTALS", "Counters", "as_dict"]
+
+#: The counters that are numbers.
+TOTALS: Final = (
     "messages_sent",
     "bytes_sent",
     "messages_received",
@@ -36,7 +39,7 @@ class Counters:
             what TLS adds.
     """
 
-    __slots__ = (*_TOTALS, "drops")
+    __slots__ = (*TOTALS, "drops")
 
     def __init__(
         self,
@@ -57,7 +60,7 @@ class Counters:
         self.bytes_unconfirmed = bytes_unconfirmed
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*_TOTALS, "drops"))
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in (*TOTALS, "drops"))
         return f"Counters({values})"
 
     def __eq__(self, other: object) -> bool:
@@ -75,7 +78,12 @@ class Counters:
 
     def add(self, other: Counters) -> None:
         """Add the totals of another object to these."""
-        for name in _TOTALS:
+        for name in TOTALS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for reason, count in other.drops.items():
             self.drop(reason, count)
+
+
+def as_dict(counters: Counters) -> dict[str, Any]:
+    """Return counters by name, as ``stats()`` has them."""
+    return {name: getattr(counters, name) for name in (*TOTALS, "drops")}

@@ -17,13 +17,14 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from gevent import get_hub
-from gevent.monkey import get_original
 
 from . import options as opts
-from .core.connecting.connector import Connector
+from .core.connecting.connector import ENDPOINT_TOTALS, Connector
 from .core.socket import Socket, live_sockets, on_closed
 from .core.stats import lag_stats
+from .counters import TOTALS, as_dict
 from .log import get_logger
+from .loop import owner
 from .loop.lag import BUCKETS, LagSummary, lag_of, own_hub
 from .loop.periodic import Periodic
 
@@ -32,7 +33,10 @@ __all__ = [
     "GAUGES",
     "MAXIMA",
     "PROTOCOL_GAUGES",
+    "add_lags",
     "add_up",
+    "by_key",
+    "growth",
     "log_stats",
     "loop_lag",
     "own_sockets",
@@ -42,18 +46,7 @@ __all__ = [
 logger = get_logger("gmultisocket.stats")
 
 #: What only grows. ``drops`` is a dict of such numbers.
-COUNTERS: Final = (
-    "accepted",
-    "refused",
-    "attempts",
-    "reconnects",
-    "messages_sent",
-    "bytes_sent",
-    "messages_received",
-    "bytes_received",
-    "messages_unconfirmed",
-    "bytes_unconfirmed",
-)
+COUNTERS: Final = (*ENDPOINT_TOTALS, *TOTALS)
 #: What goes up and down, and is added up.
 GAUGES: Final = (
     "sockets",
@@ -73,7 +66,7 @@ MAXIMA: Final = ("longest_send_queue",)
 #: Kind and name.
 _Key = tuple[str, str]
 
-_new_lock = get_original("_thread", "allocate_lock")
+_new_lock = owner.original("_thread", "allocate_lock")
 #: Held while the three below are read and changed: another thread may ask. Nobody switches greenlets meanwhile.
 _lock = _new_lock()
 #: What closed sockets have counted.
@@ -119,6 +112,37 @@ def add_up(reports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for group in report["groups"]:
             _add(groups, (group["kind"], group["name"]), group)
     return [_filled(key, group) for key, group in sorted(groups.items())]
+
+
+def add_lags(lags: Iterable[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the sums of several ``"loop_lag"``, without their percentiles; None if all of them are None."""
+    measured = [lag for lag in lags if lag is not None]
+    if not measured:
+        return None
+    buckets = zip(*(lag["buckets"] for lag in measured), strict=True)
+    return {
+        "count": sum(lag["count"] for lag in measured),
+        "sum": sum(lag["sum"] for lag in measured),
+        "buckets": [[pairs[0][0], sum(count for _, count in pairs)] for pairs in buckets],
+    }
+
+
+def by_key(groups: Iterable[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return groups by their kind and name."""
+    return {(group["kind"], group["name"]): group for group in groups}
+
+
+def growth(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by how much each counter of a group has grown, and the drops for each reason.
+
+    Args:
+        before: the group as it was; empty if there was none.
+        after: the group as it is.
+    """
+    dropped = before.get("drops", {})
+    grown: dict[str, Any] = {name: after[name] - before.get(name, 0) for name in COUNTERS}
+    grown["drops"] = {reason: count - dropped.get(reason, 0) for reason, count in after["drops"].items()}
+    return grown
 
 
 def loop_lag() -> LagSummary:
@@ -182,10 +206,7 @@ def _filled(key: _Key, group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _counted(connector: Connector) -> dict[str, Any]:
     """Return the counters of a socket."""
-    counters = connector.counters()
-    totals = connector.endpoint_totals()
-    traffic = {name: getattr(counters, name) for name in COUNTERS if name not in totals}
-    return {"drops": counters.drops, **totals, **traffic}
+    return as_dict(connector.counters()) | connector.endpoint_totals()
 
 
 def _remember(key: _Key, connector: Connector) -> None:
@@ -226,15 +247,10 @@ def _lag_dict(sockets: Iterable[Socket]) -> dict[str, Any] | None:
     if own is not None:
         hubs.add(own)
     lags = [lag.summary() for hub in hubs if (lag := lag_of(hub)) is not None]
-    if not lags:
-        return None
-    buckets = [sum(counts) for counts in zip(*(lag.buckets for lag in lags), strict=True)]
-    return {
-        **lag_stats(max(lags, key=lambda lag: lag.maximum)),
-        "count": sum(lag.looks for lag in lags),
-        "sum": sum(lag.total for lag in lags),
-        "buckets": [list(pair) for pair in zip(BUCKETS, buckets, strict=True)],
-    }
+    sums = add_lags(
+        {"count": lag.looks, "sum": lag.total, "buckets": [*zip(BUCKETS, lag.buckets, strict=True)]} for lag in lags
+    )
+    return None if sums is None else lag_stats(max(lags, key=lambda lag: lag.maximum)) | sums
 
 
 # The log
@@ -263,7 +279,7 @@ class _StatsLog:
     def __init__(self, level: int) -> None:
         self._level = level
         self._at = monotonic()
-        self._before = {(group["kind"], group["name"]): group for group in process_stats()["groups"]}
+        self._before = by_key(process_stats()["groups"])
 
     def write(self, elapsed: float, late: float) -> None:
         """Write the lines."""
@@ -271,16 +287,14 @@ class _StatsLog:
         seconds, self._at = max(now - self._at, 1e-3), now
         report = process_stats()
         lag = report["loop_lag"]
-        before, self._before = self._before, {}
-        for group in report["groups"]:
-            key = group["kind"], group["name"]
-            self._before[key] = group
+        before, self._before = self._before, by_key(report["groups"])
+        for key, group in self._before.items():
             self._write(group, before.get(key, {}), seconds, lag)
 
     def _write(self, group: dict[str, Any], before: Mapping[str, Any], seconds: float, lag: dict[str, Any]) -> None:
-        rates = {name: (group[name] - before.get(name, 0)) / seconds for name in COUNTERS}
-        dropped = before.get("drops", {})
-        drops = {reason: more for reason, count in group["drops"].items() if (more := count - dropped.get(reason, 0))}
+        grown = growth(before, group)
+        rates = {name: grown[name] / seconds for name in COUNTERS}
+        drops = {reason: count for reason, count in grown["drops"].items() if count}
         label = f"{group['kind']} {group['name']}".strip()
         text = (
             f"{group['pipes']} pipes, {group['full_pipes']} full; "

@@ -15,7 +15,7 @@ from gevent.event import Event
 from gmultisocket import Pub, Pull, Push, Socket, Sub, stats
 from gmultisocket.loop.lag import BUCKETS
 from gmultisocket.protocol import ProtocolBase
-from gmultisocket.stats import add_up, log_stats, process_stats
+from gmultisocket.stats import add_lags, add_up, log_stats, process_stats
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
 from tests.addresses import plain_connection
@@ -119,6 +119,12 @@ def test_processes_are_added_up() -> None:
     assert one["drops"] == {"ttl": 1}
 
 
+def test_loops_are_added_up() -> None:
+    one = {"count": 10, "sum": 0.5, "buckets": [[0.1, 7], [1.0, 9]], "max": 3}
+    assert add_lags([]) is None and add_lags([None]) is None
+    assert add_lags([one, None, one]) == {"count": 20, "sum": 1.0, "buckets": [[0.1, 14], [1.0, 18]]}
+
+
 def test_the_loops_numbers_go_with_it() -> None:
     def lag() -> dict[str, Any]:
         found = process_stats()["loop_lag"]
@@ -157,6 +163,7 @@ assert process_stats()["groups"] == []
 with Socket() as sock:
     sock.listen("tcp://127.0.0.1:0")
 assert [group["kind"] for group in process_stats()["groups"]] == ["Socket"]
+assert "gevent.monkey" not in sys.modules
 """
     )
 

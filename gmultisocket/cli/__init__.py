@@ -29,7 +29,7 @@ from gevent.exceptions import LoopExit
 from .. import __version__
 from ..errors import AddressError, BadTopic, MultiSocketError, OptionError
 from .arguments import Parser, WrongUsage, suggestion
-from .notes import note, report
+from .notes import note, report, set_verbosity
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -144,6 +144,8 @@ def _main(argv: list[str]) -> int:
     except SystemExit:
         # After --help.
         return 0
+    if "verbose" in arguments:
+        set_verbosity(arguments.verbose, arguments.quiet)
     return _run(arguments)
 
 

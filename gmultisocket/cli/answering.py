@@ -6,12 +6,12 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from ..wire import path_ids
-from .arguments import Parser, add_addresses, add_count_received, add_format
+from .arguments import Parser, add_addresses, add_count_received, add_data, add_format
 from .connecting import connect, make
 from .output import Printer
 from .receiving import receive, until_signal
 from .sending import close
-from .sources import Source
+from .sources import Source, data_arguments
 
 if TYPE_CHECKING:
     from ..protocol import ReceivedRequest, Rep, Respondent
@@ -22,11 +22,8 @@ __all__ = ["add_answering", "answer"]
 def add_answering(parser: Parser) -> None:
     """Declare the arguments of a command that answers."""
     add_addresses(parser)
-    parser.add("data", nargs="?", metavar="DATA")
-    parser.add("-D", "--data", metavar="DATA", dest="more_data")
-    parser.add("-F", "--file", metavar="FILE")
+    add_data(parser, "the answer; without it, what was asked is sent back")
     # An answer is one message, however long.
-    parser.add_row("DATA, -D DATA, -F FILE", "the answer; without it, what was asked is sent back")
     parser.set_defaults(split="whole")
     add_count_received(parser)
     add_format(parser)
@@ -40,8 +37,7 @@ def answer(kind: type[Rep] | type[Respondent], arguments: Namespace, hint: str) 
         arguments: of a command with :func:`add_answering`.
         hint: why nothing may come though a peer is connected.
     """
-    given = (arguments.data, arguments.more_data, arguments.file) != (None, None, None)
-    content = next(iter(Source(arguments))).content if given else None
+    content = next(iter(Source(arguments))).content if data_arguments(arguments) else None
     with make(lambda options: kind(None, options), arguments) as sock:
         connect(sock, arguments)
         with Printer(arguments, arguments.count) as printer, until_signal(not arguments.count):

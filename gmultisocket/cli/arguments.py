@@ -9,17 +9,19 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from ..errors import MultiSocketError, OptionError
 from ..options import lookup
+from .formats import FORMATS
 
 __all__ = [
     "Parser",
     "WrongUsage",
     "add_addresses",
-    "add_connection_options",
     "add_count_received",
+    "add_data",
     "add_format",
     "add_pace",
     "add_socket_options",
@@ -54,7 +56,9 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(prog=f"gmultisocket {name}", allow_abbrev=False)
+        # argparse makes a formatter for each argument. Without a width it imports shutil, and asks for the terminal's.
+        formatter = partial(argparse.HelpFormatter, width=80)
+        super().__init__(prog=f"gmultisocket {name}", allow_abbrev=False, formatter_class=formatter)
         self._name = name
         self._summary = ""
         self._arguments = ""
@@ -182,7 +186,6 @@ def add_addresses(parser: Parser) -> None:
     parser.add("-x", "--connect-ipc", metavar="PATH", type=_ipc, action="append", dest="dial")
     parser.add("-L", "--bind-local", metavar="PORT", type=_local, action="append", dest="listen")
     parser.add("--connect-local", metavar="PORT", type=_local, action="append", dest="dial")
-    add_connection_options(parser)
     add_socket_options(parser)
 
 
@@ -194,8 +197,8 @@ def _local(port: str) -> str:
     return f"tcp://127.0.0.1:{port}"
 
 
-def add_connection_options(parser: Parser) -> None:
-    """Declare the arguments that say how connections are made."""
+def add_socket_options(parser: Parser) -> None:
+    """Declare the arguments of every command with a socket: how connections are made, and other options."""
     parser.add("--async", action="store_true", dest="dial_async")
     parser.add_row("--async", "do not wait until a dial is connected; go on trying", last=True)
     parser.add("--cacert", metavar="FILE")
@@ -205,16 +208,20 @@ def add_connection_options(parser: Parser) -> None:
     parser.add_row("--cacert --cert --key FILE, -k", "TLS; -k: do not check the peer", last=True)
     parser.add("-H", "--header", metavar="NAME:VALUE", type=_header, action="append", default=[])
     parser.add_row("-H NAME:VALUE", "ws: an HTTP header for dials; repeatable", last=True)
-
-
-def add_socket_options(parser: Parser) -> None:
-    """Declare the arguments of every command with a socket."""
     parser.add("-o", "--option", metavar="NAME=VALUE", type=_option, action="append", default=[], dest="options")
     parser.add_row("-o NAME=VALUE", "set one of 'gmultisocket options'; repeatable", last=True)
     parser.add("-Z", "--max-size", "--recv-maxsz", metavar="BYTES", type=count, dest="max_size")
     parser.add("-v", "--verbose", action="count", default=0)
     parser.add("-q", "--quiet", "--silent", action="store_true")
     parser.add_row("-Z BYTES, -v, -vv, -q", "longest message; show connections, all; only errors", last=True)
+
+
+def add_data(parser: Parser, help: str) -> None:
+    """Declare the arguments that hold a message, or name its file."""
+    parser.add("data", nargs="?", metavar="DATA")
+    parser.add("-D", "--data", metavar="DATA", dest="more_data")
+    parser.add("-F", "--file", metavar="FILE")
+    parser.add_row("DATA, -D DATA, -F FILE", help)
 
 
 def add_source(parser: Parser, split: str = "whole") -> None:
@@ -224,10 +231,7 @@ def add_source(parser: Parser, split: str = "whole") -> None:
         parser: of the command.
         split: how an input is split unless the arguments say it.
     """
-    parser.add("data", nargs="?", metavar="DATA")
-    parser.add("-D", "--data", metavar="DATA", dest="more_data")
-    parser.add("-F", "--file", metavar="FILE")
-    parser.add_row("DATA, -D DATA, -F FILE", "what to send; otherwise standard input is sent")
+    add_data(parser, "what to send; otherwise standard input is sent")
     parser.add(
         "--split", metavar="HOW", type=_split, default=split, shown="--split HOW, --lines",
         help=f"into lines, whole, prefixed, json, N bytes ({split})",
@@ -270,11 +274,7 @@ def wait_time(text: str) -> float:
 
 def add_format(parser: Parser) -> None:
     """Declare the arguments that say how messages are printed."""
-    formats = ("line", "raw", "quoted", "ascii", "hex", "json", "prefixed", "msgpack", "no")
-    parser.add(
-        "-f", "--format", metavar="HOW", choices=formats, default="line",
-        help="line raw quoted ascii hex json prefixed msgpack no",
-    )  # fmt: skip
+    parser.add("-f", "--format", metavar="HOW", choices=FORMATS, default="line", help=" ".join(FORMATS))
     for flags in (("--raw",), ("-Q", "--quoted"), ("-A", "--ascii"), ("--hex",), ("--json",), ("--msgpack",)):
         parser.add(*flags, action="store_const", const=flags[-1][2:], dest="format")
 

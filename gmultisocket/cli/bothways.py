@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from .. import Socket
 from ..errors import BrokenPath
@@ -12,6 +14,9 @@ from .notes import report
 from .plain import MessagePrinter
 from .sources import Source
 from .talking import Talk, add_talking
+
+if TYPE_CHECKING:
+    from ..protocol import Bus, Pair
 
 __all__ = ["bus", "cat", "pair"]
 
@@ -58,21 +63,22 @@ def cat(parser: Parser) -> None:
 def _bus(arguments: Namespace) -> int:
     from ..protocol import Bus
 
-    source = Source(arguments)
     # The lines of a file come faster than a neighbour reads them.
-    with make(Bus, arguments, {"socket.send_overflow": "block"}) as sock:
-        connect(sock, arguments)
-        talk = Talk(sock, arguments, source)
-        return talk.run(
-            take=lambda: talk.printer.print(sock.recv()), send=lambda content: sock.send(content, arguments.timeout)
-        )
+    return _talk(Bus, arguments, {"socket.send_overflow": "block"})
 
 
 def _pair(arguments: Namespace) -> int:
     from ..protocol import Pair
 
+    return _talk(Pair, arguments)
+
+
+def _talk(
+    kind: Callable[[dict[str, Any]], Bus | Pair], arguments: Namespace, defaults: Mapping[str, Any] | None = None
+) -> int:
+    """Talk by a protocol, and return the exit status. The arguments are those of :func:`make`."""
     source = Source(arguments)
-    with make(Pair, arguments) as sock:
+    with make(kind, arguments, defaults) as sock:
         connect(sock, arguments)
         talk = Talk(sock, arguments, source)
         return talk.run(
@@ -83,7 +89,7 @@ def _pair(arguments: Namespace) -> int:
 def _cat(arguments: Namespace) -> int:
     source = Source(arguments)
     if arguments.to == "last":
-        # Whoever comes writes first.
+        # A peer writes first: nothing is to be sent before.
         arguments.peers = 0
     with make(Socket, arguments) as sock:
         connect(sock, arguments)

@@ -11,7 +11,7 @@ import gevent
 
 from ..errors import MultiSocketError, Timeout
 from .arguments import WrongUsage
-from .notes import note, report, set_verbosity
+from .notes import note, report
 
 if TYPE_CHECKING:
     from .. import Dialer, Listener, PipeEvent, Socket
@@ -27,17 +27,17 @@ SILENCE: Final = 2.0
 
 
 def socket_options(arguments: Namespace) -> dict[str, Any]:
-    """Return the options that the arguments set."""
+    """Return the options that the arguments of a command with ``add_socket_options`` set."""
     chosen: dict[str, Any] = {}
     files = {"cafile": "cacert", "certfile": "cert", "keyfile": "key"}
     for option, argument in files.items():
-        if value := getattr(arguments, argument, None):
+        if value := getattr(arguments, argument):
             chosen[f"transport.tls.{option}"] = value
-    if getattr(arguments, "insecure", False):
+    if arguments.insecure:
         chosen["transport.tls.insecure"] = True
-    if headers := getattr(arguments, "header", None):
-        chosen["transport.ws.headers"] = dict(headers)
-    if getattr(arguments, "dial_async", False):
+    if arguments.header:
+        chosen["transport.ws.headers"] = dict(arguments.header)
+    if arguments.dial_async:
         chosen["connector.dialer.dial_async"] = True
     if arguments.max_size:
         chosen["connector.pipe.max_recv_content_length"] = arguments.max_size
@@ -53,7 +53,6 @@ def make(kind: Callable[[dict[str, Any]], _E], arguments: Namespace, defaults: M
         arguments: of the command.
         defaults: more options, unless the arguments set them.
     """
-    set_verbosity(arguments.verbose, arguments.quiet)
     made = kind({**(defaults or {}), **socket_options(arguments)})
     if arguments.verbose:
         made.on_pipe(_show)

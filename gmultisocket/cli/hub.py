@@ -13,9 +13,9 @@ from gevent.socket import wait_read
 
 from ..backplane.hubserver import HubServer
 from ..core.connecting.listener import Listener
-from .arguments import Parser, add_connection_options, add_socket_options, seconds
+from .arguments import Parser, add_socket_options, seconds
 from .connecting import socket_options
-from .notes import note, report, set_verbosity
+from .notes import note, report
 
 __all__ = ["hub"]
 
@@ -35,7 +35,6 @@ def hub(parser: Parser) -> None:
     parser.add_row("ADDRESS", "where it listens; who reaches it can publish")
     parser.add("--idle", metavar="SECONDS", type=seconds, help="end after this time without a client")
     parser.add("--until-eof", action="store_true", help="end with standard input: with who has started it")
-    add_connection_options(parser)
     add_socket_options(parser)
     parser.set_defaults(run=_hub)
 
@@ -49,7 +48,6 @@ class _Reporting(HubServer):
 
 def _hub(arguments: Namespace) -> int:
     """Serve until a signal, or until there is no reason any more."""
-    set_verbosity(arguments.verbose, arguments.quiet)
     until: Greenlet[..., Any] | None = gevent.spawn(_read_to_end) if arguments.until_eof else None
     with _Reporting(socket_options(arguments)) as server:
         try:

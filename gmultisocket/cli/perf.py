@@ -18,7 +18,7 @@ import gevent
 
 from .. import Socket
 from ..errors import Closed, MultiSocketError
-from .arguments import Parser, WrongUsage, add_connection_options, add_socket_options, count, suggestion
+from .arguments import Parser, WrongUsage, add_socket_options, count, suggestion
 from .connecting import make
 from .notes import note
 from .progress import Progress
@@ -49,7 +49,6 @@ def perf(parser: Parser) -> None:
     parser.add_row("inproc_lat SIZE N", "round trips inside of one process")
     parser.add_row("inproc_thr SIZE N", "messages inside of one process")
     parser.add_row("fanout PEERS [SIZE N]", "publish N times to PEERS Subs in another process")
-    add_connection_options(parser)
     add_socket_options(parser)
     parser.set_defaults(run=_perf)
 

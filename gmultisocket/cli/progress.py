@@ -27,7 +27,7 @@ class Progress:
 
     Args:
         what: the work; "" shows nothing.
-        total: how many messages, or whatever :meth:`show` says, there are; None if that is not known.
+        total: how many messages there are, or of what else :meth:`show` has as its unit; None if that is not known.
     """
 
     def __init__(self, what: str, total: int | None = None) -> None:

@@ -16,7 +16,7 @@ from ..errors import MultiSocketError
 from .arguments import WrongUsage
 from .notes import note
 
-__all__ = ["Item", "Source"]
+__all__ = ["Item", "Source", "data_arguments"]
 
 _PIECE = 1 << 16
 
@@ -31,6 +31,11 @@ class Item(NamedTuple):
 
     content: bytes
     topic: str = ""
+
+
+def data_arguments(arguments: Namespace) -> list[str]:
+    """Return the arguments of ``add_data`` that were given. More than one is an error."""
+    return [each for each in (arguments.data, arguments.more_data, arguments.file) if each is not None]
 
 
 class Source:
@@ -50,7 +55,7 @@ class Source:
     """
 
     def __init__(self, arguments: Namespace) -> None:
-        given = [each for each in (arguments.data, arguments.more_data, arguments.file) if each is not None]
+        given = data_arguments(arguments)
         if len(given) > 1:
             raise WrongUsage("give what to send once: as DATA, with --data or with --file")
         data = arguments.data if arguments.data is not None else arguments.more_data

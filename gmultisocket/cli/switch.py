@@ -7,7 +7,7 @@ import argparse
 from gevent import GreenletExit
 
 from .. import Address, Socket, Switch
-from .arguments import Parser, add_connection_options, add_socket_options, count
+from .arguments import Parser, add_socket_options, count
 from .connecting import make
 from .notes import note
 
@@ -33,7 +33,6 @@ def switch(parser: Parser) -> None:
     parser.add("front", metavar="FRONT")
     parser.add_row("BACK, FRONT", "addresses: listened at, dialed if they end with #dial")
     parser.add("--max-ttl", metavar="N", type=_ttl, default=64, help="lower the ttl of messages to N, 1 to 255 (64)")
-    add_connection_options(parser)
     add_socket_options(parser)
     parser.set_defaults(run=_switch)
 

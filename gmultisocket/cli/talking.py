@@ -74,7 +74,7 @@ class Talk:
                 while not self.printer.done:
                     take()
                 if self._source.given:
-                    # A message of the arguments is sent, however early enough has come.
+                    # A message of the arguments is sent also if enough has come before.
                     self._sent.wait()
         except Closed:
             pass

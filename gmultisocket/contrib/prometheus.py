@@ -8,7 +8,7 @@ In a program that is one process::
     REGISTRY.register(Collector())
 
 With several workers a scrape reaches only one of them. prometheus_client's own way to add workers up leaves collectors
-out. With a folder that all workers share, this one answers for all of them, whoever is asked; see ``reports.py``::
+out. With a folder that all workers share, this one answers for all of them, in any worker; see ``reports.py``::
 
     REGISTRY.register(Collector("/run/app/stats"))
 
@@ -25,8 +25,8 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from ..stats import add_up, process_stats
-from .reports import add_lags, reports_in
+from ..stats import add_lags, add_up, process_stats
+from .reports import reports_in
 
 __all__ = ["Collector"]
 
@@ -91,8 +91,9 @@ class Collector:
             report = process_stats()
             return self._metrics([report], report["groups"], report["loop_lag"])
         reports, ended = self._reports.read()
-        lags = [report["loop_lag"] for report in (*reports, ended) if report["loop_lag"]]
-        return self._metrics(reports, add_up([*reports, ended]), add_lags(lags))
+        all_reports = [*reports, ended]
+        lag = add_lags(report["loop_lag"] for report in all_reports)
+        return self._metrics(reports, add_up(all_reports), lag)
 
     def _metrics(
         self, reports: list[dict[str, Any]], groups: list[dict[str, Any]], lag: dict[str, Any] | None

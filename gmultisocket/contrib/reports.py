@@ -5,9 +5,10 @@ they must start. So any of them can answer for all, also while others hang, are 
 
 * ``<id>.json`` is the latest report of a process, ``<id>.lock`` is locked while the process lives. A report is replaced
   as a whole, so nobody reads half of one.
-* ``ended.json`` has the sums of what processes counted that have ended. Whoever reads next adds a dead process to it,
-  and then removes its files. The sums say which processes are in them. A reader takes the files first and the sums
-  last, and leaves out a process that is in both: it sees each one exactly once, whatever happens in between.
+* ``ended.json`` has the sums of what processes counted that have ended. The next process that reads adds a dead one to
+  it, and then removes the dead one's files. The sums say which processes are in them. A reader takes the files first
+  and the sums last, and leaves out a process that is in both: it sees each one exactly once, also if others read
+  meanwhile.
 
 A process that is killed loses what it has counted since its last report. One that ends in order reports at its end. A
 process also reports before it reads. So no counter is ever seen to fall, whichever process is asked. Nobody has to
@@ -28,16 +29,14 @@ from pathlib import Path
 from time import thread_time
 from typing import Any, Final
 
-from gevent.monkey import get_original
-
 from ..loop import owner
 from ..loop.lag import own_hub
 from ..loop.periodic import Periodic
-from ..stats import COUNTERS, add_up, process_stats
+from ..stats import COUNTERS, add_lags, add_up, process_stats
 
-__all__ = ["Reports", "add_lags", "reports_in", "start_all"]
+__all__ = ["Reports", "reports_in", "start_all"]
 
-_new_lock = get_original("_thread", "allocate_lock")
+_new_lock = owner.original("_thread", "allocate_lock")
 #: Seconds between two reports of a process: the least, and the most.
 _INTERVAL: Final = 1.0
 _MAX_INTERVAL: Final = 10.0
@@ -252,22 +251,7 @@ def _load(path: Path) -> dict[str, Any] | None:
 def _sum_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the sums of what only grows."""
     groups = [{key: group[key] for key in ("kind", "name", "drops", *COUNTERS)} for group in add_up(reports)]
-    lags = [report["loop_lag"] for report in reports if report["loop_lag"]]
-    return {"groups": groups, "loop_lag": add_lags(lags)}
-
-
-def add_lags(lags: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the sums of what was measured of several loops; None for none."""
-    if not lags:
-        return None
-    return {
-        "count": sum(lag["count"] for lag in lags),
-        "sum": sum(lag["sum"] for lag in lags),
-        "buckets": [
-            [ends[0][0], sum(count for _, count in ends)]
-            for ends in zip(*(lag["buckets"] for lag in lags), strict=True)
-        ],
-    }
+    return {"groups": groups, "loop_lag": add_lags(report["loop_lag"] for report in reports)}
 
 
 #: By folder: a process that reported twice into one would be counted twice.

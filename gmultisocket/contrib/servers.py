@@ -39,7 +39,7 @@ from ..log import ThrottledLog, get_logger
 from ..transport.tcp import TCPConnection, socket_names
 from ..transport.tls import TLSConnection
 
-__all__ = ["NO_GEVENT", "Environ", "StartResponse", "Upgrade"]
+__all__ = ["NO_GEVENT", "Environ", "StartResponse", "Upgrade", "peer_name"]
 
 _log = ThrottledLog(get_logger("gmultisocket.contrib.wsgi", at_once=True), 60.0)
 
@@ -202,11 +202,16 @@ class Upgrade:
 
 
 def _names(environ: Environ, sock: Any) -> tuple[Any, Any]:
-    """Return the names of both ends. The server knows the peer's name better than the socket, behind a proxy."""
+    """Return the names of both ends of a connection."""
     # The name of a unix socket is not a host and a port.
     local = None if sock.family == gsocket.AF_UNIX else socket_names(sock)[0]
+    return local, peer_name(environ)
+
+
+def peer_name(environ: Environ) -> tuple[str, str] | None:
+    """Return the name of the peer, if it has one. Behind a proxy the server knows it better than the socket."""
     host = environ.get("REMOTE_ADDR")
-    return local, (host, environ.get("REMOTE_PORT", "?")) if host else None
+    return (host, environ.get("REMOTE_PORT", "?")) if host else None
 
 
 def _from_gunicorn(environ: Environ) -> tuple[Any, Callable[[], bytes]]:

@@ -10,6 +10,7 @@ from heapq import nlargest
 from typing import Any
 
 from .. import options as opts
+from ..counters import as_dict
 from ..loop.lag import LagSummary, lag_of
 from ..loop.yielding import yield_to_loop
 from ..options import Options
@@ -24,7 +25,6 @@ _PORTION = 256
 
 def socket_stats(connector: Connector, options: Options) -> dict[str, Any]:
     """Return the numbers of the socket that these belong to; see ``Socket.stats``."""
-    counters = connector.counters()
     endpoints = [*connector.endpoints]
     dialers = sum(endpoint.dials for endpoint in endpoints)
     full = waiting = most = size = 0
@@ -46,13 +46,7 @@ def socket_stats(connector: Connector, options: Options) -> dict[str, Any]:
         "dialers": dialers,
         "listeners": len(endpoints) - dialers,
         **connector.endpoint_totals(),
-        "messages_sent": counters.messages_sent,
-        "bytes_sent": counters.bytes_sent,
-        "messages_received": counters.messages_received,
-        "bytes_received": counters.bytes_received,
-        "messages_unconfirmed": counters.messages_unconfirmed,
-        "bytes_unconfirmed": counters.bytes_unconfirmed,
-        "drops": counters.drops,
+        **as_dict(connector.counters()),
         "send_queue": waiting + len(requeued),
         "send_queue_bytes": size + sum(requeued),
         "longest_send_queue": most,

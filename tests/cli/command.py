@@ -49,9 +49,9 @@ def without_hints(err: bytes) -> str:
 
 @contextmanager
 def start(*arguments: str, program: list[str] | None = None, **more: Any) -> Iterator[Any]:
-    """Start the command, and end it when the body has ended, if it still runs then."""
+    """Start the command, or a program, and end it when the body has ended, if it still runs then."""
     process = subprocess.Popen(
-        [sys.executable, *(program or ["-m", "gmultisocket"]), *arguments],
+        [*(program or [sys.executable, "-m", "gmultisocket"]), *arguments],
         **{
             "stdin": subprocess.PIPE,
             "stdout": subprocess.PIPE,

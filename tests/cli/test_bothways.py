@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def test_a_file_can_be_its_input(server: tuple[Socket, str], tmp_path: Path) -> 
         "import os, sys; os.dup2(os.open(sys.argv.pop(), os.O_RDONLY), 0);"
         "from gmultisocket.cli import main; sys.exit(main())"
     )
-    with start("cat", "-d", address, "--wait", "0", str(lines), program=["-c", program]) as process:
+    with start("cat", "-d", address, "--wait", "0", str(lines), program=[sys.executable, "-c", program]) as process:
         assert [sock.recv(timeout=20) for _ in range(2)] == [b"from", b"a file"]
         assert process.wait(PATIENCE) == 0
 
@@ -150,7 +151,7 @@ def test_a_pair_talks_by_lines() -> None:
         assert interrupt(one)[:2] == (0, "")
 
 
-def test_a_message_of_the_arguments_is_sent_however_early_enough_has_come(tmp_path: Path) -> None:
+def test_a_message_of_the_arguments_is_sent_also_if_enough_has_come_before(tmp_path: Path) -> None:
     address = f"ipc://{tmp_path}/bus"
     arguments = ("bus", "-l", address, "-n", "1", "--delay", "0.3", "late")
     with start(*arguments) as one, start("bus", "-d", address_of(one), "-n", "1", "early") as other:

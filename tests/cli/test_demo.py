@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_every_line_has_a_count_and_a_rate() -> None:
     ],
 )
 def test_it_does_not_end_well_when_anything_went_wrong(change: str, words: str) -> None:
-    with start(program=["-c", BROKEN.format(change=change)]) as process:
+    with start(program=[sys.executable, "-c", BROKEN.format(change=change)]) as process:
         out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, (out, err)
     assert words in out.decode()

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 from gevent import subprocess
 
 from gmultisocket.cli import COMMANDS
-from tests.cli.command import PATIENCE, address_of, environment, examples_of
+from tests.cli.command import PATIENCE, address_of, environment, examples_of, start
 
 _JOBS = "one\ntwo\nthree\nfour\n"
 #: By the first words of the examples: all lines that they print together. Several are in no order.
@@ -55,8 +55,7 @@ def run_all(examples: tuple[str, ...], folder: Path) -> Iterator[str]:
     with ExitStack() as stack:
         processes: list[Any] = []
         for example in ordered:
-            process = start_example(example, folder)
-            stack.callback(finish, process)
+            process = stack.enter_context(start_example(example, folder))
             processes.append(process)
             if listening.match(example):
                 for _ in range(2 if "switch" in example else 1):
@@ -70,26 +69,16 @@ def run_all(examples: tuple[str, ...], folder: Path) -> Iterator[str]:
             yield out.decode()
 
 
-def start_example(example: str, folder: Path) -> Any:
+def start_example(example: str, folder: Path) -> AbstractContextManager[Any]:
     """Start a command line, with other addresses."""
     line = example.replace("tcp://127.0.0.1:5555", f"ipc://{folder}/s").replace("ipc:///run/", f"ipc://{folder}/")
-    return subprocess.Popen(
+    return start(
         # A signal is for the command, not for the shell.
-        ["sh", "-c", line if "|" in line else f"exec {line}"],
+        program=["sh", "-c", line if "|" in line else f"exec {line}"],
         cwd=folder,
         env=environment() | {"PATH": f"{folder}/bin:{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
     )
-
-
-def finish(process: Any) -> None:
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    for stream in (process.stdout, process.stderr):
-        stream.close()
 
 
 EXAMPLES = sorted({examples_of(command) for command in COMMANDS})

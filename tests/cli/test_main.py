@@ -4,13 +4,11 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gevent import subprocess as gsubprocess
 
 import gmultisocket
 from gmultisocket import Message, Socket
@@ -76,7 +74,7 @@ def test_a_signal_before_the_command_has_begun_ends_it_without_a_word(
 
 
 def test_that_nobody_can_come_is_told() -> None:
-    with started("recv", "-q", "-l", "inproc://alone") as process:
+    with start("recv", "-q", "-l", "inproc://alone", stdout=subprocess.DEVNULL) as process:
         _, err = process.communicate(timeout=PATIENCE)
         assert err == b"gmultisocket: nothing can come any more: nobody in another process reaches inproc\n"
         assert process.returncode == 1
@@ -90,10 +88,11 @@ main(["send", "--help"])
 loaded = {name for name in sys.modules if name.startswith("gmultisocket.")}
 assert not {name for name in loaded if name.startswith("gmultisocket.protocol")}, loaded
 assert "gmultisocket.switch" not in loaded and "gmultisocket.cli.demo" not in loaded
-for name in ("json", "base64", "difflib", "tempfile", "platform", "subprocess", "gevent.subprocess"):
+for name in ("json", "base64", "difflib", "tempfile", "platform", "shutil", "subprocess", "gevent.subprocess"):
     assert name not in sys.modules or name in before, name
 """
-    with start(program=["-c", "import sys, gmultisocket; before = set(sys.modules)" + program]) as process:
+    program = "import sys, gmultisocket; before = set(sys.modules)" + program
+    with start(program=[sys.executable, "-c", program]) as process:
         end(process)
 
 
@@ -170,29 +169,11 @@ def test_the_installed_script_is_the_same_command() -> None:
 FULL = Path("/dev/full")
 
 
-@contextmanager
-def started(*arguments: str, program: list[str] | None = None, **files: Any) -> Iterator[Any]:
-    """Start the command, or a program that does it, with other files than pipes."""
-    process = gsubprocess.Popen(
-        program or [sys.executable, "-m", "gmultisocket", *arguments], env=environment(), cwd="/",
-        **{"stdin": gsubprocess.DEVNULL, "stdout": gsubprocess.DEVNULL, "stderr": gsubprocess.PIPE} | files,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stderr):
-            if stream is not None:
-                stream.close()
-
-
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 def test_a_full_output_is_one_line_and_a_failure() -> None:
     printing = ("--help", "--version", "options", "demo -n 1", "recv --help", "perf inproc_thr 1 10")
     with open(FULL, "w") as full, ExitStack() as stack:
-        for process in [stack.enter_context(started(*each.split(), stdout=full)) for each in printing]:
+        for process in [stack.enter_context(start(*each.split(), stdout=full)) for each in printing]:
             _, err = process.communicate(timeout=PATIENCE)
             assert err == b"gmultisocket: input or output failed: no space left on device\n"
             assert process.returncode == 1
@@ -203,7 +184,7 @@ def test_a_full_output_is_one_line_and_a_failure() -> None:
 def test_a_full_output_ends_what_prints_messages(command: str, tmp_path: Path) -> None:
     with (
         open(FULL, "w") as full,
-        started(command, "-l", f"ipc://{tmp_path}/socket", stdout=full, stdin=gsubprocess.PIPE) as process,
+        start(command, "-l", f"ipc://{tmp_path}/socket", stdout=full) as process,
     ):
         address_of(process)
         run("send", "-d", f"ipc://{tmp_path}/socket", "one")
@@ -217,7 +198,7 @@ def test_a_full_output_ends_what_prints_messages(command: str, tmp_path: Path) -
 @pytest.mark.skipif(not FULL.exists(), reason="this system has no /dev/full")
 def test_a_full_error_output_stops_nothing(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    with open(FULL, "w") as full, started("recv", "-l", f"ipc://{path}", "-n", "1", stderr=full) as process:
+    with open(FULL, "w") as full, start("recv", "-l", f"ipc://{path}", "-n", "1", stderr=full) as process:
         wait_until(path.exists, PATIENCE)
         run("send", "-d", f"ipc://{path}", "one")
         assert process.wait(PATIENCE) == 0
@@ -228,7 +209,7 @@ def test_a_closed_file_is_an_error_in_words(closed: str, tmp_path: Path) -> None
     path = tmp_path / "socket"
     redirection = "<&-" if closed == "stdin" else ">&-"
     command = f'exec "$0" -m gmultisocket cat -l ipc://{path} {redirection}'
-    with started(program=["sh", "-c", command, sys.executable], stdin=gsubprocess.PIPE) as process:
+    with start(program=["sh", "-c", command, sys.executable]) as process:
         if closed == "stdout":
             address_of(process)
             run("send", "-d", f"ipc://{path}", "one")
@@ -243,7 +224,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(command: str, ignored: t
     address = "tcp://127.0.0.1:0"
     arguments = {"switch": f"{address} {address}", "recv": f"-l {address}"}[command]
     shell = f"trap '' {' '.join(ignored)}; exec \"$0\" -m gmultisocket {command} {arguments}"
-    with started(program=["sh", "-c", shell, sys.executable], stdin=gsubprocess.PIPE) as process:
+    with start(program=["sh", "-c", shell, sys.executable]) as process:
         address_of(process)
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
         status = {key: value for key, _, value in (line.partition(":") for line in lines)}

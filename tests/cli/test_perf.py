@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -85,6 +86,6 @@ def test_fanout_measures_every_delivery() -> None:
 def test_fanout_says_that_the_system_allows_too_few_descriptors() -> None:
     limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); import sys;"
     limited += "from gmultisocket.cli import main; sys.exit(main(['perf', 'fanout', '1000']))"
-    with start(program=["-c", limited]) as process:
+    with start(program=[sys.executable, "-c", limited]) as process:
         out, err = end(process, 1)
     assert (out, err) == ("", "gmultisocket: 1000 peers need 1064 descriptors, and the limit is 100: see 'ulimit -n'\n")

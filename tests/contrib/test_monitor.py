@@ -114,6 +114,9 @@ def test_authorize_decides_about_everything_but_the_health_checks() -> None:
         assert call(monitor, f"/monitor{path}", HTTP_AUTHORIZATION="Basic secret")[0] in (200, 308, 404)
     assert (asked[0].path, asked[0].query, asked[0].peer_address) == ("/monitor", "a=1", "192.0.2.7:5")
     assert asked[0].environ["REMOTE_ADDR"] == "192.0.2.7"
+    for host, peer in (("2001:db8::7", "[2001:db8::7]:5"), ("", "")):
+        call(monitor, "/monitor/", REMOTE_ADDR=host)
+        assert asked[-1].peer_address == peer
     count = len(asked)
     assert call(monitor, "/monitor/healthz")[0] == call(monitor, "/monitor/readyz")[0] == 200
     assert len(asked) == count
@@ -194,6 +197,12 @@ def test_rates_are_those_of_each_process_at_its_own_times() -> None:
     rates.update([report("b", 104.0, 10**6 + 30)])
     assert rates.of(key)[0]["messages_sent"] == 20 and rates.of(key)[1] == {"ttl": 0}
     assert rates.of(("Pub", "other"))[0]["messages_sent"] == 0
+
+
+def test_what_waits_for_the_page_itself_is_no_part_of_what_it_shows_of_a_process() -> None:
+    groups = [{"name": name, "pipes": 2, "send_queue": 3} for name in ("orders", "monitor", "")]
+    shown = Sampler(None, None)._process({"pid": 1, "time": 0.0, "groups": groups, "loop_lag": None})
+    assert (shown["pipes"], shown["send_queue"]) == (4, 6)
 
 
 def test_nothing_is_measured_unless_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Reports of several processes in a folder: whoever asks gets each process once, and nothing that only grows falls."""
+"""Reports of several processes in a folder: each reader gets each process once, and nothing that only grows falls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from gmultisocket.contrib import reports as module
-from gmultisocket.contrib.reports import Reports, add_lags, reports_in
+from gmultisocket.contrib.reports import Reports, reports_in
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
 from tests.faults.process import run_script, spawn_script
@@ -158,7 +158,7 @@ def test_one_that_ends_in_order_reports_at_the_end_and_not_again(tmp_path: Path)
 
 
 @pytest.mark.parametrize("moment", ["glob", "_lives", "_ended", "_bury"])
-def test_whatever_another_reader_does_in_between_each_process_is_seen_once(
+def test_each_process_is_seen_once_also_if_another_reader_buries_the_dead_meanwhile(
     tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one looks, at each of its steps, another one adds the dead to the sums and removes their files."""
@@ -253,12 +253,6 @@ def test_a_forked_child_has_a_report_of_its_own(tmp_path: Path) -> None:
     living, ended = one.read()
     assert len(living) == 1 and ended["groups"][0]["messages_sent"] == 1
     one.stop()
-
-
-def test_loops_are_added_up() -> None:
-    one = {"count": 10, "sum": 0.5, "buckets": [[0.1, 7], [1.0, 9]], "max": 3}
-    assert add_lags([]) is None
-    assert add_lags([one, one]) == {"count": 20, "sum": 1.0, "buckets": [[0.1, 14], [1.0, 18]]}
 
 
 # Real processes

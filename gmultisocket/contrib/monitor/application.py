@@ -14,10 +14,11 @@ from ... import usercode
 from ...core.socket import Socket
 from ...errors import RequestRefused, snippet
 from ...options import ListenerOptions, OptionValues
+from ...transport.tcp import format_address
 from ...transport.wshandshake import UpgradeRequest
 from ...transport.wshandshake import authorize as call_authorize
 from ..reports import reports_in
-from ..servers import Environ, StartResponse
+from ..servers import Environ, StartResponse, peer_name
 from ..wsgi import Application, mount, path_of, read_request, refuse
 from .samples import PeerNames, Sampler
 
@@ -150,7 +151,7 @@ class Monitor:
             return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{why}\n".encode()
         self._authorize(environ)
         if not path:
-            # Relative, so it is right below whatever path a server or a proxy has put this.
+            # Relative, so it is right below every path to which a server or a proxy maps this.
             name = quote((environ.get("SCRIPT_NAME", "") + self._path).rpartition("/")[2].encode("latin-1"))
             return HTTPStatus.PERMANENT_REDIRECT, _TEXT, b"", ("Location", f"{name}/")
         if path == "/metrics":
@@ -163,8 +164,8 @@ class Monitor:
     def _authorize(self, environ: Environ) -> None:
         request = read_request(environ)
         path, _, query = request.path.partition("?")
-        host = environ.get("REMOTE_ADDR")
-        peer = f"{host}:{environ.get('REMOTE_PORT', '?')}" if host else ""
+        name = peer_name(environ)
+        peer = "" if name is None else format_address("", name).removeprefix("://")
         call_authorize(UpgradeRequest(path, query, request.headers, peer, {}, environ), self._options)
 
     def _why_not_ready(self) -> str | None:

@@ -35,14 +35,14 @@ function trim(value) {
 // Elements
 
 function element(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  return filled(document.createElement(name), attributes, children);
 }
 
 function drawing(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+}
+
+function filled(made, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
@@ -94,21 +94,26 @@ class Plot {
     const most = Math.max(this.least, ...points.flatMap(([, values]) => values));
     const top = nice(most, this.steps);
     this.top.textContent = this.format(top);
-    const x = at => WIDTH * (1 - (now - at) / SECONDS);
+    const x = at => this.x(at).toFixed(2);
     const y = value => HEIGHT * (1 - value / top);
     this.lines.forEach((line, index) => {
       const steps = points.map(([at, values], number) => {
         // A gap in time is a gap in the line.
         const first = number === 0 || at - points[number - 1][0] > 5;
-        return `${first ? "M" : "L"}${x(at).toFixed(2)} ${y(values[index]).toFixed(2)}`;
+        return `${first ? "M" : "L"}${x(at)} ${y(values[index]).toFixed(2)}`;
       });
       line.setAttribute("d", steps.join(""));
       if (index === 0 && this.series.length === 1 && points.length > 1) {
-        this.area.setAttribute("d", `M${x(points[0][0]).toFixed(2)} ${HEIGHT}`
-          + steps.map(step => `L${step.slice(1)}`).join("") + `L${x(points.at(-1)[0]).toFixed(2)} ${HEIGHT}Z`);
+        this.area.setAttribute("d", `M${x(points[0][0])} ${HEIGHT}`
+          + steps.map(step => `L${step.slice(1)}`).join("") + `L${x(points.at(-1)[0])} ${HEIGHT}Z`);
       }
     });
     this.tell();
+  }
+
+  /** Return where a time is in the plot. */
+  x(at) {
+    return WIDTH * (1 - (this.now - at) / SECONDS);
   }
 
   point(event) {
@@ -128,7 +133,7 @@ class Plot {
     if (this.pointed !== null) {
       const wanted = this.now - this.pointed;
       chosen = this.points.reduce((a, b) => Math.abs(b[0] - wanted) < Math.abs(a[0] - wanted) ? b : a);
-      const x = WIDTH * (1 - (this.now - chosen[0]) / SECONDS);
+      const x = this.x(chosen[0]);
       this.cursor.setAttribute("x1", x);
       this.cursor.setAttribute("x2", x);
     }
@@ -188,6 +193,10 @@ function alarm(text, wrong) {
   return wrong ? element("span", {class: "alarm"}, text) : text;
 }
 
+function alarmCount(value) {
+  return alarm(count(value), value);
+}
+
 const label = ({kind, name}) => name ? `${kind} ${name}` : kind;
 const sum = values => values.reduce((a, b) => a + b, 0);
 
@@ -196,7 +205,7 @@ function showGroups(groups) {
     ["Socket", group => named(label(group)), "left"],
     ["Open", group => count(group.sockets), "minor"],
     ["Pipes", group => count(group.pipes)],
-    ["Full", group => alarm(count(group.full_pipes), group.full_pipes), "minor"],
+    ["Full", group => alarmCount(group.full_pipes), "minor"],
     ["Out/s", group => count(group.rates.messages_sent)],
     ["In/s", group => count(group.rates.messages_received)],
     ["Bytes out/s", group => bytes(group.rates.bytes_sent), "minor"],
@@ -204,7 +213,7 @@ function showGroups(groups) {
     ["To send", group => count(group.send_queue), "minor"],
     ["Longest", group => count(group.longest_send_queue), "minor"],
     ["To receive", group => count(group.recv_queue), "minor"],
-    ["Dropped/s", group => alarm(count(sum(Object.values(group.drop_rates))), sum(Object.values(group.drop_rates)))],
+    ["Dropped/s", group => alarmCount(sum(Object.values(group.drop_rates)))],
     ["Reconnects", group => count(group.reconnects), "minor"],
     ["Refused", group => count(group.refused), "minor"],
   ], groups, "There is no socket.");
@@ -220,7 +229,7 @@ function showSlowest(pipes) {
     ["Bytes to send", pipe => bytes(pipe.send_queue_bytes), "minor"],
     ["In the kernel", pipe => bytes(pipe.unacknowledged)],
     ["Sent", pipe => bytes(pipe.bytes_sent), "minor"],
-    ["Dropped", pipe => alarm(count(pipe.drops), pipe.drops)],
+    ["Dropped", pipe => alarmCount(pipe.drops)],
   ], pipes, "Nobody is behind.");
 }
 
@@ -231,7 +240,7 @@ function showDrops(groups) {
   fill("drops", [
     ["Reason", row => row.reason, "left"],
     ["Socket", row => named(label(row.group)), "left"],
-    ["Per second", row => alarm(count(row.rate), row.rate)],
+    ["Per second", row => alarmCount(row.rate)],
     ["All", row => count(row.total)],
   ], rows, "Nothing was dropped.");
 }

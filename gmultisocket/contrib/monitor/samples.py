@@ -165,11 +165,12 @@ class Sampler:
         return group | {"rates": rates, "drop_rates": drop_rates}
 
     def _process(self, report: Mapping[str, Any]) -> dict[str, Any]:
+        groups = [group for group in report["groups"] if group["name"] != _NAME]
         return {
             "pid": report["pid"],
             "age": max(0.0, time.time() - report["time"]),
-            "pipes": sum(group["pipes"] for group in report["groups"] if group["name"] != _NAME),
-            "send_queue": sum(group["send_queue"] for group in report["groups"]),
+            "pipes": sum(group["pipes"] for group in groups),
+            "send_queue": sum(group["send_queue"] for group in groups),
             "lag": report["loop_lag"],
         }
 
@@ -211,47 +212,38 @@ class _Rates:
     """How fast counters grow, from the reports of each process at its own times."""
 
     def __init__(self) -> None:
-        #: By the id of a process: its latest report, and the rates since the one before.
-        self._known: dict[str, tuple[Mapping[str, Any], dict[_Key, dict[str, float]]]] = {}
+        #: By the id of a process: its latest report, the seconds since the one before, and what has grown in them.
+        self._known: dict[str, tuple[Mapping[str, Any], float, dict[_Key, dict[str, Any]]]] = {}
 
     def update(self, reports: list[dict[str, Any]]) -> bool:
         """Take the latest reports of all living processes. Return whether there is any rate."""
         known, self._known = self._known, {}
         for report in reports:
-            before, rates = known.get(report["id"], (report, {}))
-            seconds = report["time"] - before["time"]
-            if seconds > 0:
-                rates = _grown(before, report, seconds)
-            self._known[report["id"]] = report, rates
-        return any(rates for _, rates in self._known.values())
+            before, seconds, grown = known.get(report["id"], (report, 0.0, {}))
+            elapsed = report["time"] - before["time"]
+            if elapsed > 0:
+                seconds, grown = elapsed, _grown(before, report)
+            self._known[report["id"]] = report, seconds, grown
+        return any(grown for _, _, grown in self._known.values())
 
     def of(self, key: _Key) -> tuple[dict[str, float], dict[str, float]]:
         """Return the rates of a group by counter, and those of its drops by reason; all per second."""
         rates = dict.fromkeys(stats.COUNTERS, 0.0)
         drops: dict[str, float] = {}
-        for _, grown in self._known.values():
-            for name, rate in grown.get(key, {}).items():
-                if name in rates:
-                    rates[name] += rate
-                else:
-                    reason = name.removeprefix("drops ")
-                    drops[reason] = drops.get(reason, 0.0) + rate
+        for _, seconds, grown in self._known.values():
+            if key in grown:
+                group = grown[key]
+                for name in rates:
+                    rates[name] += group[name] / seconds
+                for reason, count in group["drops"].items():
+                    drops[reason] = drops.get(reason, 0.0) + count / seconds
         return rates, drops
 
 
-def _grown(before: Mapping[str, Any], after: Mapping[str, Any], seconds: float) -> dict[_Key, dict[str, float]]:
-    old = {(group["kind"], group["name"]): _flat(group) for group in before["groups"]}
-    grown: dict[_Key, dict[str, float]] = {}
-    for group in after["groups"]:
-        key = group["kind"], group["name"]
-        was = old.get(key, {})
-        grown[key] = {name: (count - was.get(name, 0)) / seconds for name, count in _flat(group).items()}
-    return grown
-
-
-def _flat(group: Mapping[str, Any]) -> dict[str, int]:
-    counted = {name: group[name] for name in stats.COUNTERS}
-    return counted | {f"drops {reason}": count for reason, count in group["drops"].items()}
+def _grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[_Key, dict[str, Any]]:
+    """Return what has grown between two reports of a process, by group."""
+    old = stats.by_key(before["groups"])
+    return {key: stats.growth(old.get(key, {}), group) for key, group in stats.by_key(after["groups"]).items()}
 
 
 def _plotted(group: Mapping[str, Any]) -> list[Any]:

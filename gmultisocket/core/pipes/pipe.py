@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final, Protocol
 from gevent.hub import Hub
 
 from ... import options as opts
-from ...counters import Counters
+from ...counters import Counters, as_dict
 from ...errors import MultiSocketError, snippet
 from ...log import ThrottledLog, get_logger
 from ...loop.ending import LOG_INTERVAL, survive
@@ -326,7 +326,6 @@ class Pipe(StateMachine, ABC):
 
         Never blocks. The counters are those of :attr:`counters`.
         """
-        unconfirmed_messages, unconfirmed_bytes = self._unconfirmed
         queued, queued_bytes = self._backlog()
         return {
             "id": self.id,
@@ -335,13 +334,7 @@ class Pipe(StateMachine, ABC):
             "dialed": self.dialed,
             "state": self.state.value,
             "full": self.full,
-            "messages_sent": self.messages_sent,
-            "bytes_sent": self.bytes_sent,
-            "messages_received": self.messages_received,
-            "bytes_received": self.bytes_received,
-            "messages_unconfirmed": unconfirmed_messages,
-            "bytes_unconfirmed": unconfirmed_bytes,
-            "drops": dict(self._drops or {}),
+            **as_dict(self.counters),
             "send_queue": queued,
             "send_queue_bytes": queued_bytes,
             "unacknowledged": 0 if self.closed else self.unacknowledged,
