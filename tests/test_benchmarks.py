@@ -67,6 +67,7 @@ TINY = {
     "oneway-ws-64": 64,
     "oneway-tls-65536": 65536,
     "roundtrip-ipc": 64,
+    "switch-64": 64,
     "inproc-64": 64,
     "fanout-burst": 64,
     "fanout-stuck": 64,
