@@ -36,9 +36,9 @@ _LONG: Final = 1 << 15
 _KEPT: Final = 4096
 #: At most this number of frames is taken at once.
 _MOST: Final = 1024
-#: So many frames in a row have the same header before all further ones that do are looked for.
+#: After this number of frames in a row with the same header, all further ones that have it are taken together.
 _REPEATED: Final = 4
-#: How many frames are compared at once with the one before them: first the first number, then more and more.
+#: How many frames are compared at once: this number at first, then more, and at most the last number.
 _FIRST_STEP: Final = 16
 _LAST_STEP: Final = 256
 
