@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from .harness import Entry, Figure, Outcome, Plan, Round, Row, started
-from .worker import hear, say
+from .worker import burst_rounds, say
 
 __all__ = ["rows"]
 
@@ -29,15 +28,15 @@ def rows() -> list[Row]:
     """Return the rows of this work."""
     deliveries = Row(
         "fanout-ws-json", "fan-out of {size} of JSON to 1,000 ws peers, bursts of 20", "deliveries/s", True,
-        [Entry(_PLAIN, partial(_run, 0, False), "gmultisocket", reference=True),
-         Entry(_COMPRESSED, partial(_run, 256, False), "gmultisocket")],
+        [Entry(_PLAIN, partial(_rate, 0), "gmultisocket", reference=True),
+         Entry(_COMPRESSED, partial(_rate, 256), "gmultisocket")],
         [Figure(_COMPRESSED, _PLAIN, at_least=0.7)],
         repeats=3,
     )  # fmt: skip
     size = Row(
         "fanout-ws-json-bytes", "bytes on the wire for {size} of JSON over ws", "bytes", False,
-        [Entry(_PLAIN, partial(_run, 0, True), "gmultisocket", reference=True),
-         Entry(_COMPRESSED, partial(_run, 256, True), "gmultisocket")],
+        [Entry(_PLAIN, partial(_bytes, 0), "gmultisocket", reference=True),
+         Entry(_COMPRESSED, partial(_bytes, 256), "gmultisocket")],
         [Figure(_COMPRESSED, _PLAIN, at_most=0.5)],
         repeats=3, single_round=True,
     )  # fmt: skip
@@ -45,24 +44,28 @@ def rows() -> list[Row]:
 
 
 @contextmanager
-def _run(over: int, count_bytes: bool, plan: Plan) -> Iterator[Round]:
-    peers = plan.count(1 if count_bytes else _PEERS, part=1 if count_bytes else _PEERS, quick=1 if count_bytes else 20)
+def _rate(over: int, plan: Plan) -> Iterator[Round]:
+    peers = plan.count(_PEERS, part=_PEERS, quick=20)
     bursts = plan.count(5, part=2, quick=1)
     with started(plan) as start:
         publisher = start("compressed:publish", over=over, peers=peers, bursts=bursts)
         drain = start("drain:drain")
-        heard = publisher.hear()
-        drain.tell(**heard, peers=peers, stuck=0, burst=1)
+        drain.tell(**publisher.hear(), peers=peers, stuck=0, burst=1)
         drain.hear()
         drain.hear()
 
         def measure() -> Outcome:
             publisher.tell()
-            seconds = publisher.hear()["seconds"]
-            value = heard["frame_size"] / _BURST if count_bytes else peers * _BURST * bursts / seconds
-            return Outcome(value, _SIZE)
+            return Outcome(peers * _BURST * bursts / publisher.hear()["seconds"], _SIZE)
 
         yield measure
+
+
+@contextmanager
+def _bytes(over: int, plan: Plan) -> Iterator[Round]:
+    with started(plan) as start:
+        publisher = start("compressed:weigh", over=over)
+        yield lambda: Outcome(publisher.hear()["frame_size"] / _BURST, _SIZE)
 
 
 def publish(over: int, peers: int, bursts: int) -> None:
@@ -70,35 +73,26 @@ def publish(over: int, peers: int, bursts: int) -> None:
     # The library of the tree that is measured.
     from gevent import socket
 
-    from gmultisocket import Socket
-
-    options: dict[str, Any] = {"transport.ws.compress_over": over} if over else {}
-    server = Socket({"socket.send_queue_size": 1000, **options})
+    server, address, frame_size = _server(over)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    address = server.listen("ws://127.0.0.1:0/").address
-    contents = _contents()
-    frame_size = _bytes_of(server, address, contents, options)
-    acknowledged = listener.getsockname()[1]
-    say(address=address, acks=acknowledged, handshake="ws-deflate", frame_size=frame_size)
+    say(address=address, acks=listener.getsockname()[1], handshake="ws-deflate", frame_size=frame_size)
     acks, _ = listener.accept()
     server.wait_pipes(peers)
+    contents = _contents()
 
-    def publish_bursts(count: int) -> None:
-        for _ in range(count):
-            for content in contents:
-                server.send_all(content)
-            if not acks.recv(1):
-                raise ConnectionError("the receivers have ended")
+    def burst() -> None:
+        for content in contents:
+            server.send_all(content)
 
-    # The first burst warms up, and shows that all peers are connected.
-    publish_bursts(1)
-    while True:
-        hear()
-        begin = time.monotonic()
-        publish_bursts(bursts)
-        say(seconds=time.monotonic() - begin)
+    burst_rounds(acks, burst, bursts)
+
+
+def weigh(over: int) -> None:
+    """Say how many bytes a burst has on the wire (worker)."""
+    _, _, frame_size = _server(over)
+    say(frame_size=frame_size)
 
 
 def _contents() -> list[bytes]:
@@ -116,15 +110,18 @@ def _contents() -> list[bytes]:
     return found
 
 
-def _bytes_of(server: Any, address: str, contents: list[bytes], options: dict[str, Any]) -> int:
-    """Return how many bytes the messages have on the wire, all together."""
+def _server(over: int) -> tuple[Any, str, int]:
+    """Return a listening socket, its address, and how many bytes a burst has on the wire."""
     from gmultisocket import Socket
 
+    options: dict[str, Any] = {"transport.ws.compress_over": over} if over else {}
+    server = Socket({"socket.send_queue_size": 1000, **options})
+    address = server.listen("ws://127.0.0.1:0/").address
     with Socket() as client:
         client.dial(address, options)
         server.wait_pipes(1)
         (pipe,) = server.pipes.values()
-        for content in contents:
+        for content in _contents():
             server.send_all(content)
             client.recv(timeout=10)
-        return int(pipe.counters.bytes_sent)
+        return server, address, int(pipe.counters.bytes_sent)

@@ -5,7 +5,6 @@ The clock runs from a publish until all peers have the message.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 from .contestants import load
 from .contestants.base import FAN_OUT
 from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
-from .worker import hear, say
+from .worker import burst_rounds, say
 
 __all__ = ["rows"]
 
@@ -133,17 +132,4 @@ def publish(contestant: str, address: str, peers: int, burst: int, bursts: int, 
     if stuck:
         peer.stuff()
     content = b"x" * _SIZE
-
-    def publish_bursts(count: int) -> None:
-        for _ in range(count):
-            peer.burst(content, burst) if burst > 1 else peer.publish(content)
-            if not acks.recv(1):
-                raise ConnectionError("the receivers have ended")
-
-    # The first burst warms up, and shows that all peers are connected.
-    publish_bursts(1)
-    while True:
-        hear()
-        begin = time.monotonic()
-        publish_bursts(bursts)
-        say(seconds=time.monotonic() - begin)
+    burst_rounds(acks, lambda: peer.burst(content, burst) if burst > 1 else peer.publish(content), bursts)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
+from .harness import Entry, Figure, Plan, Round, Row, address_of, started
+from .oneway import one_way
 from .worker import say
 
 __all__ = ["rows"]
@@ -39,16 +40,7 @@ def _run(contestant: str, size: int, plan: Plan) -> Iterator[Round]:
         receiver = start("oneway:receive", contestant=contestant, address=address, count=count)
         switch = start("forwarding:forward", contestant=contestant, address=receiver.hear()["address"])
         sender = start("oneway:send", contestant=contestant, size=size, count=count)
-        sender.tell(address=switch.hear()["address"])
-        receiver.hear()
-
-        def measure() -> Outcome:
-            sender.tell()
-            begin = sender.hear()["begin"]
-            received = receiver.hear()
-            return Outcome(count / (received["end"] - begin), received["size"])
-
-        yield measure
+        yield one_way(sender, receiver, switch.hear()["address"], count)
 
 
 def forward(contestant: str, address: str) -> None:

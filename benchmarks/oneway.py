@@ -12,10 +12,10 @@ from functools import partial
 
 from .contestants import load
 from .contestants.base import ONE_WAY
-from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
+from .harness import Entry, Figure, Outcome, Peer, Plan, Round, Row, address_of, started
 from .worker import hear, say
 
-__all__ = ["rows"]
+__all__ = ["one_way", "rows"]
 
 _CONTESTANTS = ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent")
 _UNLIMITED = "pyzmq, no limit"
@@ -78,16 +78,21 @@ def _run(contestant: str, transport: str, size: int, plan: Plan) -> Iterator[Rou
     with address_of(transport) as address, started(plan) as start:
         receiver = start("oneway:receive", contestant=contestant, address=address, count=count)
         sender = start("oneway:send", contestant=contestant, size=size, count=count)
-        sender.tell(address=receiver.hear()["address"])
-        receiver.hear()
+        yield one_way(sender, receiver, receiver.hear()["address"], count)
 
-        def measure() -> Outcome:
-            sender.tell()
-            begin = sender.hear()["begin"]
-            received = receiver.hear()
-            return Outcome(count / (received["end"] - begin), received["size"])
 
-        yield measure
+def one_way(sender: Peer, receiver: Peer, address: str, count: int) -> Round:
+    """Return a round of the workers :func:`send`, which dials ``address``, and :func:`receive`, which is heard of."""
+    sender.tell(address=address)
+    receiver.hear()
+
+    def measure() -> Outcome:
+        sender.tell()
+        begin = sender.hear()["begin"]
+        received = receiver.hear()
+        return Outcome(count / (received["end"] - begin), received["size"])
+
+    return measure
 
 
 def receive(contestant: str, address: str, count: int) -> None:

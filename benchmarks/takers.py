@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,7 +17,7 @@ from typing import Any
 from . import drain
 from .contestants.protocols.base import Protocols
 from .harness import Plan, started
-from .worker import hear, say
+from .worker import burst_rounds, hear, say
 
 __all__ = ["PULL", "SUB", "hand_out", "handing_out", "pattern", "take"]
 
@@ -73,8 +72,7 @@ def hand_out(
         frame_size: bytes that a message takes.
         wait: blocks until all takers are connected.
         burst: hands out one burst.
-        bursts: how many bursts a round has. One burst before the first round warms up, and shows that every taker gets
-            its messages.
+        bursts: how many bursts a round has.
     """
     # A green peer must wait in its loop: its queues leave meanwhile.
     sockets: Any = import_module("gevent.socket" if peer.green else "socket")
@@ -85,19 +83,7 @@ def hand_out(
     acks, _ = listener.accept()
     acks.recv(1)
     wait()
-
-    def hand_out_bursts(count: int) -> None:
-        for _ in range(count):
-            burst()
-            if not acks.recv(1):
-                raise ConnectionError("the takers have ended")
-
-    hand_out_bursts(1)
-    while True:
-        hear()
-        begin = time.monotonic()
-        hand_out_bursts(bursts)
-        say(seconds=time.monotonic() - begin)
+    burst_rounds(acks, burst, bursts)
 
 
 def take() -> None:

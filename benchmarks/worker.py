@@ -10,10 +10,12 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-__all__ = ["hear", "say"]
+__all__ = ["burst_rounds", "hear", "say"]
 
 #: A worker ends by itself after so many seconds: its parent may have been killed.
 _LIFETIME = 180
@@ -44,6 +46,30 @@ def hear(*, in_loop: bool = False) -> dict[str, Any]:
         line += byte
     heard: dict[str, Any] = json.loads(line)
     return heard
+
+
+def burst_rounds(acks: Any, burst: Callable[[], object], bursts: int) -> None:
+    """Send bursts, and send the parent the seconds of each round that it asks for. Never returns.
+
+    Args:
+        acks: a socket that gets a byte when all peers have a burst.
+        burst: sends one burst.
+        bursts: how many bursts a round has. One burst before the first round warms up, and shows that all peers are
+            connected.
+    """
+
+    def send_bursts(count: int) -> None:
+        for _ in range(count):
+            burst()
+            if not acks.recv(1):
+                raise ConnectionError("the receivers have ended")
+
+    send_bursts(1)
+    while True:
+        hear()
+        begin = time.monotonic()
+        send_bursts(bursts)
+        say(seconds=time.monotonic() - begin)
 
 
 def raise_descriptor_limit() -> int:

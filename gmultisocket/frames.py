@@ -24,7 +24,8 @@ from itertools import islice
 from struct import Struct
 from typing import Final
 
-from .wire import HEADER_SIZE, INTERNAL, MAX_IDS, RAW, SEND_TYPE_MASK, TO_DEST, first_id
+from .errors import BadMessage
+from .wire import HEADER_SIZE, INTERNAL, RAW, SEND_TYPE_MASK, TO_DEST, first_id, layout
 
 __all__ = ["Batch", "frame_size", "is_beginning", "take_batch"]
 
@@ -35,9 +36,9 @@ _LONG: Final = 1 << 15
 _KEPT: Final = 4096
 #: At most this number of frames is taken at once.
 _MOST: Final = 1024
-#: So many frames in a row have the same header before all further ones that do are looked for.
+#: After this number of frames in a row with the same header, all further ones that have it are taken together.
 _REPEATED: Final = 4
-#: How many frames are compared at once with the one before them: first the first number, then more and more.
+#: How many frames are compared at once: this number at first, then more, and at most the last number.
 _FIRST_STEP: Final = 16
 _LAST_STEP: Final = 256
 
@@ -112,22 +113,17 @@ _Layout = tuple[int, int, int, int, int]
 @lru_cache(maxsize=1024)
 def _layout(shape: int, max_ttl: int) -> _Layout | None:
     """Return what the first four bytes of a frame mean; None if the frame needs a closer look."""
-    flags, ttl, hops, distance = shape.to_bytes(4, "big")
-    kind = flags & SEND_TYPE_MASK
-    if kind > TO_DEST or flags & (INTERNAL | RAW) or not 2 <= ttl <= max_ttl + 1:
+    try:
+        flags, ttl, source_end, rest_start, content_start = layout(shape)
+        if flags & (INTERNAL | RAW) or ttl > max_ttl:
+            return None
+        hops, distance = (source_end - HEADER_SIZE) // _ID_SIZE, (content_start - rest_start) // _ID_SIZE
+        new_shape = int.from_bytes(bytes((flags, ttl, hops + 1, distance)), "big")
+        # The next receiver must be able to accept it too.
+        layout(new_shape)
+    except BadMessage:
         return None
-    # The next receiver's id will be in the source as well.
-    if kind == TO_DEST:
-        if distance < 2 or hops + distance > MAX_IDS:
-            return None
-        taken = 1
-    else:
-        if hops + distance + 2 > MAX_IDS:
-            return None
-        taken = 0
-    source_end = HEADER_SIZE + _ID_SIZE * hops
-    new_shape = int.from_bytes(bytes((flags, ttl - 1, hops + 1, distance - taken)), "big")
-    return new_shape, kind, source_end, source_end + _ID_SIZE * taken, source_end + _ID_SIZE * distance
+    return new_shape, flags & SEND_TYPE_MASK, source_end, rest_start, content_start
 
 
 def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_content: int) -> Batch | None:

@@ -251,18 +251,16 @@ class Switch:
         """
         if self._greenlets and not self.running:
             raise RuntimeError("the switch has ended because one of its sockets was closed: make a new one")
-        if not self._greenlets:
+        if self._greenlets:
+            return
+        for source, target in ((self.back, self.front), (self.front, self.back)):
+            inside = source._for_protocol()
             if self._middleware is None:
-                for source, target in ((self.back, self.front), (self.front, self.back)):
-                    self._relays[source] = source._for_protocol().relay_to(
-                        target._for_protocol(), self._max_ttl, self._guard, self._count_forwarded
-                    )
-            self._greenlets = [
-                gevent.spawn(self._forward, self.back, self.front),
-                gevent.spawn(self._forward, self.front, self.back),
-            ]
-            for source, target in ((self.back, self.front), (self.front, self.back)):
-                source._for_protocol().on_internal(partial(self._forward_internal, source, target))
+                self._relays[source] = inside.relay_to(
+                    target._for_protocol(), self._max_ttl, self._guard, self._count_forwarded
+                )
+            self._greenlets.append(gevent.spawn(self._forward, source, target))
+            inside.on_internal(partial(self._forward_internal, source, target))
 
     def stop(self) -> None:
         """Stop forwarding. Blocks until the greenlets have ended. May be repeated.

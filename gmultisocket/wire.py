@@ -72,6 +72,7 @@ __all__ = [
     "encode_frame",
     "encode_header",
     "first_id",
+    "layout",
     "pack_bare_header",
     "pack_id",
     "path_ids",
@@ -341,7 +342,7 @@ def _check_bounds(flags: int, ttl: int, hops: int, distance: int) -> None:
 
 # The frames of all pipes together have only a few different shapes.
 @lru_cache(maxsize=1024)
-def _layout(shape: int) -> tuple[int, int, int, int, int]:
+def layout(shape: int) -> tuple[int, int, int, int, int]:
     """Return the meaning of the first four bytes of a frame.
 
     Returns:
@@ -505,7 +506,7 @@ class Decoder:
                 raise BadMessage("a packet is not one whole message")
             shape, length = unpack(packet)
             if shape != known:
-                flags, ttl, source_end, destination_start, content_start = _layout(shape)
+                flags, ttl, source_end, destination_start, content_start = layout(shape)
                 known = shape
                 if flags & _FLAGGED:
                     self.flagged = True
@@ -531,7 +532,7 @@ class Decoder:
             shape, length = unpack(data, position)
             # Most frames have the same shape as the one before: their first four bytes then cost one comparison.
             if shape != known:
-                flags, ttl, source_end, destination_start, content_start = _layout(shape)
+                flags, ttl, source_end, destination_start, content_start = layout(shape)
                 known = shape
                 if flags & _FLAGGED:
                     self.flagged = True

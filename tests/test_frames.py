@@ -71,7 +71,7 @@ frames = st.builds(
 streams = st.lists(st.tuples(frames, st.sampled_from([1, 1, 2, 3, 16, 17, 18, 80, 300])), max_size=6)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(streams, st.binary(max_size=20))
 @example([(frame(b"\0\x10\0\0\0\0\0\3"[:3]), 40), (frame(b"y"), 40)], b"")
 def test_each_frame_is_what_the_decoder_and_the_encoder_make_of_it(stream: list[tuple[bytes, int]], end: bytes) -> None:
@@ -99,7 +99,7 @@ def test_each_frame_is_what_the_decoder_and_the_encoder_make_of_it(stream: list[
         number += batch.count
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(frames, st.data())
 def test_a_frame_that_is_not_whole_is_never_taken(each: bytes, data: st.DataObject) -> None:
     part = each[: data.draw(st.integers(0, len(each) - 1))]
@@ -108,7 +108,7 @@ def test_a_frame_that_is_not_whole_is_never_taken(each: bytes, data: st.DataObje
         assert long_way(each) is not None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300))
 def test_bytes_of_any_kind_make_no_other_frames_than_the_decoder_finds(data: bytes) -> None:
     decoder = Decoder(LOCAL, MAX_CONTENT)

@@ -47,8 +47,6 @@ on_closed: list[Callable[[Socket], object]] = []
 
 _current_thread = owner.current_thread
 _new = tuple.__new__
-
-
 _BARE = socket_reader()
 
 
@@ -436,8 +434,8 @@ class Socket(Closable):
             return connector.lost() - lost_before
         finally:
             owner.unregister(self)
-            for told in on_closed:
-                told(self)
+            for callback in on_closed:
+                callback(self)
 
     def _abandon(self) -> None:
         """Become unusable in a forked child. Called by the fork."""
@@ -463,6 +461,7 @@ def _parse(address: str | Address, wanted: str) -> Address:
 
 
 def _endpoint_reader(transport: Transport, address: Address, kind: Place) -> Reader | None:
+    """Return what reads the options of an endpoint; None if the transport does not say which ones it has."""
     families = transport.families(address.scheme)
     return None if families is None else endpoint_reader(address.scheme, kind, families)
 

@@ -220,9 +220,10 @@ class ThreadsafeSender(ThreadsafeHandle):
         failed: how many messages were accepted here and then not sent, e.g. because their path was broken.
     """
 
+    _socket: _SendingSocket
+
     def __init__(self, sock: _SendingSocket) -> None:
         super().__init__(sock)
-        self._sender = sock
 
     def send(self, content: Buffer) -> None:
         """Send ``content`` to one peer, later.
@@ -231,16 +232,16 @@ class ThreadsafeSender(ThreadsafeHandle):
             MessageDropped: 10,000 messages wait already.
             Closed: the handle or the socket is closed.
         """
-        self._post(self._sender.send, as_content(content))
+        self._post(self._socket.send, as_content(content))
 
     def send_all(self, content: Buffer) -> None:
         """Send ``content`` to every peer, later. Raises as :meth:`send` does."""
-        self._post(self._sender.send_all, as_content(content))
+        self._post(self._socket.send_all, as_content(content))
 
     def send_to(self, destination: bytes, content: Buffer) -> None:
         """Send ``content`` along a path, later. Raises as :meth:`send` does."""
-        self._post(self._sender.send_to, bytes(destination), as_content(content))
+        self._post(self._socket.send_to, bytes(destination), as_content(content))
 
     def send_msg(self, message: Message) -> None:
         """Send a message as its fields say, later. Raises as :meth:`send` does."""
-        self._post(self._sender.send_msg, message)
+        self._post(self._socket.send_msg, message)

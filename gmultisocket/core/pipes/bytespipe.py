@@ -230,14 +230,20 @@ class BytesPipe(WritePipe):
 
     def _receive(self, data: bytes) -> None:
         """Decode what was read, and deliver the messages. Blocks while the receiver's queue is full."""
-        messages = self._decode(data)
-        if messages:
-            if not self.messages_received:
-                self._owner.pipe_heard(self)
-            self.messages_received += len(messages)
-            self._deliver(messages)
+        self._hand_on(self._decode(data))
         if self._error is not None:
             raise self._error
+
+    def _hand_on(self, messages: Sequence[Fields]) -> None:
+        """Count messages and deliver them. Blocks while the receiver's queue is full."""
+        if messages:
+            self._count_received(len(messages))
+            self._deliver(messages)
+
+    def _count_received(self, count: int) -> None:
+        if not self.messages_received:
+            self._owner.pipe_heard(self)
+        self.messages_received += count
 
     def _pass_on(self, data: bytes) -> bytes:
         """Give what was read to the switch's relay. Blocks. Return what is to be decoded, because it cannot be relayed.
@@ -256,14 +262,6 @@ class BytesPipe(WritePipe):
                 gevent.sleep(min(pause, LONGEST_PAUSE))
         finally:
             self._reading_paused = False
-
-    def _hand_on(self, messages: Sequence[Fields]) -> None:
-        """Deliver messages before more of what was read is decoded. Blocks while the receiver's queue is full."""
-        if messages:
-            if not self.messages_received:
-                self._owner.pipe_heard(self)
-            self.messages_received += len(messages)
-            self._deliver(messages)
 
     def _deliver(self, messages: Sequence[Fields]) -> None:
         """Deliver messages to the receiver. Blocks while its queue is full."""

@@ -154,9 +154,7 @@ class FramedPipe(BytesPipe):
                 continue
             position, count, slow = relay.forward(data, position, self.path, max_content)
             if count:
-                if not self.messages_received:
-                    self._owner.pipe_heard(self)
-                self.messages_received += count
+                self._count_received(count)
             if slow:
                 start, position = position, relay.skip(data, position, slow)
                 if start == position:

@@ -175,6 +175,20 @@ PUSHED: Final = {
 }
 
 
+class _Drops(dict[str, int]):
+    """How many messages a pipe has dropped, by reason.
+
+    Attributes:
+        logged: whether the first loss among them was logged.
+    """
+
+    __slots__ = ("logged",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logged = False
+
+
 class Pipe(StateMachine, ABC):
     """One connected peer.
 
@@ -241,7 +255,7 @@ class Pipe(StateMachine, ABC):
         self._writable: WaitList | None = None
         #: Which kind of waiters the sender wakes first the next time.
         self._wake_order = 0
-        self._drops: dict[str, int] | None = None
+        self._drops: _Drops | None = None
         self.messages_sent = 0
         self.bytes_sent = 0
         self.full = False
@@ -398,19 +412,17 @@ class Pipe(StateMachine, ABC):
 
     def _drop(self, reason: str, count: int = 1) -> None:
         """Count messages that this pipe lost. The first loss of a pipe is logged."""
-        if not count:
-            return
-        if self._drops is None:
-            self._drops = {}
+        self._count_useless(reason, count)
+        if count and self._drops is not None and not self._drops.logged:
+            self._drops.logged = True
             self._owner.first_drop(self, reason)
-        self._drops[reason] = self._drops.get(reason, 0) + count
 
     def _count_useless(self, reason: str, count: int = 1) -> None:
         """Count messages that had no use for anybody. They are no loss, so nothing is logged."""
         if not count:
             return
         if self._drops is None:
-            self._drops = {}
+            self._drops = _Drops()
         self._drops[reason] = self._drops.get(reason, 0) + count
 
     def _set_full(self) -> None:

@@ -11,7 +11,6 @@ __all__ = ["Rotation"]
 
 T = TypeVar("T")
 
-
 #: A set with more members has no iterator over them: it would have to be made again whenever one comes or goes.
 _FEW: Final = 16
 

@@ -9,7 +9,8 @@ import pytest
 from gmultisocket import Socket
 from gmultisocket.errors import BrokenPath, Timeout
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
-from gmultisocket.wire import pack_id
+from gmultisocket.wire import INTERNAL, pack_id
+from tests.core.streams import frame
 from tests.peers import only_pipe
 
 
@@ -135,3 +136,23 @@ def test_what_is_sent_to_a_pipe_that_has_just_closed_goes_to_another_or_waits(tw
         second.close()
         with pytest.raises(Timeout):
             server.send(b"nobody", timeout=0)
+
+
+def test_the_first_loss_is_logged_although_a_useless_message_was_counted_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stream = FakeStream()
+    with FakeTransport([stream]) as fake, Socket({"socket.send_overflow": "drop_newest"}) as sock:
+        pipe = sock.dial(fake.address, {"connector.dialer.reconnect": False}).pipe
+        assert pipe is not None
+        stream.feed(frame(b"\xff", INTERNAL))
+        wait_until(lambda: pipe.counters.drops == {"internal": 1})
+        assert "drops messages" not in caplog.text
+        stream.block()
+        while "overflow" not in pipe.counters.drops:
+            sock.send_to(pipe.path, b"x")
+        sock.send_to(pipe.path, b"x")
+        assert pipe.counters.drops == {"internal": 1, "overflow": 2}
+        wait_until(lambda: "drops messages" in caplog.text)
+        stream.unblock()
+    assert caplog.text.count("drops messages: overflow") == 1

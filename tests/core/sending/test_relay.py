@@ -170,7 +170,7 @@ def run(
         return setup.state()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     script=st.lists(st.tuples(st.integers(0, 1), specs, st.sampled_from([1000, 4096, 65536, 7])), max_size=8).filter(
         # In pieces of 7 bytes only what is short.
@@ -188,7 +188,7 @@ def test_both_ways_send_the_same_bytes_to_each_pipe_and_count_the_same(
     assert outcomes[0] == outcomes[1]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     script=st.lists(
         st.tuples(st.integers(0, 1), specs.filter(lambda spec: spec[0] != TO_ONE | RAW), st.just(65536)), max_size=8
