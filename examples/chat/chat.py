@@ -1,4 +1,4 @@
-"""A chat with rooms: what is said goes to everybody in the room, and each page sees who is there."""
+"""A chat with rooms: everybody in a room gets its lines, and sees who is there."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Chat:
     """The rooms, as this worker sees them.
 
     The lines of a room have 50 topics, in turn: rooms.lobby.said.0 to rooms.lobby.said.49. The backplane keeps the last
-    value of each, so whoever subscribes to rooms.lobby.said.* gets the last 50 lines and what comes later.
+    value of each, so a new subscriber to rooms.lobby.said.* gets the last 50 lines, and then each further one.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Chat:
         self.last = defaultdict(lambda: -1)
         self.present = {}
         published = plane.subscribe("rooms.>", timeout=10)
-        # What the backplane has kept. After a reload everything is in it.
+        # The values that the backplane has kept: after a reload, all of them.
         while published.waiting:
             self.learn(*published.recv())
         gevent.spawn(self.listen, published)
@@ -68,7 +68,7 @@ class Chat:
             self.learn(topic, content)
 
     def learn(self, topic, content):
-        """Take over what any worker, or this one, has published."""
+        """Remember a value that any worker, this one included, has published."""
         value, room = json.loads(content), topic.split(".")[1]
         if topic.endswith(".present"):
             self.present[room] = value
