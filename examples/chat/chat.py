@@ -76,7 +76,7 @@ class Chat:
             self.last[room] = max(self.last[room], value["number"])
 
     def answer(self):
-        """Take what is said."""
+        """Answer the requests of the pages: publish their lines."""
         for request in self.rep:
             try:
                 asked = json.loads(request.content)
@@ -93,13 +93,13 @@ class Chat:
                 request.reply(b"null")
 
     def say(self, room, name, text):
-        # If another worker takes the same number at this very moment, both lines are seen, and one is remembered.
+        # If another worker takes the same number at the same moment, pages show both lines, and one is kept.
         number = self.last[room] = self.last[room] + 1
         line = {"number": number, "name": name, "text": text, "time": time.time()}
         plane.publish(f"rooms.{room}.said.{number % LINES}", json.dumps(line).encode(), retain=True)
 
     def watch(self):
-        """Say who is in a room, at any worker, when that has changed."""
+        """Publish the names in a room, of all workers, when they change."""
         while True:
             for room in ROOMS:
                 found = plane.presence(f"rooms.{room}.said.*")
@@ -109,7 +109,7 @@ class Chat:
 
 
 def make_session():
-    """Make what the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
+    """Make the Session that the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
     chat = Chat()
     return Session({"rooms": chat.pub, "say": chat.rep})
 
