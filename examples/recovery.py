@@ -1,4 +1,4 @@
-"""History: a Sub that was cut off gets what it has missed, and is told what does not come any more.
+"""History: a Sub that was cut off gets the publications that it has missed, and is told if some are missing.
 
     python3 examples/recovery.py
 """

@@ -185,3 +185,10 @@ def test_a_greenlet_outside_of_handlers_has_no_request() -> None:
         assert rep.current is None
         with pytest.raises(HandlerFailed):
             request.get(5)
+
+
+def test_the_page_names_every_logger() -> None:
+    sources = "\n".join(file.read_text() for file in DOCS.parent.glob("gmultisocket/**/*.py"))
+    used = set(re.findall(r'\b(?:get_logger|report)\(\s*"gmultisocket(\.[\w.]+)"', sources))
+    sentence = LOGGING.split("Its loggers are")[1].split("\n\n")[0]
+    assert set(re.findall(r"``(?:gmultisocket)?(\.[\w.]+)``", sentence)) == used

@@ -1,4 +1,4 @@
-"""A chat with rooms: what is said goes to everybody in the room, and each page sees who is there."""
+"""A chat with rooms: everybody in a room gets its lines, and sees who is there."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Chat:
     """The rooms, as this worker sees them.
 
     The lines of a room have 50 topics, in turn: rooms.lobby.said.0 to rooms.lobby.said.49. The backplane keeps the last
-    value of each, so whoever subscribes to rooms.lobby.said.* gets the last 50 lines and what comes later.
+    value of each, so a new subscriber to rooms.lobby.said.* gets the last 50 lines, and then each further one.
     """
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Chat:
         self.last = defaultdict(lambda: -1)
         self.present = {}
         published = plane.subscribe("rooms.>", timeout=10)
-        # What the backplane has kept. After a reload everything is in it.
+        # The values that the backplane has kept: after a reload, all of them.
         while published.waiting:
             self.learn(*published.recv())
         gevent.spawn(self.listen, published)
@@ -68,7 +68,7 @@ class Chat:
             self.learn(topic, content)
 
     def learn(self, topic, content):
-        """Take over what any worker, or this one, has published."""
+        """Remember a value that any worker, this one included, has published."""
         value, room = json.loads(content), topic.split(".")[1]
         if topic.endswith(".present"):
             self.present[room] = value
@@ -76,7 +76,7 @@ class Chat:
             self.last[room] = max(self.last[room], value["number"])
 
     def answer(self):
-        """Take what is said."""
+        """Answer the requests of the pages: publish their lines."""
         for request in self.rep:
             try:
                 asked = json.loads(request.content)
@@ -93,13 +93,13 @@ class Chat:
                 request.reply(b"null")
 
     def say(self, room, name, text):
-        # If another worker takes the same number at this very moment, both lines are seen, and one is remembered.
+        # If another worker takes the same number at the same moment, pages show both lines, and one is kept.
         number = self.last[room] = self.last[room] + 1
         line = {"number": number, "name": name, "text": text, "time": time.time()}
         plane.publish(f"rooms.{room}.said.{number % LINES}", json.dumps(line).encode(), retain=True)
 
     def watch(self):
-        """Say who is in a room, at any worker, when that has changed."""
+        """Publish the names in a room, of all workers, when they change."""
         while True:
             for room in ROOMS:
                 found = plane.presence(f"rooms.{room}.said.*")
@@ -109,7 +109,7 @@ class Chat:
 
 
 def make_session():
-    """Make what the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
+    """Make the Session that the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
     chat = Chat()
     return Session({"rooms": chat.pub, "say": chat.rep})
 

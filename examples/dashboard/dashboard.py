@@ -1,4 +1,4 @@
-"""Live values in a Flask application: who is logged in sees his own greenhouse, and sets its temperature."""
+"""Live values in a Flask application: each user sees his own greenhouse, and sets its temperature."""
 
 import fcntl
 import json
@@ -46,7 +46,7 @@ def logout():
 
 
 def who(upgrade):
-    """Say who opens a WebSocket: whoever is logged in, by the same cookie as in pages."""
+    """Return the user of a WebSocket. It is logged in by the same cookie as the pages."""
     user = app.session_interface.open_session(app, app.request_class(upgrade.environ)).get("user")
     if user is None:
         raise RequestRefused(401, "log in first")
@@ -54,7 +54,7 @@ def who(upgrade):
 
 
 def may_subscribe(subscriber, pattern):
-    """Everybody sees the weather, and each user what is his own. Patterns are compared, never topics."""
+    """Allow the weather to all, and to each user his own topics. Compare patterns, never topics."""
     return pattern == "weather" or pattern.startswith(f"users.{subscriber.identity['user']}.") or "not yours"
 
 
@@ -62,7 +62,7 @@ def may_subscribe(subscriber, pattern):
 
 
 class Greenhouses:
-    """A greenhouse for each user. All workers know them; one of them, which holds a lock, lets their time pass."""
+    """A greenhouse for each user. All workers know them. The worker that holds a lock computes their next state."""
 
     def __init__(self):
         #: By user.
@@ -70,7 +70,7 @@ class Greenhouses:
         self.targets = {}
         self.outside = 12.0
         published = plane.subscribe("users.*.*", timeout=10)
-        # What the backplane has kept. After a reload everything is in it.
+        # The values that the backplane has kept: after a reload, all of them.
         while published.waiting:
             self.learn(*published.recv())
         gevent.spawn(self.listen, published)
@@ -81,18 +81,18 @@ class Greenhouses:
             self.learn(topic, content)
 
     def learn(self, topic, content):
-        """Take over what any worker, or this one, has published."""
+        """Remember a value that any worker, this one included, has published."""
         _, user, what = topic.split(".")
         {"greenhouse": self.houses, "target": self.targets}[what][user] = json.loads(content)
 
     def wanted(self, pattern, wanted):
-        """Somebody looks at a greenhouse. If it is his first time, it is built."""
+        """Build the greenhouse of a user who looks at it for the first time."""
         user = pattern.split(".")[1] if pattern.startswith("users.") else ""
         if wanted and user and user not in self.targets:
             publish(f"users.{user}.target", 21.0)
 
     def run(self):
-        """Wait until this worker is the one, and publish the weather and all greenhouses once a second."""
+        """Wait until this worker has the lock, then publish the weather and all greenhouses once a second."""
         with open(os.environ["DASHBOARD_LOCK"], "w") as lock:
             while not is_mine(lock):
                 gevent.sleep(1)
@@ -112,7 +112,7 @@ class Greenhouses:
 
 
 def is_mine(lock):
-    """Take the lock if no other worker has it. It is free again when its worker has ended, however that was."""
+    """Take the lock if no other worker has it. It becomes free when its worker ends, also if that is killed."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -125,7 +125,7 @@ def publish(topic, value):
 
 
 def serve(rep):
-    """Set targets. A request says whose; its peer's identity says whether that is allowed."""
+    """Set targets. A request names the user; the identity of its peer decides whether that is allowed."""
     for asked in rep:
         try:
             wanted = json.loads(asked.content)
@@ -143,7 +143,7 @@ def serve(rep):
 
 
 def make_session():
-    """Make what the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
+    """Make the Session that the WebSockets of this worker share. mount() calls it at the first one, after the fork."""
     pub, rep = plane.pub(authorize=may_subscribe), Rep()
     pub.on_interest(Greenhouses().wanted)
     gevent.spawn(serve, rep)
