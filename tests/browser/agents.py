@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 from gevent import subprocess
@@ -96,13 +96,18 @@ def node() -> Iterator[Node]:
 
 
 class _Inspector(RawPeer):
-    """A connection to Chromium's debugger."""
+    """A connection to Chromium's debugger.
+
+    Attributes:
+        events: what it has said without being asked.
+    """
 
     def __init__(self, address: str) -> None:
         super().__init__(address, PATIENCE)
         self.send(request("/" + address.split("/", 3)[3], {"Sec-WebSocket-Protocol": None}))
         assert self.status() == 101
         self._count = 0
+        self.events: list[dict[str, Any]] = []
 
     def call(self, method: str, **parameters: Any) -> Any:
         self._count += 1
@@ -117,6 +122,7 @@ class _Inspector(RawPeer):
             if answer.get("id") == self._count:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self.events.append(answer)
 
 
 class Tab:
@@ -144,6 +150,9 @@ class Tab:
         return result["result"].get("value")
 
 
+AnyTab = TypeVar("AnyTab", bound=Tab)
+
+
 class Chromium:
     """A Chromium without a window."""
 
@@ -152,10 +161,10 @@ class Chromium:
         self._inspector = _Inspector(address)
 
     @contextmanager
-    def tab(self, url: str) -> Iterator[Tab]:
+    def tab(self, url: str, kind: type[AnyTab] = Tab) -> Iterator[AnyTab]:  # type: ignore[assignment]
         """Open another tab, until the body has ended."""
         target = self._inspector.call("Target.createTarget", url="about:blank")["targetId"]
-        tab = Tab(re.sub("/devtools/.*", f"/devtools/page/{target}", self._address))
+        tab = kind(re.sub("/devtools/.*", f"/devtools/page/{target}", self._address))
         try:
             tab.visit(url)
             yield tab

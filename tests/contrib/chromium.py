@@ -1,49 +1,35 @@
-"""A page in a real Chromium, driven by its debugging protocol."""
+"""A page in a real Chromium, looked at as people do."""
 
 from __future__ import annotations
 
 import base64
 import json
-import socket
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gevent import socket as gsocket
-from websocket import create_connection
-
 from gmultisocket.testing import wait_until
-from tests.transport.test_ws_browser import PATIENCE, browsing
+from tests.browser.agents import Tab, chromium
+from tests.transport.test_ws_browser import PATIENCE
 
 __all__ = ["PATIENCE", "Page", "page_in_chromium"]
 
+_COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
 
-class Page:
-    """An open page.
 
-    Attributes:
-        complaints: what the page and the browser have to complain of: errors, and what a policy has blocked.
-    """
+class Page(Tab):
+    """An open page."""
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-        self._number = 0
-        self.complaints: list[str] = []
-        for domain in ("Runtime", "Log", "Page"):
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self.call = self.inspector.call
+        for domain in ("Runtime", "Log"):
             self.call(f"{domain}.enable")
 
-    def call(self, method: str, **parameters: Any) -> Any:
-        """Call a method of the protocol, and return its result."""
-        self._number += 1
-        self._connection.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self._connection.recv())
-            if answer.get("id") == self._number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"):
-                self.complaints.append(json.dumps(answer["params"]))
+    @property
+    def complaints(self) -> list[str]:
+        """What the page and the browser have to complain of: errors, and what a policy has blocked."""
+        return [json.dumps(each["params"]) for each in self.inspector.events if each["method"] in _COMPLAINTS]
 
     def open(self, url: str) -> None:
         """Go to another page."""
@@ -57,9 +43,7 @@ class Page:
 
     def value(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
+        return self.evaluate(f"return {expression}")
 
     def text(self, selector: str) -> str:
         """Return the text that an element shows; "" if it is not there."""
@@ -77,24 +61,5 @@ class Page:
 @contextmanager
 def page_in_chromium() -> Iterator[Page]:
     """An empty page, in a Chromium that ends with the body."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    with browsing("about:blank", f"--remote-debugging-port={port}"):
-        targets: list[Any] = []
-
-        def is_up() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=10) as answer:
-                    targets[:] = [each for each in json.load(answer) if each["type"] == "page"]
-            except OSError:
-                return False
-            return bool(targets)
-
-        wait_until(is_up, PATIENCE, "Chromium")
-        connection = gsocket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
-        client = create_connection(targets[0]["webSocketDebuggerUrl"], socket=connection, suppress_origin=True)
-        try:
-            yield Page(client)
-        finally:
-            client.close()
+    with chromium() as browser, browser.tab("about:blank", Page) as page:
+        yield page
