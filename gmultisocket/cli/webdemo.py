@@ -29,9 +29,9 @@ __all__ = ["serve"]
 
 _SUBJECTS: Final = 10
 _SIZE: Final = 2000
-#: Shares of the peers: the others are subscribers.
-_WORKERS: Final = 0.2
-_ASKERS: Final = 0.1
+#: Of ten peers, so many are workers and askers; the others are subscribers.
+_WORKERS: Final = 2
+_ASKERS: Final = 1
 #: One subscriber in so many reads slowly.
 _SLOW: Final = 20
 #: Seconds after which rates are as they were.
@@ -98,9 +98,10 @@ class _World:
         self._rep.start()
         self._greenlets.spawn(self._publish)
         self._greenlets.spawn(self._hand_out)
+        workers = peers * _WORKERS // 10
+        askers = peers * _ASKERS // 10
         for number in range(peers):
-            share = number / peers
-            live = self._work if share < _WORKERS else self._ask if share < _WORKERS + _ASKERS else self._subscribe
+            live = self._work if number < workers else self._ask if number < workers + askers else self._subscribe
             self._greenlets.spawn(self._live_again, live, number)
 
     def join(self) -> None:

@@ -161,15 +161,30 @@ class Chromium:
         self._inspector = _Inspector(address)
 
     @contextmanager
-    def tab(self, url: str, kind: type[AnyTab] = Tab) -> Iterator[AnyTab]:  # type: ignore[assignment]
-        """Open another tab, until the body has ended."""
-        target = self._inspector.call("Target.createTarget", url="about:blank")["targetId"]
+    def tab(
+        self, url: str, kind: type[AnyTab] = Tab, own_connections: bool = False  # type: ignore[assignment]
+    ) -> Iterator[AnyTab]:
+        """Open another tab, until the body has ended.
+
+        Args:
+            url: what it shows.
+            kind: its class.
+            own_connections: it has the cookies of the tabs before it, and none of the connections that Chromium keeps
+                for them or has opened in advance.
+        """
+        context = {}
+        if own_connections:
+            context = self._inspector.call("Target.createBrowserContext")
+            self._inspector.call("Storage.setCookies", **self._inspector.call("Storage.getCookies"), **context)
+        target = self._inspector.call("Target.createTarget", url="about:blank", **context)["targetId"]
         tab = kind(re.sub("/devtools/.*", f"/devtools/page/{target}", self._address))
         try:
             tab.visit(url)
             yield tab
         finally:
             tab.close()
+            if context:
+                self._inspector.call("Target.disposeBrowserContext", **context)
 
     def close(self) -> None:
         self._inspector.close()

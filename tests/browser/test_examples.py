@@ -35,7 +35,7 @@ def browser() -> Iterator[Chromium]:
 
 @contextmanager
 def serve(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gunicorn]:
-    """Serve an example. A page that is opened uses no connection of another page, and so any worker."""
+    """Serve an example. A connection serves one request."""
     monkeypatch.setenv("PLANE", f"ipc://{folder}/hub")
     configuration = ROOT / "examples" / name / "gunicorn.conf.py"
     with running(folder, "-c", str(configuration), "--keep-alive", "0", app="") as server:
@@ -50,7 +50,8 @@ def one_at_each_worker(server: Gunicorn, browser: Chromium, come_in: str) -> Ite
         pids = server.workers()
         for number, other in enumerate(reversed(pids)):
             with standing_still(other):
-                tab = stack.enter_context(browser.tab(page_of(server)))
+                # A connection from before may be at the worker that stands still, and a request by it would wait.
+                tab = stack.enter_context(browser.tab(page_of(server), own_connections=True))
                 tab.evaluate(_UNTIL + f"const number = {number};" + come_in)
                 tabs.append(tab)
         yield tabs

@@ -141,7 +141,9 @@ def running(
         secure: whether the arguments turn TLS on.
         log_file: the error log, if the arguments have one.
     """
-    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--access-logfile", "-", *QUIET, *arguments]
+    # A worker that a test stops is not taken for one that hangs.
+    command = [sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:0", "--access-logfile", "-", "--timeout", "120"]
+    command += [*QUIET, *arguments]
     with open(folder / "gunicorn.log", "w") as log, open(folder / "gunicorn.out", "w") as output:
         process = subprocess.Popen(
             [*command, app] if app else command,
