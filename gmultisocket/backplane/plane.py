@@ -37,6 +37,7 @@ from ..loop.yielding import yield_to_loop
 from ..options import OptionValues, PlaneOptions
 from ..protocol.rights import Authorize, RemoteSub
 from ..protocol.subscriptions import check_pattern, check_topic, matches
+from . import totals
 from .control import Control, PlanePresence
 from .engine import SILENCE
 from .engines import find_engine
@@ -180,6 +181,7 @@ class Backplane(Closable):
             self._control = Control(link, local)
             self._link = link
             owner.register(self)
+            totals.add(self, self._url)
             link.start()
         self._check()
         return self._link
@@ -501,6 +503,7 @@ class Backplane(Closable):
                 lost = link.close(deadline)
             return lost
         finally:
+            totals.remove(self)
             owner.unregister(self)
 
     def _abandon(self) -> None:

@@ -13,7 +13,8 @@ out. With a folder that all workers share, this one answers for all of them, in 
     REGISTRY.register(Collector("/run/app/stats"))
 
 All numbers are sums over the sockets of a kind with the same name (the option ``socket.name``), and over all workers.
-There are none for single pipes: their number, and so that of the time series, is the choice of peers.
+There are none for single pipes: their number, and so that of the time series, is the choice of peers. Those of planes
+are sums over the planes with the same URL.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from ..backplane.totals import add_up_planes, plane_stats
 from ..stats import add_lags, add_up, process_stats
 from .reports import reports_in
 
@@ -63,6 +65,21 @@ _GAUGES: Final = {
     "running": ("requests_running", "Requests that a Rep or a Respondent is answering."),
     "connections": ("stream_connections", "Connections of a Stream."),
 }
+_PLANE_COUNTERS: Final = {
+    "sent": ("messages_sent", "Publications of these processes."),
+    "confirmed": ("messages_confirmed", "Publications of these processes that the server has got."),
+    "received": ("messages_received", "Publications of other processes."),
+    "echoes": ("echoes", "Publications that came back to their process, and were ignored."),
+    "duplicates": ("duplicates", "Publications that came again, and were ignored."),
+    "gaps": ("gaps", "How often publications of other processes may have been missed."),
+}
+_PLANE_GAUGES: Final = {
+    "planes": ("open", "Open planes that are in use."),
+    "healthy_planes": ("healthy", "Of these, planes whose engine serves and confirms all."),
+    "unconfirmed": ("messages_unconfirmed", "Publications not confirmed yet, or not when a connection was lost."),
+    "buffered": ("messages_buffered", "Publications that wait while the engine is away or slow."),
+    "lag": ("lag_seconds", "Time since the server has last confirmed something, at the plane that waits longest."),
+}
 
 
 class Collector:
@@ -79,7 +96,7 @@ class Collector:
 
     def describe(self) -> Iterable[Metric]:
         """Return the metrics without values: a registry finds with it that a name is taken."""
-        return self._metrics([], [], None)
+        return self._metrics([], [], [], None)
 
     def collect(self) -> Iterable[Metric]:
         """Return the metrics. Never blocks.
@@ -89,16 +106,18 @@ class Collector:
         """
         if self._reports is None:
             report = process_stats()
-            return self._metrics([report], report["groups"], report["loop_lag"])
+            return self._metrics([report], report["groups"], plane_stats(), report["loop_lag"])
         reports, ended = self._reports.read()
         all_reports = [*reports, ended]
         lag = add_lags(report["loop_lag"] for report in all_reports)
-        return self._metrics(reports, add_up(all_reports), lag)
+        planes = add_up_planes(report["planes"] for report in all_reports)
+        return self._metrics(reports, add_up(all_reports), planes, lag)
 
     def _metrics(
-        self, reports: list[dict[str, Any]], groups: list[dict[str, Any]], lag: dict[str, Any] | None
-    ) -> list[Metric]:
-        return [*self._groups(groups), *self._processes(reports), *self._loops(reports, lag)]
+        self, reports: list[dict[str, Any]], groups: list[dict[str, Any]], planes: list[dict[str, Any]],
+        lag: dict[str, Any] | None,
+    ) -> list[Metric]:  # fmt: skip
+        return [*self._groups(groups), *self._planes(planes), *self._processes(reports), *self._loops(reports, lag)]
 
     def _groups(self, groups: list[dict[str, Any]]) -> Iterator[Metric]:
         for key, (name, text) in _COUNTERS.items():
@@ -112,6 +131,21 @@ class Collector:
         yield drops
         for key, (name, text) in _GAUGES.items():
             yield _fill(GaugeMetricFamily(f"{self._prefix}_{name}", text, labels=_LABELS), key, groups)
+
+    def _planes(self, planes: list[dict[str, Any]]) -> Iterator[Metric]:
+        for family, metrics in ((CounterMetricFamily, _PLANE_COUNTERS), (GaugeMetricFamily, _PLANE_GAUGES)):
+            for key, (name, text) in metrics.items():
+                metric = family(f"{self._prefix}_plane_{name}", text, labels=("url",))
+                for numbers in planes:
+                    metric.add_metric((numbers["url"],), numbers[key])
+                yield metric
+        drops = CounterMetricFamily(
+            f"{self._prefix}_plane_messages_dropped", "Publications given up, by reason.", labels=("url", "reason")
+        )
+        for numbers in planes:
+            for reason, count in sorted(numbers["dropped"].items()):
+                drops.add_metric((numbers["url"], reason), count)
+        yield drops
 
     def _processes(self, reports: list[dict[str, Any]]) -> Iterator[Metric]:
         processes = GaugeMetricFamily(f"{self._prefix}_processes", "Living processes that these numbers are of.")

@@ -29,6 +29,7 @@ from pathlib import Path
 from time import thread_time
 from typing import Any, Final
 
+from ..backplane.totals import add_up_planes, counted, plane_stats
 from ..loop import owner
 from ..loop.lag import own_hub
 from ..loop.periodic import Periodic
@@ -45,7 +46,7 @@ _SHARE: Final = 0.02
 #: Processes that the sums still name, so that no reader counts them twice. More than can end while somebody reads.
 _REMEMBERED: Final = 1000
 #: Changes with what the files mean. Those of another version are left alone.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 class Reports:
@@ -112,9 +113,9 @@ class Reports:
         Never blocks for long: nothing here waits for another process.
 
         Returns:
-            The reports, this process's first, unless it has stopped: what ``process_stats()`` returns, with ``"time"``
-            (seconds since 1970) and ``"id"``. And a dict like them for all processes that have ended, with only what
-            grows.
+            The reports, this process's first, unless it has stopped: what ``process_stats()`` returns, with
+            ``"planes"`` (see ``plane_stats()``), ``"time"`` (seconds since 1970) and ``"id"``. And a dict like them for
+            all processes that have ended, with only what grows.
 
         Raises:
             OSError: the folder cannot be used.
@@ -148,7 +149,7 @@ class Reports:
 
     def _make_report(self) -> dict[str, Any]:
         began = thread_time()
-        report = process_stats()
+        report = process_stats() | {"planes": plane_stats()}
         for more in self._more:
             report |= more()
         if self._id is None:
@@ -210,7 +211,7 @@ class Reports:
         return False
 
     def _ended(self) -> dict[str, Any]:
-        return _load(self._folder / "ended.json") or {"version": _VERSION, "ids": [], "groups": [], "loop_lag": None}
+        return _load(self._folder / "ended.json") or {"version": _VERSION, "ids": [], **_sum_of([])}
 
     def _bury(self, dead: list[dict[str, Any]]) -> None:
         """Add processes to the sums, and remove their files. If another process does so now, leave it to that."""
@@ -251,7 +252,10 @@ def _load(path: Path) -> dict[str, Any] | None:
 def _sum_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the sums of what only grows."""
     groups = [{key: group[key] for key in ("kind", "name", "drops", *COUNTERS)} for group in add_up(reports)]
-    return {"groups": groups, "loop_lag": add_lags(report["loop_lag"] for report in reports)}
+    planes = [
+        {"url": numbers["url"], **counted(numbers)} for numbers in add_up_planes(report["planes"] for report in reports)
+    ]
+    return {"groups": groups, "planes": planes, "loop_lag": add_lags(report["loop_lag"] for report in reports)}
 
 
 #: By folder: a process that reported twice into one would be counted twice.

@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.frames import Opcode
 
-from gmultisocket import Message, Pub, Rep, Req, Socket, Sub
+from gmultisocket import Backplane, Message, Pub, Rep, Req, Socket, Sub
+from gmultisocket.backplane import totals
 from gmultisocket.contrib.prometheus import Collector
 from gmultisocket.loop.lag import BUCKETS
 from gmultisocket.stats import _forget
@@ -80,6 +81,37 @@ def test_the_loops_lag_is_a_histogram(registry: CollectorRegistry) -> None:
     assert buckets == sorted(buckets)
     assert found["gmultisocket_loop_lag_seconds_bucket", "+Inf"] == found["gmultisocket_loop_lag_seconds_count",]
     assert found["gmultisocket_loop_lag_max_seconds",] >= 0
+
+
+def test_a_scrape_has_the_numbers_of_planes_by_their_url(registry: CollectorRegistry) -> None:
+    totals._forget()
+    url = "memory://metrics"
+
+    def value(name: str, *labels: str) -> float:
+        return parsed(generate_latest(registry).decode())[f"gmultisocket_plane_{name}", *labels]
+
+    assert not [key for key in parsed(generate_latest(registry).decode()) if key[0].startswith("gmultisocket_plane")]
+    with Backplane(url) as unused, Backplane(url) as one, Backplane(url) as other:
+        heard = iter(other.subscribe("news.>"))
+        for number in range(3):
+            one.publish("news.a", b"%d" % number)
+        assert [next(heard)[1] for _ in range(3)] == [b"0", b"1", b"2"]
+        assert value("open", url) == value("healthy", url) == 2
+        assert value("messages_sent_total", url) == value("messages_confirmed_total", url) == 3
+        assert value("messages_received_total", url) == 3
+        assert value("messages_buffered", url) == value("messages_unconfirmed", url) == value("gaps_total", url) == 0
+        assert unused.healthy
+    assert value("open", url) == value("healthy", url) == 0
+    assert value("messages_sent_total", url) == value("messages_received_total", url) == 3
+    # An engine that is away: what is not sent is not lost in silence, and no password is shown.
+    with Backplane("redis://:secret@127.0.0.1:1", {"plane.buffer_messages": 1}) as away:
+        for number in range(4):
+            away.publish("news.a", b"%d" % number)
+        url = "redis://127.0.0.1:1"
+        assert value("healthy", url) == 0 and value("messages_buffered", url) == 1
+        assert value("messages_dropped_total", "overflow", url) == 3
+        away.close(0)
+    assert value("messages_dropped_total", "closed", url) == 1 and value("messages_buffered", url) == 0
 
 
 def test_a_second_collector_with_the_same_names_is_refused(registry: CollectorRegistry) -> None:

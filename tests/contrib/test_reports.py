@@ -144,6 +144,33 @@ def test_a_process_that_has_died_is_counted_once_and_its_files_go(tmp_path: Path
     assert len(files(tmp_path)) == 2
 
 
+def test_what_the_planes_of_a_process_have_counted_stays(tmp_path: Path) -> None:
+    script = """
+import sys
+from gmultisocket import Backplane
+from gmultisocket.contrib.reports import reports_in
+from gmultisocket.testing import wait_until
+
+plane = Backplane("memory://here")
+for number in range(int(sys.argv[2])):
+    plane.publish("a", b"")
+wait_until(lambda: plane.counters.confirmed == int(sys.argv[2]))
+reports_in(sys.argv[1]).read()
+if sys.argv[2] == "3":
+    plane.close()
+"""
+    for count in ("3", "40"):
+        run_script(script, str(tmp_path), count)
+    reader = Process(tmp_path)
+    for _ in range(2):
+        living, ended = reader.read()
+        assert [numbers["url"] for numbers in ended["planes"]] == ["memory://here"]
+        numbers = ended["planes"][0]
+        assert numbers["sent"] == numbers["confirmed"] == 43 and numbers["gaps"] == numbers["unconfirmed"] == 0
+        assert "planes" not in numbers and "buffered" not in numbers
+        assert living[0]["planes"] == []
+
+
 def test_one_that_ends_in_order_reports_at_the_end_and_not_again(tmp_path: Path) -> None:
     one, two = Process(tmp_path, 1), Process(tmp_path, 20)
     one.read()
