@@ -253,6 +253,17 @@ def test_bytes_are_limited_as_messages_are() -> None:
         peer.say(1, bytes(100_000))
         assert peer.hear()[1]["close"] == 1
         assert lazy.counters.drops == {"unread": 3}
+        assert lazy.counters.bytes_received == 4 * len(encode(Message(content=bytes(100_000))))
+
+
+def test_without_a_session_nobody_takes_what_is_on_channels() -> None:
+    with Socket({"transport.ws.session": True}) as plain:
+        with peer_of(plain.listen("ws://127.0.0.1:0/").address) as peer:
+            peer.say(1, b"to nobody")
+            wait_until(lambda: plain.counters.drops == {"garbage": 1})
+            # Neither has a message a channel on which it could go.
+            plain.send_all(b"to all")
+            assert plain.counters.drops == {"garbage": 1, "flags": 1}
 
 
 def test_what_a_peer_has_sent_before_it_leaves_is_received() -> None:
