@@ -214,6 +214,17 @@ def test_what_is_read_at_once_is_written_at_once() -> None:
         assert writer.sizes == [300 * 104]
 
 
+@pytest.mark.parametrize("flags", [TO_ONE, TO_ALL])
+def test_nothing_waits_for_the_end_of_the_turn_once_as_many_wait_as_a_queue_holds(flags: int) -> None:
+    writer = CountingStream()
+    with joined(1, [writer], limit=5) as setup:
+        data = frame(b"x" * 92, flags) * 3
+        setup.readers[0].feed(data, data, data)
+        wait_until(lambda: setup.switch.forwarded == 9)
+        # The first three leave at once, the next three wait for the end of the turn, and more would be too many.
+        assert writer.sizes == [3 * 104] * 3
+
+
 def test_a_frame_in_two_reads_is_not_held_up_and_holds_up_nothing() -> None:
     writer = CountingStream()
     data = frame(b"x" * 92)
