@@ -237,11 +237,6 @@ class Sub(ProtocolBase):
         self._acknowledgements.wake_all()
         return True
 
-    def _check_open(self) -> None:
-        self._core.check()
-        if self._closing:
-            raise Closed("Sub")
-
     # Receiving
 
     def recv(self, timeout: float | None = None) -> tuple[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -14,18 +15,22 @@ from ..core.connecting.events import PipeEvent
 from ..core.socket import Socket
 from ..errors import (
     BadOptionValue,
+    BrokenPath,
     Closed,
     ForkedSocketError,
+    MisplacedOption,
     MultiSocketError,
     NotSupported,
     Timeout,
     UnknownOption,
     WrongThread,
 )
-from ..options import OptionValues
+from ..options import OptionValues, describe
 from ..protocol import ProtocolBase
-from ..wire import CONTROL, Message
+from ..switch import Switch
+from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, TO_DEST, TO_ONE, Message, pack_id
 from ._bench import finish, nothing_left
+from ._fakes import FakeStream, FakeTransport
 from ._fork import in_forked_child
 from ._wait import wait_until
 
@@ -35,6 +40,10 @@ Call = Callable[[float | None], object]
 
 #: A lost pipe comes back soon.
 _QUICK: dict[str, Any] = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
+#: So often is each call made while the peer does not read.
+_CALLS = 100
+#: So many messages a stranger sends.
+_STRANGE = 300
 
 
 class ProtocolChecks:
@@ -53,6 +62,10 @@ class ProtocolChecks:
             def exchange(self, protocol, peer, content):
                 protocol.say(content)
                 return peer.hear(self.limit)
+
+            def exchange_by_hand(self, protocol, sock, content):
+                protocol.say(content)
+                return sock.recv(self.limit)
 
             def calls(self, protocol):
                 return {"hear": lambda timeout: protocol.hear(timeout), "say": lambda timeout: protocol.say(b"")}
@@ -95,6 +108,13 @@ class ProtocolChecks:
         """Send a content from one to the other, in the protocol's own way, and return the content that arrived.
 
         Exchanges that run at the same time may get each other's contents.
+        """
+        raise NotImplementedError
+
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        """The same with a plain Socket as the peer, which sends and receives the bytes that the protocol documents.
+
+        So the bytes on the wire are what is documented, and programs without the protocol's code can be peers.
         """
         raise NotImplementedError
 
@@ -179,6 +199,23 @@ class ProtocolChecks:
             wait_until(lambda: [event.kind for event in events] == ["add", "remove"], self.limit)
             end_watch()
 
+    def test_a_plain_socket_that_speaks_its_bytes_is_a_peer(self) -> None:
+        with nothing_left(), self.make(_QUICK) as protocol, Socket() as sock:
+            sock.dial(protocol.listen(self.make_address()).address)
+            protocol.wait_pipes(1, self.limit)
+            work = gevent.spawn(self.exchange_by_hand, protocol, sock, b"content")
+            arrived = finish(work, self.limit, "the exchange with a plain Socket did not end")
+            assert arrived == b"content", f"sent b'content', and {arrived[:50]!r} arrived"
+
+    def test_it_talks_through_a_switch(self) -> None:
+        with nothing_left(), self.make(_QUICK) as protocol, self.make_peer(_QUICK) as peer:
+            with Socket() as back, Socket() as front, Switch(back, front):
+                back.dial(protocol.listen(self.make_address()).address)
+                protocol.wait_pipes(1, self.limit)
+                peer.dial(front.listen(f"inproc://checks-{id(front)}").address)
+                front.wait_pipes(1, self.limit)
+                self.check_exchange(protocol, peer)
+
     # Timeouts and cancellation
 
     def test_a_wait_ends_with_its_timeout_and_spoils_nothing(self) -> None:
@@ -230,6 +267,53 @@ class ProtocolChecks:
             wait_until(lambda: bool(log.warnings), self.limit)
             assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
 
+    def test_no_bytes_from_a_peer_do_harm(self) -> None:
+        given: dict[str, Any] = {**_QUICK, "socket.recv_queue_size": _STRANGE}
+        with nothing_left(), self.make(given) as protocol, Warnings("gmultisocket", logging.ERROR) as log:
+            address = protocol.listen(self.make_address()).address
+            with Socket(_QUICK) as stranger:
+                stranger.dial(address)
+                for message in _random_messages(_STRANGE):
+                    # It may close the stranger's pipe, which then comes back.
+                    stranger.wait_pipes(1, self.limit)
+                    protocol.wait_pipes(1, self.limit)
+                    if message.flags & SEND_TYPE_MASK == TO_DEST:
+                        message = message.replace(destination=pack_id(next(iter(stranger.pipes))))
+                    try:
+                        stranger.send_msg(message, self.limit)
+                    except BrokenPath:
+                        continue
+            wait_until(lambda: not protocol.pipes, self.limit, "the stranger's pipe to close")
+            self._take_what_came(protocol)
+            with self.make_peer(_QUICK) as peer:
+                peer.dial(address)
+                self.wait_connected(protocol, peer)
+                self.check_exchange(protocol, peer)
+            assert not log.warnings, f"logged as errors: {log.warnings}"
+
+    def _take_what_came(self, protocol: ProtocolBase) -> None:
+        """Call what waits until there is nothing more to receive."""
+        for name in self.waits:
+            while not isinstance(taken := _outcome(self.calls(protocol)[name], 0), Timeout):
+                assert not isinstance(taken, BaseException), f"{name} ended with {taken!r}"
+                if hasattr(taken, "close"):
+                    taken.close()
+
+    # Peers that do not read
+
+    def test_a_peer_that_does_not_read_holds_up_nothing(self) -> None:
+        stream = FakeStream()
+        stream.block()
+        given: dict[str, Any] = {"socket.send_queue_size": 4}
+        with nothing_left(), FakeTransport([stream]) as fake, self.make(given) as protocol:
+            protocol.dial(fake.address)
+            for name, call in self.calls(protocol).items():
+                for _ in range(_CALLS):
+                    finish(gevent.spawn(_outcome, call, 0), self.limit, f"{name} with a timeout of 0 did not return")
+            unsent = protocol._unsent()
+            assert unsent < _CALLS, f"{unsent} messages wait for a peer that reads nothing: where does that end?"
+            finish(gevent.spawn(protocol.close, 0.01), self.limit, "close() waits for a peer that reads nothing")
+
     # Options
 
     def test_options_are_those_of_its_socket(self) -> None:
@@ -255,6 +339,39 @@ class ProtocolChecks:
             with self.make(given) as protocol:
                 changed = _outcome(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]
                 assert isinstance(changed, BadOptionValue) and protocol.options.get(name) == value
+
+    def test_options_that_it_does_not_read_are_refused_and_its_own_are_refused_elsewhere(self) -> None:
+        with self.make() as protocol:
+            families = protocol.families
+        others = {option: option.default for option in describe() if option.name.startswith("protocol.")}
+        own = {option: others.pop(option) for option in [*others] if option.name.startswith(_starts(families))}
+        outcome = _outcome(lambda timeout: self.make(dict([others.popitem()])), None)
+        assert isinstance(outcome, MisplacedOption), f"another protocol's option ended with {outcome!r}"
+        for option, default in own.items():
+            with self.make({option: default}) as protocol:
+                assert protocol.options.get(option) == default
+            outcome = _outcome(lambda timeout, own={option: default}: Socket(own), None)  # type: ignore[misc]
+            assert isinstance(outcome, MisplacedOption), f"{option} of a Socket ended with {outcome!r}"
+
+    # Numbers and names
+
+    def test_its_numbers_can_be_read_in_any_thread(self) -> None:
+        with self.connected() as (protocol, peer):
+            self.check_exchange(protocol, peer)
+            pool = ThreadPool(1)
+            try:
+                numbers = pool.apply(protocol.stats)
+            finally:
+                pool.kill()
+            own = {name: number for name, number in numbers.items() if name not in peer.socket.stats()}
+            assert numbers["kind"] == type(protocol).__name__
+            assert all(type(number) is int for number in own.values()), f"not all of these are numbers: {own}"
+            assert numbers["pipes"] == len(protocol.pipes), "its own stats hide a number of the socket"
+
+    def test_its_attributes_hide_none_of_the_librarys(self) -> None:
+        with self.make() as protocol:
+            hidden = {name for name in vars(protocol) if hasattr(ProtocolBase, name)} - {"_outbox"}
+            assert not hidden, f"{type(protocol).__name__} sets attributes of ProtocolBase: {', '.join(sorted(hidden))}"
 
     # Closing
 
@@ -344,17 +461,35 @@ def _outcome(call: Call, timeout: float | None, outside: gevent.Timeout | None =
         return error
 
 
+def _starts(families: tuple[str, ...]) -> tuple[str, ...]:
+    """Return how the names of the options of some families begin."""
+    return tuple(f"{family}." for family in families)
+
+
+def _random_messages(count: int) -> Iterator[Message]:
+    """Yield messages that look like those of protocols: many begin with a small byte, which is often a kind."""
+    rng = random.Random(count)
+    for _ in range(count):
+        flags = rng.choice((TO_ONE, TO_ALL, TO_DEST)) | rng.choice((0, CONTROL, CONTROL, 0x40, 0xC0))
+        start = rng.choice((b"", bytes([rng.randrange(12)])))
+        yield Message(flags=flags, content=start + rng.randbytes(rng.choice((0, 1, 2, 3, 4, 8, 12, 40))))
+
+
 class Warnings(logging.Handler):
-    """Collects the warnings that protocols log in the body of a ``with`` statement.
+    """Collects what is logged in the body of a ``with`` statement.
+
+    Args:
+        name: of the logger.
+        level: what is below it is not collected.
 
     Attributes:
-        warnings: their texts.
+        warnings: the texts.
     """
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, name: str = "gmultisocket.protocol", level: int = logging.WARNING) -> None:
+        super().__init__(level)
         self.warnings: list[str] = []
-        self._logger = logging.getLogger("gmultisocket.protocol")
+        self._logger = logging.getLogger(name)
 
     def __enter__(self) -> Warnings:
         self._logger.addHandler(self)
