@@ -53,7 +53,9 @@ class JobQueue(ProtocolBase):
         #: The sources of all workers; and for each job that a worker can take now, its source.
         self._workers: set[bytes] = set()
         self._free: deque[bytes] = deque()
-        self._changed = WaitList(gevent.get_hub(), lambda: True)
+        # Callers of put() and of wait_done(). The condition is what they wait for.
+        self._putters = WaitList(gevent.get_hub(), self._has_room)
+        self._finishers = WaitList(gevent.get_hub(), self._all_done)
         self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._core.on_message(self._on_message)
         self._core.on_pipe(self._on_pipe)
@@ -70,8 +72,8 @@ class JobQueue(ProtocolBase):
         self._last_id += 1
         job = self._core.check_content((self._last_id % 2**32).to_bytes(ID_SIZE) + content)
         deadline = Deadline(timeout)
-        while len(self._waiting) >= self.options.get(MAX_WAITING):
-            if not self._changed.wait(deadline.left()):
+        while not self._has_room():
+            if not self._putters.wait(deadline.left()):
                 raise Timeout("put", timeout)
             self._check_open()
         self._waiting.append(job)
@@ -79,15 +81,18 @@ class JobQueue(ProtocolBase):
 
     def wait_done(self, timeout: float | None = None) -> None:
         """Block until no job waits and no worker has one. Raises Timeout, and Closed."""
+        deadline = Deadline(timeout)
         self._check_open()
-        if not self._all_done(Deadline(timeout)):
-            raise Timeout("wait_done", timeout)
+        while not self._all_done():
+            if not self._finishers.wait(deadline.left()):
+                raise Timeout("wait_done", timeout)
+            self._check_open()
 
-    def _all_done(self, deadline: Deadline) -> bool:
-        while self._waiting or self._given:
-            if not self._changed.wait(deadline.left()):
-                return False
-        return True
+    def _has_room(self) -> bool:
+        return len(self._waiting) < self.options.get(MAX_WAITING)
+
+    def _all_done(self) -> bool:
+        return not self._waiting and not self._given
 
     def _give(self) -> None:
         """Give jobs to workers that are free."""
@@ -96,7 +101,8 @@ class JobQueue(ProtocolBase):
             number = job[:ID_SIZE]
             self._given[source, number] = job
             self._outbox.post(self.pipes[first_id(source)], number, Message(TO_DEST, destination=source, content=job))
-        self._changed.wake()
+        self._putters.wake()
+        self._finishers.wake()
 
     def _on_message(self, message: Message) -> bool:
         kind, rest, source = message.content[:1], message.content[1:], message.source
@@ -140,12 +146,14 @@ class JobQueue(ProtocolBase):
         }
 
     def _stop(self, deadline: Deadline) -> int:
-        self._changed.wake_all()
-        self._all_done(deadline)
+        """Wait until all jobs are done. Return how many are not."""
+        self._putters.wake_all()
+        while not self._all_done() and self._finishers.wait(deadline.left()):
+            pass
         return len(self._waiting) + len(self._given)
 
     def _ended(self) -> None:
-        self._changed.wake_all()
+        self._finishers.wake_all()
 
 
 class Job:
