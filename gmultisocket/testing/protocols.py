@@ -14,7 +14,8 @@ from ..options import OptionValues
 from ..protocol import Bus, Pair, ProtocolBase, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
 from ..wire import CONTROL, TO_ALL, TO_DEST, Message
 from ._bench import nothing_left
-from ._protocol import Call, ProtocolChecks, Warnings
+from ._protocol import ProtocolChecks, Warnings
+from ._protocolsetup import Call
 from ._wait import wait_until
 
 __all__ = [
