@@ -1,0 +1,45 @@
+"""The examples of the pages about protocols and transports of one's own pass the library's checks, as the pages say."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.pages.test_howto import ROOT, programs, run
+
+JOBS = ROOT / "examples/jobs"
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+def test_the_queue_of_jobs_passes_the_checks_and_keeps_its_promises(tmp_path: Path) -> None:
+    shutil.copy(JOBS / "jobs.py", tmp_path)
+    name = "test_jobs.py"
+    assert re.search(r"^\d+ passed", run(tmp_path, name, (JOBS / name).read_text(), *PYTEST).splitlines()[-1])
+
+
+def test_the_queue_of_jobs_shows_what_it_does(tmp_path: Path) -> None:
+    assert run(tmp_path, "jobs.py", (JOBS / "jobs.py").read_text()) == (
+        "taken, and never done: 0\nresults: 0 1 4 9 16 25 36 49 64 81\n10 jobs done, 1 of them given again\n"
+    )
+
+
+def test_the_transport_passes_the_checks_that_the_page_shows(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "examples/custom_transport.py", tmp_path)
+    ((name, (code, _)),) = programs("writing-transports").items()
+    assert re.search(r"^\d+ passed", run(tmp_path, name, code, *PYTEST).splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("page", "example"), [("writing-protocols", "jobs/jobs.py"), ("writing-transports", "custom_transport.py")]
+)
+def test_what_a_page_shows_is_in_the_example(page: str, example: str) -> None:
+    """Sphinx fails if a part is missing; here without Sphinx."""
+    text, source = (ROOT / f"docs/{page}.rst").read_text(), (ROOT / "examples" / example).read_text()
+    source += (JOBS / "test_jobs.py").read_text()
+    shown = re.findall(r":(?:pyobject|start-at|end-at|end-before): (.+)", text)
+    assert page != "writing-protocols" or len(shown) > 10
+    for part in shown:
+        assert part.rpartition(".")[2] in source
