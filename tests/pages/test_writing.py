@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from gmultisocket import protocol
+from gmultisocket.protocol import ProtocolBase
 from tests.pages.test_howto import ROOT, programs, run
 
 JOBS = ROOT / "examples/jobs"
@@ -30,6 +33,19 @@ def test_the_transport_passes_the_checks_that_the_page_shows(tmp_path: Path) -> 
     shutil.copy(ROOT / "examples/custom_transport.py", tmp_path)
     ((name, (code, _)),) = programs("writing-transports").items()
     assert re.search(r"^\d+ passed", run(tmp_path, name, code, *PYTEST).splitlines()[-1])
+
+
+def test_the_librarys_own_protocols_use_no_more_than_the_page_describes() -> None:
+    (line,) = re.findall(r"ProtocolBase\n   :members: (.*)", (ROOT / "docs/writing-protocols.rst").read_text())
+    described = {*line.split(", ")}
+    theirs = {name for name in dir(ProtocolBase) if re.match("_[a-z]", name)} - {"_abc_impl"}
+    found = []
+    for name in protocol.__all__:
+        kind = getattr(protocol, name)
+        if isinstance(kind, type) and issubclass(kind, ProtocolBase) and kind is not ProtocolBase:
+            used = {*re.findall(r"\bself\.(_[a-z]\w*)", inspect.getsource(kind)), *vars(kind)}
+            found += [f"{name} uses {each}" for each in used & theirs - described - {"_abc_impl"}]
+    assert not found
 
 
 @pytest.mark.parametrize(
