@@ -1,13 +1,17 @@
-"""Jobs: a queue gives each job to one worker, and gives it again if the worker leaves before the job is done.
+"""Jobs: a queue gives each job to one worker, and to another one if that leaves.
 
-* Who talks to whom: a JobQueue with any number of Workers, directly or through switches.
-* On the wire: by each new pipe a Worker sends a control message: a byte 1, and a byte with the number of jobs that it
-  takes at a time. A job is a 4-byte number and the content, sent to the source of that message. Its answer is a
-  control message to the job's source: a byte 2 (done) or 3 (failed), and the 4-byte number.
-* What is lost, and when: nothing while the queue lives. A job may be done twice: its worker left, or its answer was
-  lost. A job that has failed is not given again. A worker that hangs keeps its jobs until its pipe closes. A queue does
-  not see that a worker behind a switch has left. What a peer sends that makes no sense is dropped, and counted as
-  ``garbage``, ``late`` (an answer about a job that the worker does not have) or ``overflow`` (too many workers).
+* Who talks to whom: a JobQueue with any number of Workers, directly or through
+  switches.
+* On the wire: by each new pipe a Worker sends a control message: a byte 1, and a byte
+  with the number of jobs that it takes at a time. A job is a 4-byte number and the
+  content, sent to the source of that message. Its answer is a control message to the
+  job's source: a byte 2 (done) or 3 (failed), and the 4-byte number.
+* What is lost, and when: nothing while the queue lives. A job may be done twice: its
+  worker has left, or its answer was lost. A job that has failed is not given again. A
+  worker that hangs keeps its jobs until its pipe closes. A queue does not see that a
+  worker behind a switch has left. What makes no sense is dropped and counted: as
+  ``garbage``, ``late`` (an answer about a job that the worker does not have) or
+  ``overflow`` (too many workers).
 """
 
 from __future__ import annotations
@@ -100,12 +104,13 @@ class JobQueue(ProtocolBase):
             source, job = self._free.popleft(), self._waiting.popleft()
             number = job[:ID_SIZE]
             self._given[source, number] = job
-            self._outbox.post(self.pipes[first_id(source)], number, Message(TO_DEST, destination=source, content=job))
+            message = Message(TO_DEST, destination=source, content=job)
+            self._outbox.post(self.pipes[first_id(source)], number, message)
         self._putters.wake()
         self._finishers.wake()
 
     def _on_message(self, message: Message) -> bool:
-        kind, rest, source = message.content[:1], message.content[1:], message.source
+        source, kind, rest = message.source, message.content[:1], message.content[1:]
         if message.flags & ~SEND_TYPE_MASK != CONTROL:
             self._drop(message, "garbage")
         elif kind == READY and len(rest) == 1 and source not in self._workers:
