@@ -111,7 +111,10 @@ class JobQueue(ProtocolBase):
 
     def _on_message(self, message: Message) -> bool:
         source, kind, rest = message.source, message.content[:1], message.content[1:]
-        if message.flags & ~SEND_TYPE_MASK != CONTROL:
+        if message.pipe_id not in self.pipes:
+            # It was read before this side closed the pipe.
+            self._drop(message, "late")
+        elif message.flags & ~SEND_TYPE_MASK != CONTROL:
             self._drop(message, "garbage")
         elif kind == READY and len(rest) == 1 and source not in self._workers:
             if len(self._workers) < MAX_WORKERS:
