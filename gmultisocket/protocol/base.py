@@ -47,12 +47,12 @@ from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..options.places import socket_reader
 from ..wire import SEND_TYPE_MASK, Message
-from .outbox import Outbox
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ..core.connecting.listener import Listener
+    from .outbox import Outbox
 
 __all__ = ["Deadline", "ProtocolBase", "ProtocolSocket", "WaitList"]
 
@@ -83,8 +83,9 @@ class ProtocolBase(Closable):
     fixed: ClassVar[Mapping[str, Any]] = {}
     instead: ClassVar[Mapping[str, str]] = {}
     families: ClassVar[tuple[str, ...]] = ()
-    #: What this protocol sends later, and what ``flush()`` waits for; None for a protocol that has no outbox.
-    _outbox: Outbox | None = None
+    #: The :class:`~.outbox.Outbox` of what this protocol sends later, for which ``flush()`` waits; None without one.
+    #: (Any, as a subclass could not declare that it has one.)
+    _outbox: Any = None
     #: What a protocol may do with its socket beyond the public methods.
     _core: ProtocolSocket
 
@@ -287,7 +288,8 @@ class ProtocolBase(Closable):
         return self.socket._unsent() + self._outbox_size()
 
     def _outbox_size(self) -> int:
-        return 0 if self._outbox is None else self._outbox.size()
+        outbox: Outbox | None = self._outbox
+        return 0 if outbox is None else outbox.size()
 
     def _unclosed(self) -> bool:
         return not self._closing and self.socket._unclosed()
