@@ -8,11 +8,13 @@ import pytest
 from gevent.event import Event
 
 from gmultisocket import Message, Socket
-from gmultisocket.errors import MisplacedOption, Timeout
+from gmultisocket.errors import MisplacedOption
 from gmultisocket.options import OptionValues
 from gmultisocket.protocol import Outbox, ProtocolBase
 from gmultisocket.testing import ProtocolChecks, run_checks
 from gmultisocket.wire import CONTROL
+
+LONG = 10.0
 
 
 class Chat(ProtocolBase):
@@ -33,7 +35,7 @@ class ChatChecks(ProtocolChecks):
     address = "tcp://127.0.0.1:0"
     lacks = ("send", "recv")
     waits = ("hear",)
-    limit = 5.0
+    limit = LONG
     kind: type[Chat] = Chat
 
     def make(self, options: OptionValues | None = None) -> Chat:
@@ -43,12 +45,12 @@ class ChatChecks(ProtocolChecks):
 
     def exchange(self, protocol: Chat, peer: Chat, content: bytes) -> bytes:
         protocol.say(content)
-        peer.say(peer.hear(self.limit))
-        return protocol.hear(self.limit)
+        peer.say(peer.hear())
+        return protocol.hear()
 
     def exchange_by_hand(self, protocol: Chat, sock: Socket, content: bytes) -> bytes:
         protocol.say(content)
-        return sock.recv(self.limit)
+        return sock.recv()
 
     def calls(self, protocol: Chat) -> dict[str, Any]:
         return {"say": lambda timeout: protocol.say(b"", timeout), "hear": protocol.hear}
@@ -164,17 +166,18 @@ class Unchecked(Chat):
 @pytest.mark.parametrize(
     ("kind", "name", "text"),
     [
+        # These three are found out by waiting in vain.
+        (ShortSighted, "through_a_switch", "the exchange did not end"),
+        (Stubborn, "does_not_read_holds", "say with a timeout of 0 did not return"),
+        (Deaf, "close_ends_every_wait", "hear still waits after close()"),
         (Secretive, "a_plain_socket", "b'chat:content' arrived"),
-        (ShortSighted, "through_a_switch", "recv timed out"),
         (Trusting, "no_bytes_from_a_peer", "a greenlet ended with IndexError"),
         (Believing, "garbage_is_counted", "b'who are you?' arrived"),
         (Hoarding, "does_not_read_holds", "100 messages wait for a peer that reads nothing"),
-        (Stubborn, "does_not_read_holds", "say with a timeout of 0 did not return"),
         (Careless, "does_not_read_are_refused", "another protocol's option ended with"),
         (Boasting, "read_in_any_thread", "hide a number of the socket"),
         (Talkative, "read_in_any_thread", "not all of these are numbers: {'mood': 'good'}"),
         (Hiding, "hide_none", "Hiding sets attributes of ProtocolBase: _closing"),
-        (Deaf, "close_ends_every_wait", "hear still waits after close()"),
         (Deaf, "a_wait_ends_with_its_timeout", "hear for 0 s ended with b''"),
         (Lenient, "text_cannot", "text was sent"),
         (Unchecked, "after_close_every_call", "say ended with None"),
@@ -183,11 +186,11 @@ class Unchecked(Chat):
 )
 def test_a_broken_protocol_is_found_out(kind: type[Chat], name: str, text: str) -> None:
     class Checks(ChatChecks):
-        limit = 0.3
+        limit = 0.7 if kind in (ShortSighted, Stubborn, Deaf) else LONG
 
     Checks.kind = kind
     (method,) = (method for method in dir(Checks) if method.startswith("test_") and name in method)
-    with pytest.raises((AssertionError, Timeout)) as caught:
+    with pytest.raises(AssertionError) as caught:
         getattr(Checks(), method)()
     assert text in str(caught.value)
 
