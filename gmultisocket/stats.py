@@ -32,7 +32,6 @@ __all__ = [
     "COUNTERS",
     "GAUGES",
     "MAXIMA",
-    "PROTOCOL_GAUGES",
     "add_lags",
     "add_up",
     "by_key",
@@ -47,7 +46,7 @@ logger = get_logger("gmultisocket.stats")
 
 #: What only grows. ``drops`` is a dict of such numbers.
 COUNTERS: Final = (*ENDPOINT_TOTALS, *TOTALS)
-#: What goes up and down, and is added up.
+#: What goes up and down, and is added up. So is every further number of a protocol.
 GAUGES: Final = (
     "sockets",
     "pipes",
@@ -58,8 +57,6 @@ GAUGES: Final = (
     "send_queue_bytes",
     "recv_queue",
 )
-#: The same, of certain protocols.
-PROTOCOL_GAUGES: Final = ("subscriptions", "in_flight", "running", "connections")
 #: Of which a group has the greatest.
 MAXIMA: Final = ("longest_send_queue",)
 
@@ -188,11 +185,11 @@ def _key(sock: Socket) -> _Key:
 def _add(groups: dict[_Key, dict[str, Any]], key: _Key, numbers: Mapping[str, Any]) -> None:
     """Add numbers to those of a group."""
     group = groups.setdefault(key, {"drops": {}})
-    for name in (*COUNTERS, *GAUGES, *PROTOCOL_GAUGES):
-        if name in numbers:
-            group[name] = group.get(name, 0) + numbers[name]
-    for name in MAXIMA:
-        group[name] = max(group.get(name, 0), numbers.get(name, 0))
+    for name, number in numbers.items():
+        if name in MAXIMA:
+            group[name] = max(group.get(name, 0), number)
+        elif isinstance(number, int):
+            group[name] = group.get(name, 0) + number
     drops = group["drops"]
     for reason, count in numbers["drops"].items():
         drops[reason] = drops.get(reason, 0) + count

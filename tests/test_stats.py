@@ -168,6 +168,17 @@ assert "gevent.monkey" not in sys.modules
     )
 
 
+def test_the_numbers_of_a_protocol_of_the_program_are_added_up_while_it_is_open() -> None:
+    class Queue(ProtocolBase):
+        def _own_stats(self) -> dict[str, int]:
+            return {"waiting": 2}
+
+    with Queue() as one, Queue():
+        assert one.stats()["waiting"] == 2
+        assert groups()["Queue", ""]["waiting"] == 4
+    assert "waiting" not in groups()["Queue", ""]
+
+
 def test_a_protocol_that_waits_for_its_numbers_holds_up_nobody() -> None:
     waiting, go_on = Event(), Event()
 

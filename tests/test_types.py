@@ -172,6 +172,14 @@ def wrong() -> None:
     gmultisocket.protocol.Subb  # wrong
     Pub().publsh("topic", b"")  # wrong
 """,
+    "protocol_of_the_program": (ROOT / "examples/jobs/jobs.py").read_text().replace("from __future__", "# ")
+    + """
+
+def wrong(queue: JobQueue) -> None:
+    queue.put("text")  # wrong
+    JobQueue()._spawm(queue.close)  # wrong
+    JobQueue()._report("a handler failed", "why")  # wrong
+""",
 }
 
 

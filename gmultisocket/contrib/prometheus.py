@@ -131,6 +131,14 @@ class Collector:
         yield drops
         for key, (name, text) in _GAUGES.items():
             yield _fill(GaugeMetricFamily(f"{self._prefix}_{name}", text, labels=_LABELS), key, groups)
+        others = GaugeMetricFamily(
+            f"{self._prefix}_protocol_numbers", "Numbers of the program's own protocols.", labels=(*_LABELS, "number")
+        )
+        for group in groups:
+            for key, value in sorted(group.items()):
+                if isinstance(value, int) and key not in _COUNTERS and key not in _GAUGES:
+                    others.add_metric((group["kind"], group["name"], key), value)
+        yield others
 
     def _planes(self, planes: list[dict[str, Any]]) -> Iterator[Metric]:
         for family, metrics in ((CounterMetricFamily, _PLANE_COUNTERS), (GaugeMetricFamily, _PLANE_GAUGES)):

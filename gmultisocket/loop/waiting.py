@@ -48,14 +48,16 @@ class WaitList:
 
     Args:
         hub: the hub of the thread that the waiting greenlets run in.
-        condition: called in the hub before each wake-up; must not block.
+        condition: what the greenlets wait for. Called in the hub before each wake-up; must not block. While it holds,
+            greenlets that wait are woken again and again. None if they wait for different things: then only
+            :meth:`wake_all` wakes them.
     """
 
     __slots__ = ("_condition", "_hub", "_polls", "_scheduled", "waiters")
 
-    def __init__(self, hub: Hub, condition: Callable[[], object]) -> None:
+    def __init__(self, hub: Hub, condition: Callable[[], object] | None = None) -> None:
         self._hub = hub
-        self._condition = condition
+        self._condition = condition or _never
         self._scheduled = False
         #: Waits with a timeout of 0 since other greenlets last ran.
         self._polls = 0
@@ -128,3 +130,8 @@ class WaitList:
             self.waiters.popleft()(True)
         if self.waiters and self._condition():
             self.wake()
+
+
+def _never() -> bool:
+    """Return False: the condition of a list whose greenlets wait for different things."""
+    return False

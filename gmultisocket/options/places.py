@@ -33,10 +33,8 @@ _USUAL: Final[dict[str, tuple[Place, ...]]] = {
 }
 
 
-#: The options of one transport or protocol, by the beginning of their names. Other libraries may define further ones.
+#: The options of one transport or protocol, by the beginning of their names. Others may define further ones.
 _TRANSPORTS: Final = tuple(f"transport.{kind}" for kind in ("tcp", "tls", "ws", "ipc", "inproc"))
-_PROTOCOLS: Final = tuple(f"protocol.{kind}" for kind in ("answers", "reqrep", "pubsub", "stream"))
-_FAMILIES: Final = frozenset(_TRANSPORTS + _PROTOCOLS)
 
 
 class Reader(NamedTuple):
@@ -63,9 +61,12 @@ def endpoint_reader(scheme: str, kind: Place, families: tuple[str, ...]) -> Read
 
 
 def family(name: str) -> str:
-    """Return the family that an option of one transport or protocol belongs to, ``""`` for every other option."""
+    """Return the family that an option of one transport or protocol belongs to, ``""`` for every other option.
+
+    Every protocol says which families it reads, others' too. A transport that is not the library's need not.
+    """
     start = ".".join(name.split(".", 2)[:2])
-    return start if start in _FAMILIES else ""
+    return start if start in _TRANSPORTS or start.startswith("protocol.") else ""
 
 
 def usual_places(name: str) -> tuple[Place, ...]:

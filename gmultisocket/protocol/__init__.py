@@ -3,6 +3,9 @@
 Each protocol has one class for each role, in one module, over its own Socket, and all derive from
 :class:`ProtocolBase`. The docstring of each module documents the wire format, and when a message is lost.
 
+``ProtocolBase``, ``ProtocolSocket``, ``PlainReceiver``, ``Outbox``, ``Deadline`` and ``WaitList`` are for those who
+write a protocol.
+
 A module is imported when one of its names is first used.
 """
 
@@ -13,11 +16,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .answering import Handler, ReceivedRequest
-    from .base import ProtocolBase
+    from .base import Deadline, ProtocolBase, ProtocolSocket, WaitList
     from .bus import Bus
     from .history import Entry, History, MemoryHistory, Since
+    from .outbox import Outbox
     from .pair import Pair
     from .pipeline import Pull, Push
+    from .plain import PlainReceiver
     from .positions import Gap
     from .pubsub import Presence, Pub
     from .reqrep import Rep, Req, Request
@@ -31,14 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bus",
+    "Deadline",
     "Entry",
     "Gap",
     "Handler",
     "History",
     "MemoryHistory",
+    "Outbox",
     "Pair",
+    "PlainReceiver",
     "Presence",
     "ProtocolBase",
+    "ProtocolSocket",
     "Pub",
     "Pull",
     "Push",
@@ -56,19 +65,24 @@ __all__ = [
     "Sub",
     "Survey",
     "Surveyor",
+    "WaitList",
 ]
 
 #: Name -> module of this package.
 _MODULES = {
     "Bus": "bus",
+    "Deadline": "base",
     "Entry": "history",
     "Gap": "positions",
     "Handler": "answering",
     "History": "history",
     "MemoryHistory": "history",
+    "Outbox": "outbox",
     "Pair": "pair",
+    "PlainReceiver": "plain",
     "Presence": "pubsub",
     "ProtocolBase": "base",
+    "ProtocolSocket": "base",
     "Pub": "pubsub",
     "Pull": "pipeline",
     "Push": "pipeline",
@@ -86,6 +100,7 @@ _MODULES = {
     "Sub": "sub",
     "Survey": "survey",
     "Surveyor": "survey",
+    "WaitList": "base",
 }
 
 # Hidden from type checkers, which would take any name for one that exists.

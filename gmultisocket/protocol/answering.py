@@ -21,7 +21,6 @@ from gevent import GreenletExit, getcurrent
 from gevent.event import Event
 
 from .. import options as opts
-from .. import usercode
 from ..core.pipes.pipe import Pipe, PipeState
 from ..errors import BrokenPath, Closed, ForkedSocketError, MessageDropped, NotSupported, Timeout, snippet
 from ..log import get_logger
@@ -234,9 +233,7 @@ class Answerer(ProtocolBase):
         """
         if self._handler is None:
             raise NotSupported("serving", "no handler was given")
-        self._core.check()
-        if self._closing:
-            raise Closed(type(self).__name__)
+        self._check_open()
         if not self._workers:
             self._add_worker()
 
@@ -309,11 +306,8 @@ class Answerer(ProtocolBase):
             shown = self.options.get(opts.protocol.reqrep.send_errors)
             request.fail(f"{type(error).__name__}: {error}" if shown else "")
         if isinstance(error, (Exception, gevent.Timeout, GreenletExit)):
-            pipe_id = first_id(request.source)
-            pipe = self.pipes.get(pipe_id)
-            peer = pipe.peer_address if pipe is not None else ""
             what = f"a handler of a {type(self).__name__} failed"
-            usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer, request_id=request.id)
+            self._report(what, error, pipe_id=first_id(request.source), request_id=request.id)
 
     def _done(self, request: ReceivedRequest) -> None:
         del self._running[request]

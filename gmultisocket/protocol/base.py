@@ -3,8 +3,8 @@
 A protocol is a thin object over its own Socket, by composition: use :attr:`ProtocolBase.socket` for everything that
 the protocol has no method for. A protocol class says
 
-* which options it needs (:attr:`ProtocolBase.defaults`, :attr:`ProtocolBase.fixed`) and what it has in the place of
-  ``send`` and ``recv`` (:attr:`ProtocolBase.instead`);
+* which options it needs (:attr:`ProtocolBase.defaults`, :attr:`ProtocolBase.fixed`, :attr:`ProtocolBase.families`) and
+  what it has in the place of ``send`` and ``recv`` (:attr:`ProtocolBase.instead`);
 * in ``__init__``, which callbacks it needs: ``self._core.on_message(...)`` and others, whose rules are in
   :mod:`gmultisocket.core.protocolsocket`. There is no receiving greenlet: a callback handles a message where it is
   read, or leaves it in the socket's own queue, which blocks the peer when it is full, as always;
@@ -12,43 +12,49 @@ the protocol has no method for. A protocol class says
 
 A protocol starts greenlets with :meth:`ProtocolBase._spawn`; ``close()`` ends them. It drops messages with
 :meth:`ProtocolBase._drop`, which counts them.
+
+The names with one underscore that "Writing a protocol" in the documentation describes are for the authors of
+protocols, and kept stable like the others. The library's own protocols use no more than these.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
 from gevent.hub import Hub
 
 from .. import options as opts
+from .. import usercode
 from ..address import Address
 from ..core.closing import Closable
 from ..core.connecting.dialer import Dialer
 from ..core.connecting.events import PipeCallback
 from ..core.pipes.pipe import Pipe
+from ..core.protocolsocket import ProtocolSocket
 from ..core.socket import Socket
 from ..counters import Counters
-from ..errors import BadOptionValue, NotSupported, snippet
+from ..errors import BadOptionValue, Closed, NotSupported, snippet
 from ..log import get_logger
 from ..loop.ending import Ended
-from ..loop.waiting import Deadline
+from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
 from ..options.places import socket_reader
 from ..wire import SEND_TYPE_MASK, Message
-from .outbox import Outbox
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from ..core.connecting.listener import Listener
+    from .outbox import Outbox
 
-__all__ = ["ProtocolBase"]
+__all__ = ["Deadline", "ProtocolBase", "ProtocolSocket", "WaitList"]
 
 logger = get_logger("gmultisocket.protocol")
 
@@ -69,16 +75,29 @@ class ProtocolBase(Closable):
         defaults: options that this protocol sets unless ``options`` has them.
         fixed: options that this protocol depends on: another value is refused.
         instead: by ``"send"`` and ``"recv"``: what this protocol has in the place of that method.
-        families: which options of protocols it reads, by the beginning of their names: ``("protocol.pubsub",)``. The
-            library's other ones are refused.
+        families: which options of protocols it reads, by the beginning of their names: ``("protocol.pubsub",)``. All
+            others that begin with ``protocol.`` are refused.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     fixed: ClassVar[Mapping[str, Any]] = {}
     instead: ClassVar[Mapping[str, str]] = {}
     families: ClassVar[tuple[str, ...]] = ()
-    #: What this protocol sends later; None for a protocol that has no outbox.
-    _outbox: Outbox | None = None
+    #: The :class:`~.outbox.Outbox` of what this protocol sends later, for which ``flush()`` waits; None without one.
+    #: (Any, as a subclass could not declare that it has one.)
+    _outbox: Any = None
+    #: What a protocol may do with its socket beyond the public methods.
+    _core: ProtocolSocket
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # Most names that come to mind for a method are short: _close, _check, _flush.
+        for name in vars(cls):
+            if name in _RESERVED:
+                raise TypeError(
+                    f"{cls.__name__}.{name} hides the library's own {name}: give it another name "
+                    f"(a protocol may define {', '.join(sorted(_FOR_PROTOCOLS))})"
+                )
 
     def __init__(self, options: OptionValues | None = None) -> None:
         values = {**self.defaults, **self.fixed}
@@ -95,8 +114,9 @@ class ProtocolBase(Closable):
         for name in self.fixed:
             self.socket.options.on_change(name, _ignore_change, refusals[name])
         self._core = self.socket._for_protocol(self)
-        self._greenlets: set[Greenlet[..., Any]] = set()
-        self._logged: set[str] = set()
+        # Two underscores: no attribute of a subclass has the same name by accident.
+        self.__greenlets: set[Greenlet[..., Any]] = set()
+        self.__logged: set[str] = set()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "closing" if self._closing else "open"
@@ -149,9 +169,11 @@ class ProtocolBase(Closable):
         return {**self.socket.stats(), "kind": type(self).__name__, **self._own_stats()}
 
     def _own_stats(self) -> dict[str, int]:
-        """Return what ``stats()`` has beyond the numbers of the socket: gauges. For protocols to override.
+        """Return what ``stats()`` has beyond the numbers of the socket. For protocols to override.
 
-        May be called in any thread, and must neither block nor walk through anything long.
+        These are gauges: numbers that go up and down, and that make sense when those of several objects are added up.
+        None may have the name of a number of the socket. May be called in any thread, and must neither block nor walk
+        through anything long.
         """
         return {}
 
@@ -173,17 +195,37 @@ class ProtocolBase(Closable):
 
     # For protocols
 
+    def _check_open(self) -> None:
+        """Check that the caller may use the protocol, and that ``close()`` was not called. Never blocks.
+
+        Each method that neither sends nor receives at once begins with it; those of the socket check the same.
+
+        Raises:
+            WrongThread, ForkedSocketError: the caller is in another thread or process than that of the protocol.
+            Closed: ``close()`` was called.
+        """
+        self._core.check()
+        if self._closing:
+            raise Closed(type(self).__name__)
+
     def _spawn(self, function: Callable[..., Any], *args: Any) -> Greenlet[..., Any]:
-        """Run a function in a greenlet that ``close()`` ends. Never switches greenlets: callbacks may use it."""
+        """Run ``function(*args)`` in a greenlet that ``close()`` ends. Never switches greenlets: callbacks may use it.
+
+        ``close()`` ends it by a GreenletExit, after ``_ended``. The greenlet may itself call ``close()``.
+        """
         greenlet = gevent.spawn(function, *args)
-        self._greenlets.add(greenlet)
-        greenlet.rawlink(self._greenlets.discard)
+        self.__greenlets.add(greenlet)
+        greenlet.rawlink(self.__greenlets.discard)
         return greenlet
 
     def _next(self, timeout: float | None, min_size: int = 0) -> Message:
         """Return the next message that has no flags and at least ``min_size`` bytes; drop the others as garbage.
 
         Blocks and raises as ``Socket.recv_msg`` does.
+
+        Args:
+            timeout: seconds; None waits without a limit.
+            min_size: bytes of the shortest content that makes sense.
         """
         deadline = None if timeout is None else Deadline(timeout)
         while True:
@@ -205,13 +247,29 @@ class ProtocolBase(Closable):
         self._core.count_drop(reason, message.pipe_id)
         level = logging.DEBUG
         # One warning for each reason, and no more: late answers are normal under load, and the counters have the rest.
-        if reason not in self._logged:
-            self._logged.add(reason)
+        if reason not in self.__logged:
+            self.__logged.add(reason)
             level = logging.WARNING
         if logger.isEnabledFor(level):
             pipe = self.socket.pipes.get(message.pipe_id)
             peer = f" from {snippet(pipe.peer_address)}" if pipe is not None else ""
             logger.log(level, "%s drops a message (%s): %r%s", type(self).__name__, reason, message, peer)
+
+    def _report(self, what: str, error: BaseException, *, pipe_id: int = 0, request_id: str = "") -> None:
+        """Report an error of the program's own code that nobody else would see, such as a handler's.
+
+        It is logged as all of these errors are: the first of a kind with its traceback, and no more than one in some
+        seconds. Blocks as the handlers of ``logging`` do. So it may not be called in a callback of ``_core``.
+
+        Args:
+            what: what has failed, for people: ``"a handler of a Rep failed"``.
+            error: an Exception, or a ``gevent.Timeout`` that the code has let out. Let a GreenletExit pass as well.
+            pipe_id: of the pipe that the work was for, 0 for none.
+            request_id: how the peer knows the work, for the record.
+        """
+        pipe = self.socket.pipes.get(pipe_id)
+        peer = pipe.peer_address if pipe is not None else ""
+        usercode.report(logger.name, what, error, self, pipe_id=pipe_id, peer=peer, request_id=request_id)
 
     # Flushing
 
@@ -230,7 +288,8 @@ class ProtocolBase(Closable):
         return self.socket._unsent() + self._outbox_size()
 
     def _outbox_size(self) -> int:
-        return 0 if self._outbox is None else self._outbox.size()
+        outbox: Outbox | None = self._outbox
+        return 0 if outbox is None else outbox.size()
 
     def _unclosed(self) -> bool:
         return not self._closing and self.socket._unclosed()
@@ -257,27 +316,42 @@ class ProtocolBase(Closable):
         lost = 0
         try:
             try:
-                self._stop(deadline)
+                lost = self._stop(deadline) or 0
             finally:
-                lost = self.socket.close(deadline.left())
+                lost += self.socket.close(deadline.left())
             return lost
         finally:
             # Also when a kill ended the rest: nobody is left waiting, and nothing stays behind.
             self._ended()
             self._end_greenlets()
 
-    def _stop(self, deadline: Deadline) -> None:
-        """Do what must be done before the socket closes. May block until the deadline. For protocols to override."""
+    def _stop(self, deadline: Deadline) -> int | None:
+        """Do what must be done before the socket closes, once. May block until the deadline. For protocols to override.
+
+        The socket sends and receives meanwhile as before; ``_check_open`` raises. If this is killed, the socket is
+        closed all the same.
+
+        Args:
+            deadline: ``deadline.left()`` are the seconds that are left, 0.0 if none, None without a limit.
+
+        Returns:
+            How many messages that were accepted for sending will never leave; None for 0. ``close()`` adds those of
+            the socket.
+        """
+        return None
 
     def _ended(self) -> None:
-        """Wake greenlets that wait for something that cannot come any more: the socket is closed. To override."""
+        """Wake greenlets that wait for something that cannot come any more: the socket is closed. To override.
+
+        Called once, also if ``close()`` was killed. Must not block.
+        """
 
     def _is_mine(self, greenlet: object) -> bool:
-        return greenlet in self._greenlets or self._core.is_mine(greenlet)
+        return greenlet in self.__greenlets or self._core.is_mine(greenlet)
 
     def _end_greenlets(self) -> None:
         """Kill the greenlets that still run, except for the caller, and block until they have ended."""
-        gevent.killall([greenlet for greenlet in self._greenlets if greenlet is not getcurrent()], Ended)
+        gevent.killall([greenlet for greenlet in self.__greenlets if greenlet is not getcurrent()], Ended)
 
 
 def _ignore_change(old: object, new: object) -> None:
@@ -287,3 +361,9 @@ def _ignore_change(old: object, new: object) -> None:
 def _refuse_other(name: str, fixed: object, kind: str, value: object) -> None:
     if value != fixed:
         raise BadOptionValue(name, value, f"{fixed!r}, which {kind} depends on")
+
+
+#: What a protocol may define itself, of the names with an underscore.
+_FOR_PROTOCOLS: Final = frozenset({"_ended", "_outbox", "_own_stats", "_stop"})
+_OF_ABC: Final = frozenset({"_abc_impl"})
+_RESERVED: Final = {name for name in dir(ProtocolBase) if re.match("_[a-z]", name)} - _FOR_PROTOCOLS - _OF_ABC

@@ -129,7 +129,7 @@ class Arrivals:
     __slots__ = ("_woken", "waiting")
 
     def __init__(self) -> None:
-        self._woken = WaitList(get_hub(), lambda: True)
+        self._woken = WaitList(get_hub())
         self.waiting: list[_Arrival] = []
 
     def add(self, pipe: Pipe, source: bytes, pattern: str) -> None:

@@ -36,7 +36,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import Closed
 from ..loop.periodic import Periodic
 from ..loop.yielding import yield_to_loop
 from ..options import Option, OptionValues, follow
@@ -315,11 +314,6 @@ class Pub(ProtocolBase):
 
         self._core.check()
         return slowest_pipes(self.pipes, count)
-
-    def _check_open(self) -> None:
-        self._core.check()
-        if self._closing:
-            raise Closed("Pub")
 
     def _ended(self) -> None:
         self._subscribers.arrivals.end()

@@ -68,14 +68,6 @@ class _State(Enum):
 _ASKED = _State.ASKED
 
 
-def _always() -> bool:
-    """Return True: the condition of a request's WaitList, which is woken once, when the request ends.
-
-    A condition that referred to its request would make a cycle for the garbage collector with each request.
-    """
-    return True
-
-
 class Request:
     """A request in flight, as ``Req.request_async`` returns it.
 
@@ -138,7 +130,8 @@ class Request:
         if self._state is _ASKED:
             self._req._core.check()
             if self._waiters is None:
-                self._waiters = WaitList(self._req._hub, _always)
+                # A condition that referred to this request would make a cycle for the garbage collector.
+                self._waiters = WaitList(self._req._hub)
             try:
                 self._overdue = not self._waiters.wait(timeout)
             except gevent.Timeout:

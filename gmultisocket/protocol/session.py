@@ -40,6 +40,7 @@ from ..log import get_logger
 from ..options import OptionValues
 from ..transport.wschannels import MAX_CHANNELS
 from .base import ProtocolBase
+from .plain import PlainReceiver
 
 if TYPE_CHECKING:
     from ..core.connecting.channels import ChannelEndpoint
@@ -364,7 +365,11 @@ def _checked(address: str | Address) -> Address:
 
 
 def _protocol_of(member: ProtocolBase | Socket) -> str:
-    """Return the name of the protocol that a class is, or is derived from."""
+    """Return the name of the library's protocol that a class is, or is derived from; or else of the class."""
+    if isinstance(member, Socket):
+        return "socket"
     package = __name__.rpartition(".")[0]
-    kinds = (kind for kind in type(member).__mro__ if kind.__module__.startswith(f"{package}."))
-    return next(kinds, Socket).__name__.lower()
+    kinds = [kind for kind in type(member).__mro__ if kind.__module__.startswith(f"{package}.")]
+    # Bases of all protocols, which say nothing about this one.
+    named = [kind for kind in kinds if kind not in (ProtocolBase, PlainReceiver)] or [type(member)]
+    return named[0].__name__.lower()

@@ -206,9 +206,7 @@ class Stream(ProtocolBase):
         return StreamSocket(end, self._core, self.options.get(opts.protocol.stream.keep_alive_interval))
 
     def _make_end(self) -> StreamEnd:
-        self._core.check()
-        if self._closing:
-            raise Closed("Stream")
+        self._check_open()
         window = self.options.get(opts.protocol.stream.window)
         context = StreamContext(self._core, self._outbox, self._hub, self._forget, window)
         end = StreamEnd(context, self._ids.new())

@@ -76,7 +76,7 @@ class Sub(ProtocolBase):
         self._outbox: Outbox = Outbox(self._core, self._spawn)
         self._askers = Askers(self._core, self._spawn, self._patterns, lambda: self._repeats, self._question)
         self._recovery: Recovery | None = None
-        self._acknowledgements = WaitList(get_hub(), lambda: True)
+        self._acknowledgements = WaitList(get_hub())
         self._waiters: Counter[str] = Counter()  # by pattern: greenlets that wait until it is acknowledged
         self._refusals = Callbacks(self._spawn, "gmultisocket.protocol", "refusal")
         self._refresh = Periodic(self._refresh_pause, self._refresh_subscriptions, self._spawn)
@@ -236,11 +236,6 @@ class Sub(ProtocolBase):
             upstream.unsubscribe(pattern)
         self._acknowledgements.wake_all()
         return True
-
-    def _check_open(self) -> None:
-        self._core.check()
-        if self._closing:
-            raise Closed("Sub")
 
     # Receiving
 

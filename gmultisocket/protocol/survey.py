@@ -58,8 +58,9 @@ class Survey:
         #: Those that have replied, and their bytes.
         self._sources: set[bytes] = set()
         self._sources_bytes = 0
-        # Woken greenlets check for replies themselves: a condition that referred to this survey would keep it alive.
-        self._arrivals = WaitList(surveyor._hub, lambda: True)
+        # A condition that referred to this survey would keep it alive.
+        replies = self._replies
+        self._arrivals = WaitList(surveyor._hub, lambda: replies)
         self._over = False
         self.sent = 0
 

@@ -28,7 +28,17 @@ from ..transport import (
 )
 from ._wait import wait_until
 
-__all__ = ["Bench", "attempt", "check_connected", "finish", "fill", "never_switches", "nothing_left", "read_all"]
+__all__ = [
+    "Bench",
+    "attempt",
+    "check_connected",
+    "fill",
+    "finish",
+    "greenlets_started",
+    "never_switches",
+    "nothing_left",
+    "read_all",
+]
 
 T = TypeVar("T")
 
@@ -197,6 +207,18 @@ def never_switches(what: str) -> Iterator[None]:
 
 
 @contextmanager
+def greenlets_started() -> Iterator[list[Greenlet[..., Any]]]:
+    """Collect the greenlets that are started while the body runs."""
+    started: list[Greenlet[..., Any]] = []
+    on_spawn = started.append
+    Greenlet.add_spawn_callback(on_spawn)
+    try:
+        yield started
+    finally:
+        Greenlet.remove_spawn_callback(on_spawn)
+
+
+@contextmanager
 def nothing_left(limit: float = 5.0) -> Iterator[None]:
     """Check that the body leaves no descriptor open and no greenlet running.
 
@@ -208,14 +230,9 @@ def nothing_left(limit: float = 5.0) -> Iterator[None]:
     Raises:
         AssertionError: something is left; the text says what.
     """
-    started: list[Greenlet[..., Any]] = []
-    on_spawn = started.append
     before = open_descriptors()
-    Greenlet.add_spawn_callback(on_spawn)
-    try:
+    with greenlets_started() as started:
         yield
-    finally:
-        Greenlet.remove_spawn_callback(on_spawn)
 
     # If the body raised, this is not reached: its own error matters, and not what it has left.
     def left() -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, ClassVar
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import gevent
 from gevent.threadpool import ThreadPool
@@ -14,30 +14,34 @@ from ..core.connecting.events import PipeEvent
 from ..core.socket import Socket
 from ..errors import (
     BadOptionValue,
+    BrokenPath,
     Closed,
     ForkedSocketError,
-    MultiSocketError,
+    MisplacedOption,
     NotSupported,
     Timeout,
     UnknownOption,
     WrongThread,
 )
-from ..options import OptionValues
+from ..options import describe
 from ..protocol import ProtocolBase
-from ..wire import CONTROL, Message
-from ._bench import finish, nothing_left
+from ..switch import Switch
+from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, TO_DEST, TO_ONE, Message, pack_id
+from ._bench import attempt, finish, greenlets_started, nothing_left
+from ._fakes import FakeStream, FakeTransport
 from ._fork import in_forked_child
+from ._protocolsetup import QUICK, Call, ProtocolSetup, outcome_of
 from ._wait import wait_until
 
-__all__ = ["Call", "ProtocolChecks", "Warnings"]
+__all__ = ["ProtocolChecks", "Warnings"]
 
-Call = Callable[[float | None], object]
+#: So often is each call made while the peer does not read.
+_CALLS = 100
+#: So many messages a stranger sends.
+_STRANGE = 300
 
-#: A lost pipe comes back soon.
-_QUICK: dict[str, Any] = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.02}
 
-
-class ProtocolChecks:
+class ProtocolChecks(ProtocolSetup):
     """Checks of what any protocol must do. Subclass it, define the methods below, and let a test runner collect it.
 
     With pytest::
@@ -52,7 +56,12 @@ class ProtocolChecks:
 
             def exchange(self, protocol, peer, content):
                 protocol.say(content)
-                return peer.hear(self.limit)
+                peer.say(peer.hear(self.limit))
+                return protocol.hear(self.limit)
+
+            def exchange_by_hand(self, protocol, sock, content):
+                protocol.say(content)
+                return sock.recv(self.limit)
 
             def calls(self, protocol):
                 return {"hear": lambda timeout: protocol.hear(timeout), "say": lambda timeout: protocol.say(b"")}
@@ -69,66 +78,6 @@ class ProtocolChecks:
         garbage: messages that no honest peer sends.
         limit: the longest that any one step may take, in seconds.
     """
-
-    address: ClassVar[str] = ""
-    waits: ClassVar[tuple[str, ...]] = ()
-    lacks: ClassVar[tuple[str, ...]] = ()
-    garbage: ClassVar[tuple[Message, ...]] = (Message(flags=CONTROL, content=b"who are you?"),)
-    limit: ClassVar[float] = 10.0
-
-    def make_address(self) -> str:
-        """Return an address to listen at; by default ``address``."""
-        assert self.address, f"{type(self).__name__} must set 'address' or override make_address()"
-        return self.address
-
-    # For subclasses to override
-
-    def make(self, options: OptionValues | None = None) -> ProtocolBase:
-        """Return a new object of the protocol to check."""
-        raise NotImplementedError
-
-    def make_peer(self, options: OptionValues | None = None) -> ProtocolBase:
-        """Return a new peer for it."""
-        raise NotImplementedError
-
-    def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
-        """Send a content from one to the other, in the protocol's own way, and return the content that arrived.
-
-        Exchanges that run at the same time may get each other's contents.
-        """
-        raise NotImplementedError
-
-    def calls(self, protocol: Any) -> Mapping[str, Call]:
-        """Return the protocol's calls by name. Each takes a timeout, and may ignore it if it never blocks."""
-        raise NotImplementedError
-
-    # Used by the checks
-
-    @contextmanager
-    def connected(self) -> Iterator[tuple[Any, Any]]:
-        """Make both ends and connect them. Check afterwards that they have left no greenlet or descriptor behind."""
-        with nothing_left(), self.make(_QUICK) as protocol, self.make_peer(_QUICK) as peer:
-            peer.dial(protocol.listen(self.make_address()).address)
-            self.wait_connected(protocol, peer)
-            yield protocol, peer
-
-    def wait_connected(self, *protocols: ProtocolBase) -> None:
-        """Block until each protocol has a peer."""
-        for protocol in protocols:
-            protocol.wait_pipes(1, self.limit)
-
-    def check_exchange(self, protocol: ProtocolBase, peer: ProtocolBase, content: bytes = b"content") -> None:
-        """Check that one content arrives, in time."""
-        work = gevent.spawn(self.exchange, protocol, peer, content)
-        arrived = finish(work, self.limit, "the exchange did not end")
-        assert arrived == content, f"sent {content[:50]!r}, and {arrived[:50]!r} arrived"
-
-    def blocked(self, protocol: ProtocolBase, name: str, timeout: float | None = None) -> gevent.Greenlet[..., Any]:
-        """Return a greenlet that is blocked in one of the calls."""
-        greenlet = gevent.spawn(_outcome, self.calls(protocol)[name], timeout)
-        gevent.sleep(0)
-        assert not greenlet.ready(), f"{name} did not wait but ended with {greenlet.value!r}"
-        return greenlet
 
     # Talking
 
@@ -179,13 +128,30 @@ class ProtocolChecks:
             wait_until(lambda: [event.kind for event in events] == ["add", "remove"], self.limit)
             end_watch()
 
+    def test_a_plain_socket_that_speaks_its_bytes_is_a_peer(self) -> None:
+        with nothing_left(), self.make(QUICK) as protocol, Socket() as sock:
+            sock.dial(protocol.listen(self.make_address()).address)
+            protocol.wait_pipes(1, self.limit)
+            work = gevent.spawn(self.exchange_by_hand, protocol, sock, b"content")
+            arrived = finish(work, self.limit, "the exchange with a plain Socket did not end")
+            assert arrived == b"content", f"sent b'content', and {arrived[:50]!r} arrived"
+
+    def test_it_talks_through_a_switch(self) -> None:
+        with nothing_left(), self.make(QUICK) as protocol, self.make_peer(QUICK) as peer:
+            with Socket() as back, Socket() as front, Switch(back, front):
+                back.dial(protocol.listen(self.make_address()).address)
+                protocol.wait_pipes(1, self.limit)
+                peer.dial(front.listen(f"inproc://checks-{id(front)}").address)
+                front.wait_pipes(1, self.limit)
+                self.check_exchange(protocol, peer)
+
     # Timeouts and cancellation
 
     def test_a_wait_ends_with_its_timeout_and_spoils_nothing(self) -> None:
         with nothing_left(), self.make() as protocol, self.make_peer() as peer:
             for name in self.waits:
                 for timeout in (0, 0.01):
-                    outcome = finish(gevent.spawn(_outcome, self.calls(protocol)[name], timeout), self.limit, name)
+                    outcome = finish(gevent.spawn(outcome_of, self.calls(protocol)[name], timeout), self.limit, name)
                     assert isinstance(outcome, Timeout), f"{name} for {timeout} s ended with {outcome!r}"
             peer.dial(protocol.listen(self.make_address()).address)
             self.wait_connected(protocol, peer)
@@ -196,7 +162,7 @@ class ProtocolChecks:
             for name in self.waits:
                 self.blocked(protocol, name).kill()
                 outside = gevent.Timeout(0.01)
-                outcome = finish(gevent.spawn(_outcome, self.calls(protocol)[name], None, outside), self.limit, name)
+                outcome = finish(gevent.spawn(outcome_of, self.calls(protocol)[name], None, outside), self.limit, name)
                 assert outcome is outside, f"{name} took a gevent.Timeout of the caller's, and ended with {outcome!r}"
             peer.dial(protocol.listen(self.make_address()).address)
             self.wait_connected(protocol, peer)
@@ -211,7 +177,7 @@ class ProtocolChecks:
                 "recv": lambda timeout: protocol.recv(timeout),
             }
             for name in self.lacks:
-                outcome = _outcome(lacking[name], 0)
+                outcome = outcome_of(lacking[name], 0)
                 assert isinstance(outcome, NotSupported), f"{name} ended with {outcome!r}"
                 assert type(protocol).__name__ in str(outcome), f"the error does not name the protocol: {outcome}"
 
@@ -230,6 +196,56 @@ class ProtocolChecks:
             wait_until(lambda: bool(log.warnings), self.limit)
             assert len(log.warnings) == 1, f"logged {len(log.warnings)} times: {log.warnings}"
 
+    def test_no_bytes_from_a_peer_do_harm(self) -> None:
+        given: dict[str, Any] = {**QUICK, "socket.recv_queue_size": _STRANGE}
+        log = Warnings("gmultisocket", logging.ERROR)
+        with nothing_left(), log, greenlets_started() as started, self.make(given) as protocol:
+            address = protocol.listen(self.make_address()).address
+            with Socket(QUICK) as stranger:
+                stranger.dial(address)
+                for message in _random_messages(_STRANGE):
+                    # It may close the stranger's pipe, which then comes back.
+                    stranger.wait_pipes(1, self.limit)
+                    protocol.wait_pipes(1, self.limit)
+                    if message.flags & SEND_TYPE_MASK == TO_DEST:
+                        message = message.replace(destination=pack_id(next(iter(stranger.pipes))))
+                    try:
+                        stranger.send_msg(message, self.limit)
+                    except BrokenPath:
+                        continue
+            wait_until(lambda: not protocol.pipes, self.limit, "the stranger's pipe to close")
+            self._take_what_came(protocol)
+            with self.make_peer(QUICK) as peer:
+                peer.dial(address)
+                self.wait_connected(protocol, peer)
+                self.check_exchange(protocol, peer)
+        assert not log.warnings, f"logged as errors: {log.warnings}"
+        for outcome in [attempt(greenlet.get) for greenlet in started]:
+            assert not isinstance(outcome, Exception), f"a greenlet ended with {outcome!r}"
+
+    def _take_what_came(self, protocol: ProtocolBase) -> None:
+        """Call what waits until there is nothing more to receive."""
+        for name in self.waits:
+            while not isinstance(taken := outcome_of(self.calls(protocol)[name], 0), Timeout):
+                assert not isinstance(taken, BaseException), f"{name} ended with {taken!r}"
+                if hasattr(taken, "close"):
+                    taken.close()
+
+    # Peers that do not read
+
+    def test_a_peer_that_does_not_read_holds_up_nothing(self) -> None:
+        stream = FakeStream()
+        stream.block()
+        given: dict[str, Any] = {"socket.send_queue_size": 4, "socket.send_stop_timeout": 0.01}
+        with nothing_left(), FakeTransport([stream]) as fake, self.make(given) as protocol:
+            protocol.dial(fake.address)
+            for name, call in self.calls(protocol).items():
+                for _ in range(_CALLS):
+                    finish(gevent.spawn(outcome_of, call, 0), self.limit, f"{name} with a timeout of 0 did not return")
+            unsent = protocol._unsent()
+            assert unsent < _CALLS, f"{unsent} messages wait for a peer that reads nothing: where does that end?"
+            finish(gevent.spawn(protocol.close), self.limit, "close() waits for a peer that reads nothing")
+
     # Options
 
     def test_options_are_those_of_its_socket(self) -> None:
@@ -239,7 +255,7 @@ class ProtocolChecks:
         with self.make(given) as protocol:
             assert protocol.options.get("socket.send_queue_size") == 3
             assert protocol.socket.get_option("socket.recv_queue_size") == 5
-        outcome = _outcome(lambda timeout: self.make(wrong), None)
+        outcome = self._made(wrong)
         assert isinstance(outcome, UnknownOption), f"an unknown option ended with {outcome!r}"
 
     def test_options_that_it_depends_on_cannot_be_changed(self) -> None:
@@ -249,12 +265,52 @@ class ProtocolChecks:
             assert isinstance(value, (bool, str, int))
             other = {bool: not value, int: 7, str: "drop_newest" if value == "block" else "wait"}[type(value)]
             refused: dict[str, Any] = {name: other}
-            made = _outcome(lambda timeout, refused=refused: self.make(refused), None)  # type: ignore[misc]
+            made = self._made(refused)
             assert isinstance(made, BadOptionValue), f"{name}={other} ended with {made!r}"
             given: dict[str, Any] = {name: value}
             with self.make(given) as protocol:
-                changed = _outcome(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]
+                changed = outcome_of(lambda t, p=protocol, n=name, o=other: p.options.set(n, o), None)  # type: ignore[misc]
                 assert isinstance(changed, BadOptionValue) and protocol.options.get(name) == value
+
+    def test_options_that_it_does_not_read_are_refused_and_its_own_are_refused_elsewhere(self) -> None:
+        with self.make() as protocol:
+            families = protocol.families
+        others = {option: option.default for option in describe() if option.name.startswith("protocol.")}
+        own = {option: others.pop(option) for option in [*others] if option.name.startswith(_starts(families))}
+        outcome = self._made(dict([others.popitem()]))
+        assert isinstance(outcome, MisplacedOption), f"another protocol's option ended with {outcome!r}"
+        for option, default in own.items():
+            with self.make({option: default}) as protocol:
+                assert protocol.options.get(option) == default
+            outcome = outcome_of(lambda timeout, own={option: default}: Socket(own), None)  # type: ignore[misc]
+            assert isinstance(outcome, MisplacedOption), f"{option} of a Socket ended with {outcome!r}"
+
+    def _made(self, options: dict[Any, Any]) -> object:
+        """Return what comes of an attempt to make an object with some options. It is closed."""
+        outcome = outcome_of(lambda timeout: self.make(options), None)
+        if isinstance(outcome, ProtocolBase):
+            outcome.close()
+        return outcome
+
+    # Numbers and names
+
+    def test_its_numbers_can_be_read_in_any_thread(self) -> None:
+        with self.connected() as (protocol, peer):
+            self.check_exchange(protocol, peer)
+            pool = ThreadPool(1)
+            try:
+                numbers = pool.apply(protocol.stats)
+            finally:
+                pool.kill()
+            own = {name: number for name, number in numbers.items() if name not in peer.socket.stats()}
+            assert numbers["kind"] == type(protocol).__name__
+            assert all(type(number) is int for number in own.values()), f"not all of these are numbers: {own}"
+            assert numbers["pipes"] == len(protocol.pipes), "its own stats hide a number of the socket"
+
+    def test_its_attributes_hide_none_of_the_librarys(self) -> None:
+        with self.make() as protocol:
+            hidden = {name for name in vars(protocol) if hasattr(ProtocolBase, name)} - {"_outbox"}
+            assert not hidden, f"{type(protocol).__name__} sets attributes of ProtocolBase: {', '.join(sorted(hidden))}"
 
     # Closing
 
@@ -278,17 +334,20 @@ class ProtocolChecks:
             "wait_pipes": lambda timeout: protocol.wait_pipes(1, timeout),
         }
         for name, call in calls.items():
-            outcome = finish(gevent.spawn(_outcome, call, None), self.limit, f"{name} did not return")
+            outcome = finish(gevent.spawn(outcome_of, call, None), self.limit, f"{name} did not return")
             assert isinstance(outcome, Closed), f"{name} ended with {outcome!r}"
 
     def test_close_ends_every_wait(self) -> None:
         for name in self.waits:
             with nothing_left(), self.make() as protocol:
                 waiting = [self.blocked(protocol, name) for _ in range(3)]
-                protocol.close()
-                for greenlet in waiting:
-                    outcome = finish(greenlet, self.limit, f"{name} still waits after close()")
-                    assert isinstance(outcome, Closed), f"{name} ended with {outcome!r}"
+                try:
+                    protocol.close()
+                    for greenlet in waiting:
+                        outcome = finish(greenlet, self.limit, f"{name} still waits after close()")
+                        assert isinstance(outcome, Closed), f"{name} ended with {outcome!r}"
+                finally:
+                    gevent.killall(waiting)
 
     def test_a_pipe_callback_may_close_it(self) -> None:
         with nothing_left(), self.make() as protocol, self.make_peer() as peer:
@@ -314,7 +373,7 @@ class ProtocolChecks:
             pool = ThreadPool(1)
             try:
                 for name, call in calls.items():
-                    outcome = pool.apply(_outcome, (call, 0))
+                    outcome = pool.apply(outcome_of, (call, 0))
                     assert isinstance(outcome, WrongThread), f"{name} ended with {outcome!r}"
             finally:
                 pool.kill()
@@ -325,7 +384,7 @@ class ProtocolChecks:
 
             def child(report: int) -> None:
                 for name, call in self.calls(protocol).items():
-                    outcome = _outcome(call, 0)
+                    outcome = outcome_of(call, 0)
                     assert isinstance(outcome, ForkedSocketError), f"{name} ended with {outcome!r}"
                 assert protocol.close() == 0
 
@@ -333,28 +392,35 @@ class ProtocolChecks:
             self.check_exchange(protocol, peer)
 
 
-def _outcome(call: Call, timeout: float | None, outside: gevent.Timeout | None = None) -> object:
-    """Return the result or the error of a call. An error may be a ``gevent.Timeout`` of the caller."""
-    try:
-        if outside is None:
-            return call(timeout)
-        with outside:
-            return call(timeout)
-    except (MultiSocketError, gevent.Timeout) as error:
-        return error
+def _starts(families: tuple[str, ...]) -> tuple[str, ...]:
+    """Return how the names of the options of some families begin."""
+    return tuple(f"{family}." for family in families)
+
+
+def _random_messages(count: int) -> Iterator[Message]:
+    """Yield messages that look like those of protocols: many begin with a small byte, which is often a kind."""
+    rng = random.Random(count)
+    for _ in range(count):
+        flags = rng.choice((TO_ONE, TO_ALL, TO_DEST)) | rng.choice((0, CONTROL, CONTROL, 0x40, 0xC0))
+        start = rng.choice((b"", bytes([rng.randrange(12)])))
+        yield Message(flags=flags, content=start + rng.randbytes(rng.choice((0, 1, 2, 3, 4, 8, 12, 40))))
 
 
 class Warnings(logging.Handler):
-    """Collects the warnings that protocols log in the body of a ``with`` statement.
+    """Collects what is logged in the body of a ``with`` statement.
+
+    Args:
+        name: of the logger.
+        level: what is below it is not collected.
 
     Attributes:
-        warnings: their texts.
+        warnings: the texts.
     """
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, name: str = "gmultisocket.protocol", level: int = logging.WARNING) -> None:
+        super().__init__(level)
         self.warnings: list[str] = []
-        self._logger = logging.getLogger("gmultisocket.protocol")
+        self._logger = logging.getLogger(name)
 
     def __enter__(self) -> Warnings:
         self._logger.addHandler(self)

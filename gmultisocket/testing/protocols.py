@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from ..core.socket import Socket
 from ..options import OptionValues
 from ..protocol import Bus, Pair, ProtocolBase, Pub, Pull, Push, Rep, Req, Respondent, Stream, Sub, Surveyor
-from ..wire import CONTROL, Message
+from ..wire import CONTROL, TO_ALL, TO_DEST, Message
 from ._bench import nothing_left
-from ._protocol import Call, ProtocolChecks, Warnings
+from ._protocol import ProtocolChecks, Warnings
+from ._protocolsetup import Call
 from ._wait import wait_until
 
 __all__ = [
@@ -50,6 +51,13 @@ class ReqChecks(ProtocolChecks):
     def exchange(self, protocol: Req, peer: Rep, content: bytes) -> bytes:
         return protocol.request(content, self.limit)
 
+    def exchange_by_hand(self, protocol: Req, sock: Socket, content: bytes) -> bytes:
+        request = protocol.request_async(b"question", self.limit)
+        asked = sock.recv_msg(self.limit)
+        assert asked.content[4:] == b"question"
+        sock.send_to(asked.source, asked.content[:4] + content, self.limit)
+        return request.get(self.limit)
+
     def calls(self, protocol: Req) -> Mapping[str, Call]:
         return {
             "request": lambda timeout: protocol.request(b"", timeout),
@@ -75,6 +83,15 @@ class RepChecks(ProtocolChecks):
         protocol.recv(self.limit).reply(content)
         return request.get(self.limit)
 
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        sock.send_all(b"\x12\x34\x56\x78question", self.limit)
+        request = protocol.recv(self.limit)
+        assert request.content == b"question"
+        request.reply(content)
+        answer = sock.recv(self.limit)
+        assert answer[:4] == b"\x12\x34\x56\x78"
+        return answer[4:]
+
     def calls(self, protocol: Rep) -> Mapping[str, Call]:
         return {"recv": lambda timeout: protocol.recv(timeout)}
 
@@ -94,6 +111,10 @@ class PushChecks(ProtocolChecks):
     def exchange(self, protocol: Push, peer: Pull, content: bytes) -> bytes:
         protocol.send(content, self.limit)
         return peer.recv(self.limit)
+
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        protocol.send(content, self.limit)
+        return sock.recv(self.limit)
 
     def calls(self, protocol: Any) -> Mapping[str, Call]:
         return {"send": lambda timeout: protocol.send(b"", timeout)}
@@ -124,6 +145,10 @@ class PullChecks(PushChecks):
     def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
         return super().exchange(peer, protocol, content)
 
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        sock.send(content, self.limit)
+        return bytes(protocol.recv(self.limit))
+
     def calls(self, protocol: Any) -> Mapping[str, Call]:
         return {"recv": lambda timeout: protocol.recv(timeout)}
 
@@ -146,6 +171,11 @@ class BusChecks(ProtocolChecks):
         peer.send(peer.recv(self.limit))
         return protocol.recv(self.limit)
 
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        protocol.send(content, self.limit)
+        sock.send_all(sock.recv(self.limit), self.limit)
+        return bytes(protocol.recv(self.limit))
+
     def calls(self, protocol: Bus) -> Mapping[str, Call]:
         return {
             "recv": lambda timeout: protocol.recv(timeout),
@@ -166,6 +196,11 @@ class PairChecks(ProtocolChecks):
     def exchange(self, protocol: Pair, peer: Pair, content: bytes) -> bytes:
         protocol.send(content, self.limit)
         return peer.recv(self.limit)
+
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        protocol.send(content, self.limit)
+        sock.send_all(sock.recv(self.limit), self.limit)
+        return bytes(protocol.recv(self.limit))
 
     def calls(self, protocol: Pair) -> Mapping[str, Call]:
         return {
@@ -210,6 +245,14 @@ class PubChecks(ProtocolChecks):
         assert topic == "topic.of.it", f"it arrived under the topic {topic}"
         return bytes(arrived)
 
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        sock.send_msg(Message(flags=CONTROL | TO_ALL, content=b"\1topic.>"), self.limit)
+        protocol.wait_subscribers("topic.of.it", timeout=self.limit)
+        protocol.publish("topic.of.it", content)
+        message = next(message for message in sock if not message.flags & CONTROL)
+        assert message.content[:13] == b"\0\x0btopic.of.it"
+        return message.content[13:]
+
     def calls(self, protocol: Any) -> Mapping[str, Call]:
         return {"publish": lambda timeout: protocol.publish("topic", b"", timeout)}
 
@@ -234,6 +277,14 @@ class SubChecks(PubChecks):
 
     def exchange(self, protocol: Any, peer: Any, content: bytes) -> bytes:
         return super().exchange(peer, protocol, content)
+
+    def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
+        protocol.subscribe("topic")
+        assert any(message.content == b"\1topic" for message in sock)
+        sock.send_all(b"\0\5topic" + content)
+        topic, arrived = protocol.recv(self.limit)
+        assert topic == "topic"
+        return bytes(arrived)
 
     def calls(self, protocol: Any) -> Mapping[str, Call]:
         return {
@@ -263,6 +314,17 @@ class StreamChecks(ProtocolChecks):
             with other.makefile("rb") as file:
                 return bytes(file.read())
 
+    def exchange_by_hand(self, protocol: Stream, sock: Socket, content: bytes) -> bytes:
+        end = b"\0\0\1\0"
+        sock.send_msg(Message(flags=CONTROL, source=end, content=b"\0"), self.limit)
+        with protocol.accept(self.limit) as connection:
+            answer = sock.recv_msg(self.limit)
+            assert answer.flags & CONTROL and answer.content == b"\1"
+            data = Message(flags=TO_DEST, source=end, destination=answer.source, content=content)
+            sock.send_msg(data, self.limit)
+            connection.settimeout(self.limit)
+            return bytes(connection.recv(len(content)))
+
     def calls(self, protocol: Stream) -> Mapping[str, Call]:
         return {
             "connect": lambda timeout: protocol.connect(timeout),
@@ -287,6 +349,13 @@ class SurveyorChecks(ProtocolChecks):
     def exchange(self, protocol: Surveyor, peer: Respondent, content: bytes) -> bytes:
         return next(protocol.survey(content, self.limit))
 
+    def exchange_by_hand(self, protocol: Surveyor, sock: Socket, content: bytes) -> bytes:
+        survey = protocol.survey(b"question", self.limit)
+        asked = sock.recv_msg(self.limit)
+        assert asked.content[4:] == b"question"
+        sock.send_to(asked.source, asked.content[:4] + content, self.limit)
+        return next(survey)
+
     def calls(self, protocol: Surveyor) -> Mapping[str, Call]:
         return {"survey": lambda timeout: protocol.survey(b"", 1)}
 
@@ -308,6 +377,8 @@ class RespondentChecks(ProtocolChecks):
         survey = peer.survey(b"", self.limit)
         protocol.recv(self.limit).reply(content)
         return next(survey)
+
+    exchange_by_hand = RepChecks.exchange_by_hand
 
     def calls(self, protocol: Respondent) -> Mapping[str, Call]:
         return {"recv": lambda timeout: protocol.recv(timeout)}

@@ -22,6 +22,7 @@ from gmultisocket import Backplane, Message, Pub, Rep, Req, Socket, Sub
 from gmultisocket.backplane import totals
 from gmultisocket.contrib.prometheus import Collector
 from gmultisocket.loop.lag import BUCKETS
+from gmultisocket.protocol import ProtocolBase
 from gmultisocket.stats import _forget
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, encode
@@ -71,6 +72,18 @@ def test_a_scrape_has_the_numbers_of_all_sockets(registry: CollectorRegistry) ->
     found = parsed(generate_latest(registry).decode())
     assert found["gmultisocket_sockets", "Req", ""] == 0
     assert all(found[key] >= value for key, value in before.items() if key[0].endswith("_total"))
+
+
+def test_a_scrape_has_the_numbers_of_a_protocol_of_the_program(registry: CollectorRegistry) -> None:
+    class Queue(ProtocolBase):
+        def _own_stats(self) -> dict[str, int]:
+            return {"waiting": 2}
+
+    with Queue(), Queue(), Pub():
+        found = parsed(generate_latest(registry).decode())
+    assert {key: value for key, value in found.items() if key[0] == "gmultisocket_protocol_numbers"} == {
+        ("gmultisocket_protocol_numbers", "Queue", "", "waiting"): 4
+    }
 
 
 def test_the_loops_lag_is_a_histogram(registry: CollectorRegistry) -> None:

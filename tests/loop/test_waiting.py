@@ -151,6 +151,27 @@ def test_wake_all_wakes_everybody_whatever_the_condition_says() -> None:
     assert not line.waiters
 
 
+def test_where_greenlets_wait_for_different_things_one_that_is_killed_wakes_no_other() -> None:
+    line, wakes = WaitList(get_hub()), 0
+
+    def wait() -> None:
+        nonlocal wakes
+        while line.wait(None):
+            wakes += 1
+
+    stays = gevent.spawn(wait)
+    wait_until_waiting(line, 1)
+    # Between the two: when it is called, the first one waits again, and the other one's wake-up is on its way.
+    line.waiters.append(lambda woken: killed.throw(gevent.GreenletExit))
+    killed = gevent.spawn(wait)
+    wait_until_waiting(line, 3)
+    line.wake_all()
+    for _ in range(10):
+        gevent.sleep(0)
+    assert killed.ready() and wakes == 1 and len(line.waiters) == 1
+    stays.kill()
+
+
 def test_a_function_in_the_line_is_called() -> None:
     told: list[bool] = []
     line = WaitList(get_hub(), lambda: True)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gevent
 import pytest
 from gevent.event import Event
 
-from gmultisocket import Socket, protocol
-from gmultisocket.errors import BadOptionValue, NotSupported
+from gmultisocket import Message, Socket, protocol
+from gmultisocket.errors import BadOptionValue, Closed, MisplacedOption, NotSupported, Timeout
 from gmultisocket.loop.waiting import Deadline
-from gmultisocket.protocol import ProtocolBase
+from gmultisocket.options import define
+from gmultisocket.protocol import ProtocolBase, Rep
 from gmultisocket.testing import wait_until
+from gmultisocket.wire import CONTROL
 
 LONG = 10.0
 
@@ -45,6 +49,22 @@ def test_defaults_may_be_changed_and_what_is_fixed_may_not_under_any_spelling() 
         Chat({"Socket.SendTTL": 4})
 
 
+def test_options_of_a_protocol_of_somebody_else_are_refused_where_nobody_reads_them() -> None:
+    size = define("protocol.smoke.size", int, 1, doc="Of the smoke.")
+
+    class Smoke(Chat):
+        families = ("protocol.smoke",)
+
+    given: dict[Any, Any] = {size: 5}
+    with Smoke(given) as smoke:
+        assert smoke.options.get(size) == 5
+    for make in (Chat, Socket, Rep):
+        with pytest.raises(MisplacedOption, match="protocol.smoke.size has no effect on a"):
+            make(options=given)
+    with pytest.raises(MisplacedOption, match=r"a Smoke, which reads protocol.smoke.\*"):
+        Smoke({"protocol.pubsub.expiry": 1})
+
+
 def test_the_error_says_what_there_is_instead() -> None:
     with Chat() as chat:
         with pytest.raises(NotSupported, match=r"Chat has say\(\) instead"):
@@ -60,6 +80,58 @@ def test_its_greenlets_end_with_close_and_may_call_it() -> None:
     assert closer.get(timeout=LONG) == 0
     assert forever.ready() and chat.closed
     assert chat.ended == 1
+
+
+def test_a_method_that_hides_one_of_the_librarys_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match=r"^Rude\._flush hides .*_ended, _outbox, _own_stats, _stop\)$"):
+
+        class Rude(Chat):
+            def _flush(self) -> None: ...  # type: ignore[override]
+
+
+def test_attributes_of_a_subclass_do_not_meet_those_of_the_base() -> None:
+    class Logging(Chat):
+        def __init__(self) -> None:
+            super().__init__()
+            self._greenlets = self._logged = None
+
+    with Logging() as chat, Socket() as peer:
+        peer.dial(chat.listen("inproc://names").address)
+        forever = chat._spawn(Event().wait)
+        peer.send_msg(Message(flags=CONTROL), LONG)
+        with pytest.raises(Timeout):
+            chat._next(0)
+        assert chat.counters.drops == {"garbage": 1}
+    assert forever.ready()
+
+
+def test_while_it_closes_its_own_calls_are_refused_and_what_it_could_not_send_is_counted() -> None:
+    class Keeping(Chat):
+        def _stop(self, deadline: Deadline) -> int:
+            super()._stop(deadline)
+            return 3
+
+    chat = Keeping()
+    chat._check_open()
+    chat.go_on.clear()
+    closing = chat.close_nowait(LONG)
+    assert chat.stopping.wait(LONG)
+    with pytest.raises(Closed, match="the Keeping is closed"):
+        chat._check_open()
+    chat.go_on.set()
+    assert closing.get(timeout=LONG) == 3
+
+
+def test_an_error_of_the_programs_code_is_reported_with_its_peer(caplog: pytest.LogCaptureFixture) -> None:
+    with Chat() as chat, Socket() as peer:
+        peer.dial(chat.listen("inproc://report").address)
+        chat.wait_pipes(1, LONG)
+        (pipe,) = chat.pipes.values()
+        for _ in range(3):
+            chat._report("a handler of a Chat failed", KeyError("what"), pipe_id=pipe.id, request_id="7")
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == f"a handler of a Chat failed, for {pipe.peer_address}"
+    assert (record.pipe_id, record.peer, record.request_id) == (pipe.id, pipe.peer_address, "7")  # type: ignore[attr-defined]
 
 
 def test_linger_is_shared_by_the_protocol_and_its_socket() -> None:

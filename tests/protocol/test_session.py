@@ -16,6 +16,7 @@ from websockets.frames import Opcode
 from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub, Switch
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.errors import AddressError, HandshakeFailed, OptionError, RequestRefused, SubscriptionRefused
+from gmultisocket.protocol import PlainReceiver
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, Decoder, encode
 from tests import addresses
@@ -172,6 +173,28 @@ def test_the_peer_is_told_which_channels_there_are_and_opens_those_that_it_wants
         assert peer.hear() == (2, b"1234AGAIN")
         peer.tell({"ping": 7})
         assert peer.hear() == (0, {"pong": 7})
+
+
+def test_a_channel_has_the_name_of_the_protocol_also_if_the_program_has_written_it() -> None:
+    class Chat(PlainReceiver):
+        def say(self, content: bytes) -> None:
+            self.socket.send_all(content)
+
+    class Orders(Pub):
+        pass
+
+    class Plain(Socket):
+        pass
+
+    chat = Chat()
+    with serving({"chat": chat, "orders": Orders(), "plain": Plain()}) as (where, _), peer_of(where) as peer:
+        _, channels = peer.hear()
+        assert [channel["protocol"] for channel in channels] == ["chat", "pub", "socket"]
+        with Chat() as mine, Session({"chat": mine}) as session:
+            session.dial(where)
+            mine.wait_pipes(1, LONG)
+            mine.say(b"hello")
+            assert chat.recv(LONG) == b"hello"
 
 
 def test_what_makes_no_sense_is_dropped_and_counted_and_disturbs_nobody() -> None:

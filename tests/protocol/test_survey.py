@@ -103,6 +103,23 @@ def test_two_surveys_at_once_do_not_mix(net: Net) -> None:
         assert [next(second) for _ in range(2)] == [b"to second"] * 2
 
 
+def test_greenlets_that_share_a_survey_wait_without_keeping_the_loop_busy() -> None:
+    with Surveyor() as surveyor, Socket() as by_hand:
+        by_hand.dial(surveyor.listen("inproc://shared").address)
+        survey = surveyor.survey(b"who?", LONG)
+        waiting = [gevent.spawn(next, survey, None) for _ in range(3)]
+        wait_until(lambda: len(survey._arrivals.waiters) == 3)
+        asked = by_hand.recv_msg(LONG)
+        by_hand.send_to(asked.source, asked.content[:4] + b"one")
+        wait_until(lambda: any(each.ready() for each in waiting))
+        for _ in range(10):
+            gevent.sleep(0)
+        # The other two wait, and nobody is about to wake them again.
+        assert len(survey._arrivals.waiters) == 2 and not survey._arrivals._scheduled
+        survey.close()
+        assert sorted([each.get() or b"" for each in waiting]) == [b"", b"", b"one"]
+
+
 def test_without_peers_a_survey_is_over_at_once() -> None:
     with Surveyor() as surveyor:
         survey = surveyor.survey(b"anybody?", 1000)
