@@ -32,6 +32,20 @@ def test_no_promise_is_without_a_test() -> None:
         assert not without
 
 
+def test_what_the_page_for_contributors_names_is_there() -> None:
+    page = (ROOT / "docs/contributing.rst").read_text()
+    modules = set(re.findall(r"python3 -m ((?:tests|benchmarks)[\w.]*)", page))
+    assert len(modules) >= 6
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    paths = set(re.findall(r"(?:tests|benchmarks|docs|examples|gmultisocket)/[\w./]*", page)) - {"docs/_build"}
+    assert len(paths) >= 12
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    ((file, test),) = re.findall(r"pytest (\S+)::(\w+)", page)
+    assert f"def {test}(" in (ROOT / file).read_text()
+
+
 REPORT = """<testsuites><testsuite>
 {}
 </testsuite></testsuites>
