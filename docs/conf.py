@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from pygments.lexer import RegexLexer
 from pygments.token import Name, Text
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import pictures  # noqa: E402 - it is in this folder
 
 _setup = configparser.ConfigParser()
 _setup.read(ROOT / "setup.cfg")
@@ -60,13 +64,38 @@ class OptionTable(SphinxDirective):
         return f"``{option.name}``", f"``{default}``{unit}", f"{option.doc} *{expected}.*"
 
 
+class Pictures(SphinxPostTransform):
+    """Shows each ``.. code-block:: picture`` as SVG, with its caption below."""
+
+    default_priority = 400
+    formats = ("html",)
+
+    def run(self, **options: Any) -> None:
+        for number, block in enumerate(list(self.document.findall(nodes.literal_block))):
+            if block.get("language") != "picture":
+                continue
+            label = f"picture-{number}"
+            around = block.parent
+            assert isinstance(around, nodes.container), f"a picture in {self.env.docname} has no caption"
+            (caption,) = around.findall(nodes.caption)
+            around.replace_self(
+                nodes.raw(
+                    "",
+                    f'<figure class="picture">\n{pictures.draw(block.astext(), label)}\n'
+                    f'<figcaption id="{label}">{escape(caption.astext())}</figcaption>\n</figure>\n',
+                    format="html",
+                )
+            )
+
+
 class PictureLexer(RegexLexer):
-    """``.. code-block:: picture``: a picture made of text, in which the names of files have a colour."""
+    """For pages that are not HTML, where a picture stays text: the names of files have a colour."""
 
     name = "picture"
-    tokens = {"root": [(r"[a-z_/]*[a-z_](?:\.py\b|/(?=\s))", Name.Function), (r"[a-z]+|.|\n", Text)]}
+    tokens = {"root": [(pictures.FILE, Name.Function), (r"[a-z]+|.|\n", Text)]}
 
 
 def setup(app: Any) -> None:
     app.add_directive("option-table", OptionTable)
     app.add_lexer("picture", PictureLexer)
+    app.add_post_transform(Pictures)
