@@ -52,7 +52,7 @@ class OptionTable(SphinxDirective):
         options = [option for option in describe() if option.name.startswith(prefix)]
         if not options:
             raise self.error(f"no option begins with {prefix}")
-        lines = [".. list-table::", "   :class: options", "   :header-rows: 1", "   :widths: 34 14 52", ""]
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 14 52", ""]
         for row in [("Option", "Default", "What it does"), *map(self._row, options)]:
             lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
         return self.parse_text_to_nodes(StringList(lines, "options"))
@@ -88,6 +88,31 @@ class Pictures(SphinxPostTransform):
             )
 
 
+class StackedTables(SphinxPostTransform):
+    """Makes tables of two or three columns fit on a phone: pages.css shows their cells one below the other there.
+
+    With three columns, each cell but the first begins with the head of its column, which only phones show.
+    """
+
+    default_priority = 400
+    formats = ("html",)
+
+    def run(self, **options: Any) -> None:
+        for table in self.document.findall(nodes.table):
+            (group,) = table.findall(nodes.tgroup)
+            if group["cols"] > 3:
+                continue
+            table["classes"].append("stacked")
+            heads = [entry.astext() for head in group.findall(nodes.thead) for entry in head.findall(nodes.entry)]
+            if len(heads) < 3:
+                continue
+            (body,) = group.findall(nodes.tbody)
+            for row in body.findall(nodes.row):
+                for head, entry in list(zip(heads, row.findall(nodes.entry), strict=True))[1:]:
+                    for paragraph in list(entry.findall(nodes.paragraph))[:1]:
+                        paragraph.insert(0, nodes.inline("", f"{head}: ", classes=["of-column"]))
+
+
 class PictureLexer(RegexLexer):
     """For pages that are not HTML, where a picture stays text: the names of files have a colour."""
 
@@ -99,3 +124,4 @@ def setup(app: Any) -> None:
     app.add_directive("option-table", OptionTable)
     app.add_lexer("picture", PictureLexer)
     app.add_post_transform(Pictures)
+    app.add_post_transform(StackedTables)
