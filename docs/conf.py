@@ -88,29 +88,45 @@ class Pictures(SphinxPostTransform):
             )
 
 
-class StackedTables(SphinxPostTransform):
-    """Makes tables of two or three columns fit on a phone: pages.css shows their cells one below the other there.
+class Tables(SphinxPostTransform):
+    """Makes tables of two to four columns fit on a phone: pages.css shows their cells one below the other there.
 
-    With three columns, each cell but the first begins with the head of its column, which only phones show.
+    With three or four columns, each cell but the first begins with the head of its column, which only phones show. A
+    table of the class "faults" has too much text for columns even on a wide screen, and becomes a list.
     """
 
     default_priority = 400
     formats = ("html",)
 
     def run(self, **options: Any) -> None:
-        for table in self.document.findall(nodes.table):
+        for table in list(self.document.findall(nodes.table)):
             (group,) = table.findall(nodes.tgroup)
-            if group["cols"] > 3:
-                continue
-            table["classes"].append("stacked")
             heads = [entry.astext() for head in group.findall(nodes.thead) for entry in head.findall(nodes.entry)]
-            if len(heads) < 3:
-                continue
             (body,) = group.findall(nodes.tbody)
-            for row in body.findall(nodes.row):
-                for head, entry in list(zip(heads, row.findall(nodes.entry), strict=True))[1:]:
-                    for paragraph in list(entry.findall(nodes.paragraph))[:1]:
-                        paragraph.insert(0, nodes.inline("", f"{head}: ", classes=["of-column"]))
+            rows = [list(row.findall(nodes.entry)) for row in body.findall(nodes.row)]
+            if "faults" in table["classes"]:
+                self._name_cells(heads, rows, first=2)
+                table.replace_self(nodes.definition_list("", *map(self._item, rows), classes=["faults"]))
+            elif group["cols"] <= 4:
+                table["classes"].append("stacked")
+                if group["cols"] > 2:
+                    self._name_cells(heads, rows, first=1)
+
+    def _name_cells(self, heads: list[str], rows: list[list[nodes.entry]], first: int) -> None:
+        """Put the heads of the columns into the cells, from a column on."""
+        for row in rows:
+            for head, entry in list(zip(heads, row, strict=False))[first:]:
+                for paragraph in list(entry.findall(nodes.paragraph))[:1]:
+                    paragraph.insert(0, nodes.inline("", f"{head}: ", classes=["of-column"]))
+
+    def _item(self, row: list[nodes.entry]) -> nodes.definition_list_item:
+        term, *cells = row
+        (name,) = term.children
+        return nodes.definition_list_item(
+            "",
+            nodes.term("", "", *name.children),
+            nodes.definition("", *[child for cell in cells for child in cell.children]),
+        )
 
 
 class PictureLexer(RegexLexer):
@@ -124,4 +140,4 @@ def setup(app: Any) -> None:
     app.add_directive("option-table", OptionTable)
     app.add_lexer("picture", PictureLexer)
     app.add_post_transform(Pictures)
-    app.add_post_transform(StackedTables)
+    app.add_post_transform(Tables)
