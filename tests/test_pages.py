@@ -46,6 +46,13 @@ def test_what_the_page_for_contributors_names_is_there() -> None:
     assert f"def {test}(" in (ROOT / file).read_text()
 
 
+def test_the_page_says_which_versions_of_python_are_tested() -> None:
+    classified = re.findall(r"Programming Language :: Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
+    *first, last = classified
+    assert f"CPython {', '.join(first)} and {last} are tested." in (ROOT / "docs/quickstart.rst").read_text()
+    assert f"({first[0]} to {last} are tested)" in (ROOT / "README.rst").read_text()
+
+
 REPORT = """<testsuites><testsuite>
 {}
 </testsuite></testsuites>
