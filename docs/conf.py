@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import sys
 from html import escape
 from pathlib import Path
@@ -136,7 +137,24 @@ class PictureLexer(RegexLexer):
     tokens = {"root": [(pictures.FILE, Name.Function), (r"[a-z]+|.|\n", Text)]}
 
 
+def hide_private(
+    app: Any, kind: str, name: str, thing: object, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Leave parameters that begin with an underscore out of a signature."""
+    # Each is the last one, and keyword-only.
+    return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "") or None, returns
+
+
+def hide_types_of_private(app: Any, domain: str, kind: str, content: Any) -> None:
+    """Leave parameters that begin with an underscore out of the lists of parameters."""
+    for types in app.env.current_document.autodoc_annotations.values():
+        for name in [name for name in types if name.startswith("_")]:
+            del types[name]
+
+
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", hide_private)
+    app.connect("object-description-transform", hide_types_of_private, priority=400)
     app.add_directive("option-table", OptionTable)
     app.add_lexer("picture", PictureLexer)
     app.add_post_transform(Pictures)
