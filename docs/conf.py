@@ -17,9 +17,9 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+sys.path.insert(0, str(ROOT))
 
-import pictures  # noqa: E402 - it is in this folder
+from docs import pictures  # noqa: E402 - it needs the path
 
 _setup = configparser.ConfigParser()
 _setup.read(ROOT / "setup.cfg")
