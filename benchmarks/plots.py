@@ -57,9 +57,11 @@ def _draw(rows: Sequence[dict[str, Any]], machine: str) -> str:
     lines.append(_text(0, top, machine, "small"))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {top + _LINE // 2}" role="img">',
+            # A page in dark colours cannot change those of an image, so it has a background.
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-10 0 {_WIDTH + 20} {top + _LINE // 2}" '
+            'style="background: white" role="img">',
             "<style>text { font: 13px sans-serif; fill: #333 } .head { font-weight: bold }",
-            ".name { text-anchor: end } .small { font-size: 10px; fill: #777 }</style>",
+            ".name, .unit { text-anchor: end } .small, .unit { font-size: 10px; fill: #777 }</style>",
             *lines,
             "</svg>\n",
         ]
@@ -76,7 +78,7 @@ def _panel(row: dict[str, Any], top: int) -> Iterable[str]:
     longest = max((result["median"] for result in results), default=1)
     better = "more is better" if row["more_is_better"] else "less is better"
     yield _text(0, top, row["title"], "head")
-    yield _text(_LEFT + _LONGEST, top, f"{row['unit']}, {better}", "small")
+    yield _text(_WIDTH, top, f"{row['unit']}, {better}", "unit")
     for line, result in enumerate(results, 1):
         base = top + line * _LINE
         width = round(_LONGEST * result["median"] / longest, 1)

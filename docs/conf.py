@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import re
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,13 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from pygments.lexer import RegexLexer
 from pygments.token import Name, Text
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from docs import pictures  # noqa: E402 - it needs the path
 
 _setup = configparser.ConfigParser()
 _setup.read(ROOT / "setup.cfg")
@@ -48,7 +53,7 @@ class OptionTable(SphinxDirective):
         options = [option for option in describe() if option.name.startswith(prefix)]
         if not options:
             raise self.error(f"no option begins with {prefix}")
-        lines = [".. list-table::", "   :class: options", "   :header-rows: 1", "   :widths: 34 14 52", ""]
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 14 52", ""]
         for row in [("Option", "Default", "What it does"), *map(self._row, options)]:
             lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
         return self.parse_text_to_nodes(StringList(lines, "options"))
@@ -60,13 +65,97 @@ class OptionTable(SphinxDirective):
         return f"``{option.name}``", f"``{default}``{unit}", f"{option.doc} *{expected}.*"
 
 
+class Pictures(SphinxPostTransform):
+    """Shows each ``.. code-block:: picture`` as SVG, with its caption below."""
+
+    default_priority = 400
+    formats = ("html",)
+
+    def run(self, **options: Any) -> None:
+        for number, block in enumerate(list(self.document.findall(nodes.literal_block))):
+            if block.get("language") != "picture":
+                continue
+            label = f"picture-{number}"
+            around = block.parent
+            assert isinstance(around, nodes.container), f"a picture in {self.env.docname} has no caption"
+            (caption,) = around.findall(nodes.caption)
+            around.replace_self(
+                nodes.raw(
+                    "",
+                    f'<figure class="picture">\n{pictures.draw(block.astext(), label)}\n'
+                    f'<figcaption id="{label}">{escape(caption.astext())}</figcaption>\n</figure>\n',
+                    format="html",
+                )
+            )
+
+
+class Tables(SphinxPostTransform):
+    """Makes tables of two to four columns fit on a phone: pages.css shows their cells one below the other there.
+
+    With three or four columns, each cell but the first begins with the head of its column, which only phones show. A
+    table of the class "faults" has too much text for columns even on a wide screen, and becomes a list.
+    """
+
+    default_priority = 400
+    formats = ("html",)
+
+    def run(self, **options: Any) -> None:
+        for table in list(self.document.findall(nodes.table)):
+            (group,) = table.findall(nodes.tgroup)
+            heads = [entry.astext() for head in group.findall(nodes.thead) for entry in head.findall(nodes.entry)]
+            (body,) = group.findall(nodes.tbody)
+            rows = [list(row.findall(nodes.entry)) for row in body.findall(nodes.row)]
+            if "faults" in table["classes"]:
+                self._name_cells(heads, rows, first=2)
+                table.replace_self(nodes.definition_list("", *map(self._item, rows), classes=["faults"]))
+            elif group["cols"] <= 4:
+                table["classes"].append("stacked")
+                if group["cols"] > 2:
+                    self._name_cells(heads, rows, first=1)
+
+    def _name_cells(self, heads: list[str], rows: list[list[nodes.entry]], first: int) -> None:
+        """Put the heads of the columns into the cells, from a column on."""
+        for row in rows:
+            for head, entry in list(zip(heads, row, strict=False))[first:]:
+                for paragraph in list(entry.findall(nodes.paragraph))[:1]:
+                    paragraph.insert(0, nodes.inline("", f"{head}: ", classes=["of-column"]))
+
+    def _item(self, row: list[nodes.entry]) -> nodes.definition_list_item:
+        term, *cells = row
+        (name,) = term.children
+        return nodes.definition_list_item(
+            "",
+            nodes.term("", "", *name.children),
+            nodes.definition("", *[child for cell in cells for child in cell.children]),
+        )
+
+
 class PictureLexer(RegexLexer):
-    """``.. code-block:: picture``: a picture made of text, in which the names of files have a colour."""
+    """For pages that are not HTML, where a picture stays text: the names of files have a colour."""
 
     name = "picture"
-    tokens = {"root": [(r"[a-z_/]*[a-z_](?:\.py\b|/(?=\s))", Name.Function), (r"[a-z]+|.|\n", Text)]}
+    tokens = {"root": [(pictures.FILE, Name.Function), (r"[a-z]+|.|\n", Text)]}
+
+
+def hide_private(
+    app: Any, kind: str, name: str, thing: object, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Leave parameters that begin with an underscore out of a signature."""
+    # Each is the last one, and keyword-only.
+    return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "") or None, returns
+
+
+def hide_types_of_private(app: Any, domain: str, kind: str, content: Any) -> None:
+    """Leave parameters that begin with an underscore out of the lists of parameters."""
+    for types in app.env.current_document.autodoc_annotations.values():
+        for name in [name for name in types if name.startswith("_")]:
+            del types[name]
 
 
 def setup(app: Any) -> None:
+    app.connect("autodoc-process-signature", hide_private)
+    app.connect("object-description-transform", hide_types_of_private, priority=400)
     app.add_directive("option-table", OptionTable)
     app.add_lexer("picture", PictureLexer)
+    app.add_post_transform(Pictures)
+    app.add_post_transform(Tables)

@@ -423,3 +423,5 @@ def test_each_plot_shows_the_rows_of_a_run_and_leaves_out_what_was_not_measured(
     assert "hung" not in texts
     ours, theirs = (float(bar.get("width", "")) for bar in plot.iter("{http://www.w3.org/2000/svg}rect"))
     assert ours == 2 * theirs
+    # Pages in dark colours show it too.
+    assert "background: white" in plot.attrib["style"]

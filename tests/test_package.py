@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_a_name_that_is_not_there_is_an_attribute_error_that_says_so() -> None:
         gmultisocket.Pubb  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'Pubb'"):
         from gmultisocket import Pubb  # noqa: F401
+
+
+def test_the_description_for_an_index_is_the_readme_without_its_pictures() -> None:
+    """An index shows only pictures that have a URL."""
+    try:
+        description = str(metadata("gmultisocket"))
+    except PackageNotFoundError:
+        pytest.skip("gmultisocket is not installed here")
+    assert "\nQuick start\n" in description
+    assert "image::" not in description
 
 
 # Names that completion offers

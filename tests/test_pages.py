@@ -32,6 +32,27 @@ def test_no_promise_is_without_a_test() -> None:
         assert not without
 
 
+def test_what_the_page_for_contributors_names_is_there() -> None:
+    page = (ROOT / "docs/contributing.rst").read_text()
+    modules = set(re.findall(r"python3 -m ((?:tests|benchmarks)[\w.]*)", page))
+    assert len(modules) >= 6
+    for module in modules:
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+    paths = set(re.findall(r"(?:tests|benchmarks|docs|examples|gmultisocket)/[\w./]*", page)) - {"docs/_build"}
+    assert len(paths) >= 12
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    ((file, test),) = re.findall(r"pytest (\S+)::(\w+)", page)
+    assert f"def {test}(" in (ROOT / file).read_text()
+
+
+def test_the_page_says_which_versions_of_python_are_tested() -> None:
+    classified = re.findall(r"Programming Language :: Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
+    *first, last = classified
+    assert f"CPython {', '.join(first)} and {last} are tested." in (ROOT / "docs/quickstart.rst").read_text()
+    assert f"({first[0]} to {last} are tested)" in (ROOT / "README.rst").read_text()
+
+
 REPORT = """<testsuites><testsuite>
 {}
 </testsuite></testsuites>

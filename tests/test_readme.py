@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from docs.recording import FILE, draw, record
 from gmultisocket import Backplane
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
@@ -170,3 +172,15 @@ def test_the_backplane_between_workers_works(tmp_path: Path) -> None:
         subscription = other.subscribe("orders.>", PATIENCE)
         exec(publishing, names)
         assert subscription.recv(PATIENCE) == ("orders.eu.created", b"for the browsers of every worker")
+
+
+def test_the_recording_shows_what_the_commands_print() -> None:
+    lines = record()
+    assert [line.text for line in lines if line.shell == 0 and not line.typed] == [
+        "prices.eur 1.09", "prices.usd 0.92", "prices.gbp 0.86", "prices.chf 0.94",
+    ]  # fmt: skip
+    assert draw(lines) == FILE.read_text(), "make it again: python3 -m docs.recording"
+    svg = ElementTree.fromstring(FILE.read_text())
+    assert [text.text for text in svg.findall("{*}text") if text.attrib["class"] != "title"] == [
+        line.text for shell in (0, 1) for line in lines if line.shell == shell
+    ]
