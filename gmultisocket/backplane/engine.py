@@ -34,13 +34,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from ..errors import MultiSocketError
 from ..loop.waiting import Deadline
 from ..options import Options
 
-__all__ = ["FOREIGN", "MAX_BACKOFF", "ORIGIN_SIZE", "SILENCE", "Engine", "Plane"]
+__all__ = ["FOREIGN", "MAX_BACKOFF", "MAX_VALUES", "MAX_VALUES_SIZE", "ORIGIN_SIZE", "SILENCE", "Engine", "Plane"]
 
 #: Bytes of an origin.
 ORIGIN_SIZE: Final = 8
@@ -50,6 +50,9 @@ FOREIGN: Final = b""
 SILENCE: Final = 2.0
 #: The longest pause between two attempts to connect, in seconds. Engines begin with much less, and add jitter.
 MAX_BACKOFF: Final = 1.0
+#: The most present values, and bytes of them, that a server keeps. Those that were set longest ago go first.
+MAX_VALUES: Final = 65_536
+MAX_VALUES_SIZE: Final = 64 << 20
 
 
 class Plane(Protocol):
@@ -102,13 +105,17 @@ class Plane(Protocol):
         """
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
-        """The present value of a topic came. Only from engines with ``keeps_values``.
+        """The present value of a topic came. Each change comes once only, however many patterns it matches.
 
         Args:
-            topic, content, origin, sequence: as for :meth:`received`.
+            topic, content: as for :meth:`received`.
+            origin, sequence: of the publication; together they name the value.
             live: it was published now. Otherwise the server had it when a pattern was asked for: such values come
-                before :meth:`subscribed` of their portion.
+                before :meth:`subscribed` of their portion, and never after a newer one of their topic.
         """
+
+    def unretained(self, topic: str) -> None:
+        """A topic has no present value any more. In order with the live ones of :meth:`retained`."""
 
     def gap(self, reason: str) -> None:
         """Messages for this process were lost though the connection holds. Lost connections are found without it."""
@@ -131,8 +138,8 @@ class Engine(ABC):
         AddressError: the URL is not one of this engine. Nothing has been opened.
     """
 
-    #: Whether the server keeps the present values of topics.
-    keeps_values: ClassVar[bool] = False
+    #: Why the server cannot keep the present values of topics, for people; "" if it can, or while that is not known.
+    no_values: str = "its engine keeps no values"
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         self.url = url
@@ -181,7 +188,14 @@ class Engine(ABC):
         """Publish as :meth:`publish` does; the server keeps it as the topic's present value, instead of the last one.
 
         It also comes back to this engine, if this has asked for a pattern that matches: so all processes get the values
-        of a topic in one order. Called only if ``keeps_values``.
+        of a topic in one order. Called only while ``no_values`` is "".
+        """
+        raise NotImplementedError
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        """Let the server forget the present value of a topic. All engines that have asked for it hear of it, as above.
+
+        It is confirmed as a publication is.
         """
         raise NotImplementedError
 

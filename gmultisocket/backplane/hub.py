@@ -40,7 +40,20 @@ from ..transport import find
 from ..wire import SEND_TYPE_MASK, Message
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
-from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import (
+    CONFIRM,
+    HELLO,
+    KEPT,
+    OVERHEAD,
+    RETAIN,
+    UNRETAIN,
+    VERSION,
+    WELCOME,
+    confirm,
+    length,
+    stamp,
+    welcome,
+)
 
 __all__ = ["HubEngine"]
 
@@ -85,7 +98,7 @@ class _Client(ProtocolBase):
 class HubEngine(Engine):
     """A client of a hub."""
 
-    keeps_values = True
+    no_values = ""
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -195,9 +208,10 @@ class HubEngine(Engine):
             client.put_one(pipe, head + _pack(self._origin, sequence) + content)
 
     def retain(self, head: bytes, content: bytes, sequence: int) -> None:
-        client = self._client
-        if client is not None and (pipe := client.pipe) is not None:
-            client.put(pipe, control(RETAIN + head + _pack(self._origin, sequence) + content))
+        self._send(RETAIN + head + _pack(self._origin, sequence) + content)
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        self._send(UNRETAIN + head + _pack(self._origin, sequence))
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         self._asked = set(patterns)
@@ -207,10 +221,14 @@ class HubEngine(Engine):
         self._send_all(UNSUBSCRIBE, patterns)
 
     def _send_all(self, kind: bytes, patterns: Sequence[str]) -> None:
-        client = self._client
         for pattern in patterns:
-            if client is not None and client.pipe is not None:
-                client.put(client.pipe, control(kind + pattern.encode()))
+            self._send(kind + pattern.encode())
+
+    def _send(self, message: bytes) -> None:
+        """Send a control message."""
+        client = self._client
+        if client is not None and (pipe := client.pipe) is not None:
+            client.put(pipe, control(message))
 
     # Receiving
 
@@ -233,7 +251,7 @@ class HubEngine(Engine):
         kind = b""
         if message.flags & ~SEND_TYPE_MASK:
             kind = content[:1]
-            if kind not in (RETAIN, KEPT):
+            if kind not in (RETAIN, KEPT, UNRETAIN):
                 self._on_control(client, message)
                 return
             content = content[1:]
@@ -249,7 +267,9 @@ class HubEngine(Engine):
             return
         origin, sequence = stamp.unpack_from(content, end)
         content = content[end + stamp.size :]
-        if kind:
+        if kind == UNRETAIN:
+            self.plane.unretained(topic)
+        elif kind:
             self.plane.retained(topic, content, origin, sequence, kind == RETAIN)
         else:
             self._received(topic, content, origin, sequence)

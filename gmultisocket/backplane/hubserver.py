@@ -28,16 +28,27 @@ from ..protocol.rights import RemoteSub
 from ..protocol.subscriptions import is_literal, matches
 from ..protocol.upstream import control
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, Message
+from .engine import MAX_VALUES, MAX_VALUES_SIZE
 from .hublock import HubLock
-from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import (
+    CONFIRM,
+    HELLO,
+    KEPT,
+    OVERHEAD,
+    RETAIN,
+    UNRETAIN,
+    VERSION,
+    WELCOME,
+    confirm,
+    length,
+    stamp,
+    welcome,
+)
 
 __all__ = ["HubServer"]
 
 _log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
-#: The most present values, and bytes of them, that a hub keeps. Those that were set longest ago go first.
-_MAX_VALUES: Final = 65_536
-_MAX_VALUES_SIZE: Final = 64 << 20
 #: Topics that are compared with a pattern before others run.
 _PORTION: Final = 256
 #: Seconds between two looks at the files of the hub, and at the number of its clients.
@@ -122,7 +133,7 @@ class HubServer(Pub):
             self._unconfirmed.pop(pipe, None)
 
     def _on_message(self, message: Message) -> bool:
-        if not message.flags & ~SEND_TYPE_MASK or (is_control(message) and message.content[:1] == RETAIN):
+        if not message.flags & ~SEND_TYPE_MASK or (is_control(message) and message.content[:1] in (RETAIN, UNRETAIN)):
             return False
         if message.content[:1] == HELLO:
             pipe = self.pipes.get(message.pipe_id)
@@ -148,9 +159,9 @@ class HubServer(Pub):
 
     def _forward(self, message: Message) -> None:
         content = message.content
-        retains = bool(message.flags & ~SEND_TYPE_MASK)
-        if retains:
-            content = content[1:]
+        kind = b""
+        if message.flags & ~SEND_TYPE_MASK:
+            kind, content = content[:1], content[1:]
         try:
             end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
             topic = str(content[2:end], "utf-8")
@@ -162,13 +173,15 @@ class HubServer(Pub):
             return
         sender = self.pipes.get(message.pipe_id)
         self.taken += 1
-        if retains:
+        if kind == RETAIN:
             self._keep(topic, content)
+        elif kind:
+            self._forget(topic)
         copy: Message | None = None
         # A hub has no authorize, so these are pipes.
         targets: Any = wanted
         for pipe in targets if type(targets) is list else [*targets]:
-            if pipe is sender and not retains:
+            if pipe is sender and not kind:
                 continue
             if pipe.full:
                 # It is cut off, unless socket.send_overflow says something else.
@@ -190,7 +203,7 @@ class HubServer(Pub):
         self._forget(topic)
         self._values[topic] = publication
         self._values_size += len(publication)
-        while len(self._values) > 1 and (len(self._values) > _MAX_VALUES or self._values_size > _MAX_VALUES_SIZE):
+        while len(self._values) > 1 and (len(self._values) > MAX_VALUES or self._values_size > MAX_VALUES_SIZE):
             self._forget(next(iter(self._values)))
             self._core.count_drop("retained")
 

@@ -12,6 +12,8 @@ kind after the first byte  from          meaning
 0x43 publication           both          it is its topic's present value: the hub keeps it, and passes it on, also
                                          to the client that it came from
 0x44 publication           hub           the present value of a topic that a new subscription matches
+0x45 publication           both          its content is empty, and its topic has no present value any more; passed on as
+                                         0x43
 ==== ===================== ============= ==============================================================================
 
 A publication is the same in both directions: its topic's length (2 bytes), the topic, the origin (8 bytes), the
@@ -32,6 +34,7 @@ __all__ = [
     "KEPT",
     "OVERHEAD",
     "RETAIN",
+    "UNRETAIN",
     "VERSION",
     "WELCOME",
     "confirm",
@@ -40,13 +43,14 @@ __all__ = [
     "welcome",
 ]
 
-VERSION: Final = 1
+VERSION: Final = 2
 #: The first bytes of control messages.
 HELLO: Final = b"\x40"
 WELCOME: Final = b"\x41"
 CONFIRM: Final = b"\x42"
 RETAIN: Final = b"\x43"
 KEPT: Final = b"\x44"
+UNRETAIN: Final = b"\x45"
 
 #: The length of a topic.
 length: Final = Struct(">H")

@@ -9,6 +9,7 @@ theirs too, and what the server gets before they have subscribed again would not
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from time import monotonic
@@ -28,7 +29,7 @@ from ..options import Options
 from .engine import ORIGIN_SIZE, Engine
 from .engines import find_engine
 from .interest import Interest
-from .ledger import Kept, Ledger
+from .ledger import Kept, Kind, Ledger
 from .once import Once
 from .values import Values
 
@@ -148,25 +149,34 @@ class Link:
 
     # Publications
 
-    def publish(self, head: bytes, content: bytes, retain: bool = False) -> None:
+    def publish(self, head: bytes, content: bytes, kind: Kind = "publish") -> None:
         """Publish, now or when the engine is there. Never blocks.
 
         Args:
             head: as the engine has made it of the topic.
             content: must not be longer than the engine's ``max_content``.
-            retain: whether the engine keeps it as the topic's present value.
+            kind: what the server does with it besides.
         """
         ledger = self.ledger
         ledger.sent += 1
         self._sequence = sequence = self._sequence + 1
         if not self._direct:
-            ledger.keep(Kept(head, content, sequence, retain))
+            ledger.keep(Kept(head, content, sequence, kind))
             return
         if not ledger.in_flight:
             self._progress = monotonic()
         ledger.hand_over(len(head) + len(content))
-        (self.engine.retain if retain else self._engine_publish)(head, content, sequence)
+        if kind == "publish":
+            self._engine_publish(head, content, sequence)
+        else:
+            self._change_value(head, content, sequence, kind)
         self._direct = ledger.is_open
+
+    def _change_value(self, head: bytes, content: bytes, sequence: int, kind: Kind) -> None:
+        if kind == "retain":
+            self.engine.retain(head, content, sequence)
+        else:
+            self.engine.unretain(head, sequence)
 
     @property
     def lag(self) -> float:
@@ -196,10 +206,18 @@ class Link:
             if self.engine.max_content and len(kept.content) > self.engine.max_content:
                 ledger.drop("too long")
                 continue
+            if kept.kind != "publish" and self.engine.no_values:
+                # It was published before it was known what the server can do.
+                _log.log("no values", logging.ERROR, "a present value was dropped: %s", self.engine.no_values)
+                ledger.drop("not supported")
+                continue
             if not ledger.in_flight:
                 self._progress = monotonic()
             ledger.hand_over(kept.size)
-            (self.engine.retain if kept.retain else self.engine.publish)(kept.head, kept.content, kept.sequence)
+            if kept.kind == "publish":
+                self.engine.publish(kept.head, kept.content, kept.sequence)
+            else:
+                self._change_value(*kept)
             number += 1
             if number % _PORTION == 0:
                 yield_to_loop()
@@ -358,17 +376,15 @@ class Link:
             self._deliver(topic, content)
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
-        # It may be this plane's own. One that was fetched may be older than what has come from its origin.
-        if not live:
-            is_new = self.values.is_new(topic, origin, sequence)
-        else:
-            is_new = origin == self.origin or self._is_new(origin, sequence)
-        if is_new:
+        # It may be this plane's own. What nobody wants any more would never be forgotten.
+        if self.interest.matches(topic) and (live or self.values.is_new(topic, origin, sequence)):
             self.delivered += 1
-            if self.interest.matches(topic):
-                self.values.keep(topic, content, origin, sequence)
+            self.values.keep(topic, content, origin, sequence)
             # While the engine was away, subscriptions were acknowledged without it.
             self._deliver(topic, content, True, live or self._told_down)
+
+    def unretained(self, topic: str) -> None:
+        self.values.forget(topic)
 
     def gap(self, reason: str) -> None:
         self.gaps += 1

@@ -11,7 +11,7 @@ from gevent import get_hub
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import BadOptionValue, Closed, MessageTooLong, NotSupported
+from ..errors import BadOptionValue, Closed, MessageTooLong
 from ..errors import Timeout as TimeoutOfCall
 from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
@@ -33,6 +33,7 @@ class _PubOwner(Protocol):
     """What a Pub needs of its plane."""
 
     def publish(self, topic: str, content: Buffer, *, retain: bool = False) -> object: ...
+    def unretain(self, topic: str) -> object: ...
     def _pub_wants(self, pub: PlanePub, pattern: str, wanted: bool) -> None: ...
     def _pub_closed(self, pub: PlanePub) -> None: ...
     def _is_served(self, pattern: str) -> bool: ...
@@ -93,8 +94,16 @@ class PlanePub(Pub):
         return reached
 
     def unretain(self, topic: str) -> bool:
-        """Raise NotSupported: the values of a plane are those of all processes."""
-        raise NotSupported("unretain", "publish another value instead")
+        """Forget the present value of a topic at all processes, as :meth:`.plane.Backplane.unretain` does.
+
+        Returns:
+            Whether this process knows a value now. It does only while somebody here wants it.
+        """
+        if self._plane is None:
+            raise Closed("Pub")
+        self._plane.unretain(topic)
+        history = self._keeper.history
+        return history is not None and bool(history.retained(topic))
 
     def _forget(self, topic: str) -> None:
         """Keep the value of a topic no longer for new subscribers."""

@@ -31,7 +31,7 @@ _values: dict[tuple[int, str], dict[str, tuple[bytes, bytes, int]]] = {}
 class MemoryEngine(Engine):
     """Hands publications to the other engines of the same name in the same thread."""
 
-    keeps_values = True
+    no_values = ""
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -83,6 +83,13 @@ class MemoryEngine(Engine):
         _values.setdefault(self._key, {})[topic] = content, self.plane.origin, sequence
         for engine in _exchanges.get(self._key, Subscriptions()).match(topic):
             engine._report(engine.plane.retained, topic, content, self.plane.origin, sequence, True)
+        self._report(self.plane.confirmed, 1)
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        topic = head.decode()
+        _values.get(self._key, {}).pop(topic, None)
+        for engine in _exchanges.get(self._key, Subscriptions()).match(topic):
+            engine._report(engine.plane.unretained, topic)
         self._report(self.plane.confirmed, 1)
 
     def subscribe(self, patterns: Sequence[str]) -> None:

@@ -216,11 +216,12 @@ class Backplane(Closable):
             content: bytes-like.
             retain: the engine keeps it, instead of the one before, as the topic's present value. Each new subscription
                 that matches gets it, at every process. Subscribers in this process get it from the engine, too. The
-                value is gone when the hub dies.
+                value of a hub is gone when the hub dies.
 
         Raises:
             BadTopic: it is not a topic, or the server cannot have it.
-            NotSupported: ``retain``, and the engine keeps no values.
+            NotSupported: ``retain``, and the server keeps no values. If that is not known yet, because it was not
+                connected so far, the publication is dropped later, and counted (``"not supported"``).
             PublicationTooLong: the content is longer than the server takes.
             Closed: the plane is closed.
         """
@@ -237,7 +238,9 @@ class Backplane(Closable):
             raise PublicationTooLong(len(content), limit)
         local = self._local
         if retain:
-            self._retain(link, head, content)
+            _check_values(link)
+            # Local subscribers get the server's copy, too, so that all processes have the same value in the end.
+            link.publish(head, content, "retain")
             return
         link.publish(head, content)
         if local.pubs or local.subscriptions:
@@ -245,12 +248,19 @@ class Backplane(Closable):
         if not link.ledger.sent % _PORTION:
             yield_to_loop()
 
-    @staticmethod
-    def _retain(link: Link, head: bytes, content: bytes) -> None:
-        if not link.engine.keeps_values:
-            raise NotSupported("retain", f"the engine of {link.url} keeps no values")
-        # Not to local subscribers: they get the server's copy, so that all processes have the same value in the end.
-        link.publish(head, content, retain=True)
+    def unretain(self, topic: str) -> None:
+        """Forget the present value of a topic at all processes. Their subscribers are not told.
+
+        It is in order with the publications of this plane, waits as they do while the engine is away, and counts as one
+        in the counters.
+
+        Raises:
+            BadTopic, NotSupported, Closed: as :meth:`publish`.
+        """
+        link = self._use()
+        head = self._heads.get(topic) or self._head(link, topic)
+        _check_values(link)
+        link.publish(head, b"", "unretain")
 
     def _head(self, link: Link, topic: str) -> bytes:
         check_topic(topic)
@@ -508,6 +518,11 @@ class Backplane(Closable):
         if self._link is not None:
             self._link.abandon()
         self._reset()
+
+
+def _check_values(link: Link) -> None:
+    if link.engine.no_values:
+        raise NotSupported("retain", link.engine.no_values)
 
 
 class ThreadsafePublisher(ThreadsafeHandle):

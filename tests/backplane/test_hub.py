@@ -18,7 +18,7 @@ from gevent import subprocess
 from gmultisocket import Backplane, Message, Socket, Sub
 from gmultisocket.backplane import hublock
 from gmultisocket.backplane.hubserver import HubServer
-from gmultisocket.backplane.hubwire import WELCOME, welcome
+from gmultisocket.backplane.hubwire import VERSION, WELCOME, welcome
 from gmultisocket.errors import AddressInUse, ConnectionFailed, EngineRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
@@ -205,7 +205,7 @@ def test_a_plane_drops_what_it_does_not_understand() -> None:
             message = false_hub.recv_msg(LIMIT)
             for content in (b"", b"\0\5t", b"\0\1t" + bytes(15), b"\0\2\xff\xff" + bytes(16)):
                 false_hub.send_to(message.source, content)
-            for content in (b"\x42\0\0\0\1", b"\x42", b"\x7f", welcome.pack(WELCOME, 1, 0)):
+            for content in (b"\x42\0\0\0\1", b"\x42", b"\x7f", welcome.pack(WELCOME, VERSION, 0)):
                 false_hub.send_msg(Message(CONTROL | TO_DEST, destination=message.source, content=content))
             engine = plane._use().engine
             wait_until(lambda: engine.counters.get("garbage", 0) == 7, LIMIT)
@@ -219,7 +219,7 @@ def test_a_hub_of_another_version_is_refused() -> None:
     with Socket() as other_version, Backplane(url) as plane:
         other_version.listen(url)
         answering = gevent.spawn(_say_welcome, other_version)
-        with pytest.raises(EngineRefused, match="speaks version 9 of its protocol, and this library version 1"):
+        with pytest.raises(EngineRefused, match=f"speaks version 9 of its protocol, and this library version {VERSION}"):
             plane.connect(LIMIT)
         answering.kill()
 

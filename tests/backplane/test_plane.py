@@ -13,7 +13,7 @@ import pytest
 
 from gmultisocket import Backplane, Sub
 from gmultisocket.backplane import PlaneEvent
-from gmultisocket.errors import AddressError, BadOptionValue, Closed, NotSupported, Timeout, UnknownTransport
+from gmultisocket.errors import AddressError, BadOptionValue, Closed, Timeout, UnknownTransport
 from gmultisocket.testing import nothing_left, wait_until
 from gmultisocket.testing.engines import ServerProcess
 from tests.backplane.hubs import hub
@@ -203,8 +203,3 @@ def test_what_a_script_publishes_has_left_when_it_ends(kind: str, url: str, serv
         )  # fmt: skip
         assert (script.returncode, script.stderr) == (0, "")
         assert subscription.recv(LIMIT) == ("t", b"from a script")
-
-
-def test_the_values_of_a_plane_are_not_one_pubs_own(url: str) -> None:
-    with Backplane(url) as plane, pytest.raises(NotSupported, match="publish another value"):
-        plane.pub().unretain("t")
