@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import gevent
 from gevent import get_hub
@@ -37,7 +37,8 @@ from ..loop.yielding import yield_to_loop
 from ..options import OptionValues, PlaneOptions
 from ..protocol.rights import Authorize, RemoteSub
 from ..protocol.subscriptions import check_pattern, check_topic, matches
-from .control import Control, PlanePresence
+from .allprocesses import AllProcesses
+from .control import Control
 from .engine import SILENCE
 from .engines import find_engine
 from .ledger import Overflow
@@ -117,7 +118,7 @@ class _Events:
         self._callbacks.post(self._number % _MAX_EVENTS, PlaneEvent(kind, reason))
 
 
-class Backplane(Closable):
+class Backplane(AllProcesses, Closable):
     """Publishes to, and subscribes to, all processes that have a Backplane with the same URL.
 
     It opens nothing before it is first used, and connects in the background. It may be made before a fork: each process
@@ -422,44 +423,7 @@ class Backplane(Closable):
         self._check()
         return self._events.add(callback)
 
-    # All processes
-
-    def presence(self, pattern: str, timeout: float = 1.0) -> PlanePresence:
-        """Return how many subscribers the Pubs of all processes have for a pattern or topic. Blocks until they answer.
-
-        Args:
-            pattern: as for ``Pub.presence``.
-            timeout: seconds to wait for processes that do not answer.
-
-        Raises:
-            BadTopic: it is not a pattern.
-        """
-        control = self._use_control()
-        check_pattern(pattern)
-        return control.presence(pattern, timeout)
-
-    def revoke(self, identity: Mapping[str, Any], pattern: str, reason: str = "revoked") -> None:
-        """End the subscriptions of a pattern by all peers with an identity, at the Pubs of all processes.
-
-        As ``Pub.revoke`` for each of them. Does not block; nobody says whether there were any.
-
-        Args:
-            identity: as in ``pipe.identity``, e.g. ``{"user": "ann"}``. A peer may have more entries than these. JSON
-                must be able to hold them.
-            pattern: exactly as it was subscribed to.
-            reason: for the subscriber.
-
-        Raises:
-            BadTopic: it is not a pattern.
-            ValueError, TypeError: the identity is empty, or JSON cannot hold it.
-        """
-        control = self._use_control()
-        check_pattern(pattern)
-        control.revoke(identity, pattern, reason)
-
-    def disconnect(self, identity: Mapping[str, Any], reason: str = "disconnected") -> None:
-        """Close the pipes of all peers with an identity, at the Pubs of all processes. As :meth:`revoke`."""
-        self._use_control().disconnect(identity, reason)
+    # Threads
 
     def threadsafe(self) -> ThreadsafePublisher:
         """Return a handle by which any thread publishes. Close it when the threads have ended.

@@ -219,7 +219,7 @@ def test_a_hub_of_another_version_is_refused() -> None:
     with Socket() as other_version, Backplane(url) as plane:
         other_version.listen(url)
         answering = gevent.spawn(_say_welcome, other_version)
-        with pytest.raises(EngineRefused, match=f"speaks version 9 of its protocol, and this library version {VERSION}"):
+        with pytest.raises(EngineRefused, match=f"version 9 of its protocol, and this library version {VERSION}"):
             plane.connect(LIMIT)
         answering.kill()
 
