@@ -203,13 +203,9 @@ class Link:
         number = 0
         while self.is_connected and ledger.buffered and ledger.is_open:
             kept = ledger.take()
-            if self.engine.max_content and len(kept.content) > self.engine.max_content:
-                ledger.drop("too long")
-                continue
-            if kept.kind != "publish" and self.engine.no_values:
-                # It was published before it was known what the server can do.
-                _log.log("no values", logging.ERROR, "a present value was dropped: %s", self.engine.no_values)
-                ledger.drop("not supported")
+            if (reason := self._unfit(kept)) is not None:
+                ledger.drop(reason)
+                self._changes.wake_all()
                 continue
             if not ledger.in_flight:
                 self._progress = monotonic()
@@ -222,6 +218,15 @@ class Link:
             if number % _PORTION == 0:
                 yield_to_loop()
         self._direct = self.is_connected and not ledger.buffered and ledger.is_open
+
+    def _unfit(self, kept: Kept) -> str | None:
+        """Return why a publication cannot be sent that was published before it was known what the server can do."""
+        if self.engine.max_content and len(kept.content) > self.engine.max_content:
+            return "too long"
+        if kept.kind != "publish" and self.engine.no_values:
+            _log.log("no values", logging.ERROR, "a present value was dropped: %s", self.engine.no_values)
+            return "not supported"
+        return None
 
     # Patterns
 
@@ -377,7 +382,7 @@ class Link:
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
         # It may be this plane's own. What nobody wants any more would never be forgotten.
-        if self.interest.matches(topic) and (live or self.values.is_new(topic, origin, sequence)):
+        if self.interest.matches(topic) and self.values.is_new(topic, origin, sequence):
             self.delivered += 1
             self.values.keep(topic, content, origin, sequence)
             # While the engine was away, subscriptions were acknowledged without it.

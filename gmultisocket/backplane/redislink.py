@@ -32,13 +32,12 @@ from .engine import FOREIGN, Plane
 from .redisvalues import Fetch, ValueCommands
 from .rediswire import (
     MARK_SIZE,
-    RETAINED,
     Channels,
     Globs,
     encode_command,
     encode_publish,
+    read_change,
     read_mark,
-    read_value_mark,
 )
 
 __all__ = ["RedisLink", "log_in"]
@@ -259,8 +258,6 @@ class _Subscriber:
         #: The last message of another program: its channel and value, and the channels and globs that have brought it.
         self._last: tuple[bytes, bytes] | None = None
         self._brought: set[tuple[bytes, bytes]] = set()
-        #: The last change of a present value.
-        self._last_change: tuple[bytes, bytes, int] | None = None
         self.line = Line(connection, server.name, received=self._received, ask=self._ask, ended=ended)
         self.line.start()
 
@@ -330,12 +327,9 @@ class _Subscriber:
         if origin:
             self._last = None
             self._plane.received(topic, value[MARK_SIZE:], origin, number)
-        elif change := read_value_mark(value):
+        elif change := read_change(value):
             self._last = None
-            # The server sends all copies of one message behind each other.
-            if change != self._last_change:
-                self._last_change = kind, origin, number = change
-                self._values.live(topic, value[MARK_SIZE:] if kind == RETAINED else None, origin, number)
+            self._values.live(topic, *change)
         elif self._is_first(kind, source, channel, value):
             self._plane.received(topic, value, FOREIGN, 0)
 
@@ -453,9 +447,9 @@ class RedisLink(BrokerLink):
             _log.log("values", logging.ERROR, "present values cannot be fetched: %s", _refusal(reply, self._server))
         else:
             for channel, value in fetch.take(reply):
-                topic, change = self._channels.decode(channel), read_value_mark(value)
-                if topic is None or change is None:
+                topic, change = self._channels.decode(channel), read_change(value)
+                if topic is None or change is None or change.content is None:
                     self._count("garbage")
                 else:
-                    self._values.fetched(topic, value[MARK_SIZE:], *change[1:])
+                    self._values.fetched(topic, change.content, change.origin, change.sequence, change.number)
         self._fetch_next(fetch)

@@ -2,11 +2,12 @@
 
 Under four keys, ``gmultisocket:`` + prefix + name, are
 
-* ``values``, a hash: by channel, what was published there, with its mark;
+* ``values``, a hash: by channel, what was published there: a mark, the number of the change, and the content;
 * ``topics``, a sorted set of the channels, by name: the channels below some first tokens are found without a look at
   all others;
-* ``order``, a sorted set of the channels, by when each was last set;
-* ``size``, the bytes of all values.
+* ``order``, a sorted set of the channels, by the number of the change;
+* ``size``, the bytes of all values;
+* ``last``, the number of the last change. The time is in it, so that it also rises after the keys were deleted.
 
 Pure: no gevent, no sockets.
 """
@@ -33,29 +34,33 @@ local function forget(channel)
     redis.call('DECRBY', KEYS[4], size)
   end
 end
+local time = redis.call('TIME')
+local last = math.max((tonumber(redis.call('GET', KEYS[5])) or 0) + 1, time[1] * 1000000 + time[2])
+local number = string.format('%016.0f', last)
 """
-#: Arguments: the channel, the message, the most values, and the most bytes of them. Its first change is the one that a
-#: server without memory refuses.
+#: Arguments: the channel, the mark, the content, the most values, and the most bytes of them. Its first change is the
+#: one that a server without memory refuses.
 _RETAIN: Final = b"""
-local channel, message = ARGV[1], ARGV[2]
+local channel, message = ARGV[1], ARGV[2] .. number .. ARGV[3]
 local before = redis.call('HSTRLEN', KEYS[1], channel)
 redis.call('HSET', KEYS[1], channel, message)
+redis.call('SET', KEYS[5], number)
 redis.call('ZADD', KEYS[2], 0, channel)
-local newest = redis.call('ZRANGE', KEYS[3], -1, -1, 'WITHSCORES')
-redis.call('ZADD', KEYS[3], (tonumber(newest[2]) or 0) + 1, channel)
+redis.call('ZADD', KEYS[3], number, channel)
 local size = redis.call('INCRBY', KEYS[4], #message - before)
 local count = redis.call('HLEN', KEYS[1])
-while count > 1 and (count > tonumber(ARGV[3]) or size > tonumber(ARGV[4])) do
+while count > 1 and (count > tonumber(ARGV[4]) or size > tonumber(ARGV[5])) do
   forget(redis.call('ZRANGE', KEYS[3], 0, 0)[1])
   size = tonumber(redis.call('GET', KEYS[4]))
   count = count - 1
 end
 return redis.call('PUBLISH', channel, message)
 """
-#: Arguments: the channel, and the message.
+#: Arguments: the channel, and the mark.
 _UNRETAIN: Final = b"""
+redis.call('SET', KEYS[5], number)
 forget(ARGV[1])
-return redis.call('PUBLISH', ARGV[1], ARGV[2])
+return redis.call('PUBLISH', ARGV[1], ARGV[2] .. number)
 """
 #: Arguments: the most bytes that one step returns, and the channels; or "", the first and the last channel of a range.
 #: It returns whether these were all, how many channels it has looked at, the last of them, and channels and values.
@@ -96,7 +101,7 @@ class ValueCommands:
     __slots__ = ("_keys", "_origin", "max_size", "max_values")
 
     def __init__(self, prefix: str, origin: bytes) -> None:
-        self._keys = [f"gmultisocket:{prefix}{name}".encode() for name in ("values", "topics", "order", "size")]
+        self._keys = [f"gmultisocket:{prefix}{name}".encode() for name in ("values", "topics", "order", "size", "last")]
         self._origin = origin
         self.max_values = MAX_VALUES
         self.max_size = MAX_VALUES_SIZE
@@ -106,8 +111,9 @@ class ValueCommands:
 
     def retain(self, channel: bytes, content: bytes, number: int) -> bytes:
         """Return the command by which a publication becomes the present value of a channel."""
-        message = encode_mark(RETAINED, self._origin, number) + content
-        return self._script(_FORGET + _RETAIN, (channel, message, b"%d" % self.max_values, b"%d" % self.max_size))
+        mark = encode_mark(RETAINED, self._origin, number)
+        limits = b"%d" % self.max_values, b"%d" % self.max_size
+        return self._script(_FORGET + _RETAIN, (channel, mark, content, *limits))
 
     def unretain(self, channel: bytes, number: int) -> bytes:
         """Return the command by which a channel has no present value any more."""

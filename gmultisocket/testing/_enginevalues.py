@@ -53,6 +53,7 @@ class ValueChecks(EngineBench):
                 assert late.recv(self.limit) == ("state.a", b"newer")
             own = self.subscribe(script, "state.a")
             assert drain(own) == [("state.a", b"newer")]
+            script.unretain("state.a")
 
     def test_a_value_is_forgotten_with_the_interest_in_it(self) -> None:
         with self.planes(2) as (one, other):
@@ -67,6 +68,7 @@ class ValueChecks(EngineBench):
             one.publish("state.b", b"2", retain=True)
             self.wait_confirmed(one)
             assert drain(self.subscribe(other, "state.b")) == [("state.b", b"2")]
+            one.unretain("state.b")
 
     def test_a_value_that_is_unretained_reaches_nobody_any_more(self) -> None:
         with self.planes(2) as (one, other), Sub() as early, Sub() as late:

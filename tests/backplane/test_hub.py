@@ -214,6 +214,14 @@ def test_a_plane_drops_what_it_does_not_understand() -> None:
             plane.close(0.0)
 
 
+def test_a_content_that_was_too_long_before_the_hub_was_there_keeps_no_flush_waiting() -> None:
+    with serving() as (_, url), Backplane(url) as plane:
+        plane.publish("t", bytes(2 << 20))
+        plane.flush(LIMIT)
+        assert dict(plane.counters.dropped) == {"too long": 1}
+        check_sum(plane)
+
+
 def test_a_hub_of_another_version_is_refused() -> None:
     url = f"tcp://127.0.0.1:{free_port()}"
     with Socket() as other_version, Backplane(url) as plane:
