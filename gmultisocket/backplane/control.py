@@ -24,7 +24,8 @@ from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..protocol.rights import RemoteSub
-from .link import RESERVED, Link
+from .engine import RESERVED
+from .link import Link
 from .local import LocalSubscribers, PlanePub
 
 __all__ = ["BEAT", "Control", "PlanePresence"]

@@ -34,18 +34,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from ..errors import MultiSocketError
 from ..loop.waiting import Deadline
 from ..options import Options
+from ..protocol.history import Entry
 
-__all__ = ["FOREIGN", "MAX_BACKOFF", "MAX_VALUES", "MAX_VALUES_SIZE", "ORIGIN_SIZE", "SILENCE", "Engine", "Plane"]
+__all__ = [
+    "FOREIGN",
+    "MAX_BACKOFF",
+    "MAX_HISTORY",
+    "MAX_HISTORY_SIZE",
+    "MAX_VALUES",
+    "MAX_VALUES_SIZE",
+    "ORIGIN_SIZE",
+    "RESERVED",
+    "SILENCE",
+    "Engine",
+    "Plane",
+]
 
 #: Bytes of an origin.
 ORIGIN_SIZE: Final = 8
 #: The origin of messages that were not published by a Backplane.
 FOREIGN: Final = b""
+#: What the topics begin with under which planes talk to each other.
+RESERVED: Final = "$plane."
 #: Seconds that a server may be silent when it has been asked something. Engines ask when nothing came for half of it.
 SILENCE: Final = 2.0
 #: The longest pause between two attempts to connect, in seconds. Engines begin with much less, and add jitter.
@@ -55,15 +70,22 @@ MAX_VALUES: Final = 65_536
 MAX_VALUES_SIZE: Final = 64 << 20
 
 
+#: The most publications, and bytes of them, that a server keeps as history. The oldest go first.
+MAX_HISTORY: Final = 10_000
+MAX_HISTORY_SIZE: Final = 16 << 20
+
+
 class Plane(Protocol):
     """What an engine tells its plane. Called in the plane's thread, in a greenlet of the engine, not in its hub.
 
     Attributes:
         origin: names this plane in this process, for as long as it lives: :data:`ORIGIN_SIZE` random bytes. They go
             with each publication.
+        history: the patterns of the topics with history, empty if the plane wants none.
     """
 
     origin: bytes
+    history: Sequence[str]
 
     def connected(self) -> None:
         """A connection works. The plane subscribes, and publishes what it has kept, perhaps before this returns."""
@@ -117,6 +139,40 @@ class Plane(Protocol):
     def unretained(self, topic: str) -> None:
         """A topic has no present value any more. In order with the live ones of :meth:`retained`."""
 
+    # The following ones only for a plane with history.
+
+    def began(self, epoch: int, last_offset: int) -> None:
+        """A connection has reached a history. Called before each :meth:`connected`.
+
+        Args:
+            epoch: names it, see :class:`~gmultisocket.protocol.History`.
+            last_offset: the offset of its last publication.
+        """
+
+    def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        """A publication with a position came: of a topic with history, or a present value; also this plane's own.
+
+        They come instead of :meth:`received` and :meth:`retained`, the live ones in the order of their offsets.
+
+        Args:
+            entry: the publication.
+            logged: whether its topic has history.
+            retained: whether it is the present value of its topic.
+            live: it was published now. Otherwise the server had it when a pattern was asked for.
+        """
+
+    def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
+        """All that the server has of a pattern was reported. Called for each, before :meth:`subscribed`.
+
+        Args:
+            pattern: as it was asked for.
+            complete_from: the server still has all publications behind this offset.
+            last_offset: of its history, when it took the pattern.
+        """
+
+    def synchronized(self, last_offset: int) -> None:
+        """The answer to the oldest :meth:`Engine.synchronize`: what was published up to this offset has come."""
+
     def gap(self, reason: str) -> None:
         """Messages for this process were lost though the connection holds. Lost connections are found without it."""
 
@@ -140,6 +196,9 @@ class Engine(ABC):
 
     #: Why the server cannot keep the present values of topics, for people; "" if it can, or while that is not known.
     no_values: str = "its engine keeps no values"
+
+    #: Whether the server keeps histories.
+    keeps_history: ClassVar[bool] = False
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         self.url = url
@@ -209,6 +268,10 @@ class Engine(ABC):
 
         Some messages may still come.
         """
+
+    def synchronize(self) -> None:
+        """Ask what the last offset of the history is. Called only while connected, and if ``keeps_history``."""
+        raise NotImplementedError
 
     def count(self, reason: str, number: int = 1) -> None:
         """Count what the engine has dropped."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -26,22 +26,23 @@ from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..options import Options
-from .engine import ORIGIN_SIZE, Engine
+from ..protocol.history import Entry
+from ..protocol.subscriptions import matches
+from .engine import ORIGIN_SIZE, RESERVED, Engine
 from .engines import find_engine
 from .interest import Interest
 from .ledger import Kept, Kind, Ledger
 from .once import Once
+from .positions import LocalHistory, PositionedPublications
 from .values import Values
 
-__all__ = ["RESERVED", "EventKind", "Link", "shown"]
+__all__ = ["EventKind", "Link", "shown"]
 
 logger = get_logger("gmultisocket.backplane")
 _log = ThrottledLog(logger, LOG_INTERVAL)
 
 EventKind = Literal["up", "down", "gap", "refused"]
 
-#: What the topics begin with under which planes talk to each other.
-RESERVED: Final = "$plane."
 #: Seconds from the start within which it is no news that there is no server.
 _PATIENCE: Final = 1.0
 #: Publications that are handed to the engine before others run.
@@ -75,6 +76,8 @@ class Link:
             value of a topic, as ``deliver(topic, content, True, send)``, see ``LocalSubscribers.deliver``.
         forget: called as ``forget(topic)`` when the present value of a topic is not known any more.
         tell: called as ``tell(kind, reason)`` for each event. Must not block.
+        history: patterns of the topics with history.
+        local: takes what has a position, if there is history.
 
     Attributes:
         origin: names this link in all its publications.
@@ -101,6 +104,8 @@ class Link:
         deliver: Callable[..., object],
         forget: Callable[[str], object],
         tell: Callable[[EventKind, str], object],
+        history: Sequence[str] = (),
+        local: LocalHistory | None = None,
     ) -> None:
         self.url = shown(url)
         self.origin = os.urandom(ORIGIN_SIZE)
@@ -123,6 +128,11 @@ class Link:
         self.is_up = False
         self.last_error: MultiSocketError | None = None
         self.on_control: Callable[[bytes], object] = _ignore
+        self.history = history
+        self.positions = PositionedPublications(history, local) if history and local is not None else None
+        #: Askings for the last offset: those that were answered, and those that were sent.
+        self._synchronized = 0
+        self._synchronizing = 0
         self._was_connected = False
         self._told_down = False
         #: Why publications of others may have been missed, "" if none may.
@@ -242,11 +252,28 @@ class Link:
 
     def is_served(self, pattern: str) -> bool:
         """Return whether what others publish under a wanted pattern comes here."""
+        if self.positions is not None and self.positions.is_catching_up:
+            return False
         return self.is_connected and self.interest.is_served(pattern)
 
     def wait_served(self, pattern: str, deadline: Deadline) -> bool:
         """Block until what others publish under a wanted pattern comes here. Return whether that is so in time."""
         while not self.is_served(pattern):
+            if self._closed or not self._changes.wait(deadline.left()):
+                return False
+        return True
+
+    def wait_current(self, deadline: Deadline) -> bool:
+        """Block until all that was published before with a position has come here. Return whether that is so in time.
+
+        So a subscriber that has been at another process finds here what it has had there.
+        """
+        # One that is on its way may have been sent too early.
+        wanted = self._synchronizing + 1
+        while self._synchronized < wanted:
+            if self.is_connected and self._synchronizing == self._synchronized:
+                self._synchronizing += 1
+                self.engine.synchronize()
             if self._closed or not self._changes.wait(deadline.left()):
                 return False
         return True
@@ -257,6 +284,9 @@ class Link:
             return
         if left := self.interest.take_unsubscribes():
             self.engine.unsubscribe(left)
+            self.values.forget_others(self.interest.matches)
+            if self.positions is not None:
+                self.positions.history.left(left, self.interest.matches)
         if portion := self.interest.take_subscribes():
             self.engine.subscribe(portion)
         elif self.interest.settled and not self.is_up:
@@ -265,6 +295,8 @@ class Link:
     def _back(self) -> None:
         """The engine serves everything again, or for the first time."""
         self.is_up = True
+        if self.positions is not None:
+            self.positions.settled(self._told_down)
         self._told_down = False
         if self._missed:
             reason, self._missed = self._missed, ""
@@ -305,8 +337,7 @@ class Link:
             self._wake.wait(self._pause(now))
 
     def _work_once(self, now: float) -> None:
-        if self.interest.expire(now):
-            self.values.forget_others(self.interest.matches)
+        self.interest.expire(now)
         self._tell_interest()
         if now >= self._held_until:
             self._drain()
@@ -336,6 +367,9 @@ class Link:
         if self.is_connected:
             self.is_connected = self.is_up = self._direct = False
             self.ledger.cut()
+            if self.positions is not None:
+                self.positions.cut()
+                self._synchronizing = self._synchronized
             if len(self.interest):
                 self._missed = str(error)
             self.interest.cut()
@@ -388,8 +422,36 @@ class Link:
             # While the engine was away, subscriptions were acknowledged without it.
             self._deliver(topic, content, True, live or self._told_down)
 
+    def known_values(self, pattern: str) -> list[tuple[str, bytes]]:
+        """Return the topics that match a pattern and their present values, as far as they are known here."""
+        found = [(topic, content) for topic, content in self.values if matches(pattern, topic)]
+        if self.positions is not None:
+            found += [(topic, content) for _, _, topic, content in self.positions.history.retained(pattern)]
+        return found
+
     def unretained(self, topic: str) -> None:
         self.values.forget(topic)
+        if self.positions is not None:
+            self.positions.history.unretain(topic)
+
+    def began(self, epoch: int, last_offset: int) -> None:
+        assert self.positions is not None
+        self.positions.connected(epoch, last_offset)
+
+    def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        if self.positions is not None and self.interest.matches(entry.topic):
+            self.delivered += 1
+            self.positions.take(entry, logged, retained, live)
+
+    def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
+        if self.positions is not None:
+            self.positions.history.fetched(pattern, complete_from, last_offset)
+
+    def synchronized(self, last_offset: int) -> None:
+        self._synchronized = self._synchronizing
+        if self.positions is not None and not self.positions.is_catching_up:
+            self.positions.history.advance(last_offset)
+        self._changes.wake_all()
 
     def gap(self, reason: str) -> None:
         self.gaps += 1

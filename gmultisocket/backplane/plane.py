@@ -17,7 +17,7 @@ reachable for anybody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -36,14 +36,15 @@ from ..loop.waiting import Deadline
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues, PlaneOptions
 from ..protocol.rights import Authorize, RemoteSub
-from ..protocol.subscriptions import check_pattern, check_topic, matches
+from ..protocol.subscriptions import check_pattern, check_topic
 from .allprocesses import AllProcesses
 from .control import Control
-from .engine import SILENCE
+from .engine import RESERVED, SILENCE
 from .engines import find_engine
 from .ledger import Overflow
-from .link import RESERVED, EventKind, Link, shown
+from .link import EventKind, Link, shown
 from .local import LocalSubscribers, PlanePub, Subscription
+from .planehistory import HistoryTopics
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -130,15 +131,27 @@ class Backplane(AllProcesses, Closable):
             which is started if there is none. ``tcp://HOST:PORT`` and ``tls+tcp://HOST:PORT`` are a hub that
             ``gmultisocket hub`` runs somewhere. ``nats://`` and ``redis://`` are servers of NATS and Redis.
         options: ``plane.*``, and ``transport.tcp.*`` and ``transport.tls.*`` for the connection.
+        history: patterns of the topics whose publications the engine keeps, e.g. ``["orders.>"]``: the last 10,000, and
+            at most 16 MiB. A Sub that comes back to any process, with ``recover=True``, gets those that it has missed.
+            All planes of an engine that say this have to say the same. Needs ``memory://`` or a hub. Of these topics,
+            subscribers in this process get the engine's copy; while it is away, they get nothing.
 
     Raises:
         UnknownTransport: no engine has the scheme.
         OptionError: an option is wrong.
+        BadTopic: a pattern of the history is not one.
+        NotSupported: ``history``, and the engine keeps none.
     """
 
-    def __init__(self, url: str, options: OptionValues | None = None) -> None:
-        find_engine(url)
+    def __init__(self, url: str, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
+        kind = find_engine(url)
+        if history and not kind.keeps_history:
+            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub")
+        for pattern in history:
+            check_pattern(pattern)
         self._url = url
+        self._history = tuple(history)
+        self._history_topics = HistoryTopics(self._history) if history else ()
         self.options = PlaneOptions(options)
         self._reset()
 
@@ -177,7 +190,8 @@ class Backplane(AllProcesses, Closable):
         if self._link is None:
             self._thread, self._hub = _current_thread(), get_hub()
             local = self._local
-            link = Link(self._url, self.options, local.deliver, local.forget, self._events.tell)
+            told = self._events.tell
+            link = Link(self._url, self.options, local.deliver, local.forget, told, self._history, local)
             self._control = Control(link, local)
             self._link = link
             owner.register(self)
@@ -244,7 +258,7 @@ class Backplane(AllProcesses, Closable):
             link.publish(head, content, "retain")
             return
         link.publish(head, content)
-        if local.pubs or local.subscriptions:
+        if (local.pubs or local.subscriptions) and topic not in self._history_topics:
             local.deliver(topic, content)
         if not link.ledger.sent % _PORTION:
             yield_to_loop()
@@ -297,6 +311,7 @@ class Backplane(AllProcesses, Closable):
             authorize=authorize,
             authorize_through_switches=authorize_through_switches,
             presence_names=presence_names,
+            history=None if link.positions is None else link.positions.history,
         )
         self._local.pubs += (pub,)
         for topic, content in link.values:
@@ -336,9 +351,8 @@ class Backplane(AllProcesses, Closable):
         subscription = Subscription(pattern, queue_size, overflow, lambda: self._check_same(link), self._unsubscribe)
         self._local.add(subscription)
         link.want(pattern)
-        for topic, content in link.values:
-            if matches(pattern, topic):
-                subscription.put(topic, content)
+        for topic, content in link.known_values(pattern):
+            subscription.put(topic, content)
         if timeout is not None:
             try:
                 if not link.wait_served(pattern, Deadline(timeout)):
@@ -379,8 +393,13 @@ class Backplane(AllProcesses, Closable):
 
     def _wait_served(self, pattern: str) -> None:
         """Block until the engine serves a pattern, at most ``plane.acknowledge_timeout``."""
-        if self._link is not None:
-            self._link.wait_served(pattern, Deadline(self.options.get(opts.plane.acknowledge_timeout)))
+        link = self._link
+        if link is not None:
+            deadline = Deadline(self.options.get(opts.plane.acknowledge_timeout))
+            while link.wait_served(pattern, deadline) and link.positions is not None:
+                # Meanwhile a pattern that nobody has wanted any more may have been left, and asked for again.
+                if not link.wait_current(deadline) or link.is_served(pattern):
+                    break
 
     def _pub_closed(self, pub: PlanePub) -> None:
         self._local.pubs = tuple(each for each in self._local.pubs if each is not pub)

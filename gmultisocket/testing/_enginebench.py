@@ -125,17 +125,20 @@ class EngineBench:
     options: ClassVar[dict[str, Any]] = {}
     limit: ClassVar[float] = 15.0
     patterns: ClassVar[int] = 2000
+    history: ClassVar[Sequence[str]] = ()
 
-    def make(self, options: dict[str, Any] | None = None) -> Backplane:
+    def make(self, options: dict[str, Any] | None = None, history: Sequence[str] = ()) -> Backplane:
         """Return a new plane."""
-        return Backplane(self.url, {**_QUICK, **self.options, **(options or {})})
+        return Backplane(self.url, {**_QUICK, **self.options, **(options or {})}, history=history)
 
     @contextmanager
-    def planes(self, count: int, options: dict[str, Any] | None = None) -> Iterator[list[Backplane]]:
+    def planes(
+        self, count: int, options: dict[str, Any] | None = None, history: Sequence[str] = ()
+    ) -> Iterator[list[Backplane]]:
         """Make planes, and wait until each is connected. Afterwards check their sums, and that nothing is left."""
         with nothing_left(self.limit):
             with ExitStack() as stack:
-                made = [stack.enter_context(self.make(options)) for _ in range(count)]
+                made = [stack.enter_context(self.make(options, history)) for _ in range(count)]
                 for plane in made:
                     plane.connect(self.limit)
                 yield made

@@ -18,6 +18,7 @@ from ..backplane import Backplane, PlaneEvent
 from ..errors import BadTopic, Closed, ConnectionFailed, PublicationTooLong, WrongThread
 from ..protocol import Sub
 from ._enginebench import EngineBench, ServerProcess, check_sum, drain, wait_waiting
+from ._enginehistory import HistoryChecks
 from ._enginevalues import ValueChecks
 from ._fork import in_forked_child
 from ._wait import wait_until
@@ -403,7 +404,7 @@ class _LifeChecks(EngineBench):
                 assert drain(subscription) == [("t", b"%d" % number) for number in range(20, 30)]
 
 
-class EngineChecks(_PublicationChecks, ValueChecks, _LifeChecks):
+class EngineChecks(_PublicationChecks, ValueChecks, HistoryChecks, _LifeChecks):
     """Checks of what any engine must do. Subclass it, and let a test runner collect it.
 
     Each check is a method ``test_...``. It takes no argument, cleans up, and raises ``AssertionError`` with what went
@@ -416,6 +417,7 @@ class EngineChecks(_PublicationChecks, ValueChecks, _LifeChecks):
         options: for every plane.
         limit: the longest that any one step may take, in seconds.
         patterns: how many patterns a plane has in the check of many.
+        history: the patterns whose history the server keeps: ``("h.>",)``. Empty for an engine that keeps none.
     """
 
 

@@ -16,6 +16,7 @@ from gmultisocket.backplane.engines import find_engine
 from gmultisocket.errors import MultiSocketError
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.options import PlaneOptions
+from gmultisocket.protocol.history import Entry
 from gmultisocket.testing import wait_until
 from tests.backplane.servers import BrokerServer
 
@@ -40,6 +41,7 @@ class RecordingPlane:
 
     def __init__(self) -> None:
         self.origin = os.urandom(8)
+        self.history: Sequence[str] = ()
         self.up = False
         self.connections = 0
         self.errors: list[MultiSocketError] = []
@@ -89,6 +91,18 @@ class RecordingPlane:
 
     def unretained(self, topic: str) -> None:
         self.values.append((topic, None, True))
+
+    def began(self, epoch: int, last_offset: int) -> None:
+        raise AssertionError(epoch)
+
+    def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        raise AssertionError(entry)
+
+    def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
+        raise AssertionError(pattern)
+
+    def synchronized(self, last_offset: int) -> None:
+        raise AssertionError(last_offset)
 
     def gap(self, reason: str) -> None:
         raise AssertionError(reason)
