@@ -66,6 +66,49 @@ def shown(url: str) -> str:
     return scheme + mark + ",".join([*with_logins, others])
 
 
+class Synchronizer:
+    """Finds out whether all that was published with a position has come. Asks once for all who wait.
+
+    Args:
+        ask: asks the engine.
+        is_connected: whether it can be asked.
+        changes: wakes those who wait, when something has come from the engine.
+    """
+
+    __slots__ = ("_answered", "_ask", "_asked", "_changes", "_is_connected")
+
+    def __init__(self, ask: Callable[[], object], is_connected: Callable[[], bool], changes: WaitList) -> None:
+        self._ask = ask
+        self._is_connected = is_connected
+        self._changes = changes
+        #: Askings: all, and those that were answered. At most one has no answer.
+        self._asked = 0
+        self._answered = 0
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Block until all that was published before has come here. Return whether that is so in time.
+
+        So a subscriber that has been at another process finds here what it has had there.
+        """
+        # An asking that is on its way may have been sent too early.
+        wanted = self._asked + 1
+        while self._answered < wanted:
+            if self._is_connected() and self._asked == self._answered:
+                self._asked += 1
+                self._ask()
+            if not self._changes.wait(deadline.left()):
+                return False
+        return True
+
+    def answered(self) -> None:
+        """The engine has answered."""
+        self._answered = self._asked
+
+    def cut(self) -> None:
+        """The connection is lost, and with it the answer."""
+        self._asked = self._answered
+
+
 class Link:
     """Publishes and subscribes at an engine. Opens nothing before :meth:`start`.
 
@@ -91,6 +134,8 @@ class Link:
         is_connected: whether the engine has a connection.
         is_up: whether it also has confirmed all patterns that were wanted when it connected.
         last_error: why there is no connection.
+        positions: what has a position, None without history.
+        synchronizer: finds out what the last position is.
         on_control: called with what comes under a reserved topic, instead of ``deliver``.
 
     Raises:
@@ -130,9 +175,6 @@ class Link:
         self.on_control: Callable[[bytes], object] = _ignore
         self.history = history
         self.positions = PositionedPublications(history, local) if history and local is not None else None
-        #: Askings for the last offset: those that were answered, and those that were sent.
-        self._synchronized = 0
-        self._synchronizing = 0
         self._was_connected = False
         self._told_down = False
         #: Why publications of others may have been missed, "" if none may.
@@ -150,6 +192,7 @@ class Link:
         self._greenlet: Greenlet[..., Any] | None = None
         self.engine: Engine = find_engine(url)(url, self, options)
         self._engine_publish = self.engine.publish
+        self.synchronizer = Synchronizer(self.engine.synchronize, lambda: self.is_connected, self._changes)
 
     def start(self) -> None:
         """Begin to connect. Does not block."""
@@ -263,21 +306,6 @@ class Link:
                 return False
         return True
 
-    def wait_current(self, deadline: Deadline) -> bool:
-        """Block until all that was published before with a position has come here. Return whether that is so in time.
-
-        So a subscriber that has been at another process finds here what it has had there.
-        """
-        # One that is on its way may have been sent too early.
-        wanted = self._synchronizing + 1
-        while self._synchronized < wanted:
-            if self.is_connected and self._synchronizing == self._synchronized:
-                self._synchronizing += 1
-                self.engine.synchronize()
-            if self._closed or not self._changes.wait(deadline.left()):
-                return False
-        return True
-
     def _tell_interest(self) -> None:
         """Tell the engine what is wanted, and what is not."""
         if not self.is_connected:
@@ -369,7 +397,7 @@ class Link:
             self.ledger.cut()
             if self.positions is not None:
                 self.positions.cut()
-                self._synchronizing = self._synchronized
+                self.synchronizer.cut()
             if len(self.interest):
                 self._missed = str(error)
             self.interest.cut()
@@ -448,7 +476,7 @@ class Link:
             self.positions.history.fetched(pattern, complete_from, last_offset)
 
     def synchronized(self, last_offset: int) -> None:
-        self._synchronized = self._synchronizing
+        self.synchronizer.answered()
         if self.positions is not None and not self.positions.is_catching_up:
             self.positions.history.advance(last_offset)
         self._changes.wake_all()

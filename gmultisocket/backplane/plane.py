@@ -398,7 +398,7 @@ class Backplane(AllProcesses, Closable):
             deadline = Deadline(self.options.get(opts.plane.acknowledge_timeout))
             while link.wait_served(pattern, deadline) and link.positions is not None:
                 # Meanwhile a pattern that nobody has wanted any more may have been left, and asked for again.
-                if not link.wait_current(deadline) or link.is_served(pattern):
+                if not link.synchronizer.wait(deadline) or link.is_served(pattern):
                     break
 
     def _pub_closed(self, pub: PlanePub) -> None:
