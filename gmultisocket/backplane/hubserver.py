@@ -98,6 +98,7 @@ class HubServer(Pub):
         self._unconfirmed: Counter[Pipe] = Counter()
         self._last_client = monotonic()
         self._history = HubHistory(history)
+        self._logs = bool(history)
         #: The clients that get positions.
         self._counting: set[Pipe] = set()
         self.hold_acknowledgements(self._send_kept_first)
@@ -205,7 +206,7 @@ class HubServer(Pub):
         self.taken += 1
         # A hub has no authorize, so these are pipes.
         targets: Any = wanted
-        if kind or topic in self._history.topics:
+        if kind or (self._logs and topic in self._history.topics):
             entry = self._keep(kind, topic, content[end:])
             if entry is not None and self._counting:
                 counting = [pipe for pipe in targets if pipe in self._counting]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,7 +23,9 @@ __all__ = ["MemoryEngine"]
 #: Reports that are made before others run.
 _PORTION: Final = 256
 
-#: By thread and URL: who subscribes to what.
+#: By thread and URL: how many engines are open.
+_open: Counter[tuple[int, str]] = Counter()
+#: By the same: who subscribes to what.
 _exchanges: dict[tuple[int, str], Subscriptions[MemoryEngine]] = {}
 #: By the same: the present values by topic, each with its origin and sequence.
 _values: dict[tuple[int, str], dict[str, tuple[bytes, bytes, int]]] = {}
@@ -51,6 +53,7 @@ class MemoryEngine(Engine):
 
     def start(self) -> None:
         self._open = True
+        _open[self._key] += 1
         _exchanges.setdefault(self._key, Subscriptions())
         if self.plane.history and not self._begin_history(self.plane.history):
             return
@@ -71,21 +74,23 @@ class MemoryEngine(Engine):
 
     def close(self, deadline: Deadline) -> None:
         self.unsubscribe([*self._patterns])
-        self._open = False
+        if self._open:
+            self._open = False
+            _open[self._key] -= 1
+            if not _open[self._key]:
+                self._forget_all()
         self._reports.clear()
         end(self._greenlet)
         if self._greenlet is not None and self._greenlet is not getcurrent():
             self._greenlet.join()
-        exchange = _exchanges.get(self._key)
-        if exchange is not None and not len(exchange):
-            del _exchanges[self._key]
-            _values.pop(self._key, None)
-            _histories.pop(self._key, None)
 
     def abandon(self) -> None:
-        _exchanges.pop(self._key, None)
-        _values.pop(self._key, None)
-        _histories.pop(self._key, None)
+        self._open = False
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        for table in (_open, _exchanges, _values, _histories):
+            table.pop(self._key, None)
 
     def head(self, topic: str) -> bytes:
         return topic.encode()
