@@ -14,6 +14,9 @@ from .planehistory import HistoryTopics
 
 __all__ = ["HubHistory"]
 
+#: Offsets that are looked at to find from where a pattern is complete.
+_LOOKS = 6
+
 
 class HubHistory(MemoryHistory):
     """A history in the memory of a hub.
@@ -45,18 +48,23 @@ class HubHistory(MemoryHistory):
             found = self.retained(topic) if matches(pattern, topic) else ()
             yield found[0] if found else None
 
-    def complete_from(self, pattern: str) -> Iterator[int]:
-        """Yield offsets; all publications of a pattern behind the last one of them are still here.
-
-        Between two of them others may run. Then look again whether that is still so.
-        """
-        low, high = -1, self.last_offset
-        middle = 0
-        while high - low > 1:
+    def fetch(self, pattern: str) -> tuple[list[Entry], int]:
+        """Return all that is kept of a pattern, oldest first, and an offset behind which that is everything."""
+        entries, complete = self.since(pattern, 0)
+        if complete:
+            return entries, 0
+        # What a topic has lost ends in front of the first one that is kept.
+        firsts: dict[str, int] = {}
+        for _, previous, topic, _ in entries:
+            firsts.setdefault(topic, previous)
+        low, high = max(firsts.values(), default=0), self.last_offset
+        if self.since(pattern, low).complete:
+            return entries, low
+        # There are topics of which nothing is kept any more. To look at few offsets is enough.
+        for _ in range(_LOOKS):
+            middle = (low + high) // 2
             if self.since(pattern, middle).complete:
                 high = middle
             else:
                 low = middle
-            middle = (low + high) // 2
-            yield high
-        yield high
+        return entries, high

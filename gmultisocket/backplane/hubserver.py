@@ -285,14 +285,7 @@ class HubServer(Pub):
     def _send_history(self, pipe: Pipe, pattern: str, last_offset: int, release: Callable[[], None]) -> None:
         """Send what is kept for a new subscription (a greenlet for each)."""
         history = self._history
-        complete_from = 0
-        for offset in history.complete_from(pattern):
-            complete_from = offset
-            yield_to_loop()
-        entries = history.since(pattern, 0).entries
-        if not history.since(pattern, complete_from).complete:
-            # Some were forgotten meanwhile.
-            complete_from = history.last_offset
+        entries, complete_from = history.fetch(pattern)
         for number, entry in enumerate(entries, 1):
             if number % _PORTION == 0:
                 yield_to_loop()

@@ -142,9 +142,9 @@ class MemoryEngine(Engine):
 
     def _fetch(self, history: HubHistory, pattern: str) -> None:
         """Report all that the history has of a pattern."""
-        for entry in history.since(pattern, 0).entries:
+        entries, complete_from = history.fetch(pattern)
+        for entry in entries:
             self._report(self.plane.positioned, entry, entry.topic in history.topics, history.is_retained(entry), False)
-        *_, complete_from = history.complete_from(pattern)
         self._report(self.plane.fetched, pattern, complete_from, history.last_offset)
 
     def synchronize(self) -> None:

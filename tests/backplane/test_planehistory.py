@@ -18,9 +18,9 @@ PATTERNS = ["a.*", "*.x", "a.x", "v.x", ">"]
 
 def fetch(history: HubHistory, here: PlaneHistory, pattern: str) -> None:
     """Do what an engine does for a pattern."""
-    for entry in history.since(pattern, 0).entries:
+    entries, complete_from = history.fetch(pattern)
+    for entry in entries:
         here.add(entry, entry.topic in history.topics, history.is_retained(entry))
-    *_, complete_from = history.complete_from(pattern)
     here.fetched(pattern, complete_from, history.last_offset)
     here.advance(history.last_offset)
 
