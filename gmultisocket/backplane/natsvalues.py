@@ -239,6 +239,8 @@ class NatsValues:
 
     def _stream_made(self, answer: dict[str, Any]) -> None:
         code, why = _error(answer)
+        if not why and not (answer.get("config") or {}).get("republish"):
+            why = "the server is too old to publish what a stream keeps again: 2.9 is needed"
         if why and code != _OTHER_CONFIGURATION:
             _log.log("stream", logging.ERROR, "JetStream cannot keep present values: %s", snippet(why, 200))
             for number, _, _ in [*self._waiting]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gmultisocket.backplane import Backplane
-from gmultisocket.backplane.natsvalues import ValueSubjects
-from gmultisocket.backplane.natswire import HEADER_SIZE, Subjects
+from gmultisocket.backplane.natsvalues import NatsValues, ValueSubjects
+from gmultisocket.backplane.natswire import HEADER_SIZE, Subjects, encode_head
 from gmultisocket.errors import NotSupported
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
@@ -201,3 +201,20 @@ def test_the_names_of_a_prefix() -> None:
     assert names.of(Subjects("my shop.").encode("a b")) == b"my%20shop-values.a%20b"
     assert names.decode(b"my%20shop-values.a%20b") == "a b"
     assert names.decode(b"my%20shop.a") is names.decode(b"my%20shop-values.") is None
+
+
+def test_a_server_that_does_not_publish_again_is_too_old(caplog: pytest.LogCaptureFixture) -> None:
+    decided: list[tuple[int, str]] = []
+    plane = RecordingPlane()
+    names = ValueSubjects(Subjects("t."), "t.")
+    values = NatsValues(lambda data: None, plane, names, lambda *each: decided.append(each), list, lambda reason: None)
+    values.publish(1, encode_head(b"t.a"), b"1", 1)
+    inbox = values._inbox + b"1"
+    try:
+        with caplog.at_level("DEBUG", "gmultisocket"):
+            values.take(b"r", inbox, b"", json.dumps({"config": {"name": "GMS_t"}, "did_create": True}).encode(), b"")
+        assert decided == [(1, "JetStream")]
+        assert "the server is too old" in caplog.text
+    finally:
+        values.close()
+        values.join()
