@@ -91,7 +91,7 @@ def test_a_user_without_scripts_has_everything_but_values(tmp_path: Path, caplog
             plane.subscribe("c")
             assert plane.engine.counters == {"no permission for values": 1}, "it was asked again"
             assert plane.connections == 1
-    assert "present values cannot be fetched" in caplog.text
+            wait_until(lambda: "present values cannot be fetched" in caplog.text)
 
 
 def test_large_values_come_in_several_steps(server: RedisServer) -> None:
