@@ -235,7 +235,7 @@ class Replays:
         """Answer every 0x05 again: there is another history."""
         for pipe, askings in self.askings.items():
             for key, asking in askings.items():
-                if asking.index is None and key not in self._queues.get(pipe, ()):
+                if asking.index is None and not self.waits(pipe, *key):
                     # Its acknowledgement is held back. It will be answered then.
                     continue
                 self._drop(asking)
