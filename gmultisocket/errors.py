@@ -53,6 +53,7 @@ __all__ = [
     "CertificateRequired",
     "CertificateRefused",
     "PipeRefused",
+    "Disconnected",
     "NoIds",
     "PeerGone",
     "HandlerFailed",
@@ -578,6 +579,30 @@ class PipeRefused(MultiSocketError):
 
     def __str__(self) -> str:
         return f"the pipe was refused: {printable(self.reason)}"
+
+
+class Disconnected(MultiSocketError):
+    """This side closes a pipe, and tells the peer why: ``pipe.close(Disconnected(4401, "log in again"))``.
+
+    A WebSocket peer gets the code and the reason in the close frame. Over other transports nothing is sent.
+
+    Attributes:
+        code: from 4000 to 4999, which RFC 6455 leaves to applications.
+        reason: for the peer; at most 123 bytes are sent.
+
+    Raises:
+        ValueError: the code is not in that range.
+    """
+
+    def __init__(self, code: int, reason: str = "") -> None:
+        if type(code) is not int or not 4000 <= code <= 4999:
+            raise ValueError(f"a code of this side's own is a number from 4000 to 4999, not {code!r}")
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return printable(self.reason)
 
 
 class NoIds(MultiSocketError, OverflowError):

@@ -90,8 +90,8 @@ SOCKET = {
 }  # fmt: skip
 ENDPOINT = {"address", "close", "closed", "dials", "given_address", "options", "state"}
 PIPE = {
-    "bytes_received", "bytes_sent", "close", "closed", "counters", "dialed", "endpoint", "full", "id", "identity",
-    "local_address", "messages_received", "messages_sent", "options", "path", "peer_address", "queued",
+    "bytes_received", "bytes_sent", "carrier", "close", "closed", "counters", "dialed", "endpoint", "full", "id",
+    "identity", "local_address", "messages_received", "messages_sent", "options", "path", "peer_address", "queued",
     "queued_bytes", "raw", "reason", "state", "stats", "unacknowledged",
 }  # fmt: skip
 

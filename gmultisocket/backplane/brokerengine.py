@@ -59,6 +59,14 @@ class BrokerLink(ABC):
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         """As :meth:`Engine.publish`; does nothing when the link has ended."""
 
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        """As :meth:`Engine.retain`; does nothing when the link has ended."""
+        raise NotImplementedError
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        """As :meth:`Engine.unretain`; does nothing when the link has ended."""
+        raise NotImplementedError
+
     @abstractmethod
     def subscribe(self, patterns: Sequence[str]) -> None:
         """As :meth:`Engine.subscribe`; does nothing when the link has ended."""
@@ -197,6 +205,14 @@ class BrokerEngine(Engine):
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         if self._link is not None:
             self._link.publish(head, content, sequence)
+
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        if self._link is not None:
+            self._link.retain(head, content, sequence)
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        if self._link is not None:
+            self._link.unretain(head, sequence)
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         if self._link is not None:

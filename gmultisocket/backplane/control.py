@@ -8,7 +8,7 @@ just come, all others say it at once. So a process that asks knows how many answ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -16,14 +16,17 @@ from typing import Any, Final, NamedTuple
 import gevent
 from gevent import Greenlet, get_hub
 
+from ..core.pipes.pipe import Pipe
+from ..errors import Disconnected
 from ..log import get_logger
 from ..loop.ending import end
 from ..loop.periodic import Periodic
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..protocol.rights import RemoteSub
-from .link import RESERVED, Link
-from .local import LocalSubscribers
+from .engine import RESERVED
+from .link import Link
+from .local import LocalSubscribers, PlanePub
 
 __all__ = ["BEAT", "Control", "PlanePresence"]
 
@@ -169,27 +172,42 @@ class Control:
         """
         self._do({"do": "revoke", "identity": _checked(identity), "pattern": pattern, "reason": reason})
 
-    def disconnect(self, identity: Mapping[str, Any], reason: str) -> None:
-        """Close the pipes of all peers with an identity, at the Pubs of all processes. Raises as :meth:`revoke`."""
-        self._do({"do": "disconnect", "identity": _checked(identity), "reason": reason})
+    def disconnect(self, identity: Mapping[str, Any], reason: str, code: int | None) -> None:
+        """Close the connections of all peers with an identity, at the Pubs of all processes.
+
+        Raises:
+            ValueError, TypeError: as :meth:`revoke`, or it is no code of an application.
+        """
+        self._do({"do": "disconnect", "identity": _checked(identity), "reason": reason, "code": code})
 
     def _do(self, message: dict[str, Any]) -> None:
+        apply = self._action(message)
         self._say(_ALL, message)
-        gevent.spawn(self._apply, message)
+        gevent.spawn(self._for_each, message["identity"], apply)
 
-    def _apply(self, message: Mapping[str, Any]) -> None:
+    @staticmethod
+    def _action(message: Mapping[str, Any]) -> Callable[[PlanePub, Pipe], object]:
+        """Return what a message to revoke or to disconnect does with a pipe.
+
+        Raises:
+            ValueError, KeyError, TypeError: it makes no sense.
+        """
+        reason = str(message["reason"])
+        if message["do"] == "revoke":
+            pattern = str(message["pattern"])
+            return lambda pub, pipe: pub.revoke(RemoteSub(pipe, pipe.path), pattern, reason)
+        code = message["code"]
+        error = reason if code is None else Disconnected(code, reason)
+        return lambda pub, pipe: pipe.carrier.close(error)
+
+    def _for_each(self, wanted: Mapping[str, Any], apply: Callable[[PlanePub, Pipe], object]) -> None:
         """Revoke or disconnect here (a greenlet for each)."""
-        wanted = message["identity"]
         for number, (pub, pipe) in enumerate(self._local.pipes(), 1):
             if number % _PORTION == 0:
                 yield_to_loop()
             identity = pipe.identity
-            if pipe.closed or not all(key in identity and identity[key] == value for key, value in wanted.items()):
-                continue
-            if message["do"] == "revoke":
-                pub.revoke(RemoteSub(pipe, pipe.path), message["pattern"], message["reason"])
-            else:
-                pipe.close(message["reason"])
+            if not pipe.closed and all(key in identity and identity[key] == value for key, value in wanted.items()):
+                apply(pub, pipe)
 
     # What comes
 
@@ -214,7 +232,7 @@ class Control:
                     answers[sender] = int(message["number"]), message["names"]
                     self._answered.wake_all()
             elif what in ("revoke", "disconnect"):
-                gevent.spawn(self._apply, message)
+                gevent.spawn(self._for_each, {**message["identity"]}, self._action(message))
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("a control message of another plane makes no sense: %s", error)
 

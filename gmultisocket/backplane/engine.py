@@ -39,17 +39,40 @@ from typing import ClassVar, Final, Protocol
 from ..errors import MultiSocketError
 from ..loop.waiting import Deadline
 from ..options import Options
+from ..protocol.history import Entry
 
-__all__ = ["FOREIGN", "MAX_BACKOFF", "ORIGIN_SIZE", "SILENCE", "Engine", "Plane"]
+__all__ = [
+    "FOREIGN",
+    "MAX_BACKOFF",
+    "MAX_HISTORY",
+    "MAX_HISTORY_SIZE",
+    "MAX_VALUES",
+    "MAX_VALUES_SIZE",
+    "ORIGIN_SIZE",
+    "RESERVED",
+    "SILENCE",
+    "Engine",
+    "Plane",
+]
 
 #: Bytes of an origin.
 ORIGIN_SIZE: Final = 8
 #: The origin of messages that were not published by a Backplane.
 FOREIGN: Final = b""
+#: What the topics begin with under which planes talk to each other.
+RESERVED: Final = "$plane."
 #: Seconds that a server may be silent when it has been asked something. Engines ask when nothing came for half of it.
 SILENCE: Final = 2.0
 #: The longest pause between two attempts to connect, in seconds. Engines begin with much less, and add jitter.
 MAX_BACKOFF: Final = 1.0
+#: The most present values, and bytes of them, that a server keeps. Those that were set longest ago go first.
+MAX_VALUES: Final = 65_536
+MAX_VALUES_SIZE: Final = 64 << 20
+
+
+#: The most publications, and bytes of them, that a server keeps as history. The oldest go first.
+MAX_HISTORY: Final = 10_000
+MAX_HISTORY_SIZE: Final = 16 << 20
 
 
 class Plane(Protocol):
@@ -58,9 +81,11 @@ class Plane(Protocol):
     Attributes:
         origin: names this plane in this process, for as long as it lives: :data:`ORIGIN_SIZE` random bytes. They go
             with each publication.
+        history: the patterns of the topics with history, empty if the plane wants none.
     """
 
     origin: bytes
+    history: Sequence[str]
 
     def connected(self) -> None:
         """A connection works. The plane subscribes, and publishes what it has kept, perhaps before this returns."""
@@ -102,13 +127,51 @@ class Plane(Protocol):
         """
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
-        """The present value of a topic came. Only from engines with ``keeps_values``.
+        """The present value of a topic came. Each change comes once only, however many patterns it matches.
 
         Args:
-            topic, content, origin, sequence: as for :meth:`received`.
+            topic, content: as for :meth:`received`.
+            origin, sequence: of the publication; together they name the value.
             live: it was published now. Otherwise the server had it when a pattern was asked for: such values come
-                before :meth:`subscribed` of their portion.
+                before :meth:`subscribed` of their portion, and never after a newer one of their topic.
         """
+
+    def unretained(self, topic: str) -> None:
+        """A topic has no present value any more. In order with the live ones of :meth:`retained`."""
+
+    # The following ones only for a plane with history.
+
+    def began(self, epoch: int, last_offset: int) -> None:
+        """A connection has reached a history. Called before each :meth:`connected`.
+
+        Args:
+            epoch: names it, see :class:`~gmultisocket.protocol.History`.
+            last_offset: the offset of its last publication.
+        """
+
+    def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        """A publication with a position came: of a topic with history, or a present value; also this plane's own.
+
+        They come instead of :meth:`received` and :meth:`retained`, the live ones in the order of their offsets.
+
+        Args:
+            entry: the publication.
+            logged: whether its topic has history.
+            retained: whether it is the present value of its topic.
+            live: it was published now. Otherwise the server had it when a pattern was asked for.
+        """
+
+    def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
+        """All that the server has of a pattern was reported. Called for each, before :meth:`subscribed`.
+
+        Args:
+            pattern: as it was asked for.
+            complete_from: the server still has all publications behind this offset.
+            last_offset: of its history, when it took the pattern.
+        """
+
+    def synchronized(self, last_offset: int) -> None:
+        """The answer to the oldest :meth:`Engine.synchronize`: what was published up to this offset has come."""
 
     def gap(self, reason: str) -> None:
         """Messages for this process were lost though the connection holds. Lost connections are found without it."""
@@ -131,8 +194,11 @@ class Engine(ABC):
         AddressError: the URL is not one of this engine. Nothing has been opened.
     """
 
-    #: Whether the server keeps the present values of topics.
-    keeps_values: ClassVar[bool] = False
+    #: Why the server cannot keep the present values of topics, for people; "" if it can, or while that is not known.
+    no_values: str = "its engine keeps no values"
+
+    #: Whether the server keeps histories.
+    keeps_history: ClassVar[bool] = False
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         self.url = url
@@ -181,7 +247,14 @@ class Engine(ABC):
         """Publish as :meth:`publish` does; the server keeps it as the topic's present value, instead of the last one.
 
         It also comes back to this engine, if this has asked for a pattern that matches: so all processes get the values
-        of a topic in one order. Called only if ``keeps_values``.
+        of a topic in one order. Called only while ``no_values`` is "".
+        """
+        raise NotImplementedError
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        """Let the server forget the present value of a topic. All engines that have asked for it hear of it, as above.
+
+        It is confirmed as a publication is.
         """
         raise NotImplementedError
 
@@ -195,6 +268,10 @@ class Engine(ABC):
 
         Some messages may still come.
         """
+
+    def synchronize(self) -> None:
+        """Ask what the last offset of the history is. Called only while connected, and if ``keeps_history``."""
+        raise NotImplementedError
 
     def count(self, reason: str, number: int = 1) -> None:
         """Count what the engine has dropped."""

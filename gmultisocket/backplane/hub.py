@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from struct import error as struct_error
 from typing import Any, Final, Literal
 
 import gevent
@@ -23,6 +24,7 @@ from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline
 from ..options import Options, OptionValues
 from ..protocol.base import ProtocolBase
+from ..protocol.history import Entry
 from ..protocol.pubsubwire import (
     REFUSED,
     SUBSCRIBE,
@@ -40,7 +42,30 @@ from ..transport import find
 from ..wire import SEND_TYPE_MASK, Message
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
-from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import (
+    CONFIRM,
+    ENTRY,
+    FETCHED,
+    HELLO,
+    HISTORY,
+    IS_RETAINED,
+    KEPT,
+    LOGGED,
+    OVERHEAD,
+    RETAIN,
+    SINCE,
+    SYNC,
+    UNRETAIN,
+    VERSION,
+    WELCOME,
+    confirm,
+    entry_head,
+    history_head,
+    length,
+    stamp,
+    sync,
+    welcome,
+)
 
 __all__ = ["HubEngine"]
 
@@ -85,7 +110,8 @@ class _Client(ProtocolBase):
 class HubEngine(Engine):
     """A client of a hub."""
 
-    keeps_values = True
+    no_values = ""
+    keeps_history = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -105,13 +131,15 @@ class HubEngine(Engine):
         }
         # Only for the errors of a wrong address.
         find(self._address.scheme, url).dialer(self._address, Options(values))
-        self._starter = HubStarter(url) if options.get(opts.plane.start_hub) else None
+        self._starter = HubStarter(url, plane.history) if options.get(opts.plane.start_hub) else None
         self._client: _Client | None = None
         self._greenlets: list[Greenlet[..., Any]] = []
         #: The pipe by which the hub has said welcome, None while there is none.
         self._pipe: Pipe | None = None
         #: Why this client cannot use the hub.
         self._refusal = ""
+        #: Whether the hub has said what history it has, or need not.
+        self._knows_history = False
         #: What the hub has not confirmed of the last portion.
         self._asked: set[str] = set()
         #: By a topic's bytes: the topic.
@@ -166,7 +194,8 @@ class HubEngine(Engine):
             pipe = client.pipe
             if pipe is None:
                 raise ConnectionFailed(self._address.bare, "the hub has closed the connection")
-            client.put(pipe, control(HELLO + bytes([VERSION])))
+            self._knows_history = not self.plane.history
+            client.put(pipe, control(HELLO + bytes([VERSION]) + (b"\1" if self.plane.history else b"")))
             if not client.lost.wait(SILENCE) and self._pipe is not pipe:
                 pipe.close("the hub has not answered")
                 raise ConnectionFailed(self._address.bare, f"the hub has not answered in {SILENCE:g} s")
@@ -195,9 +224,13 @@ class HubEngine(Engine):
             client.put_one(pipe, head + _pack(self._origin, sequence) + content)
 
     def retain(self, head: bytes, content: bytes, sequence: int) -> None:
-        client = self._client
-        if client is not None and (pipe := client.pipe) is not None:
-            client.put(pipe, control(RETAIN + head + _pack(self._origin, sequence) + content))
+        self._send(RETAIN + head + _pack(self._origin, sequence) + content)
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        self._send(UNRETAIN + head + _pack(self._origin, sequence))
+
+    def synchronize(self) -> None:
+        self._send(SYNC)
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         self._asked = set(patterns)
@@ -207,10 +240,14 @@ class HubEngine(Engine):
         self._send_all(UNSUBSCRIBE, patterns)
 
     def _send_all(self, kind: bytes, patterns: Sequence[str]) -> None:
-        client = self._client
         for pattern in patterns:
-            if client is not None and client.pipe is not None:
-                client.put(client.pipe, control(kind + pattern.encode()))
+            self._send(kind + pattern.encode())
+
+    def _send(self, message: bytes) -> None:
+        """Send a control message."""
+        client = self._client
+        if client is not None and (pipe := client.pipe) is not None:
+            client.put(pipe, control(message))
 
     # Receiving
 
@@ -233,7 +270,10 @@ class HubEngine(Engine):
         kind = b""
         if message.flags & ~SEND_TYPE_MASK:
             kind = content[:1]
-            if kind not in (RETAIN, KEPT):
+            if kind == ENTRY:
+                self._on_entry(content)
+                return
+            if kind not in (RETAIN, KEPT, UNRETAIN):
                 self._on_control(client, message)
                 return
             content = content[1:]
@@ -249,10 +289,28 @@ class HubEngine(Engine):
             return
         origin, sequence = stamp.unpack_from(content, end)
         content = content[end + stamp.size :]
-        if kind:
+        if kind == UNRETAIN:
+            self.plane.unretained(topic)
+        elif kind:
             self.plane.retained(topic, content, origin, sequence, kind == RETAIN)
         else:
             self._received(topic, content, origin, sequence)
+
+    def _on_entry(self, content: bytes) -> None:
+        """Hand a publication with its position to the plane."""
+        try:
+            _, flags, offset, previous = entry_head.unpack_from(content)
+            begin = entry_head.size + length.size
+            end = begin + length.unpack_from(content, entry_head.size)[0]
+            topic = self._topic(content[begin:end])
+        except (struct_error, UnicodeDecodeError, BadTopic):
+            self.count("garbage")
+            return
+        entry = Entry(offset, previous, topic, content[end + stamp.size :])
+        if len(content) < end + stamp.size or not self._knows_history:
+            self.count("garbage")
+        else:
+            self.plane.positioned(entry, bool(flags & LOGGED), bool(flags & IS_RETAINED), not flags & FETCHED)
 
     def _topic(self, encoded: bytes) -> str:
         topic = encoded.decode()
@@ -279,17 +337,45 @@ class HubEngine(Engine):
                 if pattern in self._asked:
                     self.plane.interest_refused(pattern, reason)
                     self._confirmed(pattern)
+            elif kind == SINCE and len(content) > history_head.size:
+                _, complete_from, last_offset = history_head.unpack_from(content)
+                pattern = str(content[history_head.size :], "utf-8")
+                # It may be of a subscription that was left.
+                if pattern in self._asked:
+                    self.plane.fetched(pattern, complete_from, last_offset)
+            elif kind == SYNC and len(content) == sync.size:
+                self.plane.synchronized(sync.unpack(content)[1])
+            elif kind == HISTORY and len(content) >= history_head.size:
+                _, epoch, last_offset = history_head.unpack_from(content)
+                self._on_history(pipe, epoch, last_offset, content[history_head.size :])
             elif kind == WELCOME and len(content) == welcome.size:
                 self._on_welcome(pipe, *welcome.unpack(content)[1:])
             elif kind != WHO:
                 self.count("garbage")
-        except (Malformed, IndexError):
+        except (Malformed, IndexError, UnicodeDecodeError, struct_error):
             self.count("garbage")
+
+    def _on_history(self, pipe: Pipe, epoch: int, last_offset: int, rest: bytes) -> None:
+        patterns = set()
+        while rest:
+            end = length.size + length.unpack_from(rest)[0]
+            patterns.add(str(rest[length.size : end], "utf-8"))
+            rest = rest[end:]
+        if patterns != set(self.plane.history):
+            kept, wanted = (" ".join(sorted(each)) or "nothing" for each in (patterns, self.plane.history))
+            self._refusal = f"the hub keeps the history of {kept}, and this Backplane expects that of {wanted}"
+            pipe.close(self._refusal)
+            return
+        self._knows_history = True
+        self.plane.began(epoch, last_offset)
 
     def _on_welcome(self, pipe: Pipe, version: int, limit: int) -> None:
         if version != VERSION:
             self._refusal = f"the hub speaks version {version} of its protocol, and this library version {VERSION}"
             pipe.close(self._refusal)
+            return
+        if not self._knows_history:
+            # It has other patterns.
             return
         self._refusal = ""
         self.max_content = max(1, limit - OVERHEAD) if limit else 0

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final
 
@@ -98,10 +99,12 @@ class HubStarter:
 
     Args:
         address: of the hub.
+        history: patterns of the topics whose publications it is to keep.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, history: Sequence[str] = ()) -> None:
         self._address = address
+        self._history = history
         self._path = path_of(address)
         #: The process that was started last, until it has ended.
         self._pid = 0
@@ -123,6 +126,7 @@ class HubStarter:
         try:
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             command = [sys.executable, "-m", "gmultisocket", "hub", f"ipc://{self._path}", "--idle", str(_IDLE)]
+            command += [f"--history={pattern}" for pattern in self._history]
             # A process group of its own: Ctrl-C is not for it, and it lives on when this process ends.
             self._pid = os.posix_spawn(
                 sys.executable,

@@ -1,13 +1,14 @@
 """The hub: passes publications on between the processes of one or several hosts, to those that want them.
 
-It is a process of its own, ``gmultisocket hub ADDRESS``, and a Pub to its clients. It keeps nothing but the present
-values of topics, in its memory. A client that does not read is cut off when its queue is full, and connects again.
+It is a process of its own, ``gmultisocket hub ADDRESS``, and a Pub to its clients. It keeps the present values of
+topics, and the history of those that it is told, in its memory. A client that does not read is cut off when its queue
+is full, and connects again.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -22,22 +23,44 @@ from ..log import ThrottledLog, get_logger
 from ..loop.ending import LOG_INTERVAL, survive
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
+from ..protocol.history import Entry
 from ..protocol.pubsub import Pub
 from ..protocol.pubsubwire import is_control
 from ..protocol.rights import RemoteSub
-from ..protocol.subscriptions import is_literal, matches
+from ..protocol.subscriptions import is_literal
 from ..protocol.upstream import control
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, Message
+from .hubhistory import HubHistory
 from .hublock import HubLock
-from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
+from .hubwire import (
+    CONFIRM,
+    ENTRY,
+    FETCHED,
+    HELLO,
+    HISTORY,
+    IS_RETAINED,
+    KEPT,
+    LOGGED,
+    OVERHEAD,
+    RETAIN,
+    SINCE,
+    SYNC,
+    UNRETAIN,
+    VERSION,
+    WELCOME,
+    confirm,
+    entry_head,
+    history_head,
+    length,
+    stamp,
+    sync,
+    welcome,
+)
 
 __all__ = ["HubServer"]
 
 _log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
-#: The most present values, and bytes of them, that a hub keeps. Those that were set longest ago go first.
-_MAX_VALUES: Final = 65_536
-_MAX_VALUES_SIZE: Final = 64 << 20
 #: Topics that are compared with a pattern before others run.
 _PORTION: Final = 256
 #: Seconds between two looks at the files of the hub, and at the number of its clients.
@@ -50,6 +73,10 @@ class HubServer(Pub):
     Args:
         options: of its socket. The defaults cut a client off that has 8 MiB or 65,535 messages in its queue, and
             refuse contents of more than 1 MiB.
+        history: patterns of the topics whose publications are kept: at most 10,000 of them, and 16 MiB.
+
+    Raises:
+        BadTopic: a pattern of the history is not one.
     """
 
     defaults = {
@@ -65,15 +92,16 @@ class HubServer(Pub):
         "protocol.pubsub.max_pattern_length": 65_535,
     }
 
-    def __init__(self, options: OptionValues | None = None) -> None:
+    def __init__(self, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
         super().__init__(options)
         #: By pipe: publications that were passed on, and not confirmed yet.
         self._unconfirmed: Counter[Pipe] = Counter()
         self._last_client = monotonic()
-        #: By topic, the one that was set longest ago first: the publication that is its present value.
-        self._values: OrderedDict[str, bytes] = OrderedDict()
-        self._values_size = 0
-        self.hold_acknowledgements(self._send_values_first)
+        self._history = HubHistory(history)
+        self._logs = bool(history)
+        #: The clients that get positions.
+        self._counting: set[Pipe] = set()
+        self.hold_acknowledgements(self._send_kept_first)
         #: Publications that came, and copies of them that left.
         self.taken = 0
         self.passed_on = 0
@@ -120,17 +148,31 @@ class HubServer(Pub):
         if kind == "remove":
             self._last_client = monotonic()
             self._unconfirmed.pop(pipe, None)
+            self._counting.discard(pipe)
 
     def _on_message(self, message: Message) -> bool:
-        if not message.flags & ~SEND_TYPE_MASK or (is_control(message) and message.content[:1] == RETAIN):
+        if not message.flags & ~SEND_TYPE_MASK or (is_control(message) and message.content[:1] in (RETAIN, UNRETAIN)):
             return False
-        if message.content[:1] == HELLO:
+        if message.content[:1] in (HELLO, SYNC):
             pipe = self.pipes.get(message.pipe_id)
             if pipe is not None:
-                limit = self.options.get(opts.connector.pipe.max_recv_content_length)
-                self._outbox.post(pipe, HELLO, control(welcome.pack(WELCOME, VERSION, limit)))
+                (self._on_hello if message.content[:1] == HELLO else self._on_sync)(pipe, message.content)
             return True
         return super()._on_message(message)
+
+    def _on_hello(self, pipe: Pipe, content: bytes) -> None:
+        if content[2:] == b"\1":
+            self._counting.add(pipe)
+            history = self._history
+            patterns = [each.encode() for each in sorted(history.topics.patterns)]
+            told = history_head.pack(HISTORY, history.epoch, history.last_offset)
+            told += b"".join(length.pack(len(each)) + each for each in patterns)
+            self._outbox.post(pipe, HISTORY, control(told))
+        limit = self.options.get(opts.connector.pipe.max_recv_content_length)
+        self._outbox.post(pipe, HELLO, control(welcome.pack(WELCOME, VERSION, limit)))
+
+    def _on_sync(self, pipe: Pipe, content: bytes) -> None:
+        self._outbox.post(pipe, SYNC, control(sync.pack(SYNC, self._history.last_offset)))
 
     # Passing on
 
@@ -148,9 +190,9 @@ class HubServer(Pub):
 
     def _forward(self, message: Message) -> None:
         content = message.content
-        retains = bool(message.flags & ~SEND_TYPE_MASK)
-        if retains:
-            content = content[1:]
+        kind = b""
+        if message.flags & ~SEND_TYPE_MASK:
+            kind, content = content[:1], content[1:]
         try:
             end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
             topic = str(content[2:end], "utf-8")
@@ -162,13 +204,18 @@ class HubServer(Pub):
             return
         sender = self.pipes.get(message.pipe_id)
         self.taken += 1
-        if retains:
-            self._keep(topic, content)
-        copy: Message | None = None
         # A hub has no authorize, so these are pipes.
         targets: Any = wanted
+        if kind or (self._logs and topic in self._history.topics):
+            entry = self._keep(kind, topic, content[end:])
+            if entry is not None and self._counting:
+                counting = [pipe for pipe in targets if pipe in self._counting]
+                targets = [pipe for pipe in targets if pipe not in self._counting]
+                positioned = self._positioned(entry, IS_RETAINED if kind else 0)
+                self.passed_on += self._core.send_group(counting, positioned, flags=CONTROL)
+        copy: Message | None = None
         for pipe in targets if type(targets) is list else [*targets]:
-            if pipe is sender and not retains:
+            if pipe is sender and not kind:
                 continue
             if pipe.full:
                 # It is cut off, unless socket.send_overflow says something else.
@@ -183,40 +230,74 @@ class HubServer(Pub):
                 self._spawn(self._confirm)
             self._unconfirmed[sender] += 1
 
-    # Present values
+    # What is kept
 
-    def _keep(self, topic: str, publication: bytes) -> None:
-        """Keep the present value of a topic, instead of the one before."""
-        self._forget(topic)
-        self._values[topic] = publication
-        self._values_size += len(publication)
-        while len(self._values) > 1 and (len(self._values) > _MAX_VALUES or self._values_size > _MAX_VALUES_SIZE):
-            self._forget(next(iter(self._values)))
+    def _keep(self, kind: bytes, topic: str, stamped: bytes) -> Entry | None:
+        """Keep a publication if it is to be kept. Return it with its position; None if it has none.
+
+        Args:
+            kind: of the message, b"" for an ordinary publication.
+            topic: its topic.
+            stamped: what comes behind the topic.
+        """
+        history = self._history
+        if kind == UNRETAIN:
+            history.unretain(topic)
+            return None
+        before = history.dropped.get("retained", 0)
+        entry = history.append(topic, stamped, kind == RETAIN)
+        for _ in range(history.dropped.get("retained", 0) - before):
             self._core.count_drop("retained")
+        return entry
 
-    def _forget(self, topic: str) -> None:
-        self._values_size -= len(self._values.pop(topic, b""))
+    def _positioned(self, entry: Entry, flags: int) -> bytes:
+        """Return a publication with its position."""
+        offset, previous, topic, stamped = entry
+        flags |= LOGGED if topic in self._history.topics else 0
+        encoded = topic.encode()
+        return entry_head.pack(ENTRY, flags, offset, previous) + length.pack(len(encoded)) + encoded + stamped
 
-    def _send_values_first(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
-        """Hold an acknowledgement back until the values that match have been sent."""
-        if not self._values or (is_literal(pattern) and pattern not in self._values):
+    def _send_kept_first(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
+        """Hold an acknowledgement back until what is kept and matches has been sent."""
+        pipe = subscriber.pipe
+        if pipe in self._counting:
+            self._spawn(self._send_history, pipe, pattern, self._history.last_offset, release)
+            return True
+        if not self._history.last_offset or (is_literal(pattern) and not self._history.retained(pattern)):
             return False
-        self._spawn(self._send_values, subscriber.pipe, pattern, release)
+        self._spawn(self._send_values, pipe, pattern, release)
         return True
 
     def _send_values(self, pipe: Pipe, pattern: str, release: Callable[[], None]) -> None:
         """Send the values for a new subscription (a greenlet for each)."""
-        topics = [pattern] if is_literal(pattern) else [*self._values]
-        for number, topic in enumerate(topics, 1):
+        for number, value in enumerate(self._history.values(pattern), 1):
             if number % _PORTION == 0:
                 yield_to_loop()
-            if matches(pattern, topic):
+            if value is not None:
                 if not self._core.wait_writable(pipe):
                     return
                 # Only now: it may have changed during the wait.
-                if (publication := self._values.get(topic)) is not None:
-                    self._core.put(pipe, control(KEPT + publication))
+                for _, _, topic, stamped in self._history.retained(value.topic):
+                    encoded = topic.encode()
+                    self._core.put(pipe, control(KEPT + length.pack(len(encoded)) + encoded + stamped))
         release()
+
+    def _send_history(self, pipe: Pipe, pattern: str, last_offset: int, release: Callable[[], None]) -> None:
+        """Send what is kept for a new subscription (a greenlet for each)."""
+        history = self._history
+        entries, complete_from = history.fetch(pattern)
+        for number, entry in enumerate(entries, 1):
+            if number % _PORTION == 0:
+                yield_to_loop()
+            if not self._core.wait_writable(pipe):
+                return
+            # Only now: a value may have ended during the wait.
+            is_retained = history.is_retained(entry)
+            if is_retained or entry.topic in history.topics:
+                self._core.put(pipe, control(self._positioned(entry, FETCHED | IS_RETAINED * is_retained)))
+        if self._core.wait_writable(pipe):
+            self._core.put(pipe, control(history_head.pack(SINCE, complete_from, last_offset) + pattern.encode()))
+            release()
 
     # Confirmations
 

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ..protocol.subscriptions import ONE, REST, SEPARATOR
+from ..protocol.subscriptions import ONE, REST, SEPARATOR, matches
 
 __all__ = ["PORTION", "Interest", "PatternTree"]
 
@@ -158,8 +158,10 @@ class Interest:
         return held.get(pattern, False) or any(held.get(each, False) for each in self._tree.covering(pattern))
 
     def matches(self, topic: str) -> bool:
-        """Return whether a topic matches a live pattern."""
-        return topic in self._counts or next(self._tree.covering(topic), None) is not None
+        """Return whether a topic matches a live pattern, or a leaver: that may become live again, and is held then."""
+        if topic in self._counts or next(self._tree.covering(topic), None) is not None:
+            return True
+        return any(matches(leaver, topic) for leaver in self._leavers)
 
     # What is wanted
 
@@ -189,17 +191,14 @@ class Interest:
         if count == 1:
             self._expiry[pattern] = now + self.linger
 
-    def expire(self, now: float) -> bool:
-        """End the patterns that have lingered long enough. Return whether there were any."""
-        ended = False
+    def expire(self, now: float) -> None:
+        """End the patterns that have lingered long enough."""
         while self._expiry:
             pattern, until = next(iter(self._expiry.items()))
             if until > now:
                 break
             del self._expiry[pattern]
             self._end(pattern)
-            ended = True
-        return ended
 
     def _end(self, pattern: str) -> None:
         """Forget a live pattern."""

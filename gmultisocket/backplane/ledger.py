@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Literal, NamedTuple
 
-__all__ = ["MAX_BYTES_IN_FLIGHT", "MAX_IN_FLIGHT", "Kept", "Ledger", "Overflow"]
+__all__ = ["MAX_BYTES_IN_FLIGHT", "MAX_IN_FLIGHT", "Kept", "Kind", "Ledger", "Overflow"]
 
 #: What the engine may have that the server has not confirmed. Further publications are buffered.
 MAX_IN_FLIGHT: Final = 16_384
@@ -23,6 +23,8 @@ MAX_BYTES_IN_FLIGHT: Final = 4 << 20
 
 #: What is dropped when the buffer is full.
 Overflow = Literal["drop_newest", "drop_oldest"]
+#: What the server does with a publication besides passing it on.
+Kind = Literal["publish", "retain", "unretain"]
 
 
 class Kept(NamedTuple):
@@ -32,13 +34,13 @@ class Kept(NamedTuple):
         head: as the engine made it of the topic.
         content: its content.
         sequence: its sequence.
-        retain: whether it is its topic's present value.
+        kind: ``"publish"``; ``"retain"``: it is its topic's present value; ``"unretain"``: its topic has none any more.
     """
 
     head: bytes
     content: bytes
     sequence: int
-    retain: bool = False
+    kind: Kind = "publish"
 
     @property
     def size(self) -> int:

@@ -9,8 +9,9 @@ theirs too, and what the server gets before they have subscribed again would not
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -25,22 +26,23 @@ from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline, WaitList
 from ..loop.yielding import yield_to_loop
 from ..options import Options
-from .engine import ORIGIN_SIZE, Engine
+from ..protocol.history import Entry
+from ..protocol.subscriptions import matches
+from .engine import ORIGIN_SIZE, RESERVED, Engine
 from .engines import find_engine
 from .interest import Interest
-from .ledger import Kept, Ledger
+from .ledger import Kept, Kind, Ledger
 from .once import Once
+from .positions import LocalHistory, PositionedPublications
 from .values import Values
 
-__all__ = ["RESERVED", "EventKind", "Link", "shown"]
+__all__ = ["EventKind", "Link", "shown"]
 
 logger = get_logger("gmultisocket.backplane")
 _log = ThrottledLog(logger, LOG_INTERVAL)
 
 EventKind = Literal["up", "down", "gap", "refused"]
 
-#: What the topics begin with under which planes talk to each other.
-RESERVED: Final = "$plane."
 #: Seconds from the start within which it is no news that there is no server.
 _PATIENCE: Final = 1.0
 #: Publications that are handed to the engine before others run.
@@ -64,6 +66,49 @@ def shown(url: str) -> str:
     return scheme + mark + ",".join([*with_logins, others])
 
 
+class Synchronizer:
+    """Finds out whether all that was published with a position has come. Asks once for all who wait.
+
+    Args:
+        ask: asks the engine.
+        is_connected: whether it can be asked.
+        changes: wakes those who wait, when something has come from the engine.
+    """
+
+    __slots__ = ("_answered", "_ask", "_asked", "_changes", "_is_connected")
+
+    def __init__(self, ask: Callable[[], object], is_connected: Callable[[], bool], changes: WaitList) -> None:
+        self._ask = ask
+        self._is_connected = is_connected
+        self._changes = changes
+        #: Askings: all, and those that were answered. At most one has no answer.
+        self._asked = 0
+        self._answered = 0
+
+    def wait(self, deadline: Deadline) -> bool:
+        """Block until all that was published before has come here. Return whether that is so in time.
+
+        So a subscriber that has been at another process finds here what it has had there.
+        """
+        # An asking that is on its way may have been sent too early.
+        wanted = self._asked + 1
+        while self._answered < wanted:
+            if self._is_connected() and self._asked == self._answered:
+                self._asked += 1
+                self._ask()
+            if not self._changes.wait(deadline.left()):
+                return False
+        return True
+
+    def answered(self) -> None:
+        """The engine has answered."""
+        self._answered = self._asked
+
+    def cut(self) -> None:
+        """The connection is lost, and with it the answer."""
+        self._asked = self._answered
+
+
 class Link:
     """Publishes and subscribes at an engine. Opens nothing before :meth:`start`.
 
@@ -74,6 +119,8 @@ class Link:
             value of a topic, as ``deliver(topic, content, True, send)``, see ``LocalSubscribers.deliver``.
         forget: called as ``forget(topic)`` when the present value of a topic is not known any more.
         tell: called as ``tell(kind, reason)`` for each event. Must not block.
+        history: patterns of the topics with history.
+        local: takes what has a position, if there is history.
 
     Attributes:
         origin: names this link in all its publications.
@@ -87,6 +134,8 @@ class Link:
         is_connected: whether the engine has a connection.
         is_up: whether it also has confirmed all patterns that were wanted when it connected.
         last_error: why there is no connection.
+        positions: what has a position, None without history.
+        synchronizer: finds out what the last position is.
         on_control: called with what comes under a reserved topic, instead of ``deliver``.
 
     Raises:
@@ -100,6 +149,8 @@ class Link:
         deliver: Callable[..., object],
         forget: Callable[[str], object],
         tell: Callable[[EventKind, str], object],
+        history: Sequence[str] = (),
+        local: LocalHistory | None = None,
     ) -> None:
         self.url = shown(url)
         self.origin = os.urandom(ORIGIN_SIZE)
@@ -122,6 +173,8 @@ class Link:
         self.is_up = False
         self.last_error: MultiSocketError | None = None
         self.on_control: Callable[[bytes], object] = _ignore
+        self.history = history
+        self.positions = PositionedPublications(history, local) if history and local is not None else None
         self._was_connected = False
         self._told_down = False
         #: Why publications of others may have been missed, "" if none may.
@@ -139,6 +192,7 @@ class Link:
         self._greenlet: Greenlet[..., Any] | None = None
         self.engine: Engine = find_engine(url)(url, self, options)
         self._engine_publish = self.engine.publish
+        self.synchronizer = Synchronizer(self.engine.synchronize, lambda: self.is_connected, self._changes)
 
     def start(self) -> None:
         """Begin to connect. Does not block."""
@@ -148,25 +202,34 @@ class Link:
 
     # Publications
 
-    def publish(self, head: bytes, content: bytes, retain: bool = False) -> None:
+    def publish(self, head: bytes, content: bytes, kind: Kind = "publish") -> None:
         """Publish, now or when the engine is there. Never blocks.
 
         Args:
             head: as the engine has made it of the topic.
             content: must not be longer than the engine's ``max_content``.
-            retain: whether the engine keeps it as the topic's present value.
+            kind: what the server does with it besides.
         """
         ledger = self.ledger
         ledger.sent += 1
         self._sequence = sequence = self._sequence + 1
         if not self._direct:
-            ledger.keep(Kept(head, content, sequence, retain))
+            ledger.keep(Kept(head, content, sequence, kind))
             return
         if not ledger.in_flight:
             self._progress = monotonic()
         ledger.hand_over(len(head) + len(content))
-        (self.engine.retain if retain else self._engine_publish)(head, content, sequence)
+        if kind == "publish":
+            self._engine_publish(head, content, sequence)
+        else:
+            self._change_value(head, content, sequence, kind)
         self._direct = ledger.is_open
+
+    def _change_value(self, head: bytes, content: bytes, sequence: int, kind: Kind) -> None:
+        if kind == "retain":
+            self.engine.retain(head, content, sequence)
+        else:
+            self.engine.unretain(head, sequence)
 
     @property
     def lag(self) -> float:
@@ -193,17 +256,30 @@ class Link:
         number = 0
         while self.is_connected and ledger.buffered and ledger.is_open:
             kept = ledger.take()
-            if self.engine.max_content and len(kept.content) > self.engine.max_content:
-                ledger.drop("too long")
+            if (reason := self._unfit(kept)) is not None:
+                ledger.drop(reason)
+                self._changes.wake_all()
                 continue
             if not ledger.in_flight:
                 self._progress = monotonic()
             ledger.hand_over(kept.size)
-            (self.engine.retain if kept.retain else self.engine.publish)(kept.head, kept.content, kept.sequence)
+            if kept.kind == "publish":
+                self.engine.publish(kept.head, kept.content, kept.sequence)
+            else:
+                self._change_value(*kept)
             number += 1
             if number % _PORTION == 0:
                 yield_to_loop()
         self._direct = self.is_connected and not ledger.buffered and ledger.is_open
+
+    def _unfit(self, kept: Kept) -> str | None:
+        """Return why a publication cannot be sent that was published before it was known what the server can do."""
+        if self.engine.max_content and len(kept.content) > self.engine.max_content:
+            return "too long"
+        if kept.kind != "publish" and self.engine.no_values:
+            _log.log("no values", logging.ERROR, "a present value was dropped: %s", self.engine.no_values)
+            return "not supported"
+        return None
 
     # Patterns
 
@@ -219,6 +295,8 @@ class Link:
 
     def is_served(self, pattern: str) -> bool:
         """Return whether what others publish under a wanted pattern comes here."""
+        if self.positions is not None and self.positions.is_catching_up:
+            return False
         return self.is_connected and self.interest.is_served(pattern)
 
     def wait_served(self, pattern: str, deadline: Deadline) -> bool:
@@ -234,6 +312,9 @@ class Link:
             return
         if left := self.interest.take_unsubscribes():
             self.engine.unsubscribe(left)
+            self.values.forget_others(self.interest.matches)
+            if self.positions is not None:
+                self.positions.history.left(left, self.interest.matches)
         if portion := self.interest.take_subscribes():
             self.engine.subscribe(portion)
         elif self.interest.settled and not self.is_up:
@@ -242,6 +323,8 @@ class Link:
     def _back(self) -> None:
         """The engine serves everything again, or for the first time."""
         self.is_up = True
+        if self.positions is not None:
+            self.positions.settled(self._told_down)
         self._told_down = False
         if self._missed:
             reason, self._missed = self._missed, ""
@@ -282,8 +365,7 @@ class Link:
             self._wake.wait(self._pause(now))
 
     def _work_once(self, now: float) -> None:
-        if self.interest.expire(now):
-            self.values.forget_others(self.interest.matches)
+        self.interest.expire(now)
         self._tell_interest()
         if now >= self._held_until:
             self._drain()
@@ -313,6 +395,9 @@ class Link:
         if self.is_connected:
             self.is_connected = self.is_up = self._direct = False
             self.ledger.cut()
+            if self.positions is not None:
+                self.positions.cut()
+                self.synchronizer.cut()
             if len(self.interest):
                 self._missed = str(error)
             self.interest.cut()
@@ -358,17 +443,43 @@ class Link:
             self._deliver(topic, content)
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
-        # It may be this plane's own. One that was fetched may be older than what has come from its origin.
-        if not live:
-            is_new = self.values.is_new(topic, origin, sequence)
-        else:
-            is_new = origin == self.origin or self._is_new(origin, sequence)
-        if is_new:
+        # It may be this plane's own. What nobody wants any more would never be forgotten.
+        if self.interest.matches(topic) and self.values.is_new(topic, origin, sequence):
             self.delivered += 1
-            if self.interest.matches(topic):
-                self.values.keep(topic, content, origin, sequence)
+            self.values.keep(topic, content, origin, sequence)
             # While the engine was away, subscriptions were acknowledged without it.
             self._deliver(topic, content, True, live or self._told_down)
+
+    def known_values(self, pattern: str) -> list[tuple[str, bytes]]:
+        """Return the topics that match a pattern and their present values, as far as they are known here."""
+        found = [(topic, content) for topic, content in self.values if matches(pattern, topic)]
+        if self.positions is not None:
+            found += [(topic, content) for _, _, topic, content in self.positions.history.retained(pattern)]
+        return found
+
+    def unretained(self, topic: str) -> None:
+        self.values.forget(topic)
+        if self.positions is not None:
+            self.positions.history.unretain(topic)
+
+    def began(self, epoch: int, last_offset: int) -> None:
+        assert self.positions is not None
+        self.positions.connected(epoch, last_offset)
+
+    def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        if self.positions is not None and self.interest.matches(entry.topic):
+            self.delivered += 1
+            self.positions.take(entry, logged, retained, live)
+
+    def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
+        if self.positions is not None:
+            self.positions.history.fetched(pattern, complete_from, last_offset)
+
+    def synchronized(self, last_offset: int) -> None:
+        self.synchronizer.answered()
+        if self.positions is not None and not self.positions.is_catching_up:
+            self.positions.history.advance(last_offset)
+        self._changes.wake_all()
 
     def gap(self, reason: str) -> None:
         self.gaps += 1

@@ -11,10 +11,11 @@ from gevent import get_hub
 
 from .. import options as opts
 from ..core.pipes.pipe import Pipe
-from ..errors import BadOptionValue, Closed, MessageTooLong, NotSupported
+from ..errors import BadOptionValue, Closed, MessageTooLong
 from ..errors import Timeout as TimeoutOfCall
 from ..loop.waiting import Deadline, WaitList
 from ..options import OptionValues
+from ..protocol.history import Entry, History
 from ..protocol.pubsub import Pub
 from ..protocol.rights import Authorize, RemoteSub
 from ..protocol.subscriptions import Subscriptions
@@ -33,6 +34,7 @@ class _PubOwner(Protocol):
     """What a Pub needs of its plane."""
 
     def publish(self, topic: str, content: Buffer, *, retain: bool = False) -> object: ...
+    def unretain(self, topic: str) -> object: ...
     def _pub_wants(self, pub: PlanePub, pattern: str, wanted: bool) -> None: ...
     def _pub_closed(self, pub: PlanePub) -> None: ...
     def _is_served(self, pattern: str) -> bool: ...
@@ -54,6 +56,7 @@ class PlanePub(Pub):
         authorize: Authorize | None = None,
         authorize_through_switches: bool = False,
         presence_names: Callable[[RemoteSub], str] | None = None,
+        history: History | None = None,
     ) -> None:
         for name, value in (options or {}).items():
             # Before the socket is made: it would have to be closed.
@@ -64,7 +67,9 @@ class PlanePub(Pub):
             authorize=authorize,
             authorize_through_switches=authorize_through_switches,
             presence_names=presence_names,
+            history=history,
         )
+        self._has_history = history is not None
         self._plane: _PubOwner | None = plane
         self.patterns: set[str] = set()
         self.options.on_change(opts.socket.send_overflow, lambda old, new: None, _check_overflow)
@@ -93,8 +98,16 @@ class PlanePub(Pub):
         return reached
 
     def unretain(self, topic: str) -> bool:
-        """Raise NotSupported: the values of a plane are those of all processes."""
-        raise NotSupported("unretain", "publish another value instead")
+        """Forget the present value of a topic at all processes, as :meth:`.plane.Backplane.unretain` does.
+
+        Returns:
+            Whether this process knows a value now. It does only while somebody here wants it.
+        """
+        if self._plane is None:
+            raise Closed("Pub")
+        self._plane.unretain(topic)
+        history = self._keeper.history
+        return history is not None and bool(history.retained(topic))
 
     def _forget(self, topic: str) -> None:
         """Keep the value of a topic no longer for new subscribers."""
@@ -113,13 +126,22 @@ class PlanePub(Pub):
         except MessageTooLong:
             self._core.count_drop("too long")
 
+    def _deliver_entry(self, entry: Entry) -> None:
+        """Send a publication with its position to the subscribers of this Pub."""
+        if self._closing:
+            return
+        try:
+            self.publish_entry(entry)
+        except MessageTooLong:
+            self._core.count_drop("too long")
+
     def _interest(self, pattern: str, wanted: bool) -> None:
         if self._plane is not None:
             self._plane._pub_wants(self, pattern, wanted)
 
     def _hold(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
         """Hold an acknowledgement back until publications of other processes come."""
-        if self._plane is None or self._plane._is_served(pattern):
+        if self._plane is None or (not self._has_history and self._plane._is_served(pattern)):
             return False
         self._spawn(self._release, pattern, release)
         return True
@@ -266,6 +288,22 @@ class LocalSubscribers:
         for pub in self.pubs:
             pub._forget(topic)
 
+    def deliver_entry(self, entry: Entry) -> None:
+        """Hand a publication with its position to all who want it. As :meth:`deliver`."""
+        for pub in self.pubs:
+            pub._deliver_entry(entry)
+        self.deliver_value(entry)
+
+    def deliver_value(self, entry: Entry) -> None:
+        """Hand a publication to the program's subscriptions."""
+        for subscription in self._wanting(entry.topic):
+            subscription.put(entry.topic, entry.content)
+
+    def history_began(self) -> None:
+        """There is another history than before."""
+        for pub in self.pubs:
+            pub.replay_again()
+
     def deliver(self, topic: str, content: bytes, retain: bool = False, send: bool = True) -> None:
         """Hand a publication to all who want it. Does not block for any of them, but may let others run.
 
@@ -277,14 +315,19 @@ class LocalSubscribers:
         """
         for pub in self.pubs:
             pub._deliver(topic, content, retain, send)
-        if self.subscriptions:
-            found = self._topics.get(topic)
-            if found is None:
-                if len(self._topics) >= _MAX_TOPICS:
-                    self._topics.clear()
-                found = self._topics[topic] = tuple(self._index.match(topic))
-            for subscription in found:
-                subscription.put(topic, content)
+        for subscription in self._wanting(topic):
+            subscription.put(topic, content)
+
+    def _wanting(self, topic: str) -> tuple[Subscription, ...]:
+        """Return the program's subscriptions that match a topic."""
+        if not self.subscriptions:
+            return ()
+        found = self._topics.get(topic)
+        if found is None:
+            if len(self._topics) >= _MAX_TOPICS:
+                self._topics.clear()
+            found = self._topics[topic] = tuple(self._index.match(topic))
+        return found
 
     def pipes(self) -> Iterator[tuple[PlanePub, Pipe]]:
         """Iterate over the pipes of all Pubs."""

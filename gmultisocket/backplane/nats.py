@@ -2,7 +2,8 @@
 
 A topic is the subject ``plane.prefix`` + topic, and the content of a message is a publication's content: programs in
 any language can take part with a NATS client. What is lost when: a publication that the server has confirmed reaches
-every process that has a subscription there. A subscriber that the server finds too slow is disconnected.
+every process that has a subscription there. A subscriber that the server finds too slow is disconnected. The present
+values of topics need JetStream.
 
 The protocol is in ``natswire.py``, a connection in ``natslink.py``.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from .. import options as opts
 from ..options import Options
@@ -21,9 +22,15 @@ from .brokerline import Opener
 from .brokerurl import Server
 from .engine import Plane
 from .natslink import NatsLink, log_in
+from .natsvalues import ValueSubjects
 from .natswire import HEADER_SIZE, Info, Parser, Subjects, encode_head
 
 __all__ = ["NatsEngine"]
+
+_NO_PREFIX: Final = "at NATS, it needs a plane.prefix"
+_NO_JETSTREAM: Final = (
+    "the NATS server keeps no values without JetStream: start it with -js, or with jetstream {} in its configuration"
+)
 
 
 class NatsEngine(BrokerEngine):
@@ -33,7 +40,11 @@ class NatsEngine(BrokerEngine):
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
-        self._subjects = Subjects(self.options.get(opts.plane.prefix))
+        prefix = self.options.get(opts.plane.prefix)
+        self._subjects = Subjects(prefix)
+        #: None without a prefix.
+        self._values = ValueSubjects(self._subjects, prefix) if prefix else None
+        self.no_values = "" if prefix else _NO_PREFIX
 
     def head(self, topic: str) -> bytes:
         return encode_head(self._subjects.encode(topic))
@@ -41,8 +52,11 @@ class NatsEngine(BrokerEngine):
     def _open(self, server: Server, opener: Opener) -> BrokerLink:
         connection, parser, info = self._log_in(server, opener)
         self.max_content = max(1, info.max_payload - HEADER_SIZE)
+        if self._values is not None:
+            self.no_values = "" if info.jetstream else _NO_JETSTREAM
+        values = None if self.no_values else self._values
         probe = partial(self._probe, server)
-        return NatsLink(connection, parser, server, probe, self.plane, self._subjects, self.count)
+        return NatsLink(connection, parser, server, probe, self.plane, self._subjects, values, self.count)
 
     def _log_in(self, server: Server, opener: Opener) -> tuple[StreamConnection, Parser, Info]:
         return log_in(server, opener, tls=server.scheme == "nats+tls")

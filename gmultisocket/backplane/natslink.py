@@ -5,6 +5,8 @@ and those of a busy publisher need one PING for each round trip.
 
 A server sends a message once for each subscription that matches it. The plane recognizes the second one by the
 publisher's number. A message of another program has none: ``natscopies.py`` finds the one that counts.
+
+A present value is confirmed when JetStream has it, see ``natsvalues.py``, and what was published behind it not before.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .brokerline import Line, Opener, login_errors
 from .brokerurl import Server
 from .engine import FOREIGN, SILENCE, Plane
 from .natscopies import Copies
+from .natsvalues import NatsValues, ValueSubjects
 from .natswire import HEADER_SIZE, Info, Parser, Ping, Pong, ServerError, Subjects
 
 __all__ = ["NatsLink", "log_in"]
@@ -141,7 +144,7 @@ def _introduction(server: Server, secure: bool) -> dict[str, Any]:
         "protocol": 1,
         "echo": False,
         "headers": True,
-        "no_responders": False,
+        "no_responders": True,
     }
     user, password = server.credentials
     if password is not None:
@@ -179,6 +182,7 @@ class NatsLink(BrokerLink):
         probe: logs in on another connection, and closes it. Blocks; raises if that fails.
         plane: whom it reports to.
         subjects: translates topics.
+        values: the names for present values; None if the server cannot keep any.
         count: called with the reason when something is dropped.
     """
 
@@ -190,6 +194,7 @@ class NatsLink(BrokerLink):
         probe: Callable[[], object],
         plane: Plane,
         subjects: Subjects,
+        values: ValueSubjects | None,
         count: Callable[[str], object],
     ) -> None:
         super().__init__()
@@ -202,12 +207,16 @@ class NatsLink(BrokerLink):
         self._read_mark = natswire.Marks().read
         self._format = natswire.publication_format(plane.origin)
         self._pings: deque[_Asked] = deque()
-        #: Publications: all, those in front of a PING, those in front of a PONG; and those that were refused since the
-        #: last PONG.
+        #: Publications: all, those in front of a PING, those in front of a PONG, those that were reported; and those
+        #: that were refused since the last PONG.
         self._published = 0
         self._asked = 0
+        self._ponged = 0
         self._confirmed = 0
         self._refused = 0
+        #: Present values that were not reported, oldest first, by their number among the publications: why one was
+        #: refused, "" if it was not, None if that is not known yet.
+        self._outcomes: dict[int, str | None] = {}
         #: Subscriptions by pattern, and subjects that were refused since the last PONG.
         self._sids: dict[str, bytes] = {}
         self._last_sid = 0
@@ -224,6 +233,12 @@ class NatsLink(BrokerLink):
             ended=self._end,
         )
         self._lines = (self._line,)
+        self._values: NatsValues | None = None
+        #: Whether the values for the last portion are still fetched, and whether its PONG has come.
+        self._fetching = False
+        self._portion_confirmed = False
+        if values is not None:
+            self._values = NatsValues(self._line.write, plane, values, self._decided, self._fetched, count)
         self._line.start()
 
     # To the server
@@ -231,6 +246,18 @@ class NatsLink(BrokerLink):
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         self._published += 1
         self._line.write(self._format % (head, len(content) + HEADER_SIZE, sequence, content))
+
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        self._change_value(head, content, sequence)
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        self._change_value(head, None, sequence)
+
+    def _change_value(self, head: bytes, content: bytes | None, sequence: int) -> None:
+        assert self._values is not None
+        self._published += 1
+        self._outcomes[self._published] = None
+        self._values.publish(self._published, head, content, sequence)
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         lines = []
@@ -246,6 +273,12 @@ class NatsLink(BrokerLink):
             sid = self._sids[pattern] = b"%d" % self._last_sid
             self._copies.add(pattern, sid)
             lines.append(natswire.encode_subscribe(subject, sid))
+        self._portion_confirmed = False
+        if self._values is not None:
+            self._fetching = True
+            subjects = [(pattern, subject) for pattern, subject in portion.items() if subject is not None]
+            self._line.write(b"".join(lines))
+            lines = [self._values.fetch(subjects)]
         self._ping(b"".join(lines), portion)
 
     def unsubscribe(self, patterns: Sequence[str]) -> None:
@@ -304,14 +337,18 @@ class NatsLink(BrokerLink):
         if self._parser.error is not None:
             raise self._parser.error
 
-    def _deliver(self, sid: bytes, subject: bytes, header: bytes, content: bytes) -> None:
+    def _deliver(self, sid: bytes, subject: bytes, header: bytes, content: bytes, reply: bytes) -> None:
         topic = self._subjects.decode(subject)
+        values = self._values
         if topic is None:
-            self._count("garbage")
+            if values is None or not values.take(sid, subject, header, content, reply):
+                self._count("garbage")
             return
         origin, number = self._read_mark(header)
         if origin:
             self._plane.received(topic, content, origin, number)
+        elif header and values is not None and values.is_value(header):
+            values.live(topic, header, content)
         elif self._copies.counts(sid, topic, content):
             self._plane.received(topic, content, FOREIGN, 0)
 
@@ -323,7 +360,8 @@ class NatsLink(BrokerLink):
             self._copies.settle()
         for topic, content in self._copies.end(asked.left):
             self._plane.received(topic, content, FOREIGN, 0)
-        self._confirm(asked.published)
+        self._ponged = asked.published
+        self._confirm()
         if asked.portion is not None:
             self._subscribed(asked.portion)
         if self._published > self._asked:
@@ -331,8 +369,31 @@ class NatsLink(BrokerLink):
             self._line.write(b"")
         self._check_settled()
 
-    def _confirm(self, published: int) -> None:
-        """Report the publications in front of a PONG. It is known how many of them were refused, but not which."""
+    def _decided(self, number: int, reason: str) -> None:
+        """JetStream has a present value, or refuses it."""
+        self._outcomes[number] = reason
+        self._confirm()
+        self._check_settled()
+
+    def _confirm(self) -> None:
+        """Report the publications in front of a PONG, up to the first one about which JetStream has not decided."""
+        while self._outcomes:
+            number, outcome = next(iter(self._outcomes.items()))
+            if number > self._ponged:
+                break
+            self._report(number - 1)
+            if outcome is None:
+                return
+            del self._outcomes[number]
+            self._confirmed = number
+            if outcome:
+                self._plane.refused(outcome)
+            else:
+                self._plane.confirmed(1)
+        self._report(self._ponged)
+
+    def _report(self, published: int) -> None:
+        """Report so many publications in all. It is known how many of them were refused, but not which."""
         new = published - self._confirmed
         self._confirmed = published
         refused, self._refused = min(self._refused, new), 0
@@ -359,7 +420,15 @@ class NatsLink(BrokerLink):
                     self._plane.interest_refused(pattern, why)
             self._refused_subjects = []
             self._too_many = 0
-        self._plane.subscribed()
+        self._portion_confirmed = True
+        if not self._fetching:
+            self._plane.subscribed()
+
+    def _fetched(self) -> None:
+        """All values for the last portion were reported."""
+        self._fetching = False
+        if self._portion_confirmed:
+            self._plane.subscribed()
 
     def _forget(self, pattern: str) -> None:
         sid = self._sids.pop(pattern, None)
@@ -369,6 +438,8 @@ class NatsLink(BrokerLink):
     def _complaint(self, text: str) -> None:
         """Act on an error. After most of them the server closes the connection."""
         match = _NOT_ALLOWED.search(text)
+        if match is not None and self._values is not None and self._values.denied(match[2].encode()):
+            return
         if match is not None and match[1].lower() == "publish":
             self._refused += 1
         elif match is not None:
@@ -381,3 +452,13 @@ class NatsLink(BrokerLink):
     @property
     def is_settled(self) -> bool:
         return not self._pings and self._confirmed == self._published
+
+    def close(self, reason: MultiSocketError) -> None:
+        super().close(reason)
+        if self._values is not None:
+            self._values.close()
+
+    def join(self) -> None:
+        super().join()
+        if self._values is not None:
+            self._values.join()

@@ -75,12 +75,14 @@ class Info(NamedTuple):
         headers: whether messages may have headers.
         tls_required: whether the client must begin TLS now.
         tls_available: whether it may.
+        jetstream: whether the server has JetStream.
     """
 
     max_payload: int
     headers: bool
     tls_required: bool
     tls_available: bool
+    jetstream: bool = False
 
 
 class ServerError(NamedTuple):
@@ -101,9 +103,9 @@ class Pong(NamedTuple):
     """The server has taken everything in front of a PING."""
 
 
-#: A message: the id of the subscription, the subject, the headers (b"" without any) and the payload. A plain tuple, as
-#: there are hundreds of thousands in a second.
-Delivery = tuple[bytes, bytes, bytes, bytes]
+#: A message: the id of the subscription, the subject, the headers (b"" without any), the payload, and the subject for a
+#: reply (b"" without one). A plain tuple, as there are hundreds of thousands in a second.
+Delivery = tuple[bytes, bytes, bytes, bytes, bytes]
 Event = Delivery | Info | ServerError | Ping | Pong
 
 
@@ -121,7 +123,7 @@ class Parser:
         #: The beginning of a line or message that is not complete, and how many bytes more it needs at least.
         self._pieces: list[bytes] = []
         self._missing = 0
-        self._heads: dict[bytes, tuple[bytes, bytes, int, int]] = {}
+        self._heads: dict[bytes, tuple[bytes, bytes, int, int, bytes]] = {}
 
     @property
     def unfinished(self) -> bool:
@@ -167,7 +169,7 @@ class Parser:
                     add(event)
                 position = begin
                 continue
-            sid, subject, header_size, size = head
+            sid, subject, header_size, size, reply = head
             stop = begin + size
             if len(data) < stop + 2:
                 self._missing = stop + 2 - len(data)
@@ -175,29 +177,29 @@ class Parser:
             if data[stop : stop + 2] != b"\r\n":
                 raise BadMessage("a message does not end where its line says")
             content = begin + header_size
-            add((sid, subject, data[begin:content], data[content:stop]))
+            add((sid, subject, data[begin:content], data[content:stop], reply))
             position = stop + 2
         if len(data) - position > _MAX_LINE:
             raise BadMessage(f"a line has more than {_MAX_LINE} bytes")
         self._missing = 1
         return position
 
-    def _head(self, line: bytes) -> tuple[bytes, bytes, int, int] | None:
-        """Return the id of the subscription, the subject, and both sizes, of a line that has a payload; else None.
+    def _head(self, line: bytes) -> tuple[bytes, bytes, int, int, bytes] | None:
+        """Return the subscription, the subject, both sizes and where to reply, of a line with a payload; else None.
 
         It is remembered: messages of the same size under the same subject have the same line.
         """
         words = line.split()
         if len(words) >= 4 and words[0] == b"MSG":
-            header_size = 0
+            header_size, sizes = 0, 1
         elif len(words) >= 5 and words[0] == b"HMSG":
-            header_size = _read_size(words[-2])
+            header_size, sizes = _read_size(words[-2]), 2
         else:
             return None
         size = _read_size(words[-1])
         if header_size > size:
             raise BadMessage("the headers of a message are longer than the message")
-        head = words[2], words[1], header_size, size
+        head = words[2], words[1], header_size, size, words[3] if len(words) > 3 + sizes else b""
         remember(self._heads, line, head)
         return head
 
@@ -240,6 +242,7 @@ def _read_info(text: bytes) -> Info:
         headers=facts.get("headers") is True,
         tls_required=facts.get("tls_required") is True,
         tls_available=facts.get("tls_available") is True,
+        jetstream=facts.get("jetstream") is True,
     )
 
 

@@ -17,9 +17,9 @@ reachable for anybody else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import gevent
 from gevent import get_hub
@@ -36,14 +36,16 @@ from ..loop.waiting import Deadline
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues, PlaneOptions
 from ..protocol.rights import Authorize, RemoteSub
-from ..protocol.subscriptions import check_pattern, check_topic, matches
+from ..protocol.subscriptions import check_pattern, check_topic
 from . import totals
-from .control import Control, PlanePresence
-from .engine import SILENCE
+from .allprocesses import AllProcesses
+from .control import Control
+from .engine import RESERVED, SILENCE
 from .engines import find_engine
 from .ledger import Overflow
-from .link import RESERVED, EventKind, Link, shown
+from .link import EventKind, Link, shown
 from .local import LocalSubscribers, PlanePub, Subscription
+from .planehistory import HistoryTopics
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -118,7 +120,7 @@ class _Events:
         self._callbacks.post(self._number % _MAX_EVENTS, PlaneEvent(kind, reason))
 
 
-class Backplane(Closable):
+class Backplane(AllProcesses, Closable):
     """Publishes to, and subscribes to, all processes that have a Backplane with the same URL.
 
     It opens nothing before it is first used, and connects in the background. It may be made before a fork: each process
@@ -130,15 +132,27 @@ class Backplane(Closable):
             which is started if there is none. ``tcp://HOST:PORT`` and ``tls+tcp://HOST:PORT`` are a hub that
             ``gmultisocket hub`` runs somewhere. ``nats://`` and ``redis://`` are servers of NATS and Redis.
         options: ``plane.*``, and ``transport.tcp.*`` and ``transport.tls.*`` for the connection.
+        history: patterns of the topics whose publications the engine keeps, e.g. ``["orders.>"]``: the last 10,000, and
+            at most 16 MiB. A Sub that comes back to any process, with ``recover=True``, gets those that it has missed.
+            All planes of an engine that say this have to say the same. Needs ``memory://`` or a hub. Of these topics,
+            subscribers in this process get the engine's copy; while it is away, they get nothing.
 
     Raises:
         UnknownTransport: no engine has the scheme.
         OptionError: an option is wrong.
+        BadTopic: a pattern of the history is not one.
+        NotSupported: ``history``, and the engine keeps none.
     """
 
-    def __init__(self, url: str, options: OptionValues | None = None) -> None:
-        find_engine(url)
+    def __init__(self, url: str, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
+        kind = find_engine(url)
+        if history and not kind.keeps_history:
+            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub")
+        for pattern in history:
+            check_pattern(pattern)
         self._url = url
+        self._history = tuple(history)
+        self._history_topics = HistoryTopics(self._history) if history else ()
         self.options = PlaneOptions(options)
         self._reset()
 
@@ -177,7 +191,8 @@ class Backplane(Closable):
         if self._link is None:
             self._thread, self._hub = _current_thread(), get_hub()
             local = self._local
-            link = Link(self._url, self.options, local.deliver, local.forget, self._events.tell)
+            told = self._events.tell
+            link = Link(self._url, self.options, local.deliver, local.forget, told, self._history, local)
             self._control = Control(link, local)
             self._link = link
             owner.register(self)
@@ -218,11 +233,12 @@ class Backplane(Closable):
             content: bytes-like.
             retain: the engine keeps it, instead of the one before, as the topic's present value. Each new subscription
                 that matches gets it, at every process. Subscribers in this process get it from the engine, too. The
-                value is gone when the hub dies.
+                value of a hub is gone when the hub dies.
 
         Raises:
             BadTopic: it is not a topic, or the server cannot have it.
-            NotSupported: ``retain``, and the engine keeps no values.
+            NotSupported: ``retain``, and the server keeps no values. If that is not known yet, because it was not
+                connected so far, the publication is dropped later, and counted (``"not supported"``).
             PublicationTooLong: the content is longer than the server takes.
             Closed: the plane is closed.
         """
@@ -239,20 +255,29 @@ class Backplane(Closable):
             raise PublicationTooLong(len(content), limit)
         local = self._local
         if retain:
-            self._retain(link, head, content)
+            _check_values(link)
+            # Local subscribers get the server's copy, too, so that all processes have the same value in the end.
+            link.publish(head, content, "retain")
             return
         link.publish(head, content)
-        if local.pubs or local.subscriptions:
+        if (local.pubs or local.subscriptions) and topic not in self._history_topics:
             local.deliver(topic, content)
         if not link.ledger.sent % _PORTION:
             yield_to_loop()
 
-    @staticmethod
-    def _retain(link: Link, head: bytes, content: bytes) -> None:
-        if not link.engine.keeps_values:
-            raise NotSupported("retain", f"the engine of {link.url} keeps no values")
-        # Not to local subscribers: they get the server's copy, so that all processes have the same value in the end.
-        link.publish(head, content, retain=True)
+    def unretain(self, topic: str) -> None:
+        """Forget the present value of a topic at all processes. Their subscribers are not told.
+
+        It is in order with the publications of this plane, waits as they do while the engine is away, and counts as one
+        in the counters.
+
+        Raises:
+            BadTopic, NotSupported, Closed: as :meth:`publish`.
+        """
+        link = self._use()
+        head = self._heads.get(topic) or self._head(link, topic)
+        _check_values(link)
+        link.publish(head, b"", "unretain")
 
     def _head(self, link: Link, topic: str) -> bytes:
         check_topic(topic)
@@ -288,6 +313,7 @@ class Backplane(Closable):
             authorize=authorize,
             authorize_through_switches=authorize_through_switches,
             presence_names=presence_names,
+            history=None if link.positions is None else link.positions.history,
         )
         self._local.pubs += (pub,)
         for topic, content in link.values:
@@ -327,9 +353,8 @@ class Backplane(Closable):
         subscription = Subscription(pattern, queue_size, overflow, lambda: self._check_same(link), self._unsubscribe)
         self._local.add(subscription)
         link.want(pattern)
-        for topic, content in link.values:
-            if matches(pattern, topic):
-                subscription.put(topic, content)
+        for topic, content in link.known_values(pattern):
+            subscription.put(topic, content)
         if timeout is not None:
             try:
                 if not link.wait_served(pattern, Deadline(timeout)):
@@ -370,8 +395,13 @@ class Backplane(Closable):
 
     def _wait_served(self, pattern: str) -> None:
         """Block until the engine serves a pattern, at most ``plane.acknowledge_timeout``."""
-        if self._link is not None:
-            self._link.wait_served(pattern, Deadline(self.options.get(opts.plane.acknowledge_timeout)))
+        link = self._link
+        if link is not None:
+            deadline = Deadline(self.options.get(opts.plane.acknowledge_timeout))
+            while link.wait_served(pattern, deadline) and link.positions is not None:
+                # Meanwhile a pattern that nobody has wanted any more may have been left, and asked for again.
+                if not link.synchronizer.wait(deadline) or link.is_served(pattern):
+                    break
 
     def _pub_closed(self, pub: PlanePub) -> None:
         self._local.pubs = tuple(each for each in self._local.pubs if each is not pub)
@@ -414,44 +444,7 @@ class Backplane(Closable):
         self._check()
         return self._events.add(callback)
 
-    # All processes
-
-    def presence(self, pattern: str, timeout: float = 1.0) -> PlanePresence:
-        """Return how many subscribers the Pubs of all processes have for a pattern or topic. Blocks until they answer.
-
-        Args:
-            pattern: as for ``Pub.presence``.
-            timeout: seconds to wait for processes that do not answer.
-
-        Raises:
-            BadTopic: it is not a pattern.
-        """
-        control = self._use_control()
-        check_pattern(pattern)
-        return control.presence(pattern, timeout)
-
-    def revoke(self, identity: Mapping[str, Any], pattern: str, reason: str = "revoked") -> None:
-        """End the subscriptions of a pattern by all peers with an identity, at the Pubs of all processes.
-
-        As ``Pub.revoke`` for each of them. Does not block; nobody says whether there were any.
-
-        Args:
-            identity: as in ``pipe.identity``, e.g. ``{"user": "ann"}``. A peer may have more entries than these. JSON
-                must be able to hold them.
-            pattern: exactly as it was subscribed to.
-            reason: for the subscriber.
-
-        Raises:
-            BadTopic: it is not a pattern.
-            ValueError, TypeError: the identity is empty, or JSON cannot hold it.
-        """
-        control = self._use_control()
-        check_pattern(pattern)
-        control.revoke(identity, pattern, reason)
-
-    def disconnect(self, identity: Mapping[str, Any], reason: str = "disconnected") -> None:
-        """Close the pipes of all peers with an identity, at the Pubs of all processes. As :meth:`revoke`."""
-        self._use_control().disconnect(identity, reason)
+    # Threads
 
     def threadsafe(self) -> ThreadsafePublisher:
         """Return a handle by which any thread publishes. Close it when the threads have ended.
@@ -511,6 +504,11 @@ class Backplane(Closable):
         if self._link is not None:
             self._link.abandon()
         self._reset()
+
+
+def _check_values(link: Link) -> None:
+    if link.engine.no_values:
+        raise NotSupported("retain", link.engine.no_values)
 
 
 class ThreadsafePublisher(ThreadsafeHandle):

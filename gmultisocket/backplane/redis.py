@@ -5,8 +5,8 @@ program that subscribes with another client sees the mark; what such a program p
 are one space for all databases of a server.
 
 What is lost when: a publication that the server has confirmed reaches every process that has a subscription there. A
-subscriber that the server finds too slow (``client-output-buffer-limit``) is disconnected. Nothing is kept in the
-memory of the server.
+subscriber that the server finds too slow (``client-output-buffer-limit``) is disconnected. Nothing but the present
+values of topics is kept in the memory of the server.
 
 The commands are in ``rediswire.py``, the connections in ``redislink.py``. Needs hiredis: ``pip install
 'gmultisocket[redis]'``.
@@ -26,6 +26,7 @@ from .brokerengine import BrokerEngine, BrokerLink
 from .brokerline import Opener
 from .brokerurl import Server
 from .engine import Plane
+from .redisvalues import ValueCommands
 from .rediswire import MARK_SIZE, Channels
 
 __all__ = ["RedisEngine"]
@@ -42,6 +43,7 @@ class RedisEngine(BrokerEngine):
         "redis": 6379, "rediss": 6379, "redis+unix": None, "valkey": 6379, "valkeys": 6379,
     }  # fmt: skip
     database = True
+    no_values = ""
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -66,7 +68,8 @@ class RedisEngine(BrokerEngine):
         except BaseException:
             first.close()
             raise
-        return self._redislink.RedisLink(first, second, server, self.plane, self._channels, self.count)
+        commands = ValueCommands(self.options.get(opts.plane.prefix), self.plane.origin)
+        return self._redislink.RedisLink(first, second, server, self.plane, self._channels, commands, self.count)
 
     def _connect(self, server: Server, opener: Opener) -> StreamConnection:
         """Return a connection after its login."""

@@ -5,10 +5,13 @@ must not end what is being published. Each reply to a PUBLISH confirms it, in or
 message behind each other. The plane recognizes copies by the publisher's number. For a message of another program the
 rule is: what follows a message with the same channel and value, by a channel or glob that has not brought that message
 yet, is its copy.
+
+The connection that publishes also fetches present values, after the other one has subscribed.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,15 +20,29 @@ from typing import Any, Final
 import hiredis
 
 from ..errors import BadMessage, ConnectionFailed, EngineRefused, MultiSocketError, snippet
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL
 from ..protocol.subscriptions import is_literal
 from ..transport.base import StreamConnection
 from .brokerengine import BrokerLink
 from .brokerline import Line, login_errors
 from .brokerurl import Server
+from .brokervalues import FetchedValues
 from .engine import FOREIGN, Plane
-from .rediswire import MARK_SIZE, Channels, Globs, encode_command, encode_publish, read_mark
+from .redisvalues import Fetch, ValueCommands
+from .rediswire import (
+    MARK_SIZE,
+    Channels,
+    Globs,
+    encode_command,
+    encode_publish,
+    read_change,
+    read_mark,
+)
 
 __all__ = ["RedisLink", "log_in"]
+
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
 #: What the parser returns when it has no whole reply.
 _MORE: Final = object()
@@ -145,15 +162,27 @@ class _Publisher:
         self._answered = answered
         self._server = server
         self._parser = _parser()
-        #: Publications without a reply, and whether a PING in front of all of them has none.
+        #: Publications: all that were sent, and those without a reply.
+        self._sent = 0
         self._waiting = 0
-        self._pinged = False
+        #: The other commands that have no reply: how many publications are in front of each, and what takes the reply.
+        self._others: deque[tuple[int, Callable[[Any], object]]] = deque()
         self.line = Line(connection, server.name, received=self._received, ask=self._ask, ended=ended)
         self.line.start()
 
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
+        self.send(encode_publish(head, self._plane.origin, sequence, content))
+
+    def send(self, command: bytes) -> None:
+        """Send a command that publishes. Its reply is a number."""
+        self._sent += 1
         self._waiting += 1
-        self.line.write(encode_publish(head, self._plane.origin, sequence, content))
+        self.line.write(command)
+
+    def call(self, command: bytes, replied: Callable[[Any], object]) -> None:
+        """Send another command; ``replied`` is called with its reply."""
+        self._others.append((self._sent, replied))
+        self.line.write(command)
 
     @property
     def is_settled(self) -> bool:
@@ -161,16 +190,15 @@ class _Publisher:
         return not self._waiting
 
     def _ask(self) -> None:
-        # A publication that is on its way asks already.
-        if not self._waiting and not self._pinged:
-            self._pinged = True
-            self.line.write(_PING)
+        # A command that is on its way asks already.
+        if not self._waiting and not self._others:
+            self.call(_PING, _ignore)
 
     def _received(self, data: bytes) -> None:
         confirmed = 0
         for reply in _feed(self._parser, data):
-            if self._pinged:
-                self._pinged = False
+            if self._others and self._others[0][0] == self._sent - self._waiting + confirmed:
+                self._others.popleft()[1](reply)
                 continue
             if confirmed >= self._waiting:
                 raise BadMessage("a reply that nobody has asked for")
@@ -178,7 +206,7 @@ class _Publisher:
                 confirmed += 1
                 continue
             if not isinstance(reply, hiredis.ReplyError):
-                raise BadMessage(f"a PUBLISH was answered by {snippet(reply)}")
+                raise BadMessage(f"a publication was answered by {snippet(reply)}")
             self._confirm(confirmed)
             confirmed = 0
             self._refuse(reply)
@@ -197,6 +225,10 @@ class _Publisher:
         self._plane.refused(_REASONS.get(_code(error), "error"))
 
 
+def _ignore(reply: object) -> None:
+    """Do nothing with a reply."""
+
+
 class _Subscriber:
     """The connection that subscribes."""
 
@@ -206,13 +238,17 @@ class _Subscriber:
         server: Server,
         plane: Plane,
         channels: Channels,
+        values: FetchedValues,
         count: Callable[[str], object],
+        subscribed: Callable[[], object],
         ended: Callable[[MultiSocketError], object],
     ) -> None:
         self._plane = plane
         self._server = server
         self._channels = channels
+        self._values = values
         self._count = count
+        self._subscribed = subscribed
         self._parser = _parser()
         #: The commands that have no reply, oldest first: the name, and the pattern or the glob.
         self._commands: deque[tuple[bytes, str | bytes]] = deque()
@@ -291,6 +327,9 @@ class _Subscriber:
         if origin:
             self._last = None
             self._plane.received(topic, value[MARK_SIZE:], origin, number)
+        elif change := read_change(value):
+            self._last = None
+            self._values.live(topic, *change)
         elif self._is_first(kind, source, channel, value):
             self._plane.received(topic, value, FOREIGN, 0)
 
@@ -314,7 +353,7 @@ class _Subscriber:
         elif isinstance(reply, list) and reply[:1] not in ([name.lower()], [b"pong"]):
             raise BadMessage(f"a {name.decode()} was answered by {snippet(reply)}")
         if name == b"PING" and about == "portion":
-            self._plane.subscribed()
+            self._subscribed()
 
     def _refused(self, name: bytes, about: str | bytes, error: object) -> None:
         if name == b"SUBSCRIBE" and isinstance(about, str) and _code(error) == "NOPERM":
@@ -333,6 +372,7 @@ class RedisLink(BrokerLink):
         server: for errors.
         plane: whom it reports to.
         channels: translates topics.
+        commands: for present values.
         count: called with the reason when something is dropped.
     """
 
@@ -343,17 +383,37 @@ class RedisLink(BrokerLink):
         server: Server,
         plane: Plane,
         channels: Channels,
+        commands: ValueCommands,
         count: Callable[[str], object],
     ) -> None:
         super().__init__()
-        self._subscriber = _Subscriber(subscriber, server, plane, channels, count, self._end)
+        self._plane = plane
+        self._server = server
+        self._channels = channels
+        self._commands = commands
+        self._count = count
+        self._values = FetchedValues(plane)
+        #: The patterns of the last portion.
+        self._portion: Sequence[str] = ()
+        self._may_fetch = True
+        self._subscriber = _Subscriber(
+            subscriber, server, plane, channels, self._values, count, self._fetch_portion, self._end
+        )
         self._publisher = _Publisher(publisher, server, plane, self._check_settled, self._end)
         self._lines = (self._publisher.line, self._subscriber.line)
 
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         self._publisher.publish(head, content, sequence)
 
+    def retain(self, head: bytes, content: bytes, sequence: int) -> None:
+        self._publisher.send(self._commands.retain(head, content, sequence))
+
+    def unretain(self, head: bytes, sequence: int) -> None:
+        self._publisher.send(self._commands.unretain(head, sequence))
+
     def subscribe(self, patterns: Sequence[str]) -> None:
+        self._portion = patterns
+        self._values.begin()
         self._subscriber.subscribe(patterns)
 
     def unsubscribe(self, patterns: Sequence[str]) -> None:
@@ -362,3 +422,34 @@ class RedisLink(BrokerLink):
     @property
     def is_settled(self) -> bool:
         return self._publisher.is_settled
+
+    # Present values
+
+    def _fetch_portion(self) -> None:
+        """Fetch the values for the patterns of a portion, which the server knows now."""
+        self._fetch_next(Fetch(self._portion, self._channels))
+
+    def _fetch_next(self, fetch: Fetch) -> None:
+        step = fetch.next if self._may_fetch else None
+        if step is None:
+            self._values.end()
+            self._plane.subscribed()
+        else:
+            self._publisher.call(self._commands.fetch(step), lambda reply: self._fetched(fetch, reply))
+
+    def _fetched(self, fetch: Fetch, reply: Any) -> None:
+        if isinstance(reply, hiredis.ReplyError):
+            if _code(reply) != "NOPERM":
+                raise _refusal(reply, self._server)
+            # Everything else works, so this is no reason to do without the server.
+            self._may_fetch = False
+            self._count("no permission for values")
+            _log.log("values", logging.ERROR, "present values cannot be fetched: %s", _refusal(reply, self._server))
+        else:
+            for channel, value in fetch.take(reply):
+                topic, change = self._channels.decode(channel), read_change(value)
+                if topic is None or change is None or change.content is None:
+                    self._count("garbage")
+                else:
+                    self._values.fetched(topic, change.content, change.origin, change.sequence, change.number)
+        self._fetch_next(fetch)

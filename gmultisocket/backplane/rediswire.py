@@ -2,7 +2,9 @@
 
 hiredis parses what the server writes; commands are written here. A publication is a PUBLISH to the channel ``prefix +
 topic``. Its value begins with a mark: 4 bytes that no text begins with, the origin, and the number of the publication
-there. A value without a mark is another program's.
+there. A value without a mark is another program's. The last of the 4 bytes is "m" for a publication, "r" for one that
+is its topic's present value, and "u" if the topic has none any more. After these the server's number of the change
+follows, 16 digits: see ``redisvalues.py``.
 
 A pattern without a wildcard is a SUBSCRIBE to its channel. The wildcards of Redis are globs, and these are not tokens:
 ``a.*`` matches ``a.b.c``. And the server tries every glob that any client has for every PUBLISH: with 10,000 of them
@@ -19,15 +21,33 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..protocol.subscriptions import ONE, REST, SEPARATOR
 from .brokertopics import TopicNames
 
-__all__ = ["MARK_SIZE", "MAX_GLOBS", "Channels", "Globs", "encode_command", "encode_publish", "read_mark"]
+__all__ = [
+    "MARK_SIZE",
+    "MAX_GLOBS",
+    "RETAINED",
+    "UNRETAINED",
+    "Change",
+    "Channels",
+    "Globs",
+    "encode_command",
+    "encode_mark",
+    "encode_publish",
+    "first_tokens",
+    "read_change",
+    "read_mark",
+]
 
 #: No UTF-8 has a byte 0xff, and JSON, pickles and MessagePack maps do not begin with it.
 _MAGIC: Final = b"\xff\x00gm"
+#: The same for the present value of a topic, and for the end of one; and the digits behind these marks.
+RETAINED: Final = b"\xff\x00gr"
+UNRETAINED: Final = b"\xff\x00gu"
+_DIGITS: Final = 16
 _mark = Struct(">4s8sQ")
 #: Bytes in front of each content.
 MARK_SIZE: Final = _mark.size
@@ -69,14 +89,48 @@ def read_mark(value: bytes) -> tuple[bytes, int]:
     return origin, number
 
 
+def encode_mark(kind: bytes, origin: bytes, number: int) -> bytes:
+    """Return the mark of a change of a present value: ``RETAINED`` or ``UNRETAINED``."""
+    return _mark.pack(kind, origin, number)
+
+
+class Change(NamedTuple):
+    """A change of a present value.
+
+    Attributes:
+        content: None if the topic has no value any more.
+        origin: of the publication.
+        sequence: of the publication, there.
+        number: the server's.
+    """
+
+    content: bytes | None
+    origin: bytes
+    sequence: int
+    number: int
+
+
+def read_change(value: bytes) -> Change | None:
+    """Return the change of a present value; None if it is none."""
+    end = MARK_SIZE + _DIGITS
+    if value[:4] not in (RETAINED, UNRETAINED) or not value[MARK_SIZE:end].isdigit() or len(value) < end:
+        return None
+    kind, origin, sequence = _mark.unpack_from(value)
+    return Change(value[end:] if kind == RETAINED else None, origin, sequence, int(value[MARK_SIZE:end]))
+
+
 class Channels(TopicNames):
     """Translates topics to channels, and back."""
 
     __slots__ = ()
 
+    def encode_tokens(self, tokens: Iterable[str]) -> bytes:
+        """Return what all channels below some first tokens begin with."""
+        return self.encode("".join(token + SEPARATOR for token in tokens))
+
     def glob(self, tokens: Iterable[str]) -> bytes:
         """Return the glob of all channels below some first tokens."""
-        return _GLOB_SPECIAL.sub(rb"\\\g<0>", self.encode("".join(token + SEPARATOR for token in tokens))) + b"*"
+        return _GLOB_SPECIAL.sub(rb"\\\g<0>", self.encode_tokens(tokens)) + b"*"
 
 
 class Globs:

@@ -43,11 +43,15 @@ class Values:
         """Know the value of a topic, instead of the one before."""
         self._values[topic] = content, origin, sequence
 
+    def forget(self, topic: str) -> None:
+        """Know no value of a topic any more."""
+        if self._values.pop(topic, None) is not None:
+            self._forget(topic)
+
     def forget_others(self, wanted: Callable[[str], bool]) -> None:
         """Forget the values of topics that nobody wants any more."""
         for topic in [topic for topic in self._values if not wanted(topic)]:
-            del self._values[topic]
-            self._forget(topic)
+            self.forget(topic)
 
     def clear(self) -> None:
         """Forget all values."""

@@ -34,6 +34,7 @@ def hub(parser: Parser) -> None:
     parser.add("address", metavar="ADDRESS")
     parser.add_row("ADDRESS", "where it listens; who reaches it can publish")
     parser.add("--idle", metavar="SECONDS", type=seconds, help="end after this time without a client")
+    parser.add("--history", metavar="PATTERN", action="append", default=[], help="keep the history of these topics")
     parser.add("--until-eof", action="store_true", help="end with standard input: with who has started it")
     add_socket_options(parser)
     parser.set_defaults(run=_hub)
@@ -49,7 +50,7 @@ class _Reporting(HubServer):
 def _hub(arguments: Namespace) -> int:
     """Serve until a signal, or until there is no reason any more."""
     until: Greenlet[..., Any] | None = gevent.spawn(_read_to_end) if arguments.until_eof else None
-    with _Reporting(socket_options(arguments)) as server:
+    with _Reporting(socket_options(arguments), history=arguments.history) as server:
         try:
             reason = server.serve(arguments.address, idle=arguments.idle, until=until)
         except GreenletExit:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 __all__ = ["hub_hooks", "post_worker_init", "worker_int"]
@@ -65,7 +65,7 @@ def _watch(worker: Any) -> None:
     worker_int(worker)
 
 
-def hub_hooks(address: str) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+def hub_hooks(address: str, history: Sequence[str] = ()) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
     """Return the hooks ``on_starting`` and ``on_exit`` of a master that keeps a hub.
 
     The hub starts before the workers, and ends after them. It lives through reloads and restarts of workers. If it
@@ -73,16 +73,21 @@ def hub_hooks(address: str) -> tuple[Callable[[Any], None], Callable[[Any], None
 
     Args:
         address: where it listens: the URL of the workers' :class:`~gmultisocket.Backplane`.
+        history: as for the Backplane.
 
     Raises:
         AddressError: it is no address.
+        BadTopic: a pattern of the history is not one.
     """
     from ..address import Address
+    from ..protocol.subscriptions import check_pattern
 
     Address.parse(address)
+    for pattern in history:
+        check_pattern(pattern)
 
     def on_starting(server: Any) -> None:
-        server.gmultisocket_hub = _HubKeeper(address, server.log)
+        server.gmultisocket_hub = _HubKeeper(address, history, server.log)
 
     def on_exit(server: Any) -> None:
         # After a reload these are other hooks than those that have started it.
@@ -98,10 +103,11 @@ class _HubKeeper:
 
     Args:
         address: of the hub.
+        history: patterns of the topics whose publications it keeps.
         log: gunicorn's.
     """
 
-    def __init__(self, address: str, log: Any) -> None:
+    def __init__(self, address: str, history: Sequence[str], log: Any) -> None:
         from gevent.monkey import get_original
 
         from ..backplane.hublock import KEPT, path_of
@@ -109,6 +115,7 @@ class _HubKeeper:
         # Workers of this master start no hub of their own.
         os.environ[KEPT] = path_of(address)
         self._address = address
+        self._history = history
         self._log = log
         self._clock: Callable[[], float] = get_original("time", "monotonic")
         allocate_lock = get_original("_thread", "allocate_lock")
@@ -132,6 +139,7 @@ class _HubKeeper:
 
         # The hub ends when its input does: with the master and all workers, even if nobody could end it.
         command = [sys.executable, "-m", "gmultisocket", "hub", self._address, "--until-eof"]
+        command += [f"--history={pattern}" for pattern in self._history]
         # In a session of its own: Ctrl-C is for gunicorn, which ends the hub after the workers.
         return Popen(command, stdin=PIPE, start_new_session=True)
 

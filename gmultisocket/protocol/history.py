@@ -115,6 +115,13 @@ class History(ABC):
         An offset from the future gets nothing, and is not complete.
         """
 
+    def begins(self, pattern: str) -> int:
+        """Return an offset: what was published up to it was published before a pattern was first wanted here.
+
+        0 for a history that is here as a whole. A subscriber that comes for the first time gets none of that.
+        """
+        return 0
+
     @abstractmethod
     def retained_topics(self) -> list[str]:
         """Return the topics that have a retained value, the one that was set first first."""

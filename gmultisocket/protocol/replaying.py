@@ -157,6 +157,7 @@ class Replays:
         elif asking.index is not None:
             return
         if start:
+            asking.accepted = max(asking.accepted, self.history.begins(ask.pattern))
             self._start(pipe, key, asking)
 
     def _start(self, pipe: Pipe, key: tuple[bytes, str], asking: _Asking) -> None:
@@ -234,6 +235,9 @@ class Replays:
         """Answer every 0x05 again: there is another history."""
         for pipe, askings in self.askings.items():
             for key, asking in askings.items():
+                if asking.index is None and not self.waits(pipe, *key):
+                    # Its acknowledgement is held back. It will be answered then.
+                    continue
                 self._drop(asking)
                 asking.accepted = self.history.last_offset
                 self._start(pipe, key, asking)

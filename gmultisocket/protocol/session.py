@@ -158,7 +158,7 @@ class _Channels:
     def _make(self, number: int, endpoint: ChannelEndpoint) -> None:
         """Make the pipe of a channel that the dialing side has opened. If the socket takes none, close the channel."""
         try:
-            pipe = endpoint.open(self._pipe.channel(number, self._closed))
+            pipe = endpoint.open(self._pipe, self._pipe.channel(number, self._closed))
         except (Closed, PipeRefused) as error:
             self._close(number, error)
         except Exception as error:

@@ -7,164 +7,27 @@ and pause.
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from contextlib import ExitStack
+from typing import Any
 
 import gevent
 from gevent.threadpool import ThreadPool
 
-from ..backplane import Backplane, PlaneEvent, Subscription
-from ..errors import BadTopic, Closed, ConnectionFailed, NotSupported, PublicationTooLong, WrongThread
+from ..backplane import Backplane, PlaneEvent
+from ..errors import BadTopic, Closed, ConnectionFailed, PublicationTooLong, WrongThread
 from ..protocol import Sub
-from ._bench import nothing_left
+from ._enginebench import EngineBench, ServerProcess, check_sum, drain, wait_waiting
+from ._enginehistory import HistoryChecks
+from ._enginevalues import ValueChecks
 from ._fork import in_forked_child
 from ._wait import wait_until
 
-if TYPE_CHECKING:
-    from typing import Self
-
 __all__ = ["EngineChecks", "ServerProcess", "check_sum"]
 
-#: So that nothing in a check has to wait long.
-_QUICK: dict[str, Any] = {"plane.linger": 0.05, "plane.hold": 0.1}
 
-
-class ServerProcess:
-    """A server in a process of its own.
-
-    Args:
-        command: starts it, in the foreground.
-        is_ready: returns whether it serves. Must not block long.
-        limit: seconds that it may take to start or to end.
-        log: a file for what it prints since its last start; None for nowhere.
-    """
-
-    def __init__(
-        self, command: Sequence[str], is_ready: Callable[[], bool], limit: float = 10.0, log: Path | None = None
-    ) -> None:
-        self._command = [*command]
-        self._is_ready = is_ready
-        self._limit = limit
-        self._log = log
-        self._process: Any = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
-    @property
-    def pid(self) -> int:
-        """Its process, 0 if there is none."""
-        return 0 if self._process is None else self._process.pid
-
-    def start(self) -> None:
-        """Start it, and block until it serves."""
-        # The functions of the standard library, patched or not: nothing here needs the loop.
-        with open(self._log or os.devnull, "wb") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        try:
-            wait_until(self._starting, self._limit, f"{self._command[0]} serves")
-        except BaseException:
-            self.kill()
-            raise
-
-    def _starting(self) -> bool:
-        status = self._process.poll()
-        assert status is None, f"{self._command} ended with status {status}: {self.log()[-2000:]}"
-        return self._is_ready()
-
-    def log(self) -> str:
-        """Return what it has printed since its last start."""
-        return "" if self._log is None else self._log.read_text(errors="replace")
-
-    def stop(self) -> None:
-        """End it as an administrator does. Blocks until it has ended. May be repeated."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it at once, and block until it has ended."""
-        self._end(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Stop its process, as if its machine stood still. Blocks until it does."""
-        os.kill(self.pid, signal.SIGSTOP)
-        stat = Path(f"/proc/{self.pid}/stat")
-        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the server stands still")
-
-    def resume(self) -> None:
-        """Let a stopped process go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def _end(self, number: int) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.send_signal(number)
-            process.send_signal(signal.SIGCONT)
-            wait_until(lambda: process.poll() is not None, self._limit, "the server has ended")
-
-
-def check_sum(plane: Backplane) -> None:
-    """Check that no publication of a plane is missing in its counters."""
-    counters = plane.counters
-    known = counters.confirmed + sum(counters.dropped.values()) + counters.unconfirmed + counters.buffered
-    assert counters.sent == known, f"{counters.sent} were sent, and {known} are accounted for: {counters}"
-
-
-def drain(subscription: Subscription) -> list[tuple[str, bytes]]:
-    """Return what waits at a subscription."""
-    return [subscription.recv(0) for _ in range(subscription.waiting)]
-
-
-def wait_waiting(subscription: Subscription, number: int, limit: float) -> None:
-    """Wait until so many publications wait at a subscription."""
-    wait_until(lambda: subscription.waiting >= number, limit, f"{number} publications wait at {subscription}")
-
-
-class _Bench:
-    """What all checks of engines use. The attributes are described at :class:`EngineChecks`."""
-
-    server: ServerProcess | None = None
-    url: str = ""
-    options: ClassVar[dict[str, Any]] = {}
-    limit: ClassVar[float] = 15.0
-    patterns: ClassVar[int] = 2000
-
-    def make(self, options: dict[str, Any] | None = None) -> Backplane:
-        """Return a new plane."""
-        return Backplane(self.url, {**_QUICK, **self.options, **(options or {})})
-
-    @contextmanager
-    def planes(self, count: int, options: dict[str, Any] | None = None) -> Iterator[list[Backplane]]:
-        """Make planes, and wait until each is connected. Afterwards check their sums, and that nothing is left."""
-        with nothing_left(self.limit):
-            with ExitStack() as stack:
-                made = [stack.enter_context(self.make(options)) for _ in range(count)]
-                for plane in made:
-                    plane.connect(self.limit)
-                yield made
-            for plane in made:
-                check_sum(plane)
-
-    def subscribe(self, plane: Backplane, pattern: str, **arguments: Any) -> Subscription:
-        """Subscribe, and wait until the server knows."""
-        return plane.subscribe(pattern, self.limit, **arguments)
-
-    def wait_confirmed(self, plane: Backplane) -> None:
-        """Wait until the server has everything."""
-        plane.flush(self.limit)
-        check_sum(plane)
-
-
-class _PublicationChecks(_Bench):
-    """Checks of publications, patterns, Pubs and present values."""
+class _PublicationChecks(EngineBench):
+    """Checks of publications, patterns and Pubs."""
 
     # Publications
 
@@ -350,60 +213,31 @@ class _PublicationChecks(_Bench):
             other.disconnect({"pid": os.getpid(), "uid": os.getuid()})
             wait_until(lambda: pipe.closed, self.limit)
 
-    # Present values
-
-    def test_a_retained_publication_reaches_every_later_subscription_of_any_plane(self) -> None:
-        with self.planes(3) as (one, other, script):
-            if not script._use().engine.keeps_values:
+    def test_a_plane_disconnects_websocket_peers_of_all_planes_with_a_code(self) -> None:
+        with self.planes(2) as (one, other), Sub() as sub, Sub() as ann:
+            users = iter(("bob", "ann"))
+            options: Any = {"transport.ws.listener.authorize": lambda request: {"user": next(users, "later")}}
+            pub = one.pub()
+            address = pub.listen("ws://127.0.0.1:0/", options).address
+            reasons: list[str] = []
+            ann.on_pipe(lambda event: reasons.append(event.reason) if event.kind == "remove" else None)
+            for each in (sub, ann):
+                each.dial(address)
+                each.subscribe("a", self.limit)
+            wait_until(lambda: one.healthy, self.limit)
+            for code in (1000, 3999, 5000, "4401", True):
                 try:
-                    script.publish("state.a", b"", retain=True)
-                except NotSupported:
-                    return
-                raise AssertionError("the engine keeps no values, and took one")
-            for content in (b"old", b"new"):
-                script.publish("state.a", content, retain=True)
-            self.wait_confirmed(script)
-            first = self.subscribe(one, "state.>")
-            assert drain(first) == [("state.a", b"new")]
-            second = self.subscribe(one, "state.a")
-            assert drain(second) == [("state.a", b"new")]
-            assert not first.waiting, "a value came twice"
-            with ExitStack() as stack:
-                address = other.pub().listen("tcp://127.0.0.1:0").address
-                subs = [stack.enter_context(Sub()) for _ in range(2)]
-                for sub in subs:
-                    sub.dial(address)
-                    sub.subscribe("state.*", self.limit)
-                    assert sub.recv(self.limit) == ("state.a", b"new")
-                one.publish("state.a", b"newer", retain=True)
-                for sub in subs:
-                    assert sub.recv(self.limit) == ("state.a", b"newer")
-                for subscription in (first, second):
-                    assert subscription.recv(self.limit) == ("state.a", b"newer")
-                    assert not subscription.waiting, "a value came twice"
-                late = stack.enter_context(Sub())
-                late.dial(address)
-                late.subscribe("state.a", self.limit)
-                assert late.recv(self.limit) == ("state.a", b"newer")
-            own = self.subscribe(script, "state.a")
-            assert drain(own) == [("state.a", b"newer")]
-
-    def test_a_value_is_forgotten_with_the_interest_in_it(self) -> None:
-        with self.planes(2) as (one, other):
-            if not one._use().engine.keeps_values:
-                return
-            one.publish("state.b", b"1", retain=True)
-            self.wait_confirmed(one)
-            subscription = self.subscribe(other, "state.b")
-            assert drain(subscription) == [("state.b", b"1")]
-            subscription.close()
-            wait_until(lambda: not other.patterns, self.limit)
-            one.publish("state.b", b"2", retain=True)
-            self.wait_confirmed(one)
-            assert drain(self.subscribe(other, "state.b")) == [("state.b", b"2")]
+                    other.disconnect({"user": "ann"}, code=code)  # type: ignore[arg-type]
+                except ValueError:
+                    continue
+                raise AssertionError(f"{code!r} was taken for a code")
+            other.disconnect({"user": "ann"}, "log in again", code=4401)
+            wait_until(lambda: reasons, self.limit)
+            assert "4401" in reasons[0] and "log in again" in reasons[0], reasons
+            assert [pipe.identity["user"] for pipe in pub.pipes.values()][0] == "bob"
 
 
-class _LifeChecks(_Bench):
+class _LifeChecks(EngineBench):
     """Checks of planes that begin and end, and of servers that die."""
 
     # Life
@@ -570,7 +404,7 @@ class _LifeChecks(_Bench):
                 assert drain(subscription) == [("t", b"%d" % number) for number in range(20, 30)]
 
 
-class EngineChecks(_PublicationChecks, _LifeChecks):
+class EngineChecks(_PublicationChecks, ValueChecks, HistoryChecks, _LifeChecks):
     """Checks of what any engine must do. Subclass it, and let a test runner collect it.
 
     Each check is a method ``test_...``. It takes no argument, cleans up, and raises ``AssertionError`` with what went
@@ -583,6 +417,7 @@ class EngineChecks(_PublicationChecks, _LifeChecks):
         options: for every plane.
         limit: the longest that any one step may take, in seconds.
         patterns: how many patterns a plane has in the check of many.
+        history: the patterns whose history the server keeps: ``("h.>",)``. Empty for an engine that keeps none.
     """
 
 

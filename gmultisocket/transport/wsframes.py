@@ -28,7 +28,7 @@ from typing import ClassVar, Final
 from websockets.exceptions import ProtocolError
 from websockets.frames import Close, CloseCode
 
-from ..errors import BadMessage, BadPacket, Closed, ContentTooLong, MultiSocketError, Timeout, snippet
+from ..errors import BadMessage, BadPacket, Closed, ContentTooLong, Disconnected, MultiSocketError, Timeout, snippet
 from ..wire import HEADER_SIZE, MAX_CONTENT, MAX_IDS
 
 try:
@@ -486,13 +486,13 @@ def _payload_start(size: int) -> int:
     return 2 if size <= _SHORT else 4 if size == _LENGTH_16 else 10
 
 
-def _close_code(reason: MultiSocketError | None) -> CloseCode:
+def _close_code(reason: MultiSocketError | None) -> int:
     """Return the close code of RFC 6455 for the reason of a pipe."""
     match reason:
         case None:
             return CloseCode.NORMAL_CLOSURE
-        case BadPacket():
-            return CloseCode(reason.code)
+        case BadPacket() | Disconnected():
+            return reason.code
         case ContentTooLong():
             return CloseCode.MESSAGE_TOO_BIG
         case BadMessage():

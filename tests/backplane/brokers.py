@@ -16,6 +16,7 @@ from gmultisocket.backplane.engines import find_engine
 from gmultisocket.errors import MultiSocketError
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.options import PlaneOptions
+from gmultisocket.protocol.history import Entry
 from gmultisocket.testing import wait_until
 from tests.backplane.servers import BrokerServer
 
@@ -35,10 +36,12 @@ class RecordingPlane:
         refused_patterns: with the reasons.
         got: publications of planes: topic, content, origin and sequence.
         foreign: topic and content of others.
+        values: changes of present values: topic, content, and whether it was live; the content None for the end of one.
     """
 
     def __init__(self) -> None:
         self.origin = os.urandom(8)
+        self.history: Sequence[str] = ()
         self.up = False
         self.connections = 0
         self.errors: list[MultiSocketError] = []
@@ -48,6 +51,7 @@ class RecordingPlane:
         self.refused_patterns: list[tuple[str, str]] = []
         self.got: list[tuple[str, bytes, bytes, int]] = []
         self.foreign: list[tuple[str, bytes]] = []
+        self.values: list[tuple[str, bytes | None, bool]] = []
         self.sequence = 0
         self.engine: Engine
 
@@ -82,6 +86,24 @@ class RecordingPlane:
         else:
             self.got.append((topic, content, origin, sequence))
 
+    def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
+        self.values.append((topic, content, live))
+
+    def unretained(self, topic: str) -> None:
+        self.values.append((topic, None, True))
+
+    def began(self, epoch: int, last_offset: int) -> None:
+        raise AssertionError(epoch)
+
+    def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        raise AssertionError(entry)
+
+    def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
+        raise AssertionError(pattern)
+
+    def synchronized(self, last_offset: int) -> None:
+        raise AssertionError(last_offset)
+
     def gap(self, reason: str) -> None:
         raise AssertionError(reason)
 
@@ -99,6 +121,18 @@ class RecordingPlane:
     def publish(self, topic: str, content: bytes) -> None:
         self.sequence += 1
         self.engine.publish(self.engine.head(topic), content, self.sequence)
+
+    def retain(self, topic: str, content: bytes) -> None:
+        self.sequence += 1
+        self.engine.retain(self.engine.head(topic), content, self.sequence)
+
+    def unretain(self, topic: str) -> None:
+        self.sequence += 1
+        self.engine.unretain(self.engine.head(topic), self.sequence)
+
+    def wait_answered(self) -> None:
+        """Wait until the server has confirmed or refused everything."""
+        wait_until(lambda: self.confirmed_count + self.refused_reasons.total() == self.sequence)
 
     def topics(self) -> list[str]:
         return [topic for topic, *_ in self.got]

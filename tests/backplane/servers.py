@@ -12,7 +12,7 @@ import pytest
 from gmultisocket.testing.engines import ServerProcess
 from tests.faults.peers import free_port
 
-__all__ = ["BrokerServer", "HubServer", "NatsServer", "RedisServer"]
+__all__ = ["BrokerServer", "HubServer", "JetStreamServer", "NatsServer", "RedisServer"]
 
 #: Another program may take a port between the look and the start.
 _ATTEMPTS = 3
@@ -82,6 +82,13 @@ class NatsServer(BrokerServer):
 
     def arguments(self) -> list[str]:
         return ["-a", self.host, "-p", str(self.port)]
+
+
+class JetStreamServer(NatsServer):
+    """nats-server with JetStream, which keeps its files in the folder."""
+
+    def arguments(self) -> list[str]:
+        return [*super().arguments(), "-js", "-sd", str(self.folder / "jetstream")]
 
 
 class RedisServer(BrokerServer):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from gmultisocket.testing.engines import EngineChecks
-from tests.backplane.servers import BrokerServer, NatsServer, RedisServer
+from tests.backplane.servers import BrokerServer, JetStreamServer, NatsServer, RedisServer
 
 
 class _BrokerChecks(EngineChecks):
@@ -25,6 +25,10 @@ class _BrokerChecks(EngineChecks):
 
 class TestNats(_BrokerChecks):
     kind = NatsServer
+
+
+class TestNatsWithJetStream(_BrokerChecks):
+    kind = JetStreamServer
 
 
 class TestRedis(_BrokerChecks):

@@ -13,11 +13,13 @@ from tests.faults.peers import free_port
 
 class TestMemory(EngineChecks):
     url = "memory://checks"
+    history = ("h.>",)
 
 
 class _HubChecks(EngineChecks):
     #: The check kills and starts the hub itself.
     options = {"plane.start_hub": False}
+    history = ("h.>",)
 
     @classmethod
     def make_url(cls, folders: pytest.TempPathFactory) -> str:
@@ -28,7 +30,7 @@ class _HubChecks(EngineChecks):
     def serve(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # One hub for all checks: to start a process takes longer than most of them.
         cls.url = cls.make_url(tmp_path_factory)
-        with hub(cls.url) as cls.server:
+        with hub(cls.url, "--history", *cls.history) as cls.server:
             yield
 
 

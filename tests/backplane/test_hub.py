@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from gevent import subprocess
 from gmultisocket import Backplane, Message, Socket, Sub
 from gmultisocket.backplane import hublock
 from gmultisocket.backplane.hubserver import HubServer
-from gmultisocket.backplane.hubwire import WELCOME, welcome
+from gmultisocket.backplane.hubwire import VERSION, WELCOME, welcome
 from gmultisocket.errors import AddressInUse, ConnectionFailed, EngineRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
@@ -31,10 +31,10 @@ LIMIT = 20.0
 
 
 @contextmanager
-def serving(options: dict[str, Any] | None = None) -> Iterator[tuple[HubServer, str]]:
+def serving(options: dict[str, Any] | None = None, history: Sequence[str] = ()) -> Iterator[tuple[HubServer, str]]:
     """A hub in this process, and its address."""
     url = f"tcp://127.0.0.1:{free_port()}"
-    with HubServer(options) as server:
+    with HubServer(options, history=history) as server:
         greenlet = gevent.spawn(server.serve, url)
         wait_until(lambda: listens(url), LIMIT)
         yield server, url
@@ -93,10 +93,17 @@ def test_a_lock_is_held_until_its_holder_is_dead(tmp_path: Path) -> None:
 def test_a_plane_starts_a_hub_that_ends_after_its_last_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hublock, "_IDLE", 1)
     url = f"ipc://{tmp_path}/hub"
-    with Backplane(url) as one, Backplane(url) as other:
+    history = ["h.>", "x"]
+    with Backplane(url, history=history) as one, Backplane(url, history=history) as other, Sub() as sub:
         subscription = other.subscribe("t", LIMIT)
         one.publish("t", b"1")
         assert subscription.recv(LIMIT) == ("t", b"1")
+        sub.dial(other.pub().listen("inproc://hub-started").address)
+        sub.subscribe("h.a", LIMIT, recover=True)
+        [pipe] = sub.pipes.values()
+        pipe.close()
+        one.publish("h.a", b"2")
+        assert sub.recv(LIMIT) == ("h.a", b"2"), "the hub was started without the history"
         pids = [pid for pid in (starter_of(one)._pid, starter_of(other)._pid) if pid]
     # If both have started one, one of these has ended at once.
     for pid in pids:
@@ -205,7 +212,7 @@ def test_a_plane_drops_what_it_does_not_understand() -> None:
             message = false_hub.recv_msg(LIMIT)
             for content in (b"", b"\0\5t", b"\0\1t" + bytes(15), b"\0\2\xff\xff" + bytes(16)):
                 false_hub.send_to(message.source, content)
-            for content in (b"\x42\0\0\0\1", b"\x42", b"\x7f", welcome.pack(WELCOME, 1, 0)):
+            for content in (b"\x42\0\0\0\1", b"\x42", b"\x7f", welcome.pack(WELCOME, VERSION, 0)):
                 false_hub.send_msg(Message(CONTROL | TO_DEST, destination=message.source, content=content))
             engine = plane._use().engine
             wait_until(lambda: engine.counters.get("garbage", 0) == 7, LIMIT)
@@ -214,12 +221,63 @@ def test_a_plane_drops_what_it_does_not_understand() -> None:
             plane.close(0.0)
 
 
+def test_a_content_that_was_too_long_before_the_hub_was_there_keeps_no_flush_waiting() -> None:
+    with serving() as (_, url), Backplane(url) as plane:
+        plane.publish("t", bytes(2 << 20))
+        plane.flush(LIMIT)
+        assert dict(plane.counters.dropped) == {"too long": 1}
+        check_sum(plane)
+
+
+# History
+
+
+def test_what_was_missed_while_the_connection_was_lost_comes_in_order_and_without_a_gap() -> None:
+    with serving(history=["h.>"]) as (_, url), ExitStack() as stack:
+        one, other = (stack.enter_context(Backplane(url, {"plane.hold": 0.1}, history=["h.>"])) for _ in range(2))
+        gaps: list[str] = []
+        sub, program = stack.enter_context(Sub()), one.subscribe("h.b", LIMIT)
+        sub.on_gap(lambda gap: gaps.append(gap.reason))
+        sub.dial(one.pub().listen("inproc://hub-history").address)
+        for pattern in ("h.a", "h.*", "h.b"):
+            sub.subscribe(pattern, LIMIT, recover=True)
+        expected = 0
+        for turn in range(3):
+            engine: Any = one._use().engine
+            engine._client.pipe.close("for the test")
+            for _ in range(20):
+                other.publish(f"h.{'abc'[expected % 3]}", b"%d" % expected)
+                expected += 1
+            other.flush(LIMIT)
+            wait_until(lambda: one.counters.gaps == turn + 1, LIMIT)  # noqa: B023
+            one.connect(LIMIT)
+            one.publish("h.a", b"%d" % expected)
+            # Order holds for one publisher.
+            one.flush(LIMIT)
+            expected += 1
+        got = [int(sub.recv(LIMIT)[1]) for _ in range(expected)]
+        assert got == [*range(expected)]
+        assert gaps == []
+        waiting = [int(program.recv(LIMIT)[1]) for _ in range(program.waiting)]
+        assert waiting == [number for number in range(expected) if number % 3 == 1 and number % 21 != 20]
+
+
+def test_planes_with_other_histories_than_the_hub_are_refused() -> None:
+    with serving(history=["h.>", "a"]) as (_, url):
+        for history in (["h.>"], ["b"], ["h.>", "a", "b"]):
+            with Backplane(url, history=history) as plane:
+                with pytest.raises(EngineRefused, match=r"keeps the history of a h\.>, and this Backplane expects"):
+                    plane.connect(LIMIT)
+        with Backplane(url, history=["a", "h.>"]) as plane:
+            plane.connect(LIMIT)
+
+
 def test_a_hub_of_another_version_is_refused() -> None:
     url = f"tcp://127.0.0.1:{free_port()}"
     with Socket() as other_version, Backplane(url) as plane:
         other_version.listen(url)
         answering = gevent.spawn(_say_welcome, other_version)
-        with pytest.raises(EngineRefused, match="speaks version 9 of its protocol, and this library version 1"):
+        with pytest.raises(EngineRefused, match=f"version 9 of its protocol, and this library version {VERSION}"):
             plane.connect(LIMIT)
         answering.kill()
 

@@ -177,3 +177,20 @@ def test_a_covering_pattern_is_left_only_after_all_portions_of_the_covered_ones(
         assert interest.take_subscribes()
         interest.confirm()
     assert interest.take_unsubscribes() == ["t.*"]
+
+
+def test_what_comes_for_a_pattern_that_has_ended_counts_until_the_engine_is_told() -> None:
+    interest = Interest(0.0)
+    interest.add("t.*")
+    assert interest.take_subscribes() == ["t.*"]
+    interest.remove("t.*", 0.0)
+    interest.expire(0.0)
+    # Not confirmed, so it cannot be left yet. If it is wanted again, the engine is not asked again.
+    assert interest.matches("t.a") and not interest.matches("u")
+    interest.add("t.*")
+    assert interest.take_subscribes() == []
+    interest.remove("t.*", 0.0)
+    interest.expire(0.0)
+    interest.confirm()
+    assert interest.take_unsubscribes() == ["t.*"]
+    assert not interest.matches("t.a")

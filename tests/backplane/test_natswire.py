@@ -27,9 +27,9 @@ STREAM = (
 )
 EVENTS = [
     Info(1048576, True, False, False),
-    (b"1", b"a.b", b"", b"a\r\nbc"),
-    (b"1", b"a.b", b"", b""),
-    (b"22", b"a", HEADER, b"xyz\r\n" * 20),
+    (b"1", b"a.b", b"", b"a\r\nbc", b""),
+    (b"1", b"a.b", b"", b"", b"reply.to"),
+    (b"22", b"a", HEADER, b"xyz\r\n" * 20, b""),
     Ping(),
     Pong(),
     ServerError("Slow Consumer"),
@@ -65,7 +65,7 @@ def test_the_pieces_in_which_bytes_come_do_not_matter(sizes: list[int]) -> None:
 def test_a_large_message_may_come_byte_by_byte() -> None:
     content = bytes(range(256)) * 40
     events, _ = parse(*(bytes([each]) for each in b"MSG a 1 %d\r\n%b\r\n" % (len(content), content)))
-    assert events == [(b"1", b"a", b"", content)]
+    assert events == [(b"1", b"a", b"", content, b"")]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_publication_comes_back_with_its_origin_and_number(content: bytes, num
     assert (command, subject) == (b"HPUB", b"a.b")
     events, parser = parse(b"HMSG a.b 1 %b %b\r\n%b" % (header_size, whole, rest))
     assert parser.error is None
-    ((_, _, header, payload),) = events  # type: ignore[misc]
+    ((_, _, header, payload, _),) = events  # type: ignore[misc]
     marks = Marks()
     assert marks.read(header) == marks.read(header) == (origin, number)
     assert payload == content
@@ -208,7 +208,7 @@ def test_long_subjects_and_lines_are_not_kept() -> None:
     for number in range(10):
         topic = "x" * 1000 + str(number)
         assert subjects.decode(topic.encode()) == topic
-        assert parser.feed(b"MSG %b 1 1\r\nx\r\n" % topic.encode()) == [(b"1", topic.encode(), b"", b"x")]
+        assert parser.feed(b"MSG %b 1 1\r\nx\r\n" % topic.encode()) == [(b"1", topic.encode(), b"", b"x", b"")]
     assert not subjects._topics and not parser._heads
 
 

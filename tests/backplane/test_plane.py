@@ -13,7 +13,16 @@ import pytest
 
 from gmultisocket import Backplane, Sub
 from gmultisocket.backplane import PlaneEvent
-from gmultisocket.errors import AddressError, BadOptionValue, Closed, NotSupported, Timeout, UnknownTransport
+from gmultisocket.errors import (
+    AddressError,
+    BadOptionValue,
+    BadTopic,
+    Closed,
+    EngineRefused,
+    NotSupported,
+    Timeout,
+    UnknownTransport,
+)
 from gmultisocket.testing import nothing_left, wait_until
 from gmultisocket.testing.engines import ServerProcess
 from tests.backplane.hubs import hub
@@ -205,6 +214,23 @@ def test_what_a_script_publishes_has_left_when_it_ends(kind: str, url: str, serv
         assert subscription.recv(LIMIT) == ("t", b"from a script")
 
 
-def test_the_values_of_a_plane_are_not_one_pubs_own(url: str) -> None:
-    with Backplane(url) as plane, pytest.raises(NotSupported, match="publish another value"):
-        plane.pub().unretain("t")
+def test_what_memory_keeps_lives_as_long_as_any_plane() -> None:
+    with Backplane("memory://kept", history=["h"]) as one:
+        one.connect(LIMIT)
+        with Backplane("memory://kept", history=["h"]) as other:
+            other.publish("v", b"1", retain=True)
+            other.publish("h", b"2")
+            other.flush(LIMIT)
+        with one.subscribe("v", LIMIT) as subscription, one.subscribe("h", LIMIT):
+            assert subscription.recv(LIMIT) == ("v", b"1")
+        with Backplane("memory://kept", history=["other"]) as third, pytest.raises(EngineRefused):
+            third.connect(LIMIT)
+    with Backplane("memory://kept") as again, again.subscribe("v", LIMIT) as subscription:
+        assert not subscription.waiting
+
+
+def test_a_history_is_checked_when_a_plane_is_made() -> None:
+    with pytest.raises(BadTopic):
+        Backplane("memory://kept", history=["a..b"])
+    with pytest.raises(NotSupported, match="the engine of redis://a keeps none"):
+        Backplane("redis://:secret@a", history=["a"])

@@ -15,7 +15,7 @@ from websockets.frames import Close, Opcode
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from gmultisocket import Pub, Rep, Session, Socket, Switch
+from gmultisocket import Backplane, Pub, Rep, Session, Socket, Switch
 from gmultisocket.contrib.servers import Upgrade
 from gmultisocket.contrib.wsgi import mount, read_request
 from gmultisocket.errors import RequestRefused
@@ -206,6 +206,25 @@ def test_the_url_may_be_a_function_that_is_asked_each_time(js: Node) -> None:
         """)
         assert tokens == ["token=0", "token=1", "token=2"]
         assert "no token now" in str(js.evaluate("return kept.events.map(event => event.reason)"))
+
+
+@pytest.mark.parametrize(("code", "retried"), [(4401, False), (4242, True), (None, True)])
+def test_a_page_sees_the_code_by_which_any_plane_disconnects_it(js: Node, code: int | None, retried: bool) -> None:
+    log_in = {"transport.ws.listener.authorize": lambda request: {"user": "ann"}}
+    with Backplane("memory://pages") as one, Backplane("memory://pages") as other:
+        with serving(log_in, pub=one.pub()) as address:
+            js.evaluate(f'await kept.make("{address}").subscribe("a", m => kept.seen.push(m.text())).ready')
+            wait_until(lambda: one.healthy)
+            other.disconnect({"user": "ann"}, "your session has ended", code=code)
+            js.evaluate('await kept.until(() => kept.events.some(event => event.type === "close"))')
+            event = next(each for each in js.evaluate("return kept.events") if each["type"] == "close")
+            assert event["code"] == (code or 1000)
+            assert event["reason"] == ("your session has ended" if code else "")
+            assert (event["retry"] is not None) is retried
+            if retried:
+                js.evaluate("await kept.client.subscribe('a').ready")
+            else:
+                assert {"type": "refused", "code": code, "reason": event["reason"]} in js.evaluate("return kept.events")
 
 
 @pytest.mark.parametrize("code", [4401, 4403])

@@ -12,10 +12,11 @@ worker_class = "gevent"
 workers = 2
 worker_connections = 1000
 wsgi_app = "tests.contrib.planed:application"
-if os.environ["PLANE"].startswith("ipc:"):
-    on_starting, on_exit = hub_hooks(os.environ["PLANE"])
+history = ["log"] if os.environ["PLANE"].startswith("ipc:") else []
+if history:
+    on_starting, on_exit = hub_hooks(os.environ["PLANE"], history)
 
-plane = Backplane(os.environ["PLANE"])
+plane = Backplane(os.environ["PLANE"], history=history)
 pubs = []
 
 
@@ -28,7 +29,7 @@ def make_pub():
 def pages(environ, start_response):
     """Publish what is posted, and say how it is."""
     if environ["REQUEST_METHOD"] == "POST":
-        plane.publish("said", environ["wsgi.input"].read())
+        plane.publish(environ["PATH_INFO"].strip("/") or "said", environ["wsgi.input"].read())
     state = {
         "pid": os.getpid(),
         "patterns": plane.patterns,

@@ -18,7 +18,9 @@ from gevent import socket as gsocket
 
 from gmultisocket import Sub
 from gmultisocket.testing import wait_until
+from tests.browser.agents import NODE, PRELUDE, node
 from tests.contrib.gunicorns import PATIENCE, ROOT, Gunicorn, running, standing_still
+from tests.faults.process import needs
 
 SUBSCRIBERS = 40
 POSTS = 200
@@ -30,13 +32,14 @@ with Backplane(sys.argv[1]) as plane:
 """
 
 
-def fetch(address: str, content: bytes | None = None) -> dict[str, Any]:
+def fetch(address: str, content: bytes | None = None, path: str = "/") -> dict[str, Any]:
     """Get, or post to, a page of the application, and return what it says."""
     host, port = address.removeprefix("ws://").removesuffix("/ws").split(":")
     method = "GET" if content is None else "POST"
     body = content or b""
     with gsocket.create_connection((host, int(port)), timeout=PATIENCE) as sock:
-        head = f"{method} / HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         sock.sendall(head.encode() + body)
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200"), answer[:200]
@@ -174,6 +177,44 @@ def test_a_reload_and_max_requests_replace_the_workers_and_not_the_hub(
         fetch(server.address, b"after max_requests")
         crowd.hear_all({b"after max_requests"})
         assert hub_of(server) == hub
+
+
+@needs(f"{NODE} --version")
+def test_subscribers_that_come_back_to_new_workers_have_missed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(tmp_path, monkeypatch) as (server, _), node() as js, Sub() as sub:
+        gaps: list[str] = []
+        sub.on_gap(lambda gap: gaps.append(gap.reason))
+        sub.dial(server.address, {"connector.dialer.max_reconnect_time": 0.2})
+        sub.subscribe("log", PATIENCE, recover=True)
+        js.evaluate(PRELUDE)
+        js.evaluate(f"""
+            const see = message => kept.seen.push(message.text());
+            await kept.make("{server.address}").subscribe("log", see, {{recover: true}}).ready;
+        """)
+        posted: list[bytes] = []
+
+        def post(number: int) -> None:
+            for _ in range(number):
+                posted.append(b"%d" % len(posted))
+                fetch(server.address, posted[-1], "/log")
+
+        post(10)
+        for _ in range(2):
+            before = set(states(server.address))
+            server.stop(signal.SIGHUP)
+            while before & set(states(server.address)):
+                post(5)
+            post(5)
+        heard = [sub.recv(PATIENCE)[1] for _ in posted]
+        # Posts at two workers have no order.
+        assert sorted(heard) == sorted(posted)
+        js.evaluate(f"await kept.until(() => kept.seen.length >= {len(posted)})")
+        assert [each.encode() for each in js.evaluate("return kept.seen")] == heard
+        assert gaps == []
+        assert "gap" not in [event["type"] for event in js.evaluate("return kept.events")]
+        assert "close" in [event["type"] for event in js.evaluate("return kept.events")], "nobody has lost a connection"
 
 
 @pytest.mark.parametrize("fate", ["it is killed", "its path is removed"])

@@ -629,6 +629,30 @@ def test_another_history_is_told_to_all_that_ask() -> None:
         assert sub.recv(LONG) == ("a", b"2") and pub.subscriptions == 1
 
 
+def test_an_asking_that_is_held_back_is_not_answered_because_the_history_is_another_one() -> None:
+    history = MemoryHistory("a")
+    releases: list[Any] = []
+
+    def hook(subscriber: RemoteSub, pattern: str, release: Any) -> bool:
+        releases.append(release)
+        return True
+
+    with Pub(history=history) as pub, Sub() as sub:
+        pub.hold_acknowledgements(hook)
+        sub.dial(pub.listen("inproc://held-again").address)
+        sub.on_gap(lambda gap: pytest.fail("nothing is missing"))
+        sub.subscribe("a", recover=True)
+        wait_until(lambda: releases)
+        history.epoch += 1
+        pub.replay_again()
+        with pytest.raises(Timeout):
+            sub.subscribe("a", 0.05, recover=True)
+        releases[0]()
+        sub.subscribe("a", LONG, recover=True)
+        pub.publish("a", b"1")
+        assert sub.recv(LONG) == ("a", b"1")
+
+
 def test_publications_with_a_position_may_be_as_long_as_others_less_what_that_takes() -> None:
     with Pub({"socket.max_send_content_length": 100}, history=MemoryHistory("a")) as pub, Sub() as sub:
         sub.dial(pub.listen("inproc://long").address)

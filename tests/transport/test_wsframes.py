@@ -11,7 +11,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import Protocol, Side
 from websockets.streams import StreamReader
 
-from gmultisocket.errors import BadMessage, BadPacket, Closed, ContentTooLong, MultiSocketError, Timeout
+from gmultisocket.errors import BadMessage, BadPacket, Closed, ContentTooLong, Disconnected, MultiSocketError, Timeout
 from gmultisocket.transport.wsframes import MAX_FRAGMENTS, ClientFrames, FrameCodec, ServerFrames
 from tests.cases import every_case
 
@@ -499,6 +499,7 @@ def test_a_wrong_close_frame_is_answered_with_the_right_code(
     [
         (None, 1000),
         (Closed("socket"), 1001),
+        (Disconnected(4401, "log in again"), 4401),
         (BadPacket("any rule", 1002), 1002),
         (BadMessage("its ttl is 0"), 1007),
         (ContentTooLong(2, 1), 1009),

@@ -9,7 +9,7 @@ from ...address import Address
 from ...errors import Closed, PipeRefused
 from ...options import DialerOptions, ListenerOptions, Option, Options
 from ...transport.wschannels import ChannelConnection
-from ..pipes.channelpipe import ChannelPipe
+from ..pipes.channelpipe import CarrierPipe, ChannelPipe
 from ..pipes.ids import next_pipe_id
 from ..pipes.pipe import Pipe
 from .connector import Connector
@@ -51,8 +51,12 @@ class ChannelEndpoint(Endpoint):
         """Whether the socket is closing."""
         return self._connector.closing
 
-    def open(self, connection: ChannelConnection) -> ChannelPipe:
+    def open(self, carrier: CarrierPipe, connection: ChannelConnection) -> ChannelPipe:
         """Add a pipe to the socket. Does not block.
+
+        Args:
+            carrier: the pipe of the WebSocket.
+            connection: of the channel.
 
         Raises:
             Closed: the socket is closed.
@@ -64,7 +68,7 @@ class ChannelEndpoint(Endpoint):
         if connector.maker.negotiator is not None:
             raise PipeRefused("the socket has a negotiator, which cannot work on a channel: use authorize")
         connector.places.check_below_limit()
-        pipe = ChannelPipe(next_pipe_id(), connection, connector, self)
+        pipe = ChannelPipe(carrier, next_pipe_id(), connection, connector, self)
         try:
             connector.add(pipe)
         except BaseException:

@@ -23,7 +23,7 @@ from ...transport.wschannels import ChannelConnection
 from ...wire import Fields
 from .bytespipe import BATCH, DRAIN_TIMEOUT, BytesPipe
 from .packetpipe import PacketPipe, Packets
-from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
 
 __all__ = ["MAX_UNREAD", "MAX_UNREAD_BYTES", "CarrierPipe", "ChannelPipe"]
 
@@ -106,12 +106,25 @@ class CarrierPipe(Packets, BytesPipe):
 
 
 class ChannelPipe(PacketPipe):
-    """The pipe of one channel."""
+    """The pipe of one channel.
 
-    __slots__ = ("_pause_timer", "_unread", "_unread_bytes", "_waiting")
+    Args:
+        carrier: the pipe of the WebSocket.
+        pipe_id, connection, owner, endpoint: as for every pipe.
+    """
 
-    def __init__(self, pipe_id: int, connection: PacketConnection, owner: PipeOwner, endpoint: PipeEndpoint) -> None:
+    __slots__ = ("_carrier", "_pause_timer", "_unread", "_unread_bytes", "_waiting")
+
+    def __init__(
+        self,
+        carrier: CarrierPipe,
+        pipe_id: int,
+        connection: PacketConnection,
+        owner: PipeOwner,
+        endpoint: PipeEndpoint,
+    ) -> None:
         super().__init__(pipe_id, connection, owner, endpoint)
+        self._carrier = carrier
         #: Messages that the receiver had no space for. Made when first needed.
         self._unread: deque[Fields] | None = None
         self._unread_bytes = 0
@@ -119,6 +132,10 @@ class ChannelPipe(PacketPipe):
         self._waiting = False
         #: Ends a pause after too many messages.
         self._pause_timer: Any = None
+
+    @property
+    def carrier(self) -> Pipe:
+        return self._carrier
 
     # Receiving
 

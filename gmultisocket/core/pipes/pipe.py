@@ -296,6 +296,11 @@ class Pipe(StateMachine, ABC):
         return self._endpoint
 
     @property
+    def carrier(self) -> Pipe:
+        """The pipe of the connection that it goes by: this one, or for a channel of a session the WebSocket's."""
+        return self
+
+    @property
     def closed(self) -> bool:
         """Whether the pipe has closed."""
         return self.state is PipeState.CLOSED
@@ -359,7 +364,8 @@ class Pipe(StateMachine, ABC):
 
         Args:
             reason: the value of :attr:`reason` afterwards. An error is sent to the peer, if the transport has a close
-                frame; :class:`~gmultisocket.errors.Closed` says that this side is going away.
+                frame; :class:`~gmultisocket.errors.Closed` says that this side is going away, and
+                :class:`~gmultisocket.errors.Disconnected` has a code of yours.
 
         Raises:
             WrongThread: the socket belongs to another thread.

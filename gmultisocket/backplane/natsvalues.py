@@ -1,0 +1,522 @@
+"""How NATS keeps the present values of topics: a JetStream stream with the last message of each subject.
+
+A value of the topic ``orders.eu`` is published under ``gms-values.orders.eu``, for the prefix ``gms.``. The stream
+keeps it, acknowledges it, and publishes it again under ``gms.orders.eu``, with headers of its own. So everybody who
+subscribes to the topic gets the values in the order of the stream, its publisher too, and needs no second subscription.
+A message with the header ``Gms-Value: none`` says that the topic has no value any more. When the stream has
+acknowledged it, it is deleted there.
+
+The first value that is published over a connection makes the stream, if there is none. One that is there is used as it
+is: administrators may change its limits and its number of replicas.
+
+When a pattern is first wanted, the last message of its subject is asked for. For a pattern with wildcards a consumer is
+asked for, which brings the last messages of all its subjects.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from binascii import a2b_base64, hexlify
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Final
+
+import gevent
+from gevent import Greenlet, getcurrent
+
+from ..errors import snippet
+from ..log import ThrottledLog, get_logger
+from ..loop.ending import LOG_INTERVAL, Ended
+from ..protocol.subscriptions import is_literal
+from .brokervalues import FetchedValues
+from .engine import FOREIGN, MAX_VALUES, MAX_VALUES_SIZE, SILENCE, Plane
+from .natswire import HEADER_SIZE, Marks, Subjects, encode_subscribe, encode_unsubscribe
+
+__all__ = ["NatsValues", "ValueSubjects"]
+
+_log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
+
+#: The id of the subscription to replies, and what those of consumers begin with. Others are numbers.
+_REPLIES: Final = b"r"
+_CONSUMER: Final = b"c"
+#: Consumers at once.
+_MOST_CONSUMERS: Final = 8
+#: Seconds between two questions to a consumer that has not brought everything: what it should have brought may have
+#: been replaced.
+_STEP: Final = 0.25
+#: Codes of errors of JetStream.
+_NO_MESSAGE: Final = 10037
+_NO_STREAM: Final = 10059
+_OTHER_CONFIGURATION: Final = 10058
+_NOT_ENABLED: Final = 10076
+_NOT_ENABLED_FOR_ACCOUNT: Final = 10039
+_END: Final = b"Gms-Value: none\r\n"
+_SAFE: Final = re.compile(rb"[^A-Za-z0-9_-]")
+
+#: Called with the headers and the content of a reply.
+_Replied = Callable[[bytes, bytes], object]
+
+
+class ValueSubjects:
+    """The names that a prefix gives to the stream and to the subjects of values.
+
+    Args:
+        subjects: of the topics.
+        prefix: of the plane, e.g. ``"gms."``.
+    """
+
+    __slots__ = ("_size", "_subjects", "prefix", "stream")
+
+    def __init__(self, subjects: Subjects, prefix: str) -> None:
+        self._subjects = subjects
+        topics = subjects.encode("x")[:-1]
+        self._size = len(topics)
+        self.prefix = topics[:-1] + b"-values."
+        self.stream = b"GMS_" + _SAFE.sub(lambda found: b"_%02X" % ord(found[0]), prefix[:-1].encode())
+
+    def of(self, subject: bytes) -> bytes:
+        """Return the subject of the values of a topic or pattern, by its own subject."""
+        return self.prefix + subject[self._size :]
+
+    def decode(self, subject: bytes) -> str | None:
+        """Return the topic of a subject of values; None if it is none."""
+        if not subject.startswith(self.prefix):
+            return None
+        return self._subjects.decode(self._subjects.encode("x")[:-1] + subject[len(self.prefix) :])
+
+    def configuration(self) -> bytes:
+        """Return the JSON by which the stream is made."""
+        everything = self.prefix.decode() + ">"
+        topics = self._subjects.encode("x")[:-1].decode() + ">"
+        return json.dumps({
+            "name": self.stream.decode(), "subjects": [everything], "storage": "file", "retention": "limits",
+            "max_msgs_per_subject": 1, "max_msgs": MAX_VALUES, "max_bytes": MAX_VALUES_SIZE, "discard": "old",
+            "num_replicas": 1, "republish": {"src": everything, "dest": topics},
+        }).encode()  # fmt: skip
+
+
+class _Consumer:
+    """A consumer that brings the values of a pattern.
+
+    Attributes:
+        sid: of the subscription to it.
+        create: the request that makes it.
+        name: at the server, "" while that is not known.
+        brought: messages that it has brought.
+        due: those that it should bring, None while that is not known.
+    """
+
+    __slots__ = ("brought", "create", "due", "name", "sid")
+
+    def __init__(self, sid: bytes, create: bytes) -> None:
+        self.sid = sid
+        self.create = create
+        self.name = ""
+        self.brought = 0
+        self.due: int | None = None
+
+
+class NatsValues:
+    """The present values, over one connection.
+
+    Args:
+        write: sends bytes.
+        plane: whom it reports values to.
+        names: of the stream and its subjects.
+        decided: called as ``decided(number, reason)`` when the stream has a publication (reason ""), or refuses it.
+        fetched: called when all values for the last portion were reported.
+        count: called with the reason when something is dropped.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[bytes], object],
+        plane: Plane,
+        names: ValueSubjects,
+        decided: Callable[[int, str], object],
+        fetched: Callable[[], object],
+        count: Callable[[str], object],
+    ) -> None:
+        self._write = write
+        self._plane = plane
+        self._names = names
+        self._decided = decided
+        self._fetched = fetched
+        self._count = count
+        self._values = FetchedValues(plane)
+        self._read_mark = Marks().read
+        self._mark = b"NATS/1.0\r\nGms: %b-%%016x\r\n" % hexlify(plane.origin)
+        self._republished = b"\r\nNats-Subject: " + names.prefix
+        self._inbox = b"_INBOX." + hexlify(plane.origin) + b"."
+        self._last_number = 0
+        #: By the last token of its subject: what takes a reply.
+        self._calls: dict[bytes, _Replied] = {}
+        self._has_inbox = False
+        #: Whether the stream is there; and publications that wait until it is: their numbers and what is written.
+        self._has_stream = False
+        self._waiting: deque[tuple[int, bytes, bytes]] = deque()
+        #: By the number of a publication that the stream has not decided about: when that is due.
+        self._undecided: dict[int, float] = {}
+        #: What is fetched: consumers by their sid, those that were not begun, and values of single topics.
+        self._consumers: dict[bytes, _Consumer] = {}
+        self._more: deque[_Consumer] = deque()
+        self._singles = 0
+        self._fetch_due = 0.0
+        self._may_fetch = True
+        self._watcher: Greenlet[..., Any] | None = None
+
+    # Requests
+
+    def _request(self, subject: bytes, body: bytes, replied: _Replied) -> bytes:
+        """Return the lines of a request, and expect its reply."""
+        return b"PUB %b %b %d\r\n%b\r\n" % (subject, self._reply_to(replied), len(body), body)
+
+    def _ask(self, what: bytes, body: bytes, replied: Callable[[dict[str, Any]], object]) -> bytes:
+        """Return the lines of a request to JetStream. An answer that is no JSON object counts as an error."""
+
+        def read(header: bytes, content: bytes) -> None:
+            try:
+                answer = json.loads(content)
+            except ValueError:
+                answer = None
+            if not isinstance(answer, dict):
+                answer = _no_answer(header)
+            replied(answer)
+
+        return self._request(b"$JS.API." + what, body, read)
+
+    def _reply_to(self, replied: _Replied) -> bytes:
+        if not self._has_inbox:
+            self._has_inbox = True
+            self._write(encode_subscribe(self._inbox + b"*", _REPLIES))
+        self._last_number += 1
+        key = b"%d" % self._last_number
+        self._calls[key] = replied
+        self._watch()
+        return self._inbox + key
+
+    def take(self, sid: bytes, subject: bytes, header: bytes, content: bytes, reply: bytes) -> bool:
+        """Take a message that is no publication. Return False if it does not belong here."""
+        if sid == _REPLIES:
+            replied = self._calls.pop(subject[len(self._inbox) :], None)
+            if replied is not None:
+                replied(header, content)
+            return True
+        if sid[:1] == _CONSUMER:
+            # It may have ended.
+            if (consumer := self._consumers.get(sid)) is not None:
+                self._value(subject, header, content, _stream_sequence(reply))
+                consumer.brought += 1
+                self._check_consumer(consumer)
+            return True
+        # Of a subscription to everything that has no prefix. The stream publishes it again.
+        return False
+
+    # Publications
+
+    def publish(self, number: int, head: bytes, content: bytes | None, sequence: int) -> None:
+        """Publish a value; None is the end of one. ``decided`` is called later.
+
+        Args:
+            number: of the publication.
+            head: as ``encode_head`` has made it.
+            content: its content.
+            sequence: the plane's.
+        """
+        header = self._mark % sequence + (_END if content is None else b"") + b"\r\n"
+        subject = self._names.of(head.split(b" ", 2)[1])
+        self._undecided[number] = monotonic() + SILENCE
+        self._waiting.append((number, subject, header + (content or b"")))
+        if self._has_stream:
+            self._publish_waiting()
+        elif len(self._waiting) == 1:
+            create = b"STREAM.CREATE." + self._names.stream
+            self._write(self._ask(create, self._names.configuration(), self._stream_made))
+
+    def _stream_made(self, answer: dict[str, Any]) -> None:
+        code, why = _error(answer)
+        if not why and not (answer.get("config") or {}).get("republish"):
+            why = "the server is too old to publish what a stream keeps again: 2.9 is needed"
+        if why and code != _OTHER_CONFIGURATION:
+            _log.log("stream", logging.ERROR, "JetStream cannot keep present values: %s", snippet(why, 200))
+            for number, _, _ in [*self._waiting]:
+                self._decide(number, "JetStream")
+            return
+        self._has_stream = True
+        self._publish_waiting()
+
+    def _publish_waiting(self) -> None:
+        while self._waiting:
+            number, subject, data = self._waiting.popleft()
+            size = data.index(b"\r\n\r\n") + 4
+            ends = data.startswith(_END, HEADER_SIZE - 2)
+
+            def replied(header: bytes, content: bytes, number: int = number, ends: bool = ends) -> None:
+                self._acknowledged(number, ends, header, content)
+
+            reply = self._reply_to(replied)
+            self._write(b"HPUB %b %b %d %d\r\n%b\r\n" % (subject, reply, size, len(data), data))
+
+    def _acknowledged(self, number: int, ends: bool, header: bytes, content: bytes) -> None:
+        try:
+            answer = json.loads(content) if content else _no_answer(header)
+            code, why = _error(answer)
+        except (ValueError, AttributeError):
+            answer, why = {}, "the acknowledgement makes no sense"
+        if why:
+            # Perhaps somebody has deleted the stream: the next value makes it again.
+            self._has_stream = False
+            _log.log("value", logging.ERROR, "JetStream did not keep a present value: %s", snippet(why, 200))
+        elif ends:
+            body = json.dumps({"seq": answer.get("seq"), "no_erase": True}).encode()
+            self._write(self._ask(b"STREAM.MSG.DELETE." + self._names.stream, body, lambda answer: None))
+        self._decide(number, "JetStream" if why else "")
+
+    def _decide(self, number: int, reason: str) -> None:
+        if self._undecided.pop(number, None) is not None:
+            if self._waiting and self._waiting[0][0] == number:
+                self._waiting.popleft()
+            self._decided(number, reason)
+
+    def denied(self, subject: bytes) -> bool:
+        """The server does not allow a subject. Return whether it was used here."""
+        if subject.startswith(self._names.prefix):
+            if self._undecided:
+                self._decide(min(self._undecided), "permission")
+            return True
+        if subject.startswith(b"$JS.API.STREAM.CREATE"):
+            self._stream_made({"error": {"description": f"no permission for {subject.decode()}"}})
+            return True
+        if subject.startswith((b"$JS.", self._inbox)):
+            self._may_fetch = False
+            self._count("no permission for values")
+            why = f"no permission for {subject.decode(errors='replace')}"
+            _log.log("denied", logging.ERROR, "present values cannot be fetched: %s", snippet(why, 200))
+            self._end_fetch()
+            return True
+        return False
+
+    # What the stream publishes again
+
+    def is_value(self, header: bytes) -> bool:
+        """Return whether headers say that the stream has published a message again."""
+        return self._republished in header
+
+    def live(self, topic: str, header: bytes, content: bytes) -> None:
+        """Take a change of a value that has come live."""
+        digits = header.partition(b"\r\nNats-Sequence: ")[2].partition(b"\r\n")[0]
+        number = int(digits) if digits.isdigit() else 0
+        self._values.live(topic, None if _END in header else content, *self._origin(header, number), number)
+
+    def _origin(self, header: bytes, number: int) -> tuple[bytes, int]:
+        """Return what names a value: its origin and sequence. One of another program is named by the stream."""
+        origin, sequence = self._read_mark(header[: HEADER_SIZE - 2] + b"\r\n")
+        return (origin, sequence) if origin else (FOREIGN, number)
+
+    # Fetching
+
+    def fetch(self, subjects: Sequence[tuple[str, bytes]]) -> bytes:
+        """Begin to fetch values. ``fetched`` is called later, once, unless the connection ends.
+
+        Args:
+            subjects: the patterns of a portion, and their subjects, whose subscriptions are written in front of this.
+
+        Returns:
+            The requests.
+        """
+        self._values.begin()
+        self._fetch_due = monotonic() + SILENCE
+        lines = []
+        for pattern, subject in subjects if self._may_fetch else ():
+            wanted = self._names.of(subject).decode()
+            if is_literal(pattern):
+                self._singles += 1
+                body = json.dumps({"last_by_subj": wanted}).encode()
+                lines.append(self._ask(b"STREAM.MSG.GET." + self._names.stream, body, self._single))
+            else:
+                self._last_number += 1
+                sid = _CONSUMER + b"%d" % self._last_number
+                self._more.append(_Consumer(sid, self._configuration(sid, wanted)))
+        lines += self._begin_consumers()
+        if not self._fetches:
+            # Nothing could be asked for.
+            self._has_fetched()
+        return b"".join(lines)
+
+    def _configuration(self, sid: bytes, wanted: str) -> bytes:
+        return json.dumps({
+            "stream_name": self._names.stream.decode(),
+            "config": {
+                "deliver_subject": (self._inbox + sid).decode(), "deliver_policy": "last_per_subject",
+                "filter_subject": wanted, "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
+                "inactive_threshold": 5_000_000_000,
+            },
+        }).encode()  # fmt: skip
+
+    @property
+    def _fetches(self) -> bool:
+        return bool(self._singles or self._consumers or self._more)
+
+    def _begin_consumers(self) -> Iterator[bytes]:
+        while self._more and len(self._consumers) < _MOST_CONSUMERS:
+            consumer = self._more.popleft()
+            self._consumers[consumer.sid] = consumer
+
+            def created(answer: dict[str, Any], consumer: _Consumer = consumer) -> None:
+                self._consumer_says(consumer, answer)
+
+            # A subscription to more than this subject would not do: the server wants to see one to it.
+            yield encode_subscribe(self._inbox + consumer.sid, consumer.sid)
+            yield self._ask(b"CONSUMER.CREATE." + self._names.stream, consumer.create, created)
+
+    def _single(self, answer: dict[str, Any]) -> None:
+        """Take the value of one topic."""
+        if not self._singles:
+            return
+        self._singles -= 1
+        if self._is_there(answer):
+            message: Any = answer.get("message")
+            try:
+                subject, data = message["subject"].encode(), a2b_base64(message.get("data", ""))
+                self._value(subject, a2b_base64(message.get("hdrs", "")), data, int(message["seq"]))
+            except (TypeError, KeyError, AttributeError, ValueError):
+                self._count("garbage")
+        if self._fetch_due:
+            self._check_fetched()
+
+    def _consumer_says(self, consumer: _Consumer, answer: dict[str, Any]) -> None:
+        """Take what the server says of a consumer, when it is made and later."""
+        if consumer.sid not in self._consumers:
+            return
+        if not self._is_there(answer):
+            # After some errors all consumers have ended.
+            if consumer.sid in self._consumers:
+                self._end_consumer(consumer)
+            return
+        pending, delivered = answer.get("num_pending"), answer.get("delivered")
+        if type(pending) is not int or not isinstance(delivered, dict):
+            self._count("garbage")
+            pending, delivered = 0, {}
+        consumer.name = str(answer.get("name", ""))
+        consumer.due = pending + int(delivered.get("consumer_seq", 0))
+        self._check_consumer(consumer)
+
+    def _check_consumer(self, consumer: _Consumer) -> None:
+        if consumer.due is not None and consumer.brought >= consumer.due:
+            self._end_consumer(consumer)
+
+    def _end_consumer(self, consumer: _Consumer) -> None:
+        del self._consumers[consumer.sid]
+        # The server deletes a consumer that nobody listens to.
+        self._write(encode_unsubscribe(consumer.sid) + b"".join(self._begin_consumers()))
+        self._check_fetched()
+
+    def _is_there(self, answer: dict[str, Any]) -> bool:
+        """Return whether there is an answer to a question for values. Some errors only mean that there are none."""
+        code, why = _error(answer)
+        if code in (_NOT_ENABLED, _NOT_ENABLED_FOR_ACCOUNT):
+            self._may_fetch = False
+            self._end_fetch()
+        elif why and code not in (_NO_MESSAGE, _NO_STREAM):
+            self._give_up(why)
+        return not why
+
+    def _value(self, subject: bytes, header: bytes, content: bytes, number: int) -> None:
+        """Report a value that was fetched, with its number in the stream."""
+        self._fetch_due = monotonic() + SILENCE
+        topic = self._names.decode(subject)
+        if topic is None:
+            self._count("garbage")
+        elif _END not in header:
+            self._values.fetched(topic, content, *self._origin(header, number), number)
+
+    def _check_fetched(self) -> None:
+        if not self._fetches:
+            self._has_fetched()
+
+    def _has_fetched(self) -> None:
+        self._fetch_due = 0.0
+        self._values.end()
+        self._fetched()
+
+    def _give_up(self, why: str) -> None:
+        """End a fetch that has failed: what it should have brought is missing here."""
+        if self._fetch_due:
+            self._plane.gap(f"present values could not be fetched: {snippet(why, 200)}")
+            self._end_fetch()
+
+    def _end_fetch(self) -> None:
+        if self._fetch_due:
+            self._singles = 0
+            self._more.clear()
+            self._write(b"".join(map(encode_unsubscribe, self._consumers)))
+            self._consumers.clear()
+            self._has_fetched()
+
+    # What takes too long
+
+    def _watch(self) -> None:
+        if self._watcher is None:
+            self._watcher = gevent.spawn(self._watch_all)
+
+    def _watch_all(self) -> None:
+        """Look after what was asked for (a greenlet while there is something)."""
+        with suppress(Ended):
+            while self._calls or self._undecided or self._fetch_due:
+                gevent.sleep(_STEP)
+                now = monotonic()
+                for number in [number for number, due in self._undecided.items() if due < now]:
+                    self._decide(number, "JetStream")
+                if self._fetch_due and self._fetch_due < now:
+                    self._give_up(f"the server has not answered in {SILENCE:g} s")
+                if not self._undecided and not self._fetch_due:
+                    self._calls.clear()
+                for consumer in self._consumers.values():
+                    if consumer.due is not None:
+                        self._ask_consumer(consumer)
+        self._watcher = None
+
+    def _ask_consumer(self, consumer: _Consumer) -> None:
+        what = b"CONSUMER.INFO.%b.%b" % (self._names.stream, consumer.name.encode())
+        self._write(self._ask(what, b"", lambda answer: self._consumer_says(consumer, answer)))
+
+    def close(self) -> None:
+        """End the greenlet. Does not block."""
+        if self._watcher is not None and self._watcher is not getcurrent():
+            self._watcher.kill(Ended, block=False)
+
+    def join(self) -> None:
+        """Block until the greenlet has ended, unless it is the caller."""
+        if self._watcher is not None and self._watcher is not getcurrent():
+            self._watcher.join()
+
+
+def _stream_sequence(reply: bytes) -> int:
+    """Return the number that a message has in the stream, by where it wants to be acknowledged; 0 for none.
+
+    It is ``$JS.ACK.STREAM.CONSUMER.DELIVERED.NUMBER...``; with a domain and an account there are two more tokens.
+    """
+    tokens = reply.split(b".")
+    digits = tokens[5 if len(tokens) < 11 else 7] if len(tokens) >= 9 else b""
+    return int(digits) if digits.isdigit() else 0
+
+
+def _no_answer(header: bytes) -> dict[str, Any]:
+    """Return an error for what is no answer. Its headers may say that nobody answers."""
+    if header.startswith(b"NATS/1.0 503"):
+        return {"error": {"err_code": _NOT_ENABLED, "description": "nobody answers: is JetStream enabled?"}}
+    return {"error": {"description": "the answer is no JSON object"}}
+
+
+def _error(answer: dict[str, Any]) -> tuple[int, str]:
+    """Return the code and the text of an error, 0 and "" if it is none."""
+    error = answer.get("error")
+    if error is None:
+        return 0, ""
+    if not isinstance(error, dict):
+        return 0, "an error without a description"
+    return error.get("err_code", 0), str(error.get("description", "")) or "an error without a description"

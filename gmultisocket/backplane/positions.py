@@ -1,0 +1,98 @@
+"""Hands out the publications with positions at one process: of topics with history, and present values.
+
+While all is well, each goes to the Pubs when it comes. After a connection was lost and made again, those that were
+missed come together with the new ones, one pattern after the other. So until all patterns are served again they are
+gathered, and then handed out in order.
+
+Pure: no gevent, no sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ..protocol.history import Entry
+from .planehistory import HistoryTopics, PlaneHistory
+
+__all__ = ["LocalHistory", "PositionedPublications"]
+
+
+class LocalHistory(Protocol):
+    """The subscribers in this process, as far as they get what has a position."""
+
+    def deliver_entry(self, entry: Entry) -> None:
+        """Give a publication to all that want it. Called in the order of the offsets."""
+
+    def deliver_value(self, entry: Entry) -> None:
+        """Give a present value that was fetched to the program's subscriptions; later subscribers of Pubs find it."""
+
+    def history_began(self) -> None:
+        """There is another history than before."""
+
+
+class PositionedPublications:
+    """The history of a plane here, and what is still to be handed out of it.
+
+    Args:
+        patterns: of the topics with history.
+        local: the subscribers.
+
+    Attributes:
+        history: what is here.
+        is_catching_up: whether not all patterns are served again.
+    """
+
+    __slots__ = ("_gathered", "_knows_epoch", "_local", "history", "is_catching_up")
+
+    def __init__(self, patterns: Sequence[str], local: LocalHistory) -> None:
+        self.history = PlaneHistory(HistoryTopics(patterns))
+        self._local = local
+        self._knows_epoch = False
+        self.is_catching_up = True
+        #: By offset.
+        self._gathered: dict[int, tuple[Entry, bool]] = {}
+
+    def connected(self, epoch: int, last_offset: int) -> None:
+        """A connection works, and the engine has said its epoch and its last offset."""
+        history = self.history
+        if epoch != history.epoch:
+            # Of a history that has begun while the engine was away, everything is new for those that are here.
+            history.begin(epoch, 0 if self._knows_epoch else last_offset)
+            self._knows_epoch = True
+            self._local.history_began()
+
+    def take(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
+        """Take a publication."""
+        is_new = self.history.add(entry, logged, retained)
+        if self.is_catching_up:
+            self._gathered[entry.offset] = entry, retained
+        elif live:
+            self.history.advance(entry.offset)
+            self._local.deliver_entry(entry)
+        elif retained and is_new:
+            self._local.deliver_value(entry)
+
+    def settled(self, values_again: bool) -> None:
+        """All patterns are served again: hand out what was missed.
+
+        Args:
+            values_again: whether those that are here also get present values that they may have.
+        """
+        if self.is_catching_up:
+            self.is_catching_up = False
+            last = self.history.last_offset
+            gathered, self._gathered = self._gathered, {}
+            for offset in sorted(gathered):
+                entry, retained = gathered[offset]
+                if offset > last or (retained and values_again):
+                    self.history.advance(offset)
+                    self._local.deliver_entry(entry)
+                elif retained:
+                    self._local.deliver_value(entry)
+
+    def cut(self) -> None:
+        """The connection is lost."""
+        self.history.cut()
+        self._gathered.clear()
+        self.is_catching_up = True

@@ -1,0 +1,172 @@
+"""How Redis keeps the present values of topics: scripts that change them and publish in one step, and that read them.
+
+Under four keys, ``gmultisocket:`` + prefix + name, are
+
+* ``values``, a hash: by channel, what was published there: a mark, the number of the change, and the content;
+* ``topics``, a sorted set of the channels, by name: the channels below some first tokens are found without a look at
+  all others;
+* ``order``, a sorted set of the channels, by the number of the change;
+* ``size``, the bytes of all values;
+* ``last``, the number of the last change. The time is in it, so that it also rises after the keys were deleted.
+
+Pure: no gevent, no sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from ..errors import BadMessage
+from ..protocol.subscriptions import is_literal
+from .engine import MAX_VALUES, MAX_VALUES_SIZE
+from .rediswire import RETAINED, UNRETAINED, Channels, encode_command, encode_mark, first_tokens
+
+__all__ = ["Fetch", "ValueCommands"]
+
+#: In front of both scripts that change something.
+_FORGET: Final = b"""
+local function forget(channel)
+  local size = redis.call('HSTRLEN', KEYS[1], channel)
+  if redis.call('HDEL', KEYS[1], channel) == 1 then
+    redis.call('ZREM', KEYS[2], channel)
+    redis.call('ZREM', KEYS[3], channel)
+    redis.call('DECRBY', KEYS[4], size)
+  end
+end
+local time = redis.call('TIME')
+local last = math.max((tonumber(redis.call('GET', KEYS[5])) or 0) + 1, time[1] * 1000000 + time[2])
+local number = string.format('%016.0f', last)
+"""
+#: Arguments: the channel, the mark, the content, the most values, and the most bytes of them. Its first change is the
+#: one that a server without memory refuses.
+_RETAIN: Final = b"""
+local channel, message = ARGV[1], ARGV[2] .. number .. ARGV[3]
+local before = redis.call('HSTRLEN', KEYS[1], channel)
+redis.call('HSET', KEYS[1], channel, message)
+redis.call('SET', KEYS[5], number)
+redis.call('ZADD', KEYS[2], 0, channel)
+redis.call('ZADD', KEYS[3], number, channel)
+local size = redis.call('INCRBY', KEYS[4], #message - before)
+local count = redis.call('HLEN', KEYS[1])
+while count > 1 and (count > tonumber(ARGV[4]) or size > tonumber(ARGV[5])) do
+  forget(redis.call('ZRANGE', KEYS[3], 0, 0)[1])
+  size = tonumber(redis.call('GET', KEYS[4]))
+  count = count - 1
+end
+return redis.call('PUBLISH', channel, message)
+"""
+#: Arguments: the channel, and the mark.
+_UNRETAIN: Final = b"""
+redis.call('SET', KEYS[5], number)
+forget(ARGV[1])
+return redis.call('PUBLISH', ARGV[1], ARGV[2] .. number)
+"""
+#: Arguments: the most bytes that one step returns, and the channels; or "", the first and the last channel of a range.
+#: It returns whether these were all, how many channels it has looked at, the last of them, and channels and values.
+_FETCH: Final = b"""
+local channels, all = {}, 1
+if ARGV[2] == '' then
+  channels = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[3], ARGV[4], 'LIMIT', 0, 512)
+  if #channels == 512 then all = 0 end
+else
+  for number = 2, #ARGV do channels[number - 1] = ARGV[number] end
+end
+local found, size = {}, 0
+for number, channel in ipairs(channels) do
+  local value = redis.call('HGET', KEYS[1], channel)
+  if value then
+    found[#found + 1] = channel
+    found[#found + 1] = value
+    size = size + #value
+    if size > tonumber(ARGV[1]) and number < #channels then return {0, number, channel, found} end
+  end
+end
+return {all, #channels, channels[#channels] or '', found}
+"""
+#: The most bytes of values that one step returns, less the last value.
+_STEP_BYTES: Final = 1 << 20
+#: What follows the separator: the end of a range of all channels that begin with tokens.
+_BEHIND_SEPARATOR: Final = b"/"
+
+
+class ValueCommands:
+    """Makes the commands.
+
+    Args:
+        prefix: in front of each topic.
+        origin: of the plane.
+    """
+
+    __slots__ = ("_keys", "_origin", "max_size", "max_values")
+
+    def __init__(self, prefix: str, origin: bytes) -> None:
+        self._keys = [f"gmultisocket:{prefix}{name}".encode() for name in ("values", "topics", "order", "size", "last")]
+        self._origin = origin
+        self.max_values = MAX_VALUES
+        self.max_size = MAX_VALUES_SIZE
+
+    def _script(self, script: bytes, arguments: Iterable[bytes]) -> bytes:
+        return encode_command(b"EVAL", script, b"%d" % len(self._keys), *self._keys, *arguments)
+
+    def retain(self, channel: bytes, content: bytes, number: int) -> bytes:
+        """Return the command by which a publication becomes the present value of a channel."""
+        mark = encode_mark(RETAINED, self._origin, number)
+        limits = b"%d" % self.max_values, b"%d" % self.max_size
+        return self._script(_FORGET + _RETAIN, (channel, mark, content, *limits))
+
+    def unretain(self, channel: bytes, number: int) -> bytes:
+        """Return the command by which a channel has no present value any more."""
+        return self._script(_FORGET + _UNRETAIN, (channel, encode_mark(UNRETAINED, self._origin, number)))
+
+    def fetch(self, arguments: Sequence[bytes]) -> bytes:
+        """Return the command for a step of a :class:`Fetch`."""
+        return self._script(_FETCH, (b"%d" % _STEP_BYTES, *arguments))
+
+
+class Fetch:
+    """Reads the present values that patterns match, and perhaps others, in steps.
+
+    Args:
+        patterns: the patterns.
+        channels: translates topics.
+    """
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, patterns: Sequence[str], channels: Channels) -> None:
+        literals = [channels.encode(pattern) for pattern in patterns if is_literal(pattern)]
+        #: The arguments of each step that is still to be done.
+        self._steps: list[list[bytes]] = [literals] if literals else []
+        for tokens in _shortest({first_tokens(pattern) for pattern in patterns if not is_literal(pattern)}):
+            start = channels.encode_tokens(tokens)
+            bounds = [b"[" + start, b"(" + start[:-1] + _BEHIND_SEPARATOR] if start else [b"-", b"+"]
+            self._steps.append([b"", *bounds])
+
+    @property
+    def next(self) -> list[bytes] | None:
+        """The arguments of the next step, None after the last one."""
+        return self._steps[-1] if self._steps else None
+
+    def take(self, reply: Any) -> Iterator[tuple[bytes, bytes]]:
+        """Return the channels and values in the reply to a step, and go on to the next one.
+
+        Raises:
+            BadMessage: it is no such reply.
+        """
+        if not isinstance(reply, list) or len(reply) != 4 or not isinstance(reply[3], list):
+            raise BadMessage("the reply of a script has another form")
+        everything, count, last, found = reply
+        step = self._steps[-1]
+        if everything:
+            self._steps.pop()
+        elif step[0]:
+            del step[:count]
+        else:
+            step[1] = b"(" + last
+        return zip(found[::2], found[1::2], strict=True)
+
+
+def _shortest(beginnings: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the beginnings that have no other one as their own beginning."""
+    return [tokens for tokens in beginnings if not any(tokens[:size] in beginnings for size in range(len(tokens)))]
