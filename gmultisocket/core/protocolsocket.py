@@ -193,6 +193,17 @@ class ProtocolSocket:
         self.check()
         return self._sender.send_group(pipes, content, timeout, flags)
 
+    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
+        """Send as :meth:`send_group` does, right after :meth:`begin`: nothing is checked again, and nobody else runs.
+
+        Args:
+            pipes: as for :meth:`send_group`.
+            content: not longer than :attr:`max_content`.
+            timeout: seconds.
+            flags: the same.
+        """
+        return self._sender.put_group(pipes, content, timeout, flags)
+
     @property
     def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:
         """A function that sends a message as ``Socket.send_msg`` does, but lets no full pipe hold up the others.
@@ -230,7 +241,7 @@ class ProtocolSocket:
     def begin(self) -> None:
         """Let other greenlets run if this turn's budget is spent, as every sending method does when it begins.
 
-        What is sent next, to a group or without waiting, begins at once then.
+        Then :meth:`put_group` sends at once.
 
         Raises:
             WrongThread, ForkedSocketError: as for all methods of the socket.

@@ -23,15 +23,12 @@ __all__ = ["Entry", "History", "MemoryHistory", "Since", "publication"]
 
 #: What an entry takes in memory besides its topic and its content, in bytes, about.
 _OVERHEAD: Final = 200
-#: Topics whose last offset is remembered.
+#: Topics that are remembered, besides those of which something is kept.
 _MAX_TOPICS: Final = 1 << 16
-#: While there are no more topics than that, their order does not matter.
-_FEW_TOPICS: Final = 1 << 10
+#: So many topics are looked at, to forget them, when one more comes.
+_FORGOTTEN_TOPICS: Final = 2
 #: So many publications more than the limit are kept at times.
 _MORE: Final = 64
-#: Topics of which it is remembered that they have lost something. With more of them, older positions of all topics
-#: count as incomplete.
-_MAX_LOST: Final = 1 << 13
 
 _length = Struct(">H")
 _new = tuple.__new__
@@ -124,6 +121,25 @@ class History(ABC):
         """Return the retained values of the topics that match a pattern, oldest first."""
 
 
+class _Topic:
+    """What a history knows of a topic.
+
+    Attributes:
+        logged: whether its publications are kept.
+        last: the offset of its last publication.
+        lost: the last offset that cannot be sent again.
+        kept: its publications that are kept, oldest first; None if there is none.
+    """
+
+    __slots__ = ("kept", "last", "logged", "lost")
+
+    def __init__(self, logged: bool, last: int) -> None:
+        self.logged = logged
+        self.last = last
+        self.lost = 0
+        self.kept: deque[Entry] | None = None
+
+
 class MemoryHistory(History):
     """A history in this process's memory. It has a new epoch.
 
@@ -176,20 +192,14 @@ class MemoryHistory(History):
         self._log: deque[Entry] = deque()
         self._times: deque[float] = deque()
         self._log_bytes = 0
-        #: Whether the publications of a topic are kept, for topics that were published lately.
-        self._logged: dict[str, bool] = {}
-        #: The same publications by topic.
-        self._by_topic: dict[str, deque[Entry]] = {}
+        #: A publication with this offset, or a higher one, may be too many.
+        self._trim_at = 1
+        self._topics: OrderedDict[str, _Topic] = OrderedDict()
         self._retained: OrderedDict[str, Entry] = OrderedDict()
         self._retained_bytes = 0
-        #: By topic: its last offset; if there are many, the one that was published longest ago is first. And the last
-        #: offset of those that have left this table.
-        self._last: OrderedDict[str, int] = OrderedDict()
-        self._forgotten = 0
-        #: By topic, unless the log tells it: the last offset that is not kept any more; and the highest one of all.
-        self._lost: dict[str, int] = {}
+        #: The highest offset that is lost; and of topics that are forgotten: the last offset, and the last lost one.
         self._lost_to = 0
-        #: The highest lost offset of topics that have left ``_lost``.
+        self._forgotten = 0
         self._lost_forgotten = 0
 
     @property
@@ -197,51 +207,52 @@ class MemoryHistory(History):
         return self._last_offset
 
     def keeps(self, topic: str) -> bool:
-        return topic in self._retained or self._is_logged(topic)
+        return topic in self._retained or self._topic(topic).logged
 
-    def _is_logged(self, topic: str) -> bool:
-        logged = self._logged.get(topic)
-        if logged is None:
-            if len(self._logged) >= _MAX_TOPICS:
-                self._logged.clear()
-            logged = self._logged[topic] = bool(self._wanted.match(topic))
-        return logged
+    def _topic(self, topic: str) -> _Topic:
+        """Return what is known of a topic."""
+        found = self._topics.get(topic)
+        if found is None:
+            if len(self._topics) >= _MAX_TOPICS:
+                self._forget_topics()
+            found = self._topics[topic] = _Topic(bool(self._wanted.match(topic)), self._forgotten)
+        return found
+
+    def _forget_topics(self) -> None:
+        """Forget topics of which nothing is kept: more than will come, and few at once."""
+        for _ in range(_FORGOTTEN_TOPICS):
+            topic, known = self._topics.popitem(last=False)
+            if known.kept or topic in self._retained:
+                self._topics[topic] = known
+            else:
+                self._forgotten = max(self._forgotten, known.last)
+                self._lost_forgotten = max(self._lost_forgotten, known.lost)
 
     def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
-        logged = self._logged.get(topic)
-        if logged is None:
-            logged = self._is_logged(topic)
+        # Each publication comes through here, so this calls nothing that is not needed.
+        known = self._topics.get(topic) or self._topic(topic)
+        logged = known.logged
         if not logged and not retain and topic not in self._retained:
             return None
         offset = self._last_offset = self._last_offset + 1
-        last = self._last
-        entry = _new(Entry, (offset, last.get(topic, self._forgotten), topic, content))
-        last[topic] = offset
-        if len(last) > _FEW_TOPICS:
-            self._make_last(topic)
+        entry = _new(Entry, (offset, known.last, topic, content))
+        known.last = offset
         if logged:
             self._log.append(entry)
-            self._log_bytes += _OVERHEAD + len(topic) + len(content)
-            kept = self._by_topic.get(topic)
+            kept = known.kept
             if kept is None:
-                kept = self._by_topic[topic] = deque()
+                kept = known.kept = deque()
             kept.append(entry)
+            self._log_bytes += _OVERHEAD + len(topic) + len(content)
             if self._max_age:
                 self._times.append(monotonic())
         if retain:
             self._retain(entry)
         elif not logged:
-            self._lose(entry)
-        # Several at once take less time than one by one.
-        if len(self._log) > self._max_entries + _MORE or self._log_bytes > self._max_bytes or self._max_age:
+            self._lose(entry, known)
+        if offset >= self._trim_at or self._log_bytes > self._max_bytes:
             self.trim()
         return entry
-
-    def _make_last(self, topic: str) -> None:
-        """Record that a topic was the last one that was published; forget the first one if there are too many."""
-        self._last.move_to_end(topic)
-        if len(self._last) > _MAX_TOPICS:
-            self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
 
     def _retain(self, entry: Entry) -> None:
         self.unretain(entry.topic)
@@ -258,9 +269,9 @@ class MemoryHistory(History):
         if entry is None:
             return False
         self._retained_bytes -= _size(entry)
-        kept = self._by_topic.get(topic)
-        if not kept or kept[0].offset > entry.offset:
-            self._lose(entry)
+        known = self._topics[topic]
+        if not known.kept or known.kept[0].offset > entry.offset:
+            self._lose(entry, known)
         return True
 
     def since(self, pattern: str, offset: int) -> Since:
@@ -269,7 +280,8 @@ class MemoryHistory(History):
             return Since([], False)
         entries: list[Entry] = []
         if is_literal(pattern):
-            kept: Reversible[Entry] = self._by_topic.get(pattern, ())
+            known = self._topics.get(pattern)
+            kept: Reversible[Entry] = () if known is None else known.kept or ()
             value = self._retained.get(pattern)
             values: Reversible[Entry] = () if value is None else (value,)
         else:
@@ -294,19 +306,9 @@ class MemoryHistory(History):
         if offset < self._lost_forgotten:
             return False
         if is_literal(pattern):
-            return self._lost_of(pattern) <= offset
-        topics = (topic for topic in (*self._by_topic, *self._lost) if self._lost_of(topic) > offset)
-        return not any(matches(pattern, topic) for topic in topics)
-
-    def _lost_of(self, topic: str) -> int:
-        """Return the last offset of a topic that cannot be sent again, 0 if there is none."""
-        lost = self._lost.get(topic, 0)
-        kept = self._by_topic.get(topic)
-        if kept:
-            before = kept[0].previous
-            value = self._retained.get(topic)
-            lost = max(lost, value.previous if value is not None and value.offset == before else before)
-        return lost
+            known = self._topics.get(pattern)
+            return known is None or known.lost <= offset
+        return not any(known.lost > offset and matches(pattern, topic) for topic, known in self._topics.items())
 
     def retained_topics(self) -> list[str]:
         return [*self._retained]
@@ -318,48 +320,46 @@ class MemoryHistory(History):
 
     def trim(self) -> None:
         """Forget publications that are too old or too many."""
-        over = len(self._log) - self._max_entries
-        if over > 0:
-            self._forget(over, "entries")
-        while self._log_bytes > self._max_bytes and len(self._log) > 1:
+        log = self._log
+        if len(log) > self._max_entries:
+            self._forget(len(log) - self._max_entries, "entries")
+        while self._log_bytes > self._max_bytes and len(log) > 1:
             self._forget(1, "bytes")
+        # Several at once take less time than one by one.
+        more = self._max_entries - len(log) + _MORE
         if self._max_age:
             oldest = monotonic() - self._max_age
             while self._times and self._times[0] < oldest:
                 self._forget(1, "age")
+            more = min(more, _MORE)
+        self._trim_at = self._last_offset + 1 + more
 
     def _forget(self, count: int, reason: str) -> None:
         """Forget the oldest publications."""
-        log, by_topic, retained = self._log, self._by_topic, self._retained
-        size = 0
+        next_one, topics, retained = self._log.popleft, self._topics, self._retained
+        size = lost = 0
         for _ in range(count):
-            entry = log.popleft()
+            entry = next_one()
             offset, _, topic, content = entry
             size += _OVERHEAD + len(topic) + len(content)
-            kept = by_topic[topic]
+            known = topics[topic]
+            kept = known.kept
+            assert kept
             kept.popleft()
             if not kept:
-                del by_topic[topic]
-            if retained and retained.get(topic) is entry:
-                continue
-            if not kept:
-                self._lose(entry)
-            elif offset > self._lost_to:
-                # The next one of its topic tells which it was.
-                self._lost_to = offset
+                known.kept = None
+            if not retained or retained.get(topic) is not entry:
+                known.lost = lost = offset
         for _ in range(min(count, len(self._times))):
             self._times.popleft()
         self._log_bytes -= size
+        self._lost_to = max(self._lost_to, lost)
         self._count(reason, count)
 
-    def _lose(self, entry: Entry) -> None:
+    def _lose(self, entry: Entry, known: _Topic) -> None:
         """Remember that a publication cannot be sent again."""
-        self._lost[entry.topic] = max(self._lost.get(entry.topic, 0), entry.offset)
+        known.lost = max(known.lost, entry.offset)
         self._lost_to = max(self._lost_to, entry.offset)
-        if len(self._lost) > _MAX_LOST:
-            # From now on it is not known which of these topics have lost something.
-            self._lost.clear()
-            self._lost_forgotten = self._lost_to
 
     def _count(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count

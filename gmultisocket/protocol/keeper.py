@@ -111,7 +111,7 @@ class Keeper:
     def publish(
         self, topic: str, content: bytes, head: bytes, wanted: Collection[Any], timeout: float | None, retain: bool
     ) -> int:
-        """Keep a publication if it is to be kept, and send it. As ``Pub.publish``.
+        """Keep a publication if it is to be kept, and send it. As ``Pub.publish``, which has called ``begin()``.
 
         Args:
             topic: must be valid.
@@ -123,13 +123,11 @@ class Keeper:
         """
         history = self.history or self._make_history()
         core = self._core
-        # Here, so that no other greenlet runs between the numbering and the sending.
-        core.begin()
-        if POSITION_SIZE + len(head) + len(content) > core.max_content and (retain or history.keeps(topic)):
-            core.check_content(bytes(POSITION_SIZE) + head + content)
+        if POSITION_SIZE + len(head) + len(content) > core.max_content:
+            core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + head + content)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
         if self._replays is None and not self._subscribers.own_copies:
-            return core.send_group(wanted, head + content, timeout)
+            return core.put_group(wanted, head + content, timeout)
         return self.send(entry, head + content, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
@@ -154,6 +152,8 @@ class Keeper:
     ) -> int:
         """Send a publication to all that want it, to each in its way. Return the number of pipes that it went to.
 
+        Call ``begin()`` of the core before.
+
         Args:
             entry: None if it has no position.
             publication: its topic and its content.
@@ -162,7 +162,7 @@ class Keeper:
             timeout: seconds.
         """
         replays = self._replays
-        send = self.send_copies if self._subscribers.own_copies else self._core.send_group
+        send = self.send_copies if self._subscribers.own_copies else self._core.put_group
         if entry is None or replays is None or not replays.askings:
             return send(wanted, publication, timeout)
         if replays.running:

@@ -182,16 +182,22 @@ class Pub(ProtocolBase):
             BadTopic: it is not a topic.
             Timeout, MessageTooLong, Closed: as ``Socket.send_all`` does.
         """
+        core = self._core
+        # Others may run here, and not between finding out who wants it and sending it to them.
+        core.begin()
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
-            content = self._core.check_content(content)
+            content = core.check_content(content)
         if retain or self._keeper.history is not None:
             if self._closing:
                 self._check_open()
             return self._keeper.publish(topic, content, head, pipes, timeout, retain)
+        publication = head + content
+        if len(publication) > core.max_content:
+            core.check_content(publication)
         if self._own_copies:
-            return self._keeper.send_copies(pipes, head + content, timeout)
-        return self._core.send_group(pipes, head + content, timeout)
+            return self._keeper.send_copies(pipes, publication, timeout)
+        return core.put_group(pipes, publication, timeout)
 
     def publish_entry(self, entry: Entry, timeout: float | None = None) -> int:
         """Send a publication that the history has got from somewhere else: it has its number already.
@@ -205,9 +211,9 @@ class Pub(ProtocolBase):
         Raises:
             BadTopic, Timeout, MessageTooLong, Closed: as :meth:`publish`.
         """
-        head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
         self._check_open()
         self._core.begin()
+        head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
         return self._keeper.send(entry, head + entry.content, entry.topic, pipes, timeout)
 
     def replay_again(self) -> None:

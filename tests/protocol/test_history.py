@@ -74,13 +74,29 @@ def test_the_retained_values_have_limits() -> None:
 
 def test_a_topic_that_was_forgotten_counts_as_having_missed_something(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gmultisocket.protocol.history._MAX_TOPICS", 2)
-    monkeypatch.setattr("gmultisocket.protocol.history._FEW_TOPICS", 0)
-    history = MemoryHistory(">")
+    monkeypatch.setattr("gmultisocket.protocol.history._MORE", 0)
+    history = MemoryHistory(">", max_entries=1)
     for topic in ("a", "b", "c"):
         history.append(topic, b"")
     entry = history.append("d", b"")
-    # a and b are forgotten: it is not known whether d was there before.
-    assert entry is not None and entry.previous == 1
+    # a and b are forgotten: it is not known whether d was there before, and what of it is lost.
+    assert entry is not None and entry.previous == 2
+    assert [offsets(history, topic, 0)[1] for topic in ("a", "d")] == [False, False]
+    assert offsets(history, "d", 2) == ([4], True)
+
+
+def test_topics_of_which_something_is_kept_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gmultisocket.protocol.history._MAX_TOPICS", 2)
+    history = MemoryHistory("a.>")
+    history.append("value", b"", retain=True)
+    for number in range(4):
+        history.append(f"a.{number}", b"")
+        assert history.append(f"other.{number}", b"") is None
+    entry = history.append("a.0", b"")
+    assert entry is not None and entry.previous == 2
+    assert history.unretain("value")
+    assert offsets(history, ">", 0) == ([2, 3, 4, 5, 6], False)
+    assert offsets(history, "a.>", 0) == ([2, 3, 4, 5, 6], True)
 
 
 @pytest.mark.parametrize("limits", [{"max_entries": 0}, {"max_bytes": 1.5}, {"max_age": -1}, {"max_retained": True}])

@@ -827,3 +827,17 @@ def test_publications_for_a_subscriber_that_has_gone_are_a_loss(
             pipe.close("for the test")
         assert pipe.counters.drops["disconnect"] >= 2
         wait_until(lambda: "drops messages: disconnect" in caplog.text)
+
+
+def test_a_peer_that_comes_while_publish_lets_others_run_gets_nothing_it_has_not_subscribed_to() -> None:
+    with Pub({"socket.yield_messages": 1}) as pub, Sub() as sub, Socket() as stranger:
+        address = pub.listen("tcp://127.0.0.1:0").address
+        sub.dial(address)
+        sub.subscribe("a", LONG)
+        # Nearly all that others do, they do in the middle of a call.
+        publishing = gevent.spawn(lambda: [pub.publish("a", b"secret") for _ in range(2000)])
+        stranger.dial(address)
+        wait_until(lambda: len(pub.pipes) == 2)
+        publishing.kill()
+        stranger.send_msg(Message(TO_ALL | CONTROL, content=b"\x01end"))
+        assert hear(stranger).content == b"\x02end"

@@ -196,11 +196,20 @@ class Sender:
 
     def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None, flags: int = 0) -> int:
         """Send to some pipes; see ``ProtocolSocket.send_group``."""
+        content = self.check_content(content)
+        if self._scheduler.over_budget:
+            self.begin()
+            # Others have run, so as many pipes as there are now need not be these.
+            return self._to_all.send_each(list(pipes), (TO_ALL | flags, self.ttl, b"", b"", content), timeout)
+        self.begin()
+        return self.put_group(pipes, content, timeout, flags)
+
+    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None, flags: int) -> int:
+        """Send to some pipes after :meth:`begin`; see ``ProtocolSocket.put_group``."""
+        fields = (TO_ALL | flags, self.ttl, b"", b"", content)
         # If that is all pipes, a fan-out puts the message once, and not into each.
         if len(pipes) == len(self._pipes):
-            return self.send_all(content, timeout, flags)
-        fields = (TO_ALL | flags, self.ttl, b"", b"", self.check_content(content))
-        self.begin()
+            return self._to_all.send(fields, timeout)
         return self._to_all.send_each(list(pipes), fields, timeout)
 
     def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
@@ -261,7 +270,8 @@ class Sender:
 
     def begin(self) -> None:
         """Check that something may be sent, and let other greenlets run if this turn's budget is spent."""
-        self._check_open()
+        if self._closed or self._no_send:
+            self._check_open()
         if self._scheduler.over_budget:
             self._yield()
 
