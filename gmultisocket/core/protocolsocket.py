@@ -198,7 +198,7 @@ class ProtocolSocket:
 
         Args:
             pipes: as for :meth:`send_group`.
-            content: not longer than :attr:`max_content`.
+            content: not longer than :meth:`begin` says.
             timeout: seconds.
             flags: the same.
         """
@@ -238,17 +238,22 @@ class ProtocolSocket:
         """
         self._sender.requeue.add([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
 
-    def begin(self) -> None:
+    def begin(self) -> int:
         """Let other greenlets run if this turn's budget is spent, as every sending method does when it begins.
 
         Then :meth:`put_group` sends at once.
+
+        Returns:
+            The longest content that may be sent, in bytes.
 
         Raises:
             WrongThread, ForkedSocketError: as for all methods of the socket.
             Closed, NotSupported: nothing may be sent.
         """
         self.check()
-        self._sender.begin()
+        sender = self._sender
+        sender.begin()
+        return sender.max_content
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, whatever ``socket.send_overflow`` says.

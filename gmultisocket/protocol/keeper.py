@@ -109,7 +109,14 @@ class Keeper:
     # Publications
 
     def publish(
-        self, topic: str, content: bytes, head: bytes, wanted: Collection[Any], timeout: float | None, retain: bool
+        self,
+        topic: str,
+        content: bytes,
+        head: bytes,
+        wanted: Collection[Any],
+        timeout: float | None,
+        retain: bool,
+        longest: int,
     ) -> int:
         """Keep a publication if it is to be kept, and send it. As ``Pub.publish``, which has called ``begin()``.
 
@@ -120,15 +127,16 @@ class Keeper:
             wanted: the pipes that want it; or the subscribers, if each gets its own copy.
             timeout: seconds.
             retain: whether it is the topic's present value.
+            longest: the most bytes that a message may have.
         """
         history = self.history or self._make_history()
-        core = self._core
-        if POSITION_SIZE + len(head) + len(content) > core.max_content:
-            core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + head + content)
+        publication = head + content
+        if len(publication) > longest - POSITION_SIZE:
+            self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
         if self._replays is None and not self._subscribers.own_copies:
-            return core.put_group(wanted, head + content, timeout)
-        return self.send(entry, head + content, topic, wanted, timeout)
+            return self._core.put_group(wanted, publication, timeout)
+        return self.send(entry, publication, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
         """Keep the present value of a topic for later subscriptions, without sending it to those that are there.
@@ -165,19 +173,21 @@ class Keeper:
         send = self.send_copies if self._subscribers.own_copies else self._core.put_group
         if entry is None or replays is None or not replays.askings:
             return send(wanted, publication, timeout)
-        if replays.running:
+        if replays.queues:
             replays.published(entry)
         split = replays.splits.get(topic)
-        if split is None or split.wanted is not wanted:
+        if split is None or split[0] is not wanted:
             split = replays.split(topic, wanted)
+        _, positioned, plain, alone, pipes_alone = split
         count = 0
-        if split.positioned:
-            head = pack_positioned(POSITIONED, 0, replays.history.epoch, entry.offset, entry.previous)
-            count = send(split.positioned, head + publication, timeout, CONTROL)
-        if split.plain:
-            count += send(split.plain, publication, timeout)
-        if split.alone:
-            count += min(self.send_copies(split.alone, publication, timeout), split.pipes_alone)
+        if positioned:
+            offset, previous, _, _ = entry
+            head = pack_positioned(POSITIONED, 0, replays.history.epoch, offset, previous)
+            count = send(positioned, head + publication, timeout, CONTROL)
+        if plain:
+            count += send(plain, publication, timeout)
+        if alone:
+            count += min(self.send_copies(alone, publication, timeout), pipes_alone)
         return count
 
     def send_copies(self, remotes: Collection[RemoteSub], content: bytes, timeout: float | None, flags: int = 0) -> int:

@@ -184,16 +184,16 @@ class Pub(ProtocolBase):
         """
         core = self._core
         # Others may run here, and not between finding out who wants it and sending it to them.
-        core.begin()
+        longest = core.begin()
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
             content = core.check_content(content)
         if retain or self._keeper.history is not None:
             if self._closing:
                 self._check_open()
-            return self._keeper.publish(topic, content, head, pipes, timeout, retain)
+            return self._keeper.publish(topic, content, head, pipes, timeout, retain, longest)
         publication = head + content
-        if len(publication) > core.max_content:
+        if len(publication) > longest:
             core.check_content(publication)
         if self._own_copies:
             return self._keeper.send_copies(pipes, publication, timeout)

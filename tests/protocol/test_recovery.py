@@ -535,7 +535,7 @@ def test_many_replays_take_turns_and_others_are_served_meanwhile() -> None:
             wait_until(lambda: by_hand.queued == 30_000)
             kinds = {type(each).__name__ for each in answers(by_hand, 30_000)}
             assert kinds == {"Replay", "Positioned"}
-            wait_until(lambda: not pub._keeper._replays._queues)  # type: ignore[union-attr]
+            wait_until(lambda: not pub._keeper._replays.queues)  # type: ignore[union-attr]
             assert pub._keeper._replays._pins.size == 0  # type: ignore[union-attr]
 
 
@@ -557,10 +557,10 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
             for number in range(10):
                 pub.publish("a", b"%d" % number)
                 assert sub.recv(LONG) == ("a", b"%d" % number)
-            (pipe,) = (pipe for pipe in replays._queues)
+            (pipe,) = (pipe for pipe in replays.queues)
             assert pipe.counters.drops["overflow"] == 5
-        wait_until(lambda: not replays._queues and not replays._pins.size)
-        wait_until(lambda: not replays.running and len(replays.askings) == 1)
+        wait_until(lambda: not replays.queues and not replays._pins.size)
+        wait_until(lambda: not replays._running and len(replays.askings) == 1)
 
 
 def test_replays_that_take_too_much_memory_are_a_gap() -> None:
@@ -589,7 +589,7 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
             by_hand.send_msg(Message(CONTROL | TO_ALL, content=b"\x00a"))
             wait_until(lambda: not pub.subscriptions)
             got = 0
-            while replays_of()._queues or by_hand.queued:
+            while replays_of().queues or by_hand.queued:
                 by_hand.recv_msg(LONG)
                 got += 1
                 gevent.idle()
