@@ -12,7 +12,7 @@ from ..core.protocolsocket import ProtocolSocket
 from ..errors import BrokenPath
 from ..options import Options
 from ..wire import CONTROL, TO_DEST, Message
-from .history import Entry, History, MemoryHistory
+from .history import History, Kept, MemoryHistory
 from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
 from .rights import RemoteSub
@@ -54,6 +54,7 @@ class Keeper:
         self._spawn = spawn
         self._subscribers = subscribers
         self._send_copy = send_copy
+        self._send = self.send_copies if subscribers.own_copies else core.put_group
         self.history = history
         self.retained = Retained(core, spawn, lambda: self.history)
         #: Made when the first subscriber asks for it.
@@ -134,8 +135,8 @@ class Keeper:
         if len(publication) > longest - POSITION_SIZE:
             self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
-        if self._replays is None and not self._subscribers.own_copies:
-            return self._core.put_group(wanted, publication, timeout)
+        if self._replays is None:
+            return self._send(wanted, publication, timeout)
         return self.send(entry, publication, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
@@ -147,7 +148,7 @@ class Keeper:
         self._core.check_content(bytes(POSITION_SIZE + 2) + topic.encode() + content)
         self._retain(self._make_history(), topic, content)
 
-    def _retain(self, history: History, topic: str, content: bytes) -> Entry | None:
+    def _retain(self, history: History, topic: str, content: bytes) -> Kept | None:
         """Keep the present value of a topic. Count the values that have to go for it."""
         before = history.dropped.get("retained", 0)
         entry = history.append(topic, content, True)
@@ -156,7 +157,7 @@ class Keeper:
         return entry
 
     def send(
-        self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
+        self, entry: Kept | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
     ) -> int:
         """Send a publication to all that want it, to each in its way. Return the number of pipes that it went to.
 
@@ -170,7 +171,7 @@ class Keeper:
             timeout: seconds.
         """
         replays = self._replays
-        send = self.send_copies if self._subscribers.own_copies else self._core.put_group
+        send = self._send
         if entry is None or replays is None or not replays.askings:
             return send(wanted, publication, timeout)
         if replays.queues:

@@ -43,7 +43,7 @@ from ..options import Option, OptionValues, follow
 from ..wire import Message
 from .base import ProtocolBase
 from .gatekeeper import Gatekeeper
-from .history import Entry, History
+from .history import History, Kept
 from .holding import Hold
 from .outbox import Outbox
 from .pubsubwire import (
@@ -199,11 +199,11 @@ class Pub(ProtocolBase):
             return self._keeper.send_copies(pipes, publication, timeout)
         return core.put_group(pipes, publication, timeout)
 
-    def publish_entry(self, entry: Entry, timeout: float | None = None) -> int:
+    def publish_entry(self, entry: Kept, timeout: float | None = None) -> int:
         """Send a publication that the history has got from somewhere else: it has its number already.
 
         For a history that several publishers share. Call it for one entry after the other, in the order of their
-        offsets, in the same turn in which the history gets it.
+        offsets, in the same turn in which the history gets it. ``entry`` is an ``Entry``, or a plain tuple of the same.
 
         Returns:
             The number of pipes that it went to.
@@ -213,8 +213,9 @@ class Pub(ProtocolBase):
         """
         self._check_open()
         self._core.begin()
-        head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
-        return self._keeper.send(entry, head + entry.content, entry.topic, pipes, timeout)
+        _, _, topic, content = entry
+        head, pipes = self._groups.get(topic) or self._find(topic)
+        return self._keeper.send(entry, head + content, topic, pipes, timeout)
 
     def replay_again(self) -> None:
         """Answer all subscribers that ask for history again: ``history.epoch`` is another one now. Does not block."""

@@ -23,7 +23,7 @@ from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..loop.yielding import yield_to_loop
 from ..options import Options
-from .history import Entry, History, publication
+from .history import History, Kept, publication
 from .pubsubwire import Ask, Positioned, Replay
 from .replays import Pins, begin_replay
 from .retained import topics_with_value
@@ -81,7 +81,7 @@ class _Asking:
         self.remote = remote
         self.ask = ask
         self.accepted = accepted
-        self.entries: deque[Entry] | None = None
+        self.entries: deque[Kept] | None = None
         self.added = 0
         self.index: Subscriptions[Any] | None = None
 
@@ -240,12 +240,12 @@ class Replays:
 
     # Publications
 
-    def published(self, entry: Entry) -> None:
+    def published(self, entry: Kept) -> None:
         """Put a publication behind the replays that run, and that it belongs to.
 
         It need not be called while ``queues`` is empty.
         """
-        for asking in self._running.match(entry.topic):
+        for asking in self._running.match(entry[2]):
             if asking.entries is None:
                 continue
             if asking.added < _MAX_ADDED and self._pins.fits((entry,)):
@@ -346,7 +346,7 @@ class Replays:
         """
         history = self.history
         if asking.ask.retained and history.last_offset > seen:
-            topics.update(entry.topic for entry in history.since(asking.ask.pattern, seen).entries)
+            topics.update(topic for _, _, topic, _ in history.since(asking.ask.pattern, seen).entries)
         retained = sorted(entry for topic in topics for entry in history.retained(topic))
         head, entries = begin_replay(history, asking.ask, asking.accepted, retained, self._pins.fits)
         if entries:
@@ -368,7 +368,8 @@ class Replays:
         asking.added = min(asking.added, len(entries))
         history = self.history
         epoch = history.epoch
-        self._put(asking, Positioned(asking.ask.id, epoch, entry.offset, entry.previous, publication(entry)))
+        offset, previous, topic, content = entry
+        self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
         if not entries:
             asking.entries = None
             self._put(asking, Replay(asking.ask.id, epoch, history.last_offset, end=True))

@@ -19,15 +19,13 @@ TOPICS = ["a.x", "a.y", "b"]
 
 def offsets(history: MemoryHistory, pattern: str, offset: int) -> tuple[list[int], bool]:
     entries, complete = history.since(pattern, offset)
-    return [entry.offset for entry in entries], complete
+    return [entry[0] for entry in entries], complete
 
 
 def test_publications_are_numbered_and_know_the_one_before() -> None:
     history = MemoryHistory(">")
     entries = [history.append(topic, b"") for topic in ("a", "b", "a", "a")]
-    assert [(entry.offset, entry.previous) for entry in entries if entry is not None] == [
-        (1, 0), (2, 0), (3, 1), (4, 3),
-    ]  # fmt: skip
+    assert entries == [(1, 0, "a", b""), (2, 0, "b", b""), (3, 1, "a", b""), (4, 3, "a", b"")]
     assert history.last_offset == 4
 
 
@@ -66,9 +64,9 @@ def test_the_retained_values_have_limits() -> None:
     history = MemoryHistory(max_retained=2, max_retained_bytes=900)
     for topic in ("a", "b", "c"):
         history.append(topic, b"", retain=True)
-    assert [entry.topic for entry in history.retained(">")] == ["b", "c"]
+    assert [topic for _, _, topic, _ in history.retained(">")] == ["b", "c"]
     history.append("d", bytes(600), retain=True)
-    assert [entry.topic for entry in history.retained(">")] == ["d"]
+    assert [topic for _, _, topic, _ in history.retained(">")] == ["d"]
     assert history.dropped == {"retained": 3}
 
 
@@ -78,9 +76,8 @@ def test_a_topic_that_was_forgotten_counts_as_having_missed_something(monkeypatc
     history = MemoryHistory(">", max_entries=1)
     for topic in ("a", "b", "c"):
         history.append(topic, b"")
-    entry = history.append("d", b"")
     # a and b are forgotten: it is not known whether d was there before, and what of it is lost.
-    assert entry is not None and entry.previous == 2
+    assert history.append("d", b"") == (4, 2, "d", b"")
     assert [offsets(history, topic, 0)[1] for topic in ("a", "d")] == [False, False]
     assert offsets(history, "d", 2) == ([4], True)
 
@@ -92,8 +89,7 @@ def test_topics_of_which_something_is_kept_are_not_forgotten(monkeypatch: pytest
     for number in range(4):
         history.append(f"a.{number}", b"")
         assert history.append(f"other.{number}", b"") is None
-    entry = history.append("a.0", b"")
-    assert entry is not None and entry.previous == 2
+    assert history.append("a.0", b"") == (6, 2, "a.0", b"")
     assert history.unretain("value")
     assert offsets(history, ">", 0) == ([2, 3, 4, 5, 6], False)
     assert offsets(history, "a.>", 0) == ([2, 3, 4, 5, 6], True)
@@ -125,6 +121,6 @@ def test_it_knows_exactly_whether_something_is_missing(
             history.unretain(unretained)
     entries, complete = history.since(pattern, offset)
     wanted = [entry for entry in history.truth if entry.offset > offset and matches(pattern, entry.topic)]
-    assert entries == [entry for entry in wanted if entry in entries]
-    assert complete == (entries == wanted and offset <= history.last_offset)
+    assert [*entries] == [entry for entry in wanted if entry in entries]
+    assert complete == ([*entries] == wanted and offset <= history.last_offset)
     assert all(entry.offset == 1 or entry.previous < entry.offset for entry in history.truth)
