@@ -204,6 +204,22 @@ class ProtocolSocket:
         """
         return self._sender.put_group(pipes, content, timeout, flags)
 
+    def put_copies(
+        self, paths: Collection[tuple[Pipe, bytes]], content: bytes, timeout: float | None = None, flags: int = 0
+    ) -> int:
+        """Send along several paths, as :meth:`put_group` sends to pipes.
+
+        Args:
+            paths: each a pipe that was open, and a path that begins with it.
+            content: not longer than :meth:`begin` says.
+            timeout: seconds.
+            flags: the same.
+
+        Returns:
+            The number of pipes that it went to.
+        """
+        return self._sender.put_copies(paths, content, timeout, flags)
+
     @property
     def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:
         """A function that sends a message as ``Socket.send_msg`` does, but lets no full pipe hold up the others.

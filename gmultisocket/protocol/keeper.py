@@ -9,9 +9,8 @@ from gevent import Greenlet
 
 from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
-from ..errors import BrokenPath
 from ..options import Options
-from ..wire import CONTROL, TO_DEST, Message
+from ..wire import CONTROL
 from .history import History, Kept, MemoryHistory
 from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
@@ -33,7 +32,6 @@ class Keeper:
         spawn: its ``_spawn``.
         subscribers: its subscribers.
         history: None if it keeps nothing but retained values.
-        send_copy: sends a message along its path, as ``Socket.send_msg`` does.
 
     Attributes:
         history: None until something is kept.
@@ -47,14 +45,12 @@ class Keeper:
         spawn: Callable[..., Greenlet[..., Any]],
         subscribers: Subscribers,
         history: History | None,
-        send_copy: Callable[[Message, float | None], int],
     ) -> None:
         self._core = core
         self._options = options
         self._spawn = spawn
         self._subscribers = subscribers
-        self._send_copy = send_copy
-        self._send = self.send_copies if subscribers.own_copies else core.put_group
+        self._send = core.put_copies if subscribers.own_copies else core.put_group
         self.history = history
         self.retained = Retained(core, spawn, lambda: self.history)
         #: Made when the first subscriber asks for it.
@@ -188,19 +184,5 @@ class Keeper:
         if plain:
             count += send(plain, publication, timeout)
         if alone:
-            count += min(self.send_copies(alone, publication, timeout), pipes_alone)
+            count += min(self._core.put_copies(alone, publication, timeout), pipes_alone)
         return count
-
-    def send_copies(self, remotes: Collection[RemoteSub], content: bytes, timeout: float | None, flags: int = 0) -> int:
-        """Send to each subscriber along its path. Return the number of pipes that it went to."""
-        self._core.check()
-        reached = set()
-        for pipe, source in [*remotes]:
-            full = pipe.full
-            try:
-                self._send_copy(Message(TO_DEST | flags, destination=source, content=content), timeout)
-            except BrokenPath:
-                continue
-            if not full:
-                reached.add(pipe.id)
-        return len(reached)

@@ -125,9 +125,7 @@ class Pub(ProtocolBase):
         history: History | None = None,
     ) -> None:
         super().__init__(options)
-        gate = Gatekeeper(
-            self._core, self.options, self._spawn, authorize, authorize_through_switches, history, self.socket.send_msg
-        )
+        gate = Gatekeeper(self._core, self.options, self._spawn, authorize, authorize_through_switches, history)
         self._gate = gate
         self._keeper = gate.keeper
         self._presence_names = presence_names
@@ -196,7 +194,7 @@ class Pub(ProtocolBase):
         if len(publication) > longest:
             core.check_content(publication)
         if self._own_copies:
-            return self._keeper.send_copies(pipes, publication, timeout)
+            return core.put_copies(pipes, publication, timeout)
         return core.put_group(pipes, publication, timeout)
 
     def publish_entry(self, entry: Kept, timeout: float | None = None) -> int:

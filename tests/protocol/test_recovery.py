@@ -720,3 +720,22 @@ def test_entries_of_others_must_have_a_topic_and_a_pub_that_is_open() -> None:
     pub.close()
     with pytest.raises(Closed):
         pub.publish_entry(Entry(2, 1, "a", b""))
+
+
+@pytest.mark.parametrize("rights", ["none", "own copies"])
+def test_what_several_greenlets_publish_at_once_is_in_order_although_publish_waits(direct: Net, rights: str) -> None:
+    own = {"authorize": lambda remote, pattern: True, "authorize_through_switches": True} if rights != "none" else {}
+    options = {"socket.send_overflow": "block", "socket.send_queue_size": 2}
+    with Pub(options, history=MemoryHistory(">"), **own) as pub, Sub() as slow, Sub() as fast:
+        direct.connect(pub, slow, fast)
+        gaps: list[Gap] = []
+        for sub in (slow, fast):
+            sub.on_gap(gaps.append)
+            sub.subscribe("a", LONG, recover=True)
+        # More than the queues and the kernel take.
+        content = bytes(100_000)
+        publishing = [gevent.spawn(lambda: [pub.publish("a", content) for _ in range(20)]) for _ in range(10)]
+        reading = gevent.spawn(lambda: [fast.recv(LONG) for _ in range(200)])
+        assert [slow.recv(LONG) for _ in range(200)] == reading.get() == [("a", content)] * 200
+        gevent.joinall(publishing, raise_error=True)
+        assert gaps == []

@@ -212,6 +212,14 @@ class Sender:
             return self._to_all.send(fields, timeout)
         return self._to_all.send_each(list(pipes), fields, timeout)
 
+    def put_copies(
+        self, paths: Collection[tuple[Pipe, bytes]], content: bytes, timeout: float | None, flags: int
+    ) -> int:
+        """Send along several paths after :meth:`begin`; see ``ProtocolSocket.put_copies``."""
+        flags, ttl = TO_DEST | flags, self.ttl
+        copies = [(pipe, (flags, ttl, b"", path, content)) for pipe, path in paths]
+        return self._to_all.send_copies(copies, timeout)
+
     def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
         """Send or forward a message by its own fields; see ``Socket.send_msg`` and ``ProtocolSocket.forward``."""
         flags, ttl, source, destination = message.flags, message.ttl, message.source, message.destination
