@@ -276,16 +276,20 @@ class MemoryHistory(History):
         if entry is None:
             return False
         self._retained_bytes -= _size(entry)
-        known = self._topics[topic]
-        if not known.kept or known.kept[0][0] > entry[0]:
-            self._lose(entry[0], known)
+        if not self._in_log(entry):
+            self._lose(entry[0], self._topics[topic])
         return True
+
+    def _in_log(self, value: Kept) -> bool:
+        """Return whether a retained value is kept as a publication as well."""
+        offset, _, topic, _ = value
+        kept = self._topics[topic].kept
+        return kept is not None and kept[0][0] <= offset
 
     def since(self, pattern: str, offset: int) -> Since:
         self.trim()
         if offset > self._last_offset:
             return Since([], False)
-        entries: list[Kept] = []
         if is_literal(pattern):
             known = self._topics.get(pattern)
             kept: Reversible[Kept] = () if known is None else known.kept or ()
@@ -295,16 +299,11 @@ class MemoryHistory(History):
             # Both are in the order of their offsets.
             kept = self._log
             values = self._retained.values()
-        for newest_first in (reversed(kept), reversed(values)):
-            for entry in newest_first:
-                number, _, topic, _ = entry
-                if number <= offset:
-                    break
-                if matches(pattern, topic):
-                    entries.append(entry)
-        entries.sort()
-        # A retained value is in the log as well, unless that has forgotten it.
-        entries = [entry for before, entry in zip([None, *entries], entries, strict=False) if entry is not before]
+        topics: dict[str, bool] = {}
+        entries = _behind(offset, pattern, kept, topics)
+        others = [entry for entry in _behind(offset, pattern, values, topics) if not self._in_log(entry)]
+        if others:
+            entries = sorted(others + entries)
         return Since(entries, self._is_complete(pattern, offset))
 
     def _is_complete(self, pattern: str, offset: int) -> bool:
@@ -371,6 +370,29 @@ class MemoryHistory(History):
 
     def _count(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+def _behind(offset: int, pattern: str, entries: Reversible[Kept], topics: dict[str, bool]) -> list[Kept]:
+    """Return those of some entries, oldest first, that are behind an offset and whose topics match a pattern.
+
+    Args:
+        offset: the offset.
+        pattern: the pattern.
+        entries: the entries, oldest first.
+        topics: whether it matches a topic, as far as that is known.
+    """
+    found = []
+    for entry in reversed(entries):
+        number, _, topic, _ = entry
+        if number <= offset:
+            break
+        wanted = topics.get(topic)
+        if wanted is None:
+            wanted = topics[topic] = matches(pattern, topic)
+        if wanted:
+            found.append(entry)
+    found.reverse()
+    return found
 
 
 def publication(topic: str, content: bytes) -> bytes:
