@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Literal
 
 from ..options import Options
-from ..wire import TO_ONE, Message
+from ..wire import TO_DEST, TO_ONE, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
 from .pipes.pipe import Pipe
@@ -191,7 +191,12 @@ class ProtocolSocket:
             The number of pipes that it went to.
         """
         self.check()
-        return self._sender.send_group(pipes, content, timeout, flags)
+        sender = self._sender
+        content = sender.check_content(content)
+        if sender.begin():
+            # Some may have closed, and as many new ones may be there.
+            pipes = [pipe for pipe in pipes if pipe.id in self._connector.pipes]
+        return sender.put_group(pipes, content, timeout, flags)
 
     def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
         """Send as :meth:`send_group` does, right after :meth:`begin`: nothing is checked again, and nobody else runs.
@@ -218,7 +223,9 @@ class ProtocolSocket:
         Returns:
             The number of pipes that it went to.
         """
-        return self._sender.put_copies(paths, content, timeout, flags)
+        sender, flags = self._sender, TO_DEST | flags
+        copies = [(pipe, (flags, sender.ttl, b"", path, content)) for pipe, path in paths]
+        return sender._to_all.send_copies(copies, timeout)
 
     @property
     def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:

@@ -192,17 +192,8 @@ class Sender:
     def send_all(self, content: Buffer, timeout: float | None, flags: int = 0) -> int:
         """Send to every peer; see ``Socket.send_all``."""
         content = self.check_content(content)
-        return self._send_to_all((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
-
-    def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None, flags: int = 0) -> int:
-        """Send to some pipes; see ``ProtocolSocket.send_group``."""
-        content = self.check_content(content)
-        if self._scheduler.over_budget:
-            self.begin()
-            # Others have run, so as many pipes as there are now need not be these.
-            return self._to_all.send_each(list(pipes), (TO_ALL | flags, self.ttl, b"", b"", content), timeout)
         self.begin()
-        return self.put_group(pipes, content, timeout, flags)
+        return self._to_all.send((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
 
     def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None, flags: int) -> int:
         """Send to some pipes after :meth:`begin`; see ``ProtocolSocket.put_group``."""
@@ -211,14 +202,6 @@ class Sender:
         if len(pipes) == len(self._pipes):
             return self._to_all.send(fields, timeout)
         return self._to_all.send_each(list(pipes), fields, timeout)
-
-    def put_copies(
-        self, paths: Collection[tuple[Pipe, bytes]], content: bytes, timeout: float | None, flags: int
-    ) -> int:
-        """Send along several paths after :meth:`begin`; see ``ProtocolSocket.put_copies``."""
-        flags, ttl = TO_DEST | flags, self.ttl
-        copies = [(pipe, (flags, ttl, b"", path, content)) for pipe, path in paths]
-        return self._to_all.send_copies(copies, timeout)
 
     def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
         """Send or forward a message by its own fields; see ``Socket.send_msg`` and ``ProtocolSocket.forward``."""
@@ -276,12 +259,14 @@ class Sender:
         if self._no_send:
             raise NotSupported("sending", "the socket has socket.no_send set")
 
-    def begin(self) -> None:
-        """Check that something may be sent, and let other greenlets run if this turn's budget is spent."""
+    def begin(self) -> bool:
+        """Check that something may be sent. Return whether others have run, because this turn's budget was spent."""
         if self._closed or self._no_send:
             self._check_open()
-        if self._scheduler.over_budget:
-            self._yield()
+        if not self._scheduler.over_budget:
+            return False
+        self._yield()
+        return True
 
     def _yield(self) -> None:
         """Let other greenlets run. Called before a message is taken, not after."""
@@ -362,10 +347,6 @@ class Sender:
         """Block until one pipe is writable; see ``ProtocolSocket.wait_writable``."""
         self.begin()
         return self._to_destination.wait_writable(pipe, timeout)
-
-    def _send_to_all(self, fields: Sent, timeout: float | None) -> int:
-        self.begin()
-        return self._to_all.send(fields, timeout)
 
     # Pipes
 
