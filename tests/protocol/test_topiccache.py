@@ -140,6 +140,7 @@ def test_the_number_of_topics_and_of_their_keys_is_bounded(monkeypatch: pytest.M
     cache = remembered(*(str(number) for number in range(3000)))
     assert len(cache.groups) <= 1024
     monkeypatch.setattr(topiccache, "_MAX_KEYS", 100)
+    cache = remembered()
     for number in range(100):
         cache.add(f"b.{number}", b"", set(range(30)))
         assert cache._keys <= 130
