@@ -865,17 +865,17 @@ def test_a_pub_that_comes_up_behind_a_switch_hears_from_each_sub_once_and_after_
             sub.subscribe(f"topic.{number}")
             sub.dial(front_address, {"connector.dialer.dial_async": True})
         with switch(back_address, front_address) as front:
-            front.wait_pipes(count, LONG)
+            # What they say at first reaches nobody.
+            wait_until(lambda: front.counters.messages_received >= 2 * count, LONG)
             pub.dial(back_address)
-            wait_until(lambda: pub.subscriptions == count)
+            wait_until(lambda: pub.subscriptions == count, LONG)
             # Each has subscribed, and said that it repeats that; each was asked once, and has one answer.
-            wait_until(lambda: pub.counters.messages_received == 2 * count)
-            wait_until(lambda: front.counters.messages_sent == 2 * count)
-        wait_until(lambda: pub.subscriptions == 0)
+            wait_until(lambda: pub.counters.messages_received == 2 * count, LONG)
+            wait_until(lambda: front.counters.messages_sent == 2 * count, LONG)
+        wait_until(lambda: pub.subscriptions == 0, LONG)
         before = pub.counters.messages_received
         with switch(back_address, front_address) as front:
-            wait_until(lambda: pub.subscriptions == count)
-            front.wait_pipes(count, LONG)
+            wait_until(lambda: pub.subscriptions == count, LONG)
             # A Sub that comes after the Pub is not asked, one that comes before it may subscribe twice.
             end = subs[0]
             end.subscribe("end", LONG)
