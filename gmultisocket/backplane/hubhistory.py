@@ -38,6 +38,10 @@ class HubHistory(MemoryHistory):
         )
         self.topics = HistoryTopics(patterns)
 
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
+        entry = super().append(topic, content, retain)
+        return None if entry is None else Entry(*entry)
+
     def is_retained(self, entry: Entry) -> bool:
         """Return whether a publication is the present value of its topic."""
         return self.retained(entry.topic) == [entry]
@@ -46,11 +50,12 @@ class HubHistory(MemoryHistory):
         """Yield the present values that match a pattern, each as it is at that moment; None for other topics."""
         for topic in [pattern] if is_literal(pattern) else self.retained_topics():
             found = self.retained(topic) if matches(pattern, topic) else ()
-            yield found[0] if found else None
+            yield Entry(*found[0]) if found else None
 
     def fetch(self, pattern: str) -> tuple[list[Entry], int]:
         """Return all that is kept of a pattern, oldest first, and an offset behind which that is everything."""
-        entries, complete = self.since(pattern, 0)
+        kept, complete = self.since(pattern, 0)
+        entries = [Entry(*entry) for entry in kept]
         if complete:
             return entries, 0
         # What a topic has lost ends in front of the first one that is kept.
