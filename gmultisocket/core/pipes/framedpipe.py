@@ -28,7 +28,7 @@ from ...wire import (
     encode_header,
     pack_bare_header,
 )
-from ..receiving.receiver import Relay
+from ..receiving.receiver import Receiver, Relay
 from .bytespipe import BATCH, BytesPipe
 from .pipe import PipeEndpoint, PipeOwner
 from .writepipe import LARGE, LargeFrame
@@ -37,6 +37,8 @@ __all__ = ["FramedPipe"]
 
 #: The first byte of an internal message's content.
 _CLOSE, _PING, _PONG = b"\x00", b"\x01", b"\x02"
+#: Large messages of one stream that are written in one system call.
+_PIECES: Final = 4
 #: Bytes that a ping may carry. A longer one is not answered.
 _MAX_ECHO: Final = 125
 
@@ -82,6 +84,14 @@ class FramedPipe(BytesPipe):
             self._push(encode_frame(flags, ttl, source, destination, content))
         else:
             self._push_large(LargeFrame(encode_header(flags, ttl, source, destination, len(content)), content))
+
+    def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
+        if len(data) < 2 * size or size < LARGE or type(data.obj) is not bytes or not self._takes_batches:
+            return super()._put_pieces(ttl, source, destination, data, size)
+        head = encode_header(TO_DEST, ttl, source, destination, size)
+        end = min(len(data) // size, _PIECES) * size
+        frames = [LargeFrame(head, data[start : start + size]) for start in range(0, end, size)]
+        return size * self._push_pieces(frames)
 
     def _put_one(self, ttl: int, content: bytes) -> None:
         size = len(content)
@@ -134,6 +144,50 @@ class FramedPipe(BytesPipe):
 
     def _read_size(self) -> int:
         return self._read_buffer or self._decoder.read_size
+
+    def _read_contents(self, receiver: Receiver) -> None:
+        connection, decoder = self._connection, self._decoder
+        if not connection.reads_into:
+            return
+        spent = 0
+        header = b""
+        while (missing := decoder.missing_whole) >= LARGE:
+            flags, _, source, destination = decoder.head
+            wanted = receiver.buffer_for if self._rates is None else None
+            target = wanted(flags, source, destination) if wanted is not None else None
+            if target is None:
+                return
+            # The next header comes with the end of the content, if it is there.
+            behind = bytearray(decoder.head_size)
+            try:
+                with target.space(missing) as space:
+                    room = len(space)
+                    size = connection.recv_into([space] if room < missing else [space, behind])
+            except BlockingIOError:
+                connection.wait_readable()
+                continue
+            if not size:
+                return
+            self.bytes_received += size
+            spent += size
+            taken = size if size < room else room
+            decoder.leave_out(taken)
+            if taken == missing:
+                self._count_received(1)
+            more = target.filled(taken, taken == missing)
+            if size > taken:
+                if behind == header:
+                    # It means the same as the one before.
+                    decoder.repeat()
+                else:
+                    header = bytes(behind[: size - taken])
+                    self._receive(header)
+                    if self._ended_by_peer:
+                        return
+            if not more or spent >= self._scheduler.yield_bytes:
+                # The greenlet whose memory is full gives it back by its next call.
+                spent = 0
+                yield_to_loop()
 
     def _pass_on(self, data: bytes) -> bytes:
         decoder, receiver = self._decoder, self._owner.receiver

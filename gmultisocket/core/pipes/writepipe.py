@@ -9,7 +9,7 @@ killed or times out never leaves half a frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -19,7 +19,7 @@ from gevent import Greenlet, getcurrent
 
 from ...errors import MultiSocketError
 from ...transport import StreamConnection
-from ...wire import INTERNAL, SEND_TYPE_MASK, TO_ONE, Message
+from ...wire import INTERNAL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message
 from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
 from .scheduler import FLUSH_BYTES
 
@@ -72,6 +72,15 @@ class LargeFrame:
 
 #: What a pipe queues.
 _Frame = bytes | LargeFrame
+
+
+def _first(frames: Iterator[_Frame], size: int) -> list[_Frame]:
+    """Take so many frames that they have at least ``size`` bytes, which is not more than all have."""
+    taken = []
+    while size > 0:
+        taken.append(next(frames))
+        size -= len(taken[-1])
+    return taken
 
 
 class SharedQueue(Protocol):
@@ -175,30 +184,71 @@ class WritePipe(Pipe):
             self._flush()
             if self.state is not PipeState.OPEN:
                 return 0
+        return self._write_batch(batch, count, size, lambda: self._send(batch.joined()))
+
+    def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
+        if len(data) < LARGE or size < LARGE or type(data.obj) is not bytes:
+            return super()._put_pieces(ttl, source, destination, data, size)
+        # Nobody can change it: it is written from where it is.
+        content = data[:size]
+        self._put(TO_DEST, ttl, source, destination, cast(bytes, content))
+        return len(content)
+
+    def _push_pieces(self, frames: list[LargeFrame]) -> int:
+        """Send large frames after the queued ones, as many as the kernel and the queue take now. Return their number.
+
+        Args:
+            frames: at most 32.
+        """
+        if self._fan_out is not None:
+            self._leave_fan_out()
+        if self._busy == _TURN and self._queue:
+            self._flush()
+            if self.state is not PipeState.OPEN:
+                return 0
+        buffers: list[bytes | memoryview] = []
+        for frame in frames:
+            buffers += frame.head, frame.content
+        size = sum(map(len, buffers))
+        return self._write_batch(frames, len(frames), size, lambda: self._connection.sendmsg(buffers))
+
+    def _write_batch(self, batch: Iterable[_Frame], count: int, size: int, write: Callable[[], int]) -> int:
+        """Send frames, none of which waits for the end of the turn, as many as the kernel and the queue take now.
+
+        Args:
+            batch: the frames.
+            count: how many these are.
+            size: how many bytes.
+            write: gives all of them to the kernel, and returns the number of bytes that it took.
+
+        Returns:
+            The number of frames that were sent or queued.
+        """
+        scheduler = self._scheduler
         scheduler.spend(count, size)
+        frames = iter(batch)
         if self._busy == _BLOCKED:
-            return self._queue_until_full(iter(batch))
+            return self._queue_until_full(frames)
         if not self._busy:
             self._busy = _TURN
             scheduler.mark(self)
         try:
-            taken = self._send(batch.joined())
+            taken = write()
         except BlockingIOError:
             taken = 0
         except OSError as error:
-            self._break(list(islice(batch, scheduler.queue_limit)), error)
+            self._break(list(islice(frames, scheduler.queue_limit)), error)
             return min(count, scheduler.queue_limit)
         if taken == size:
             self.messages_sent += count
             self.bytes_sent += taken
             return count
         self._leave_fan_out()
-        frames = iter(batch)
-        begun = batch.first(frames, taken + 1)
+        begun = _first(frames, taken + 1)
         self._put_back(begun, taken)
         return len(begun) + self._queue_until_full(frames)
 
-    def _queue_until_full(self, frames: Iterator[bytes]) -> int:
+    def _queue_until_full(self, frames: Iterator[_Frame]) -> int:
         """Queue frames while the kernel takes none. Return how many the queue has taken."""
         count = 0
         while not self.full and (frame := next(frames, b"")):
@@ -408,7 +458,7 @@ class WritePipe(Pipe):
 
     # A broken connection
 
-    def _break(self, frames: list[bytes], error: OSError) -> None:
+    def _break(self, frames: Sequence[_Frame], error: OSError) -> None:
         """Queue these frames, which were not sent because of an error of the connection, and stop sending."""
         self._queue += frames
         self._broken(error)
