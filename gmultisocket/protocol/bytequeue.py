@@ -49,6 +49,8 @@ class ByteQueue:
 
     def put_first(self, data: bytes) -> None:
         """Put bytes in front of all others."""
+        if not data:
+            return
         if self._taken:
             self._pieces[0] = bytes(memoryview(self._pieces[0])[self._taken :])
             self._taken = 0

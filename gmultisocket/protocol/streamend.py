@@ -234,7 +234,7 @@ class ReaderBuffer:
 
     Args:
         half: the receiving half. Its buffer is empty, and no other memory is lent to it.
-        view: the memory, to be written to; released at the end.
+        view: the memory, to be written to.
 
     Attributes:
         size: bytes that have come and were not taken.
@@ -287,7 +287,6 @@ class ReaderBuffer:
             if self.size:
                 half.buffer.put_first(bytes(self._view[: self.size]))
                 self.size = 0
-            self._view.release()
 
 
 class ReceivingHalf(StateMachine):

@@ -139,27 +139,28 @@ class StreamSocket:
             How many; 0 is the end of data. Raises as :meth:`recv` does.
         """
         _no_flags(flags)
-        with memoryview(buffer) as view, view.cast("B") as whole:
-            if whole.readonly:
+        # Every view is released here: the traceback of an error may keep others alive.
+        with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as part:
+            if part.readonly:
                 raise TypeError(f"a buffer to be written to is needed, not {type(buffer).__name__}")
-            size = min(nbytes or len(whole), len(whole))
+            size = len(part)
             receiving = self._end.receiving
             if size < LARGE or receiving.buffer.size or receiving.reader_buffer is not None:
                 self._wait_readable(size)
-                count = receiving.buffer.take_into(whole[:size])
+                count = receiving.buffer.take_into(part)
             else:
-                count = self._recv_in_place(whole[:size])
+                count = self._recv_in_place(part)
         if count:
             self._end.was_read(count)
         return count
 
     def _recv_in_place(self, view: memoryview) -> int:
-        """Block until bytes come, and have large pieces read directly into a buffer, which this releases."""
+        """Block until bytes come, and have large pieces read directly into a buffer."""
         receiving = self._end.receiving
-        with ReaderBuffer(receiving, view[:]) as lent:
+        with ReaderBuffer(receiving, view) as lent:
             self._wait_readable(len(view), lent)
             count = lent.take()
-            return count + receiving.buffer.take_into(view[count:]) if receiving.buffer.size else count
+            return count or receiving.buffer.take_into(view)
 
     def _wait_readable(self, size: int, lent: ReaderBuffer | None = None) -> None:
         """Block until there is something to read, perhaps in a buffer that was lent, or the end of data."""

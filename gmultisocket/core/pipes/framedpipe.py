@@ -147,7 +147,7 @@ class FramedPipe(BytesPipe):
 
     def _read_contents(self, receiver: Receiver) -> None:
         connection, decoder = self._connection, self._decoder
-        if not connection.reads_into:
+        if self._read_buffer or not connection.reads_into:
             return
         spent = 0
         header = b""
