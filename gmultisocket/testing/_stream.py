@@ -147,6 +147,7 @@ class StreamTransportChecks(TransportChecks):
             if not other.reads_into:
                 return
             first, second = bytearray(4), bytearray(100)
+            outcome: object
             with never_switches("recv_into() with nothing to read"):
                 outcome = attempt(other.recv_into, [memoryview(first), second])
             assert isinstance(outcome, BlockingIOError), f"recv_into() with nothing to read gave {outcome!r}"

@@ -237,7 +237,7 @@ class Pipe(StateMachine, ABC):
     _remote = True
     #: Whether to-one messages may go to this pipe.
     _eligible = True
-    #: Whether frames that a switch passes on can be written to it as they are; see ``WritePipe._push_batch``.
+    #: Whether frames that a switch passes on can be written to it as they are; see ``FramedPipe._push_batch``.
     _takes_batches = False
     #: Whether anything can be connected without being a peer: there is no handshake, and the other side is unknown.
     _may_be_nobody = False
