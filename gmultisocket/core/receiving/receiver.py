@@ -109,7 +109,7 @@ class Receiver:
 
     def __init__(self, hub: Hub, options: Options) -> None:
         self.queue: deque[Fields] = deque()
-        self.not_empty = WaitList(hub, lambda: self.queue)
+        self.not_empty = WaitList(hub, self.queue.__len__)
         self.not_full = WaitList(hub, self.writable)
         self.get_waiters = self.not_empty.waiters
         self.put_waiters = self.not_full.waiters
