@@ -269,7 +269,7 @@ class FramedPipe(BytesPipe):
                 self._count_received(1)
             more = target.filled(taken, taken == missing)
             if size > taken:
-                if behind == header:
+                if size - taken == len(behind) and behind == header:
                     # It means the same as the one before.
                     decoder.repeat()
                 else:

@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 
 import gevent
 import pytest
@@ -112,7 +113,7 @@ def put_pieces(client: Socket, data: memoryview, size: int) -> int:
 
 
 #: A path with one id, and the size of a piece that is sent without a copy.
-PEER, PIECE = pack_id(9), 40_000
+PEER, PIECE = pack_id(9 << 8), 40_000
 
 
 def test_pieces_of_large_data_are_given_to_the_kernel_in_one_call_and_as_they_are() -> None:
@@ -369,6 +370,27 @@ def test_a_content_that_ends_in_the_middle_was_read_as_far_as_it_came() -> None:
         wait_until(lambda: pipe.reason)
         assert pipe.reason == "the peer closed the connection in the middle of a message"
     assert contents.joined == LARGE_FRAMES[0][20:30_000]
+
+
+def test_a_header_repeats_only_if_all_of_it_has_come() -> None:
+    # It ends with a zero, as new memory does.
+    data = [random.Random(seed).randbytes(PIECE) for seed in (1, 2, 3)]
+    frames = [frame(content, TO_DEST, 16, b"", pack_id(7) + bytes(4)) for content in data]
+    received = bytearray()
+    contents = Contents(10 * PIECE)
+    with FakeTransport([stream := IntoStream()]) as fake, Socket() as client:
+        core = client._for_protocol()
+        core.on_content(lambda flags, source, destination: contents)
+        core.on_message(lambda message: not received.extend(message.content))
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        pipe = only_pipe(client)
+        whole = b"".join(frames)
+        cuts = [0, 16, PIECE + 32, 2 * PIECE + 47, len(whole)]
+        for start, end in pairwise(cuts):
+            stream.feed(whole[start:end])
+        wait_until(lambda: pipe.counters.bytes_received == len(whole))
+        wait_until(lambda: pipe.counters.messages_received == 3)
+    assert bytes(contents.joined + received) == b"".join(data)
 
 
 def test_a_header_that_repeats_is_checked_against_a_limit_that_has_changed() -> None:
