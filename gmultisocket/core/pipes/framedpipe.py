@@ -42,8 +42,9 @@ __all__ = ["FramedPipe"]
 
 #: The first byte of an internal message's content.
 _CLOSE, _PING, _PONG = b"\x00", b"\x01", b"\x02"
-#: Large messages of one stream that are written in one system call.
-_PIECES: Final = 4
+#: Large messages of one stream that are written in one system call. With more of them, streams that share a pipe would
+#: drift apart further.
+_PIECES: Final = 2
 #: Bytes that a ping may carry. A longer one is not answered.
 _MAX_ECHO: Final = 125
 
