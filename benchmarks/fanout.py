@@ -79,7 +79,7 @@ def _browsers(burst: int) -> Row:
     name, how = ("single", "one publish at a time") if burst == 1 else ("burst", f"bursts of {burst}")
     title = f"fan-out of {{size}} to {_BROWSERS} ws peers, {how}"
     figure = Figure("gmultisocket in pywsgi", "python-socketio", at_least=2)
-    return Row(f"browsers-{name}", title, "deliveries/s", True, entries, [figure], repeats=3)
+    return Row(f"browsers-{name}", title, "deliveries/s", True, entries, [figure], repeats=3, seconds=30)
 
 
 @contextmanager
