@@ -2,7 +2,8 @@
 
 It writes by hand the bytes with which a library's own peer would start, and subscribes to everything: ZMTP 3.0 with the
 NULL mechanism as a SUB (RFC 23), the 8 bytes of nanomsg's SP over TCP as a SUB0, the request for a WebSocket
-(RFC 6455), or a TLS handshake. A connection with TLS is held open and not read. This process uses no library.
+(RFC 6455), the same with the packets that open Socket.IO, or a TLS handshake. A connection with TLS is held open and
+not read. This process uses no library.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _WS_REQUEST = (
 )
 #: What browsers add to the request.
 _WS_DEFLATE = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
+#: Connects to the default namespace: a text frame with a mask of zeros.
+_SOCKETIO_REQUEST = _WS_REQUEST.replace(b"GET / ", b"GET /socket.io/?EIO=4&transport=websocket ")
+_SOCKETIO_CONNECT = b"\x81\x82" + bytes(4) + b"40"
 _SP_SUB0 = b"\0SP\0\x00\x21\0\0"
 
 
@@ -145,6 +149,23 @@ def _ws_deflate(connection: socket.socket) -> socket.socket:
     return _ws(connection, _WS_REQUEST[:-2] + _WS_DEFLATE)
 
 
+def _socketio(connection: socket.socket) -> socket.socket:
+    _ws(connection, _SOCKETIO_REQUEST)
+    assert _read_text(connection).startswith(b"0{"), "the server must open Engine.IO"
+    connection.sendall(_SOCKETIO_CONNECT)
+    assert _read_text(connection).startswith(b"40{"), "the server must accept the connection"
+    return connection
+
+
+def _read_text(connection: socket.socket) -> bytes:
+    """Read a WebSocket message of a server."""
+    kind, size = read_exactly(connection, 2)
+    assert kind == 0x81, "a text in one frame is expected"
+    if size == 126:
+        size = int.from_bytes(read_exactly(connection, 2), "big")
+    return read_exactly(connection, size)
+
+
 def _tls(connection: socket.socket) -> socket.socket:
     return _trust_all().wrap_socket(connection)
 
@@ -179,6 +200,7 @@ _HANDSHAKES: dict[str, Callable[[socket.socket], socket.socket]] = {
     "sp": _sp,
     "ws": _ws,
     "ws-deflate": _ws_deflate,
+    "socket.io": _socketio,
     "wss": _wss,
     "tls": _tls,
 }

@@ -21,6 +21,7 @@ __all__ = ["rows"]
 _SIZE = 64
 _PEERS = 1000
 _MANY_PEERS = 10_000
+_BROWSERS = 500
 _BURST = 100
 _STUCK = "gmultisocket, 1 stuck peer"
 _OURS_BY_TCP = "gmultisocket by tcp"
@@ -46,7 +47,7 @@ def rows() -> list[Row]:
          Entry(_STUCK, partial(_rate, "gmultisocket", _BURST, 1), "gmultisocket")],
         [Figure(_STUCK, "gmultisocket", at_least=0.9)],
     )  # fmt: skip
-    return [single, burst, stuck, _many(), _ws()]
+    return [single, burst, stuck, _many(), _ws(), *map(_browsers, (1, _BURST))]
 
 
 def _many() -> Row:
@@ -70,9 +71,22 @@ def _ws() -> Row:
     return Row("fanout-ws", title, "deliveries/s", True, entries, [figure], repeats=3)
 
 
+def _browsers(burst: int) -> Row:
+    entries = [
+        Entry(name, partial(_rate, name, burst, 0, transport="ws", peers=_BROWSERS), name)
+        for name in ("gmultisocket in pywsgi", "gmultisocket", "python-socketio")
+    ]
+    name, how = ("single", "one publish at a time") if burst == 1 else ("burst", f"bursts of {burst}")
+    title = f"fan-out of {{size}} to {_BROWSERS} ws peers, {how}"
+    figure = Figure("gmultisocket in pywsgi", "python-socketio", at_least=2)
+    return Row(f"browsers-{name}", title, "deliveries/s", True, entries, [figure], repeats=3, seconds=30)
+
+
 @contextmanager
-def _rate(contestant: str, burst: int, stuck: int, plan: Plan, transport: str = "tcp") -> Iterator[Round]:
-    peers = plan.count(_PEERS, part=_PEERS, quick=20)
+def _rate(
+    contestant: str, burst: int, stuck: int, plan: Plan, transport: str = "tcp", peers: int = _PEERS
+) -> Iterator[Round]:
+    peers = plan.count(peers, part=peers, quick=20)
     bursts = plan.count(max(5, 100 // burst), part=max(4, 6 // burst), quick=2)
     work = {"peers": peers, "burst": burst, "bursts": bursts, "stuck": stuck}
     with _publishing(contestant, transport, plan, work) as publish_round:

@@ -32,7 +32,7 @@ _PEERS = {
 _CONTESTANTS = {
     "tcp": ("gmultisocket", "pyzmq", "zmq.green", "pynng", "gevent"),
     "ipc": ("gmultisocket",),
-    "ws": ("gmultisocket",),
+    "ws": ("gmultisocket", "python-socketio"),
     "wss": ("gmultisocket",),
     "tls+tcp": ("gmultisocket", "gevent.ssl"),
 }

@@ -14,7 +14,7 @@ from .harness import Figure, Result, Row
 
 __all__ = ["Measured", "machine", "number", "to_json", "to_rst", "to_text"]
 
-_LIBRARIES = ("gmultisocket", "gevent", "greenlet", "pyzmq", "pynng")
+_LIBRARIES = ("gmultisocket", "gevent", "greenlet", "pyzmq", "pynng", "python-socketio")
 
 
 @dataclass(frozen=True)

@@ -87,15 +87,6 @@ class Batch:
                 size = len(part) // count
                 yield from [part[start : start + size] for start in range(0, len(part), size)]
 
-    @staticmethod
-    def first(frames: Iterator[bytes], size: int) -> list[bytes]:
-        """Take so many frames that they have at least ``size`` bytes, which is not more than all have."""
-        taken = []
-        while size > 0:
-            taken.append(next(frames))
-            size -= len(taken[-1])
-        return taken
-
     def size_of(self, count: int) -> int:
         """Return the size of the first ``count`` frames."""
         return sum(map(len, islice(self, count)))

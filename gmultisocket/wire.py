@@ -420,6 +420,39 @@ class Decoder:
         """How many bytes are missing of a content that has begun; 0 if none has."""
         return self._missing
 
+    # A content that is read elsewhere
+
+    @property
+    def head_size(self) -> int:
+        """The size of header and paths of the last large frame, and probably of the next one."""
+        return self._head_size
+
+    @property
+    def head(self) -> tuple[int, int, bytes, bytes]:
+        """Flags, ttl, source and destination of the message whose content has begun."""
+        return self._head
+
+    @property
+    def missing_whole(self) -> int:
+        """As :attr:`missing`, but 0 if the decoder has a part of the content already."""
+        return 0 if self._pieces else self._missing
+
+    def leave_out(self, size: int) -> None:
+        """Decode the content without its next bytes: ``missing_whole``, and then the frame is no message, or fewer."""
+        self._missing -= size
+
+    def repeat(self) -> None:
+        """Decode, after a frame that was left out, a header and paths of the same bytes as that frame had.
+
+        Raises:
+            ContentTooLong: ``max_content`` is lower now.
+        """
+        size = self._frame_size - self._head_size
+        if self.max_content and size > self.max_content:
+            self.error = ContentTooLong(size, self.max_content)
+            raise copy(self.error)
+        self._missing = size
+
     def keep(self, beginning: bytes) -> None:
         """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""
         self._rest = beginning

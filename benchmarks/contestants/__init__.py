@@ -23,6 +23,7 @@ class _Place(NamedTuple):
 CONTESTANTS = {
     "gmultisocket": _Place("ours", "gmultisocket"),
     "gmultisocket, queue of 64": _Place("short_queue", "gmultisocket"),
+    "gmultisocket in pywsgi": _Place("mounted", "gevent"),
     "gmultisocket in gunicorn": _Place("ours", "gunicorn"),
     "pyzmq": _Place("pyzmq", "zmq"),
     "pyzmq, no limit": _Place("unlimited", "zmq"),
@@ -31,6 +32,7 @@ CONTESTANTS = {
     "gevent": _Place("bare", "gevent"),
     "gevent.ssl": _Place("bare_tls", "gevent"),
     "websockets.sync": _Place("websockets_sync", "websockets"),
+    "python-socketio": _Place("socketio", "socketio"),
     "SimpleQueue": _Place("queue", "gevent"),
 }
 

@@ -19,6 +19,7 @@ from ..wire import TO_DEST, TO_ONE, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
 from .pipes.pipe import Pipe
+from .receiving.receiver import ContentBuffer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -75,6 +76,15 @@ class ProtocolSocket:
                 arrived with it are, and the callback may deal with them before.
         """
         self._receiver.set_filter(callback, in_order)
+
+    def on_content(self, callback: Callable[[int, bytes, bytes], ContentBuffer | None]) -> None:
+        """Call ``callback(flags, source, destination)`` when a large content begins to arrive by tcp or ipc.
+
+        The content is read into the memory that it returns. What the memory has no space for becomes a message, as all
+        of it does if the callback returns None: ``on_message`` and the receive queue see it then. The callback may be
+        called again for the rest of a content. Nobody asks it about contents of less than 32 KiB.
+        """
+        self._receiver.set_buffer_for(callback)
 
     def on_pipe(self, callback: Callable[[Literal["add", "remove"], Pipe], object]) -> None:
         """Call ``callback(kind, pipe)`` when a pipe is added or removed: at once, and before any other callback.
@@ -169,6 +179,24 @@ class ProtocolSocket:
             pipe._put_one(self._sender.ttl, content)
         else:
             pipe._put(flags, self._sender.ttl, source, destination, content)
+
+    def put_pieces(self, pipe: Pipe, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
+        """Send data as messages along a path by one pipe: one, or several if the pipe writes them in one call.
+
+        Never blocks; see :meth:`put`.
+
+        Args:
+            pipe: the pipe.
+            source: of the messages.
+            destination: of the messages.
+            data: a view of at least one byte. It is not copied if it is large, nobody can change it, and the pipe
+                leads out of the process.
+            size: of the contents, in bytes; only the last one may be smaller.
+
+        Returns:
+            How many bytes of ``data`` were sent or queued. 0 only if the pipe has closed.
+        """
+        return pipe._put_pieces(self._sender.ttl, source, destination, data, size)
 
     def put_one(self, pipe: Pipe, content: bytes) -> None:
         """Send a content to the peer of one pipe, as a to-one message. Never blocks; see :meth:`put`."""

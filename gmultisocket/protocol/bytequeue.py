@@ -15,25 +15,29 @@ _SMALL = 4096
 
 
 class ByteQueue:
-    """Bytes that have been put in and not taken out."""
+    """Bytes that have been put in and not taken out.
 
-    __slots__ = ("_pieces", "_size", "_taken")
+    Attributes:
+        size: how many; the same as ``len()``, and faster.
+    """
+
+    __slots__ = ("_pieces", "_taken", "size")
 
     def __init__(self) -> None:
         self._pieces: deque[bytes | bytearray] = deque()
-        self._size = 0
+        self.size = 0
         #: Bytes of the first piece that were taken already.
         self._taken = 0
 
     def __len__(self) -> int:
-        return self._size
+        return self.size
 
     def append(self, data: bytes) -> None:
         """Put bytes at the end."""
         size = len(data)
         if not size:
             return
-        self._size += size
+        self.size += size
         pieces = self._pieces
         if size < _SMALL and pieces and len(pieces[-1]) < _SMALL:
             last = pieces[-1]
@@ -42,6 +46,16 @@ class ByteQueue:
             last += data
         else:
             pieces.append(data)
+
+    def put_first(self, data: bytes) -> None:
+        """Put bytes in front of all others."""
+        if not data:
+            return
+        if self._taken:
+            self._pieces[0] = bytes(memoryview(self._pieces[0])[self._taken :])
+            self._taken = 0
+        self._pieces.appendleft(data)
+        self.size += len(data)
 
     def take(self, size: int) -> bytes:
         """Remove and return at most ``size`` bytes from the front: whole pieces, or a part of the first one.
@@ -56,26 +70,26 @@ class ByteQueue:
         if left > size:
             data = bytes(memoryview(first)[self._taken : self._taken + size])
             self._taken += size
-            self._size -= size
+            self.size -= size
             return data
         if self._taken:
             first = memoryview(first)[self._taken :].tobytes()
             self._taken = 0
         pieces.popleft()
         if not pieces or left + len(pieces[0]) > size:
-            self._size -= left
+            self.size -= left
             return bytes(first)
         whole = [first]
         while pieces and left + len(pieces[0]) <= size:
             left += len(pieces[0])
             whole.append(pieces.popleft())
-        self._size -= left
+        self.size -= left
         return b"".join(whole)
 
     def take_into(self, buffer: memoryview) -> int:
         """Move bytes from the front into a buffer, as many as fit. Return how many."""
         filled = 0
-        size = min(len(buffer), self._size)
+        size = min(len(buffer), self.size)
         pieces = self._pieces
         while filled < size:
             with memoryview(pieces[0])[self._taken : self._taken + size - filled] as part:
@@ -85,11 +99,11 @@ class ByteQueue:
             if self._taken == len(pieces[0]):
                 pieces.popleft()
                 self._taken = 0
-        self._size -= filled
+        self.size -= filled
         return filled
 
     def clear(self) -> int:
         """Drop everything. Return the number of bytes dropped."""
-        size, self._size, self._taken = self._size, 0, 0
+        size, self.size, self._taken = self.size, 0, 0
         self._pieces.clear()
         return size

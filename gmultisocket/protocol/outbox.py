@@ -17,7 +17,7 @@ from typing import Any
 import gevent
 from gevent import Greenlet
 
-from ..core.pipes.pipe import Pipe
+from ..core.pipes.pipe import Pipe, PipeState
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..wire import Message
@@ -127,6 +127,15 @@ class Outbox:
             return False
         queue.put(key, message)
         return True
+
+    def send(self, pipe: Pipe, key: Hashable, message: Message) -> None:
+        """Send a message by a pipe at once if that is possible, else later, as :meth:`post` does. Not for callbacks."""
+        if pipe.full or pipe.state is not PipeState.OPEN or pipe in self.queues:
+            self.post(pipe, key, message)
+            return
+        self._core.put(pipe, message)
+        if self._on_sent is not None:
+            self._on_sent(pipe)
 
     def _is_over(self, queue: _Queue, message: Message) -> bool:
         """Return whether one more message is too much."""

@@ -52,7 +52,7 @@ from .base import ProtocolBase
 from .ids import IdPool
 from .outbox import Outbox
 from .resets import Resets
-from .streamend import CREDIT, END, KEEP_ALIVE, RESET, StreamContext, StreamEnd
+from .streamend import CREDIT, END, KEEP_ALIVE, RESET, ReaderBuffer, StreamContext, StreamEnd
 from .streamsocket import StreamSocket
 from .suspects import Suspects
 
@@ -108,6 +108,7 @@ class Stream(ProtocolBase):
         self._core.on_pipe(self._on_pipe)
         self._core.on_requeue(self._on_requeue)
         self._core.on_message(self._on_message)
+        self._core.on_content(self._on_content)
 
     @property
     def connections(self) -> int:
@@ -304,6 +305,11 @@ class Stream(ProtocolBase):
         else:
             self._drop(message, "garbage")
         return True
+
+    def _on_content(self, flags: int, source: bytes, destination: bytes) -> ReaderBuffer | None:
+        """Return the memory that the content of a large message is to be read into, None if there is none."""
+        end = self._ends.get(destination)
+        return end.buffer_for_piece() if end is not None and flags == TO_DEST and source == end.path else None
 
     def _on_answer(self, end: StreamEnd, message: Message) -> bool:
         """Take the first message from the peer that was asked to accept a connection."""

@@ -49,14 +49,12 @@ __all__ = [
     "MAX_PIECE",
     "RESET",
     "EndState",
+    "ReaderBuffer",
     "ReceivingState",
     "SendingState",
     "StreamContext",
     "StreamEnd",
 ]
-
-#: Makes a Message faster than ``Message()`` does.
-_new = tuple.__new__
 
 KEEP_ALIVE: Final = b"\x00"
 ANSWER: Final = b"\x01"
@@ -70,6 +68,10 @@ FIRST_CREDIT: Final = 65536
 #: The longest content of a data message, in bytes, if the socket sends that much: what any peer takes by default.
 MAX_PIECE: Final = 131072
 
+
+#: Credit is sent for a third of the window. With a half, the next credit would often be late: a stream whose reads end
+#: a little behind the half has to wait for data that it sends by this credit, behind those of all other streams.
+_PORTIONS: Final = 3
 
 #: The highest number that a credit's 4 bytes can hold.
 _MAX_CREDIT: Final = 2**32 - 1
@@ -228,12 +230,76 @@ class SendingHalf(StateMachine):
         self.writers.wake_all()
 
 
+class ReaderBuffer:
+    """The memory of a reader that waits: large pieces of data are read into it as they come.
+
+    A context manager. At its end nothing more is read into the memory. What has come and was not taken goes to the
+    front of the half's buffer: so a reader that is killed, or whose time is over, loses nothing.
+
+    Args:
+        half: the receiving half. Its buffer is empty, and no other memory is lent to it.
+        view: the memory, to be written to.
+
+    Attributes:
+        size: bytes that have come and were not taken.
+    """
+
+    __slots__ = ("_half", "_view", "size")
+
+    def __init__(self, half: ReceivingHalf, view: memoryview) -> None:
+        self._half = half
+        self._view = view
+        self.size = 0
+        half.reader_buffer = self
+
+    def __enter__(self) -> ReaderBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    # For the pipe
+
+    def space(self, size: int) -> memoryview:
+        return self._view[self.size : self.size + size]
+
+    def filled(self, size: int, ends: bool) -> bool:
+        self.size += size
+        more = not self.full
+        if ends or not more:
+            self._half.readers.wake()
+        return more
+
+    # For the reader
+
+    @property
+    def full(self) -> bool:
+        """Whether no memory is left."""
+        return self.size == len(self._view)
+
+    def take(self) -> int:
+        """Return how many bytes have come. Nothing more comes."""
+        size, self.size = self.size, 0
+        self.end()
+        return size
+
+    def end(self) -> None:
+        """Read nothing more into the memory. May be repeated."""
+        half = self._half
+        if half.reader_buffer is self:
+            half.reader_buffer = None
+            if self.size:
+                half.buffer.put_first(bytes(self._view[: self.size]))
+                self.size = 0
+
+
 class ReceivingHalf(StateMachine):
     """The receiving half of an end: its buffer.
 
     Attributes:
         state: a :class:`ReceivingState`.
         buffer: bytes that have come and nobody has read.
+        reader_buffer: where more of them may be read to while ``buffer`` is empty, None if no reader waits.
         limit: bytes that the peer may send beyond what was read.
         owed: bytes that were read, and for which the peer has got no credit yet.
         readers: greenlets that wait for something to read.
@@ -242,7 +308,8 @@ class ReceivingHalf(StateMachine):
         not_full: the greenlet that waits to deliver a message from the socket's receive queue.
     """
 
-    __slots__ = ("buffer", "limit", "not_full", "owed", "pipe_lost", "queued_in_socket", "readers", "state")
+    __slots__ = ("buffer", "limit", "not_full", "owed", "pipe_lost", "queued_in_socket", "reader_buffer", "readers",
+                 "state")  # fmt: skip
 
     _moves = {
         ReceivingState.OPEN: {ReceivingState.READ_SHUT, ReceivingState.ENDED, ReceivingState.OVER},
@@ -255,6 +322,7 @@ class ReceivingHalf(StateMachine):
     def __init__(self, hub: Hub) -> None:
         self.state = ReceivingState.OPEN
         self.buffer = ByteQueue()
+        self.reader_buffer: ReaderBuffer | None = None
         self.limit = FIRST_CREDIT
         self.owed = 0
         self.readers = WaitList(hub, self._may_read)
@@ -263,7 +331,8 @@ class ReceivingHalf(StateMachine):
         self.not_full = WaitList(hub, self.takes_more)
 
     def _may_read(self) -> bool:
-        return bool(self.buffer) or self.state is not _RECEIVING
+        filled = self.reader_buffer
+        return bool(self.buffer.size or (filled is not None and filled.size)) or self.state is not _RECEIVING
 
     def takes_more(self) -> bool:
         """Return whether a message from the socket's receive queue may be delivered."""
@@ -371,14 +440,14 @@ class StreamEnd(StateMachine):
     def greet(self) -> None:
         """Tell a peer that its connection is open, and give it credit for the time until it is accepted."""
         self._post("open", ANSWER)
-        self._grant(FIRST_CREDIT)
+        self._grant(FIRST_CREDIT, self._context.outbox.post)
 
     def admit(self, greeted: bool) -> None:
         """Give the peer credit for the whole window: the program has the connection now."""
         self.receiving.limit = self._context.window
         rest = self.receiving.limit - (FIRST_CREDIT if greeted else 0)
         if rest and not self.over:
-            self._grant(rest)
+            self._grant(rest, self._context.outbox.post)
         self.receiving.not_full.wake()
 
     # Receiving
@@ -410,13 +479,24 @@ class StreamEnd(StateMachine):
         else:
             self._data(message.content)
 
+    def buffer_for_piece(self) -> ReaderBuffer | None:
+        """Return where the pipe is to read a large piece of data to, or None: then it comes as a message."""
+        receiving = self.receiving
+        lent = receiving.reader_buffer
+        if lent is None or lent.full or receiving.buffer.size or receiving.queued_in_socket:
+            return None
+        if receiving.state is not _RECEIVING:
+            return None
+        self.liveness.alive = True
+        return lent
+
     def _data(self, content: bytes) -> None:
         receiving = self.receiving
         if receiving.state is _RECEIVING:
             receiving.buffer.append(content)
             receiving.readers.wake()
         elif receiving.state is _READ_SHUT:
-            self.was_read(len(content))
+            self._count_read(len(content), self._context.outbox.post)
 
     def _control(self, content: bytes) -> None:
         if content == KEEP_ALIVE:
@@ -433,35 +513,43 @@ class StreamEnd(StateMachine):
             self.sending.grant(int.from_bytes(content[1:], "big"))
 
     def was_read(self, size: int) -> None:
-        """Give the peer credit for bytes that were read; it is posted in large portions."""
+        """Give the peer credit for bytes that the program has read; it is sent in large portions."""
+        self._count_read(size, self._context.outbox.send)
+
+    def _count_read(self, size: int, send: Callable[[Pipe, object, Message], object]) -> None:
         receiving = self.receiving
         receiving.owed += size
-        if receiving.owed >= receiving.limit // 2 and receiving.state is not _ENDED and not self.over:
-            self._grant(receiving.owed)
+        if receiving.owed >= receiving.limit // _PORTIONS and receiving.state is not _ENDED and not self.over:
+            self._grant(receiving.owed, send)
             receiving.owed = 0
         if receiving.not_full.waiters:
             receiving.not_full.wake()
 
-    def _grant(self, size: int) -> None:
+    def _grant(self, size: int, send: Callable[[Pipe, object, Message], object]) -> None:
         assert self.pipe is not None
         unsent = self._context.outbox.pending(self.pipe, (self.id, CREDIT))
         if unsent is not None:
             # One message for both: a peer that does not read must not pile them up. Only a peer that ignores its credit
             # can reach the limit.
             size = min(size + int.from_bytes(unsent.content[1:], "big"), _MAX_CREDIT)
-        self._post(CREDIT, CREDIT + size.to_bytes(4, "big"))
+        self._post(CREDIT, CREDIT + size.to_bytes(4, "big"), send)
 
     # Sending
 
-    def send(self, data: bytes | memoryview) -> None:
+    def send(self, data: memoryview, size: int) -> int:
         """Send data, for which there is credit, by the pipe, which is writable. Never blocks.
 
         Args:
-            data: a view only of at least ``LARGE`` immutable bytes, and only for a pipe that writes bytes.
+            data: at least one byte.
+            size: the most for one message, in bytes.
+
+        Returns:
+            How many bytes were sent. 0 only if the pipe has closed.
         """
         assert self.pipe is not None
-        self.sending.sent += len(data)
-        self._context.core.put(self.pipe, _new(Message, (TO_DEST, 0, self.id, self.path, data, 0)))
+        sent = self._context.core.put_pieces(self.pipe, self.id, self.path, data, size)
+        self.sending.sent += sent
+        return sent
 
     def ask_credit(self) -> None:
         """Send a keepalive to a peer that has given no credit, once; the answer shows whether it knows credit."""
@@ -477,10 +565,12 @@ class StreamEnd(StateMachine):
             self._post(KEEP_ALIVE, KEEP_ALIVE)
         # Else the pipe is not writable, which says nothing about the other end.
 
-    def _post(self, key: object, content: bytes) -> None:
+    def _post(
+        self, key: object, content: bytes, send: Callable[[Pipe, object, Message], object] | None = None
+    ) -> None:
         assert self.pipe is not None
         message = Message(CONTROL | TO_DEST, source=self.id, destination=self.path, content=content)
-        self._context.outbox.post(self.pipe, (self.id, key), message)
+        (send or self._context.outbox.post)(self.pipe, (self.id, key), message)
 
     # Ending
 

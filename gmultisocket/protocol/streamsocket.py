@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from ..core.pipes.pipe import Pipe, PipeState
-from ..core.pipes.writepipe import LARGE, WritePipe
+from ..core.pipes.writepipe import LARGE
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, StreamClosed, StreamReset, Timeout
 from ..loop.waiting import Deadline
 from ..loop.yielding import yield_to_loop
-from .streamend import MAX_PIECE, EndState, ReceivingState, SendingState, StreamEnd
+from .streamend import MAX_PIECE, EndState, ReaderBuffer, ReceivingState, SendingState, StreamEnd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -139,18 +139,31 @@ class StreamSocket:
             How many; 0 is the end of data. Raises as :meth:`recv` does.
         """
         _no_flags(flags)
-        with memoryview(buffer) as view, view.cast("B") as whole:
-            if whole.readonly:
+        # Every view is released here: the traceback of an error may keep others alive.
+        with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as part:
+            if part.readonly:
                 raise TypeError(f"a buffer to be written to is needed, not {type(buffer).__name__}")
-            size = min(nbytes or len(whole), len(whole))
-            self._wait_readable(size)
-            count = self._end.receiving.buffer.take_into(whole[:size])
+            size = len(part)
+            receiving = self._end.receiving
+            if size < LARGE or receiving.buffer.size or receiving.reader_buffer is not None:
+                self._wait_readable(size)
+                count = receiving.buffer.take_into(part)
+            else:
+                count = self._recv_in_place(part)
         if count:
             self._end.was_read(count)
         return count
 
-    def _wait_readable(self, size: int) -> None:
-        """Block until there is something to read, or the end of data."""
+    def _recv_in_place(self, view: memoryview) -> int:
+        """Block until bytes come, and have large pieces read directly into a buffer."""
+        receiving = self._end.receiving
+        with ReaderBuffer(receiving, view) as lent:
+            self._wait_readable(len(view), lent)
+            count = lent.take()
+            return count or receiving.buffer.take_into(view)
+
+    def _wait_readable(self, size: int, lent: ReaderBuffer | None = None) -> None:
+        """Block until there is something to read, perhaps in a buffer that was lent, or the end of data."""
         self._core.check()
         self._reads += 1
         if self._reads > _MAX_READS:
@@ -158,10 +171,13 @@ class StreamSocket:
             yield_to_loop()
         end = self._end
         receiving = end.receiving
-        if receiving.buffer:
+        if (other := receiving.reader_buffer) is not None and other.size:
+            # What has come is for the one who asks first.
+            other.end()
+        if receiving.buffer.size:
             return
         deadline = Deadline(self._timeout)
-        while not receiving.buffer:
+        while not receiving.buffer.size and not (lent is not None and lent.size):
             if end.state is EndState.CLOSED:
                 raise StreamClosed(errno.EBADF, "close() was called")
             if receiving.state in _AT_END or not size:
@@ -228,13 +244,9 @@ class StreamSocket:
             credit = sending.credit
             state = sending.state
             if credit > 0 and state is not _SHUT and state is not _OVER:
-                break
-        size = min(len(data), credit, MAX_PIECE, self._core.max_content)
-        piece = data[:size]
-        # Large pieces of immutable data are written from where they are. Inside the process they become the peer's.
-        in_place = size >= LARGE and type(data.obj) is bytes and isinstance(pipe, WritePipe)
-        end.send(piece if in_place else bytes(piece))
-        return size
+                sent = end.send(data[:credit], min(MAX_PIECE, self._core.max_content))
+                if sent:
+                    return sent
 
     def _wait_writable(self, pipe: Pipe, deadline: Deadline) -> bool:
         try:

@@ -141,6 +141,36 @@ class StreamTransportChecks(TransportChecks):
             one.write_all(b"ping")
             assert finish(reading, self.limit, "recv() did not return") == b"ping"
 
+    def test_recv_into_reads_into_buffers_without_waiting(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            if not other.reads_into:
+                return
+            first, second = bytearray(4), bytearray(100)
+            outcome: object
+            with never_switches("recv_into() with nothing to read"):
+                outcome = attempt(other.recv_into, [memoryview(first), second])
+            assert isinstance(outcome, BlockingIOError), f"recv_into() with nothing to read gave {outcome!r}"
+            one.write_all(b"0123456789")
+            waiting = gevent.spawn(attempt, other.wait_readable)
+            outcome = finish(waiting, self.limit, "wait_readable() did not end although there are bytes to read")
+            assert outcome is None, f"wait_readable() gave {outcome!r}"
+            received = b""
+            while len(received) < 10:
+                size = other.recv_into([memoryview(first), second])
+                assert 1 <= size <= 10 - len(received), f"recv_into() returned {size}"
+                received += (bytes(first) + bytes(second))[:size]
+            assert received == b"0123456789", "the buffers were filled in another order, or bytes were lost"
+            one.write_all(b"and recv() goes on")
+            assert other.read_exactly(18) == b"and recv() goes on", "recv() does not go on where recv_into() ended"
+            one.close()
+            other.wait_readable()
+            assert other.recv_into([second]) == 0, "recv_into() at the end of the stream must return 0"
+            other.close()
+            for call in (lambda: other.recv_into([second]), other.wait_readable):
+                outcome = finish(gevent.spawn(attempt, call), self.limit, "a closed connection is waited for")
+                assert isinstance(outcome, OSError), f"reading after close() gave {outcome!r}"
+
     def test_a_reader_that_is_killed_loses_nothing(self) -> None:
         with self.bench() as bench:
             one, other = bench.connect_streams()

@@ -165,6 +165,25 @@ class StreamConnection(Connection):
     def recv(self, size: int, /) -> bytes:
         """Block until there are bytes, and return at most ``size`` of them; ``b""`` is the end of the stream."""
 
+    #: Whether :meth:`recv_into` and :meth:`wait_readable` are there. Large contents then need no copy.
+    reads_into = False
+
+    def recv_into(self, buffers: list[memoryview | bytearray], /) -> int:
+        """Read into some buffers, one after the other, without blocking.
+
+        Returns:
+            The number of bytes read; 0 is the end of the stream.
+
+        Raises:
+            BlockingIOError: there are none now. This is also raised where :meth:`recv` would wait before it looks.
+            OSError: the connection is broken.
+        """
+        raise NotImplementedError
+
+    def wait_readable(self) -> None:
+        """Block until :meth:`recv_into` may find bytes, the end, or an error. For the greenlet that reads."""
+        raise NotImplementedError
+
     def shutdown_write(self) -> None:  # noqa: B027, not all streams can
         """End this side's direction of the stream, if the stream can do that."""
 

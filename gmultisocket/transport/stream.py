@@ -107,6 +107,26 @@ class SocketConnection(StreamConnection):
             self._dry = len(data) < size and len(data) < _BULK
             return data
 
+    reads_into = True
+
+    def recv_into(self, buffers: list[memoryview | bytearray], /) -> int:
+        if self._dry:
+            raise BlockingIOError
+        try:
+            size: int = self._sock._sock.recvmsg_into(buffers)[0]
+        except BlockingIOError:
+            self._dry = True
+            raise
+        self._dry = size < _BULK and size < sum(map(len, buffers))
+        return size
+
+    def wait_readable(self) -> None:
+        sock = self._sock
+        if sock.closed:
+            raise OSError(errno.EBADF, "the connection was closed")
+        self._wait(sock._read_event)
+        self._dry = False
+
     def wait_writable(self) -> None:
         sock = self._sock
         if sock.closed:

@@ -28,6 +28,12 @@ class AgainstABytearray(RuleBasedStateMachine):
         self.held += data
 
     @rule(size=SIZES)
+    def put_first(self, size: int) -> None:
+        data = PATTERN[self.next : self.next + size]
+        self.queue.put_first(data)
+        self.held[:0] = data
+
+    @rule(size=SIZES)
     def take(self, size: int) -> None:
         data = self.queue.take(size)
         assert type(data) is bytes

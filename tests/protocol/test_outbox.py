@@ -64,6 +64,27 @@ def test_a_peer_that_does_not_read_loses_nothing_and_holds_up_nobody() -> None:
             assert owing.counters.drops == {}
 
 
+def test_what_may_leave_at_once_does_and_comes_after_what_waits() -> None:
+    told: list[Pipe] = []
+    with Socket({"socket.recv_queue_size": 2}) as peer, owing_to(peer, on_sent=told.append) as (owing, (pipe,)):
+        owing.outbox.send(pipe, 1, Message(content=b"first"))
+        assert peer.queued == 1 and owing.outbox.waiting(pipe) == 0 and told == [pipe]
+        owing.outbox.post(pipe, 2, Message(content=b"second"))
+        for content in (b"third", b"third again"):
+            owing.outbox.send(pipe, 3, Message(content=content))
+        assert owing.outbox.waiting(pipe) == 2
+        assert [peer.recv(LONG) for _ in range(3)] == [b"first", b"second", b"third again"]
+        # The peer's queue, and then the pipe's, are full.
+        for number in range(4):
+            owing.outbox.send(pipe, number, Message(content=b"%d" % number))
+        assert pipe.full and owing.outbox.waiting(pipe) == 1
+        assert [peer.recv(LONG) for _ in range(4)] == [b"0", b"1", b"2", b"3"]
+        pipe.close()
+        owing.outbox.send(pipe, 1, Message(content=b"late"))
+        owing.outbox.flush(LONG)
+        assert owing.outbox.waiting(pipe) == 0 and peer.queued == 0
+
+
 @pytest.mark.parametrize("close", [True, False])
 def test_what_is_owed_to_a_peer_that_goes_is_forgotten(close: bool) -> None:
     with Socket({"socket.recv_queue_size": 1}) as stuck, owing_to(stuck) as (owing, (pipe,)):

@@ -683,7 +683,7 @@ def test_an_acknowledgement_waits_until_it_is_released(recover: bool, net: Net) 
         sub.subscribe("b", LONG, recover=recover)
         with pytest.raises(Timeout):
             sub.subscribe("a", 0.02, recover=recover)
-        assert pub.subscriptions == 2 and len(held) == 1
+        wait_until(lambda: pub.subscriptions == 2 and len(held) == 1)
         waiting = gevent.spawn(sub.subscribe, "a", LONG)
         gevent.idle()
         assert not waiting.ready()

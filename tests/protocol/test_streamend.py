@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gmultisocket import Message, Socket
 from gmultisocket.errors import StreamReset
 from gmultisocket.protocol import Stream
+from gmultisocket.protocol.streamend import ReaderBuffer, ReceivingHalf
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_DEST, TO_ONE
 from tests.cases import every_case
@@ -33,6 +34,57 @@ OWN_ID = b"\0\0\0\x05"
 
 def credit(size: int) -> bytes:
     return CREDIT + struct.pack(">I", size)
+
+
+# The buffers of readers
+
+
+def test_what_has_come_for_a_reader_that_takes_nothing_is_the_first_for_the_next_one() -> None:
+    half = ReceivingHalf(gevent.get_hub())
+    with ReaderBuffer(half, memoryview(bytearray(4))) as lent:
+        lent.space(2)[:] = b"ab"
+        assert lent.filled(2, False) and not lent.full
+        half.buffer.append(b"later")
+    assert half.reader_buffer is None and half.buffer.take(100) == b"ablater"
+
+
+def test_what_is_asked_for_first_is_what_has_come_first_whoever_asks() -> None:
+    with by_hand_connection(NO_KEEPALIVE) as (_, _, connection, _):
+        half = connection._end.receiving
+        buffer = bytearray(100_000)
+        waiting = gevent.spawn(connection.recv_into, buffer)
+        gevent.sleep(0)
+        lent = connection._end.buffer_for_piece()
+        lent.space(3)[:] = b"one"
+        # Not yet the end of a piece, so the one who waits is not woken.
+        assert lent.filled(3, False)
+        assert connection.recv(100) == b"one"
+        assert half.reader_buffer is None and lent.size == 0
+        half.buffer.append(b"two")
+        half.readers.wake()
+        assert waiting.get(timeout=LONG) == 3 and buffer[:3] == b"two"
+
+
+def test_nothing_is_read_into_a_buffer_while_other_data_waits_or_nobody_may_read() -> None:
+    with by_hand_connection(NO_KEEPALIVE) as (_, _, connection, _):
+        end = connection._end
+        assert end.buffer_for_piece() is None
+        with ReaderBuffer(end.receiving, memoryview(bytearray(4))) as lent:
+            assert end.buffer_for_piece() is lent
+            lent.filled(4, True)
+            assert end.buffer_for_piece() is None
+        assert len(end.receiving.buffer) == 4
+        end.receiving.buffer.clear()
+        with ReaderBuffer(end.receiving, memoryview(bytearray(4))) as lent:
+            end.receiving.buffer.append(b"data")
+            assert end.buffer_for_piece() is None
+            end.receiving.buffer.clear()
+            end.receiving.queued_in_socket = True
+            assert end.buffer_for_piece() is None
+            end.receiving.queued_in_socket = False
+            assert end.buffer_for_piece() is lent
+            end.shut_read()
+            assert end.buffer_for_piece() is None
 
 
 # Credit

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import http.client
+import random
 from array import array
+from collections import Counter
+from contextlib import suppress
 from socket import SHUT_RD, SHUT_RDWR, SHUT_WR
 from typing import Any
 
@@ -382,6 +385,60 @@ def test_a_send_that_waits_for_its_pipe_ends_when_the_stream_does() -> None:
 
 
 # Large pieces
+
+
+def test_readers_that_are_killed_or_late_lose_nothing_of_what_is_read_into_their_buffers() -> None:
+    size = 24 * MIB
+    content = pattern(11, size)
+    chance = random.Random(12)
+    ended = Counter[str]()
+    with pair_of_streams(NO_KEEPALIVE) as (client, server):
+        one, other = connected(client, server)
+        sending = gevent.spawn(one.sendall, content)
+        got = 0
+        while got < size:
+            buffer = bytearray(chance.choice([100, 40_000, 131_072, 300_000, MIB]))
+            reading = gevent.spawn(other.recv_into, buffer)
+            for _ in range(chance.choice([0, 1, 2, 3, 100])):
+                gevent.sleep(0)
+            reading.kill()
+            count = reading.value if type(reading.value) is int else 0
+            ended["killed" if not count else "read"] += 1
+            # Nobody has it any more: this raises if there is still a view of it.
+            del buffer[count:]
+            assert buffer == content[got : got + count]
+            got += count
+            if chance.random() < 0.2:
+                other.settimeout(0.0)
+                with suppress(Timeout):
+                    piece = other.recv(chance.choice([10, 200_000]))
+                    assert piece == content[got : got + len(piece)]
+                    got += len(piece)
+                other.settimeout(LONG)
+        sending.get(timeout=LONG)
+        assert min(ended["killed"], ended["read"]) > 20
+        one.close()
+        other.close()
+
+
+def test_a_buffer_is_its_owners_again_after_the_call_while_more_comes() -> None:
+    with pair_of_streams(NO_KEEPALIVE) as (client, server):
+        one, other = connected(client, server)
+        content = pattern(13, MIB)
+        buffer = bytearray(200_000)
+        got = b""
+        for _ in range(3):
+            sending = gevent.spawn(one.sendall, content)
+            got = b""
+            while len(got) < MIB:
+                count = other.recv_into(buffer)
+                got += buffer[:count]
+                buffer += b"x"
+                del buffer[-1:]
+            assert got == content
+            sending.get(timeout=LONG)
+        one.close()
+        other.close()
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "inproc://large-pieces"])

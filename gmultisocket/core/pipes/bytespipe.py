@@ -23,6 +23,7 @@ from ...options import Option
 from ...transport import StreamConnection
 from ...transport.stream import describe_os_error
 from ...wire import Fields
+from ..receiving.receiver import Receiver
 from .pipe import TIME_LIMITS, PipeEndpoint, PipeOwner, PipeState
 from .readrates import LONGEST_PAUSE, RATE_OPTIONS, ReadRates, read_rates
 from .writepipe import _BLOCKED, WritePipe
@@ -203,6 +204,10 @@ class BytesPipe(WritePipe):
         budget = min(self._scheduler.yield_bytes, _READ_BUDGET)
         spent = 0
         while True:
+            if receiver.buffer_for is not None:
+                self._read_contents(receiver)
+                if self._ended_by_peer:
+                    return "the peer said goodbye"
             rates = self._rates
             data = connection.recv(self._read_size() if rates is None else min(self._read_size(), rates.read_size))
             if not data:
@@ -227,6 +232,12 @@ class BytesPipe(WritePipe):
                 # A peer that always has more to send must not keep the loop from other peers and from receivers.
                 spent = 0
                 yield_to_loop()
+
+    def _read_contents(self, receiver: Receiver) -> None:
+        """Read large contents to where the protocol wants them, as long as there are any. Blocks.
+
+        Called while the receiver has a ``buffer_for``.
+        """
 
     def _receive(self, data: bytes) -> None:
         """Decode what was read, and deliver the messages. Blocks while the receiver's queue is full."""

@@ -7,7 +7,9 @@ through switches.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from ... import options as opts
 from ...errors import BadMessage
@@ -28,17 +30,32 @@ from ...wire import (
     encode_header,
     pack_bare_header,
 )
-from ..receiving.receiver import Relay
+from ..receiving.receiver import Receiver, Relay
 from .bytespipe import BATCH, BytesPipe
-from .pipe import PipeEndpoint, PipeOwner
-from .writepipe import LARGE, LargeFrame
+from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .writepipe import _BLOCKED, _TURN, LARGE, Frame, LargeFrame
+
+if TYPE_CHECKING:
+    from ...frames import Batch
 
 __all__ = ["FramedPipe"]
 
 #: The first byte of an internal message's content.
 _CLOSE, _PING, _PONG = b"\x00", b"\x01", b"\x02"
+#: Large messages of one stream that are written in one system call. With more of them, streams that share a pipe would
+#: drift apart further.
+_PIECES: Final = 2
 #: Bytes that a ping may carry. A longer one is not answered.
 _MAX_ECHO: Final = 125
+
+
+def _first(frames: Iterator[Frame], size: int) -> list[Frame]:
+    """Take so many frames that they have at least ``size`` bytes, which is not more than all have."""
+    taken = []
+    while size > 0:
+        taken.append(next(frames))
+        size -= len(taken[-1])
+    return taken
 
 
 class FramedPipe(BytesPipe):
@@ -82,6 +99,93 @@ class FramedPipe(BytesPipe):
             self._push(encode_frame(flags, ttl, source, destination, content))
         else:
             self._push_large(LargeFrame(encode_header(flags, ttl, source, destination, len(content)), content))
+
+    def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
+        if len(data) < 2 * size or size < LARGE or type(data.obj) is not bytes or not self._takes_batches:
+            return super()._put_pieces(ttl, source, destination, data, size)
+        head = encode_header(TO_DEST, ttl, source, destination, size)
+        end = min(len(data) // size, _PIECES) * size
+        frames = [LargeFrame(head, data[start : start + size]) for start in range(0, end, size)]
+        return size * self._push_pieces(frames)
+
+    def _push_batch(self, batch: Batch) -> int:
+        """Send frames that a switch passes on, as many as the kernel and the queue take now. Return their number."""
+        if self._fan_out is not None and (self._busy or self._fan_out.pending):
+            self._leave_fan_out()
+        scheduler, count, size = self._scheduler, batch.count, batch.size
+        if self._busy == _TURN:
+            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < scheduler.flush_bytes:
+                self._queue += batch
+                self._queued_bytes += size
+                return count
+            self._flush()
+            if self.state is not PipeState.OPEN:
+                return 0
+        return self._write_batch(batch, count, size, lambda: self._send(batch.joined()))
+
+    def _push_pieces(self, frames: list[LargeFrame]) -> int:
+        """Send large frames after the queued ones, as many as the kernel and the queue take now. Return their number.
+
+        Args:
+            frames: at most 32.
+        """
+        if self._fan_out is not None:
+            self._leave_fan_out()
+        if self._busy == _TURN and self._queue:
+            self._flush()
+            if self.state is not PipeState.OPEN:
+                return 0
+        buffers: list[bytes | memoryview] = []
+        for frame in frames:
+            buffers += frame.head, frame.content
+        size = sum(map(len, buffers))
+        return self._write_batch(frames, len(frames), size, lambda: self._connection.sendmsg(buffers))
+
+    def _write_batch(self, batch: Iterable[Frame], count: int, size: int, write: Callable[[], int]) -> int:
+        """Send frames, none of which waits for the end of the turn, as many as the kernel and the queue take now.
+
+        Args:
+            batch: the frames.
+            count: how many these are.
+            size: how many bytes.
+            write: gives all of them to the kernel, and returns the number of bytes that it took.
+
+        Returns:
+            The number of frames that were sent or queued.
+        """
+        scheduler = self._scheduler
+        scheduler.spend(count, size)
+        frames = iter(batch)
+        if self._busy == _BLOCKED:
+            return self._queue_until_full(frames)
+        if not self._busy:
+            self._busy = _TURN
+            scheduler.mark(self)
+        try:
+            taken = write()
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            self._break(list(islice(frames, scheduler.queue_limit)), error)
+            return min(count, scheduler.queue_limit)
+        if taken == size:
+            self.messages_sent += count
+            self.bytes_sent += taken
+            return count
+        self._leave_fan_out()
+        begun = _first(frames, taken + 1)
+        self._put_back(begun, taken)
+        return len(begun) + self._queue_until_full(frames)
+
+    def _queue_until_full(self, frames: Iterator[Frame]) -> int:
+        """Queue frames while the kernel takes none. Return how many the queue has taken."""
+        count = 0
+        while not self.full and (frame := next(frames, b"")):
+            self._queue.append(frame)
+            self._queued_bytes += len(frame)
+            self._update_full()
+            count += 1
+        return count
 
     def _put_one(self, ttl: int, content: bytes) -> None:
         size = len(content)
@@ -134,6 +238,50 @@ class FramedPipe(BytesPipe):
 
     def _read_size(self) -> int:
         return self._read_buffer or self._decoder.read_size
+
+    def _read_contents(self, receiver: Receiver) -> None:
+        connection, decoder = self._connection, self._decoder
+        if self._read_buffer or not connection.reads_into:
+            return
+        spent = 0
+        header = b""
+        while (missing := decoder.missing_whole) >= LARGE:
+            flags, _, source, destination = decoder.head
+            wanted = receiver.buffer_for if self._rates is None else None
+            target = wanted(flags, source, destination) if wanted is not None else None
+            if target is None:
+                return
+            # The next header comes with the end of the content, if it is there.
+            behind = bytearray(decoder.head_size)
+            try:
+                with target.space(missing) as space:
+                    room = len(space)
+                    size = connection.recv_into([space] if room < missing else [space, behind])
+            except BlockingIOError:
+                connection.wait_readable()
+                continue
+            if not size:
+                return
+            self.bytes_received += size
+            spent += size
+            taken = size if size < room else room
+            decoder.leave_out(taken)
+            if taken == missing:
+                self._count_received(1)
+            more = target.filled(taken, taken == missing)
+            if size > taken:
+                if size - taken == len(behind) and behind == header:
+                    # It means the same as the one before.
+                    decoder.repeat()
+                else:
+                    header = bytes(behind[: size - taken])
+                    self._receive(header)
+                    if self._ended_by_peer:
+                        return
+            if not more or spent >= self._scheduler.yield_bytes:
+                # The greenlet whose memory is full gives it back by its next call.
+                spent = 0
+                yield_to_loop()
 
     def _pass_on(self, data: bytes) -> bytes:
         decoder, receiver = self._decoder, self._owner.receiver

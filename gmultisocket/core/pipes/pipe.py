@@ -33,7 +33,7 @@ from ...loop.waiting import WaitList
 from ...options import Option, Options, PipeOptions
 from ...state import StateMachine
 from ...transport import Connection
-from ...wire import TO_ONE, Message, pack_id
+from ...wire import TO_DEST, TO_ONE, Message, pack_id
 from ..receiving.receiver import Receiver
 from .readrates import RATE_OPTIONS
 from .scheduler import WriteScheduler
@@ -237,7 +237,7 @@ class Pipe(StateMachine, ABC):
     _remote = True
     #: Whether to-one messages may go to this pipe.
     _eligible = True
-    #: Whether frames that a switch passes on can be written to it as they are; see ``WritePipe._push_batch``.
+    #: Whether frames that a switch passes on can be written to it as they are; see ``FramedPipe._push_batch``.
     _takes_batches = False
     #: Whether anything can be connected without being a peer: there is no handshake, and the other side is unknown.
     _may_be_nobody = False
@@ -386,6 +386,16 @@ class Pipe(StateMachine, ABC):
     def _put_one(self, ttl: int, content: bytes) -> None:
         """Take one to-one message that begins here: :meth:`_put` for the most common case."""
         self._put(TO_ONE, ttl, b"", b"", content)
+
+    def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
+        """Take one message or more along a path, each with the next ``size`` bytes of ``data``.
+
+        Returns:
+            How many bytes these are. 0 only if the pipe has closed.
+        """
+        content = bytes(data[:size])
+        self._put(TO_DEST, ttl, source, destination, content)
+        return len(content)
 
     @abstractmethod
     def _drop_oldest(self) -> bool:

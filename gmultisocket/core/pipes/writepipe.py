@@ -9,24 +9,20 @@ killed or times out never leaves half a frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 import gevent
 from gevent import Greenlet, getcurrent
 
 from ...errors import MultiSocketError
 from ...transport import StreamConnection
-from ...wire import INTERNAL, SEND_TYPE_MASK, TO_ONE, Message
+from ...wire import INTERNAL, SEND_TYPE_MASK, TO_DEST, TO_ONE, Message
 from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
 from .scheduler import FLUSH_BYTES
 
-if TYPE_CHECKING:
-    from ...frames import Batch
-
-__all__ = ["LARGE", "LargeFrame", "SharedQueue", "WritePipe"]
+__all__ = ["LARGE", "Frame", "LargeFrame", "SharedQueue", "WritePipe"]
 
 #: A content of this size in bytes is not copied behind its header.
 LARGE: Final = 1 << 15
@@ -71,7 +67,7 @@ class LargeFrame:
 
 
 #: What a pipe queues.
-_Frame = bytes | LargeFrame
+Frame = bytes | LargeFrame
 
 
 class SharedQueue(Protocol):
@@ -106,7 +102,7 @@ class WritePipe(Pipe):
         super().__init__(pipe_id, connection, owner, endpoint)
         self._scheduler = owner.scheduler
         self._send = connection.send
-        self._queue: list[_Frame] = []
+        self._queue: list[Frame] = []
         self._queued_bytes = 0
         #: The rest of a frame of which the kernel has taken only the beginning.
         self._partial: memoryview | None = None
@@ -162,51 +158,13 @@ class WritePipe(Pipe):
         self._leave_fan_out()
         self._put_back([frame], taken)
 
-    def _push_batch(self, batch: Batch) -> int:
-        """Send frames that a switch passes on, as many as the kernel and the queue take now. Return their number."""
-        if self._fan_out is not None and (self._busy or self._fan_out.pending):
-            self._leave_fan_out()
-        scheduler, count, size = self._scheduler, batch.count, batch.size
-        if self._busy == _TURN:
-            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < scheduler.flush_bytes:
-                self._queue += batch
-                self._queued_bytes += size
-                return count
-            self._flush()
-            if self.state is not PipeState.OPEN:
-                return 0
-        scheduler.spend(count, size)
-        if self._busy == _BLOCKED:
-            return self._queue_until_full(iter(batch))
-        if not self._busy:
-            self._busy = _TURN
-            scheduler.mark(self)
-        try:
-            taken = self._send(batch.joined())
-        except BlockingIOError:
-            taken = 0
-        except OSError as error:
-            self._break(list(islice(batch, scheduler.queue_limit)), error)
-            return min(count, scheduler.queue_limit)
-        if taken == size:
-            self.messages_sent += count
-            self.bytes_sent += taken
-            return count
-        self._leave_fan_out()
-        frames = iter(batch)
-        begun = batch.first(frames, taken + 1)
-        self._put_back(begun, taken)
-        return len(begun) + self._queue_until_full(frames)
-
-    def _queue_until_full(self, frames: Iterator[bytes]) -> int:
-        """Queue frames while the kernel takes none. Return how many the queue has taken."""
-        count = 0
-        while not self.full and (frame := next(frames, b"")):
-            self._queue.append(frame)
-            self._queued_bytes += len(frame)
-            self._update_full()
-            count += 1
-        return count
+    def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
+        if len(data) < LARGE or size < LARGE or type(data.obj) is not bytes:
+            return super()._put_pieces(ttl, source, destination, data, size)
+        # Nobody can change it: it is written from where it is.
+        content = data[:size]
+        self._put(TO_DEST, ttl, source, destination, cast(bytes, content))
+        return len(content)
 
     def _push_large(self, frame: LargeFrame) -> None:
         """Send one large frame after the queued ones, at once if the kernel takes it."""
@@ -290,7 +248,7 @@ class WritePipe(Pipe):
 
     # The kernel
 
-    def _put_back(self, frames: Sequence[_Frame], taken: int) -> None:
+    def _put_back(self, frames: Sequence[Frame], taken: int) -> None:
         """Queue these frames, except for the first ``taken`` bytes, which the kernel has; then wait for the kernel."""
         self.bytes_sent += taken
         gone = 0
@@ -354,7 +312,7 @@ class WritePipe(Pipe):
             self._update_full()
         return True
 
-    def _write(self, frames: list[_Frame]) -> tuple[int, int]:
+    def _write(self, frames: list[Frame]) -> tuple[int, int]:
         """Give frames to the kernel, joined. Return their size, and how many bytes the kernel took."""
         first = frames[0]
         if len(frames) > 1:
@@ -365,7 +323,7 @@ class WritePipe(Pipe):
             return len(first), self._connection.sendmsg([first.head, first.content])
         return len(data), self._send(data)
 
-    def _first_frames(self) -> list[_Frame]:
+    def _first_frames(self) -> list[Frame]:
         """Return the queued frames for one system call. A large frame goes alone, and is not copied."""
         queue = self._queue
         size = count = 0
@@ -408,7 +366,7 @@ class WritePipe(Pipe):
 
     # A broken connection
 
-    def _break(self, frames: list[bytes], error: OSError) -> None:
+    def _break(self, frames: Sequence[Frame], error: OSError) -> None:
         """Queue these frames, which were not sent because of an error of the connection, and stop sending."""
         self._queue += frames
         self._broken(error)

@@ -22,7 +22,7 @@ from ...loop.yielding import yield_to_loop
 from ...options import Option, Options, follow
 from ...wire import Fields, Message
 
-__all__ = ["Receiver", "Relay"]
+__all__ = ["ContentBuffer", "Receiver", "Relay"]
 
 _new = tuple.__new__
 
@@ -46,6 +46,20 @@ class Relay(Protocol):
         """Return whether a frame begins that is probably for the relay when the rest has come."""
 
 
+class ContentBuffer(Protocol):
+    """Memory of the program's that contents are read into, instead of becoming messages."""
+
+    def space(self, size: int) -> memoryview:
+        """Return memory for at most ``size`` bytes; the pipe releases it before anything else runs."""
+
+    def filled(self, size: int, ends: bool) -> bool:
+        """Take bytes that were read into the memory; ``ends`` says whether the content ends with them.
+
+        Returns:
+            Whether there is more memory.
+        """
+
+
 class Receiver:
     """Receives for one socket.
 
@@ -61,11 +75,13 @@ class Receiver:
         has_room: while the filter sees messages in order: whether the queue can take the one that it is shown now.
         on_internal: the same, see ``ProtocolSocket.on_internal``.
         relay: what pipes read goes there first; None without a switch, and while nothing may be received.
+        buffer_for: a protocol's callback, see ``ProtocolSocket.on_content``; None as for ``relay``.
         counters: losses that belong to no pipe.
     """
 
     __slots__ = (
         "_budget",
+        "_buffer_for",
         "_counting",
         "_in_order",
         "_limit",
@@ -76,6 +92,7 @@ class Receiver:
         "_reason",
         "_relay",
         "_spent",
+        "buffer_for",
         "closed",
         "counters",
         "filter",
@@ -92,7 +109,7 @@ class Receiver:
 
     def __init__(self, hub: Hub, options: Options) -> None:
         self.queue: deque[Fields] = deque()
-        self.not_empty = WaitList(hub, lambda: self.queue)
+        self.not_empty = WaitList(hub, self.queue.__len__)
         self.not_full = WaitList(hub, self.writable)
         self.get_waiters = self.not_empty.waiters
         self.put_waiters = self.not_full.waiters
@@ -104,6 +121,8 @@ class Receiver:
         self.counters = Counters()
         self._relay: Relay | None = None
         self.relay: Relay | None = None
+        self._buffer_for: Callable[[int, bytes, bytes], ContentBuffer | None] | None = None
+        self.buffer_for: Callable[[int, bytes, bytes], ContentBuffer | None] | None = None
         self.plain_limit = 0
         self._reason = ""
         self._limit = 0
@@ -164,15 +183,21 @@ class Receiver:
         self._relay = relay
         self._update_fast_path()
 
+    def set_buffer_for(self, callback: Callable[[int, bytes, bytes], ContentBuffer | None]) -> None:
+        """Ask a protocol where to read contents to; see ``ProtocolSocket.on_content``."""
+        self._buffer_for = callback
+        self._update_fast_path()
+
     def is_relayed_by(self, relay: Relay) -> bool:
         """Return whether this relay takes what pipes read."""
         return self._relay is relay
 
     def _update_fast_path(self) -> None:
-        """Recompute ``plain_limit`` and ``relay``."""
+        """Recompute ``plain_limit``, ``relay`` and ``buffer_for``."""
         special = self._no_recv or self.closed or self.filter is not None
         self.plain_limit = 0 if special or self._max_bytes else min(self._limit, self._budget)
         self.relay = None if special else self._relay
+        self.buffer_for = None if self._no_recv or self.closed else self._buffer_for
 
     # Receiving
 

@@ -29,6 +29,7 @@ from gevent.hub import Hub
 from ...frames import Batch, frame_size, is_beginning, take_batch
 from ...loop.waiting import WaitList
 from ...wire import TO_ALL, TO_DEST
+from ..pipes.framedpipe import FramedPipe
 from ..pipes.pipe import PipeState
 from ..pipes.writepipe import WritePipe
 from ..receiving.receiver import Receiver
@@ -209,7 +210,7 @@ class Relay:
             return 0, _TOGETHER
         if pipe.full or pipe._awaited or pipe.state is not PipeState.OPEN or not self._may_send:
             return 0, 1
-        assert isinstance(pipe, WritePipe)
+        assert isinstance(pipe, FramedPipe)
         return pipe._push_batch(batch), 1
 
     def _send_to_one(self, batch: Batch) -> tuple[int, int]:
@@ -219,7 +220,7 @@ class Relay:
             return 0, 1
         pipe = writable.first
         if not writable.several and pipe is not None and pipe._takes_batches:
-            assert isinstance(pipe, WritePipe)
+            assert isinstance(pipe, FramedPipe)
             return pipe._push_batch(batch), 1
         sent = 0
         for frame in batch:

@@ -6,10 +6,13 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 
 import gevent
 import pytest
 from gevent import socket as gsocket
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gmultisocket import Message, Socket
 from gmultisocket.core.pipes.framedpipe import FramedPipe
@@ -104,6 +107,87 @@ def test_a_large_content_is_given_to_the_kernel_as_it_is() -> None:
         assert given is content and len(head) == 8
 
 
+def put_pieces(client: Socket, data: memoryview, size: int) -> int:
+    """Send data to ``PEER`` by the only pipe."""
+    return client._for_protocol().put_pieces(only_pipe(client), pack_id(5), PEER, data, size)
+
+
+#: A path with one id, and the size of a piece that is sent without a copy.
+PEER, PIECE = pack_id(9 << 8), 40_000
+
+
+def test_pieces_of_large_data_are_given_to_the_kernel_in_one_call_and_as_they_are() -> None:
+    stream = PartsStream()
+    with FakeTransport([stream]) as fake, Socket() as client:
+        client.dial(fake.address)
+        data = random.Random(2).randbytes(3 * PIECE + 5)
+        assert put_pieces(client, memoryview(data), PIECE) == 2 * PIECE
+        assert all(type(part) is bytes or (type(part) is memoryview and part.obj is data) for part in stream.parts)
+        assert len(stream.parts) == 4 and client.counters.messages_sent == 2
+        assert put_pieces(client, memoryview(data)[2 * PIECE :], PIECE) == PIECE
+        assert put_pieces(client, memoryview(data)[3 * PIECE :], PIECE) == 5
+        # What may change is copied, and so are small pieces.
+        assert put_pieces(client, memoryview(bytearray(data)), PIECE) == PIECE
+        assert put_pieces(client, memoryview(data), 100) == 100
+        gevent.sleep(0)
+    pieces = [data[start : start + PIECE] for start in range(0, len(data), PIECE)]
+    expected = [*pieces, data[:PIECE], data[:100]]
+    assert bytes(stream.sent) == b"".join(frame(piece, TO_DEST, 16, pack_id(5), PEER) for piece in expected)
+    assert client.counters.messages_sent == 6
+
+
+@pytest.mark.parametrize("taken", [0, 10, PIECE - 1, PIECE + 16, PIECE + 17, 3 * PIECE])
+@pytest.mark.parametrize("limit", [1, 3, 100])
+def test_pieces_that_the_kernel_does_not_take_are_queued_up_to_the_limit(limit: int, taken: int) -> None:
+    stream = FakeStream(takes=[taken])
+    with FakeTransport([stream]) as fake, Socket({"socket.send_queue_size": limit}) as client:
+        client.dial(fake.address)
+        data = memoryview(random.Random(3).randbytes(4 * PIECE))
+        stream.block() if not taken else None
+        sent = put_pieces(client, data, PIECE)
+        pipe = only_pipe(client)
+        whole, part = divmod(taken, PIECE + 16)
+        assert pipe.queued - bool(part) <= limit and sent == min(2, whole + pipe.queued) * PIECE
+        while sent < len(data):
+            stream.unblock()
+            wait_until(lambda: not pipe.full)
+            sent += put_pieces(client, data[sent:], PIECE)
+        stream.unblock()
+        assert client.close() == 0
+    pieces = [bytes(data[start : start + PIECE]) for start in range(0, sent, PIECE)]
+    assert bytes(stream.sent) == b"".join(frame(piece, TO_DEST, 16, pack_id(5), PEER) for piece in pieces)
+    assert client.counters.messages_sent == 4 and client.counters.bytes_sent == len(stream.sent)
+
+
+def test_pieces_come_after_what_was_queued_and_before_what_follows() -> None:
+    stream = FakeStream()
+    with FakeTransport([stream]) as fake, Socket() as client:
+        client.dial(fake.address)
+        data = memoryview(bytes(2 * PIECE))
+        for content in (b"first", b"second"):
+            client.send(content)
+        assert put_pieces(client, data, PIECE) == len(data)
+        client.send(b"last")
+        gevent.sleep(0)
+    pieces = [frame(bytes(PIECE), TO_DEST, 16, pack_id(5), PEER)] * 2
+    assert bytes(stream.sent) == b"".join([frame(b"first"), frame(b"second"), *pieces, frame(b"last")])
+
+
+@pytest.mark.parametrize("limit", [2, 100])
+@pytest.mark.parametrize("taken", [None, 0, 5, PIECE + 20])
+def test_each_piece_that_a_connection_breaks_under_is_counted(taken: int | None, limit: int) -> None:
+    stream = FakeStream(takes=[*([] if taken is None else [taken]), BrokenPipeError(32, "broken")])
+    with FakeTransport([stream]) as fake, Socket({"socket.send_queue_size": limit}) as client:
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        given = put_pieces(client, memoryview(bytes(4 * PIECE)), PIECE) // PIECE
+        wait_until(lambda: not only_pipe(client).queued)
+        stream.feed(b"")
+        wait_until(lambda: not client.pipes)
+        left = int(taken is not None and taken > PIECE)
+        assert client.counters.messages_sent == left
+        assert client.counters.drops == {"disconnect": given - left}
+
+
 def test_a_message_that_goes_to_another_pipe_is_the_same_message() -> None:
     broken, good = FakeStream(takes=[0, BrokenPipeError(32, "broken")]), FakeStream()
     messages = [
@@ -151,6 +235,178 @@ def test_the_kernel_is_asked_for_as_much_as_the_option_says_and_for_what_suits_w
         streams[0].feed(frame(b"in larger pieces"))
         assert client.recv(timeout=5) == b"in larger pieces"
         assert streams[0].asked[-2:] == [20, 20]
+
+
+class IntoStream(FakeStream):
+    """A stream that can be read into memory. A step of its script is what one call finds."""
+
+    __slots__ = ()
+
+    reads_into = True
+
+    def recv_into(self, buffers: list[memoryview | bytearray], /) -> int:
+        self._check_open()
+        if not self._script:
+            raise BlockingIOError
+        found = self._script.popleft()
+        assert isinstance(found, bytes)
+        size = 0
+        for buffer in buffers:
+            part = found[size : size + len(buffer)]
+            buffer[: len(part)] = part
+            size += len(part)
+        if size < len(found) or not found:
+            self._script.appendleft(found[size:])
+        return size
+
+    def wait_readable(self) -> None:
+        while not self._script:
+            self._check_open()
+            self._arrival.clear()
+            self._arrival.wait()
+        self._check_open()
+
+
+class Contents:
+    """What a protocol gets: what comes for ``PEER``, joined, and everything else.
+
+    Args:
+        space: bytes of memory for contents; the memory is new for each read.
+    """
+
+    def __init__(self, space: int) -> None:
+        self.space_left = space
+        self.memory = bytearray()
+        self.in_memory = 0
+        self.joined = bytearray()
+        self.others: list[Message] = []
+
+    def on_message(self, message: Message) -> bool:
+        if message.destination == PEER:
+            self.joined += message.content
+        else:
+            self.others.append(message.replace(source=b"", pipe_id=0))
+        return True
+
+    def on_content(self, flags: int, source: bytes, destination: bytes) -> Contents | None:
+        assert len(source) == 4 * (1 + bool(destination)) and source[4:] in (b"", pack_id(5))
+        return self if self.space_left and (flags, destination) == (TO_DEST, PEER) else None
+
+    def space(self, size: int) -> memoryview:
+        self.memory = bytearray(min(size, self.space_left))
+        return memoryview(self.memory)
+
+    def filled(self, size: int, ends: bool) -> bool:
+        # Raises if the pipe still has a view of it.
+        del self.memory[size:]
+        self.joined += self.memory
+        self.in_memory += size
+        self.space_left -= size
+        return self.space_left > 0
+
+
+def large(content: bytes, destination: bytes = PEER) -> bytes:
+    """Return a frame along a path."""
+    return frame(content, TO_DEST, 16, pack_id(5), pack_id(7) + destination)
+
+
+LARGE_FRAMES = (
+    large(random.Random(4).randbytes(PIECE)),
+    large(random.Random(5).randbytes(PIECE)),
+    large(random.Random(6).randbytes(2 * PIECE)),
+    large(random.Random(7).randbytes(PIECE), pack_id(10)),
+    large(b"small"),
+    frame(PING, INTERNAL),
+    frame(b"to one"),
+    frame(random.Random(8).randbytes(PIECE)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(range(len(LARGE_FRAMES))), max_size=12),
+    st.lists(st.integers(1, 3 * PIECE), max_size=40),
+    st.integers(0, 12 * PIECE),
+)
+def test_contents_that_are_read_into_memory_are_those_that_messages_have(
+    numbers: list[int], cuts: list[int], space: int
+) -> None:
+    frames = [LARGE_FRAMES[number] for number in numbers]
+    stream = b"".join(frames)
+    script = []
+    start = 0
+    # The first frame always comes in two parts, as otherwise nothing would be read into memory.
+    for cut in [20, *cuts]:
+        script.append(stream[start : start + cut])
+        start += cut
+    script = [part for part in [*script, stream[start:]] if part]
+    results = []
+    for kind, memory in ((IntoStream, space), (IntoStream, 0), (FakeStream, space)):
+        contents = Contents(memory)
+        with FakeTransport([fake := kind(script)]) as transport, Socket() as client:
+            core = client._for_protocol()
+            core.on_message(contents.on_message)
+            core.on_content(contents.on_content)
+            client.dial(transport.address, {"connector.dialer.reconnect": False})
+            pipe = only_pipe(client)
+            wait_until(lambda pipe=pipe: pipe.counters.bytes_received == len(stream))
+            gevent.sleep(0)
+            results.append((bytes(contents.joined), contents.others, pipe.counters, bytes(fake.sent)))
+        if memory and kind is IntoStream and numbers and numbers[0] < 3:
+            assert contents.in_memory
+    assert results[0] == results[1] == results[2]
+
+
+def test_a_content_that_ends_in_the_middle_was_read_as_far_as_it_came() -> None:
+    contents = Contents(10 * PIECE)
+    with FakeTransport([stream := IntoStream()]) as fake, Socket() as client:
+        client._for_protocol().on_content(contents.on_content)
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        pipe = only_pipe(client)
+        stream.feed(LARGE_FRAMES[0][:20], LARGE_FRAMES[0][20:30_000])
+        wait_until(lambda: pipe.counters.bytes_received == 30_000)
+        assert pipe.counters.messages_received == 0
+        stream.feed(b"")
+        wait_until(lambda: pipe.reason)
+        assert pipe.reason == "the peer closed the connection in the middle of a message"
+    assert contents.joined == LARGE_FRAMES[0][20:30_000]
+
+
+def test_a_header_repeats_only_if_all_of_it_has_come() -> None:
+    # It ends with a zero, as new memory does.
+    data = [random.Random(seed).randbytes(PIECE) for seed in (1, 2, 3)]
+    frames = [frame(content, TO_DEST, 16, b"", pack_id(7) + bytes(4)) for content in data]
+    received = bytearray()
+    contents = Contents(10 * PIECE)
+    with FakeTransport([stream := IntoStream()]) as fake, Socket() as client:
+        core = client._for_protocol()
+        core.on_content(lambda flags, source, destination: contents)
+        core.on_message(lambda message: not received.extend(message.content))
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        pipe = only_pipe(client)
+        whole = b"".join(frames)
+        cuts = [0, 16, PIECE + 32, 2 * PIECE + 47, len(whole)]
+        for start, end in pairwise(cuts):
+            stream.feed(whole[start:end])
+        wait_until(lambda: pipe.counters.bytes_received == len(whole))
+        wait_until(lambda: pipe.counters.messages_received == 3)
+    assert bytes(contents.joined + received) == b"".join(data)
+
+
+def test_a_header_that_repeats_is_checked_against_a_limit_that_has_changed() -> None:
+    contents = Contents(10 * PIECE)
+    with FakeTransport([stream := IntoStream()]) as fake, Socket() as client:
+        client._for_protocol().on_content(contents.on_content)
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        pipe = only_pipe(client)
+        one = LARGE_FRAMES[0]
+        stream.feed(one[:20], one[20:] + one[:20], one[20:] + one[:20])
+        wait_until(lambda: pipe.counters.messages_received == 2)
+        pipe.options.set("connector.pipe.max_recv_content_length", PIECE - 1)
+        stream.feed(one[20:] + one[:20])
+        wait_until(lambda: pipe.reason)
+        assert "40000" in pipe.reason and "39999" in pipe.reason
+    assert contents.joined == one[20:] * 3 and client.counters.messages_received == 3
 
 
 def test_the_longest_content_may_be_changed_while_a_pipe_is_open(served: tuple[Socket, gsocket.socket]) -> None:
