@@ -191,7 +191,7 @@ def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(tab: Ta
     worker = follow_state(tab, "{timeout: 500}")
     os.kill(worker, signal.SIGSTOP)
     try:
-        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        tab.evaluate("document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
         tab.evaluate("await kept.until(() => kept.events.length > 1)")
     finally:
         os.kill(worker, signal.SIGCONT)
