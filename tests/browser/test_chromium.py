@@ -6,10 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
 
+from gmultisocket import Pub, Session
+from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import PATIENCE, PRELUDE, Chromium, Tab, chromium
 from tests.contrib.gunicorns import Gunicorn, running
@@ -168,6 +171,44 @@ def test_a_frozen_page_catches_up(tab: Tab) -> None:
     tab.inspector.call("Page.setWebLifecycleState", state="frozen")
     tab.inspector.call("Page.setWebLifecycleState", state="active")
     tab.evaluate("await kept.until(() => kept.seen.at(-1) === 499 || kept.events.length > 1)")
+
+
+@pytest.mark.parametrize(("kept", "missing"), [(10_000, False), (3, True)])
+def test_a_frozen_page_that_the_server_has_cut_off_recovers(
+    server: Gunicorn, tab: Tab, kept: int, missing: bool
+) -> None:
+    """Chromium answers the server's pings for a frozen page, until that has not read for too long."""
+    options = {
+        "transport.ws.ping_interval": 0.2,
+        "transport.ws.ping_timeout": 0.5,
+        "transport.ws.listener.origins": [server.address.replace("ws:", "http:").removesuffix("/ws")],
+    }
+    with Pub(history=MemoryHistory("a", max_entries=kept)) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws", options).address
+        tab.evaluate(f"""
+            await kept.make("{address}").subscribe("a", m => kept.seen.push(Number(m.text().trimEnd()))).ready;
+        """)
+        numbers = count()
+        tab.inspector.call("Page.setWebLifecycleState", state="frozen")
+        # Until the buffers on the way are full, and the page is gone.
+        wait_until(lambda: not session.pipes or not pub.publish("a", (b"%d" % next(numbers)).ljust(50_000)), PATIENCE)
+        wait_until(lambda: not session.pipes, PATIENCE)
+        for _ in range(2 * kept if missing else 5):
+            pub.publish("a", b"%d" % next(numbers))
+        tab.inspector.call("Page.setWebLifecycleState", state="active")
+        pub.wait_subscribers("a", timeout=PATIENCE)
+        last = next(numbers)
+        pub.publish("a", b"%d" % last)
+        tab.evaluate(f"await kept.until(() => kept.seen.at(-1) === {last})")
+        seen = tab.evaluate("return kept.seen")
+        events = tab.evaluate("return kept.events.map(({type, topic, reason}) => [type, topic, reason])")
+    assert [kind for kind, _, _ in events if kind != "gap"] == ["open", "close", "open"]
+    gaps = [each[1:] for each in events if each[0] == "gap"]
+    if missing:
+        assert gaps == [[None, "history"]]
+        assert seen == sorted({*seen}) and len(seen) < last
+    else:
+        assert (gaps, seen) == ([], [*range(last + 1)])
 
 
 def test_a_page_does_not_wait_when_the_network_has_come_back(tab: Tab) -> None:
