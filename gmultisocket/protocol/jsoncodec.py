@@ -6,13 +6,13 @@
     pub.publish("orders.17", {"state": "paid"}, retain=True)
     rep = Rep(lambda order: {"total": sum(order["prices"])})
 
-The classes are those of :mod:`gmultisocket.protocol` in all else, and on the wire: a peer may use bytes, or be a page with
-``message.json()``. A value is whatever ``json.dumps`` takes, without NaN and infinity, which JSON does not have; for other
-types make a dict or a list of them first. A value that JSON cannot express raises NotJSON where it is sent, and nothing
-is sent. A content that comes and is no JSON is dropped and counted (``garbage``), and the first one is logged.
+In all else the classes are those of :mod:`gmultisocket.protocol`, on the wire too: the peer may use bytes, or be a page
+with ``message.json()``. A value is what ``json.dumps`` takes, without NaN and infinity, which JSON does not have. A value
+that JSON cannot express raises NotJSON where it is sent, and nothing is sent. A content that comes and is no JSON is
+dropped and counted (``garbage``), and the first one is logged.
 
-Subclasses, and no option of the classes themselves: so type checkers know that there are no bytes, and who uses bytes
-pays nothing.
+They are classes, and not an option of the others: so type checkers know that there are no bytes, and the classes for
+bytes are as fast as before.
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class Req(reqrep.Req):
 class Rep(reqrep.Rep, _Dropping):
     """A :class:`gmultisocket.Rep` of values, with a handler.
 
-    A request that is no JSON fails at once, and the peer gets to know why. A handler that returns None answers ``null``.
+    A request that is no JSON fails at once, and its peer is told why. The answer of a handler that returns None is
+    ``null``.
 
     Args:
         handler: takes a value and returns the reply's; may block.

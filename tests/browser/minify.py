@@ -1,7 +1,7 @@
 """Makes ``gmultisocket/browser/gmultisocket.min.js``, which servers send to pages, from the source beside it.
 
-``python3 -m tests.browser.minify`` in a checkout writes the file; ``test_browser.py`` says when that is necessary. It gets
-terser from the npm registry. Neither the library nor its installation needs terser.
+``python3 -m tests.browser.minify`` in a checkout writes the file; ``test_browser.py`` says when that is necessary. It
+gets terser from the npm registry. Neither the library nor its installation needs terser.
 """
 
 from __future__ import annotations
