@@ -7,8 +7,8 @@
     rep = Rep(lambda order: {"total": sum(order["prices"])})
 
 In all else the classes are those of :mod:`gmultisocket.protocol`, on the wire too: the peer may use bytes, or be a page
-with ``message.json()``. A value is what ``json.dumps`` takes, without NaN and infinity, which JSON does not have. A value
-that JSON cannot express raises NotJSON where it is sent, and nothing is sent. A content that comes and is no JSON is
+with ``message.json()``. A value is what ``json.dumps`` takes, without NaN and infinity, which JSON does not have. For a
+value that JSON cannot express sending raises NotJSON, and nothing is sent. A content that comes and is no JSON is
 dropped and counted (``garbage``), and the first one is logged.
 
 They are classes, and not an option of the others: so type checkers know that there are no bytes, and the classes for

@@ -11,13 +11,13 @@ import subprocess
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["BUILT", "SOURCE", "TERSER", "build", "header"]
+__all__ = ["BUILT", "SOURCE", "build", "header"]
 
 _FOLDER = Path(__file__).resolve().parent.parent.parent / "gmultisocket/browser"
 SOURCE = _FOLDER / "gmultisocket.js"
 BUILT = _FOLDER / "gmultisocket.min.js"
 #: One version only: another one may find another text for the same program.
-TERSER = "npx --yes terser@5.51.4"
+TERSER = "npx --yes --fetch-retries=0 terser@5.51.4"
 _OPTIONS = "--module --ecma 2022 --compress passes=3 --mangle"
 
 
@@ -31,7 +31,7 @@ def build() -> bytes:
     """Return the content that the file should have.
 
     Raises:
-        subprocess.CalledProcessError: terser cannot run, or does not understand the source.
+        subprocess.CalledProcessError: npm cannot get terser, or terser does not understand the source.
     """
     command = [*TERSER.split(), str(SOURCE), *_OPTIONS.split()]
     return header() + subprocess.run(command, check=True, capture_output=True, timeout=60).stdout.rstrip() + b"\n"

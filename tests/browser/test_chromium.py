@@ -228,14 +228,24 @@ def test_a_page_does_not_wait_when_the_network_has_come_back(tab: Tab) -> None:
     assert worker_of(tab)
 
 
-def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(tab: Tab) -> None:
+@pytest.mark.parametrize("is_hidden", [True, False])
+def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(
+    browser: Chromium, tab: Tab, is_hidden: bool
+) -> None:
+    """Or when the network changes, while the page is seen."""
     worker = follow_state(tab, "{timeout: 500}")
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        tab.evaluate("document.dispatchEvent(new Event('visibilitychange', {bubbles: true}))")
-        tab.evaluate("await kept.until(() => kept.events.length > 1)")
-    finally:
-        os.kill(worker, signal.SIGCONT)
+    with browser.tab("about:blank") as other:
+        (other if is_hidden else tab).inspector.call("Page.bringToFront")
+        assert tab.evaluate("return document.hidden") is is_hidden
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            if is_hidden:
+                tab.inspector.call("Page.bringToFront")
+            else:
+                tab.evaluate("dispatchEvent(new Event('offline'))")
+            tab.evaluate("await kept.until(() => kept.events.length > 1)")
+        finally:
+            os.kill(worker, signal.SIGCONT)
     assert tab.evaluate("return kept.events[1].code") == 1006
     # If it is the same worker again, the page has missed nothing, and nothing of the state comes again.
     assert worker_of(tab)

@@ -19,6 +19,7 @@ from gmultisocket import Pub, Rep, Session, Socket, Switch
 from gmultisocket.contrib.servers import Upgrade
 from gmultisocket.contrib.wsgi import mount, read_request
 from gmultisocket.errors import RequestRefused
+from gmultisocket.protocol import jsoncodec
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, ROOT, Node
 from tests.cases import every_case
@@ -108,6 +109,31 @@ def test_topics_requests_and_messages_over_one_websocket(js: Node) -> None:
         names = [{"channel": 1, "name": "events", "protocol": "pub"}, {"channel": 2, "name": "rpc", "protocol": "rep"},
                  {"channel": 3, "name": "chat", "protocol": "socket"}]  # fmt: skip
         assert js.evaluate("return [kept.client.state, kept.events]") == ["open", [{"type": "open", "channels": names}]]
+
+
+def test_values_of_a_program_are_json_in_a_page(js: Node) -> None:
+    pub, pair = jsoncodec.Pub(), jsoncodec.Pair()
+    with serving(events=pub, rpc=jsoncodec.Rep(sum), chat=pair) as address:
+        pub.publish("state", {"a": [1, "ü"]}, retain=True)
+        js.evaluate(f"""
+            kept.make("{address}").subscribe("state", message => kept.seen.push(message.json()));
+            await kept.until(() => kept.seen.length);
+        """)
+        assert js.evaluate("return kept.seen") == [{"a": [1, "ü"]}]
+        assert js.evaluate("return (await kept.client.request([1, 2.5])).json()") == 3.5
+        wrong = "return await kept.client.request('text').catch(error => error.message)"
+        assert js.evaluate(wrong) == (
+            "refused: the request is no JSON: Expecting value: line 1 column 1 (char 0): b'text'"
+        )
+        js.evaluate("""
+            kept.chat = kept.client.channel("chat", message => kept.seen.push(message.json()));
+            await kept.chat.ready;
+            kept.chat.send({hello: null});
+        """)
+        assert pair.recv(20) == {"hello": None}
+        pair.send([True], 20)
+        js.evaluate("await kept.until(() => kept.seen.length === 2)")
+        assert js.evaluate("return kept.seen[1]") == [True]
 
 
 def test_only_what_a_page_uses_is_opened(js: Node) -> None:
