@@ -333,6 +333,18 @@ def test_what_waits_for_a_connection_is_bounded_and_is_sent_with_it(js: Node) ->
         assert js.evaluate("return kept.client.dropped") == 6
 
 
+def test_what_a_channel_cannot_send_is_counted_once(js: Node) -> None:
+    with serving(chat=Socket()) as address:
+        assert js.evaluate(f"""
+            const client = kept.make("{address}", {{buffer: -1}}), channel = client.channel("chat");
+            const early = [channel.send("not connected"), client.dropped];
+            await channel.ready;
+            const full = [channel.send("the buffer is full"), client.dropped];
+            client.close();
+            return [early, full, [channel.send("closed"), client.dropped]];
+        """) == [[False, 1], [False, 2], [False, 3]]  # fmt: skip
+
+
 def test_a_page_does_not_pile_up_requests_at_a_server_that_works_on_one_at_a_time(js: Node) -> None:
     most = 0
 
