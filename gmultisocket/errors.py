@@ -18,6 +18,7 @@ __all__ = [
     "Closed",
     "Timeout",
     "NoPeers",
+    "NotJSON",
     "NotSupported",
     "WrongThread",
     "ForkedSocketError",
@@ -220,6 +221,23 @@ class BadTopic(MultiSocketError, ValueError):
 
     def __str__(self) -> str:
         return f"bad topic {snippet(self.topic)!r}: {self.why}"
+
+
+class NotJSON(MultiSocketError, ValueError):
+    """A value that JSON cannot express, or a content that is no JSON: see ``gmultisocket.protocol.jsoncodec``.
+
+    Attributes:
+        what: what it is: ``"request"``, ``"publication under 'orders.17'"``.
+        why: what is wrong with it, and how it begins.
+    """
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(what, why)
+        self.what = what
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"the {self.what} is no JSON: {self.why}"
 
 
 class BrokenPath(MultiSocketError):

@@ -155,6 +155,29 @@ def wrong() -> None:
     check_path("path")  # wrong
     Decoder(1).feed("text")  # wrong
 """,
+    "json": """
+from gmultisocket.protocol import jsoncodec
+
+
+def right() -> None:
+    plain: Pub = jsoncodec.Pub()
+    protocol.Session({"events": plain, "rpc": jsoncodec.Rep(lambda value: value["a"], concurrency=2)})
+    jsoncodec.Pub({"protocol.pubsub.max_patterns": 3}).publish("a", {"b": 1}, retain=True)
+    for topic, value in jsoncodec.Sub():
+        text: str = topic
+        number: int = value["b"]
+    answer: dict[str, int] = jsoncodec.Req().request([1, 2], 5)
+    jsoncodec.Bus().send({"a": [1]})
+    jsoncodec.Pull().recv(5)["a"]
+
+
+def wrong() -> None:
+    jsoncodec.Pub().publish(1, {})  # wrong
+    jsoncodec.Rep()  # wrong
+    jsoncodec.Rep(b"x")  # wrong
+    jsoncodec.Sub().recv()[0].nothing  # wrong
+    jsoncodec.Push().recv_value()  # wrong
+""",
     "names": """
 import gmultisocket
 from gmultisocket import Bus, Pull, Push, Rep, Respondent, Stream, StreamProxy, Surveyor

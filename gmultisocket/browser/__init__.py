@@ -1,7 +1,8 @@
 """The client for browsers and Node: ``gmultisocket.js``, which is served from here.
 
 A mount and a ws listener answer GET requests for ``gmultisocket.js`` below their path. The client therefore always has
-the version of the server. The folder is an npm package as well: see its README.
+the version of the server. What they send is ``gmultisocket.min.js``: the same program, made small by
+``python3 -m tests.browser.minify``. The folder is an npm package as well: see its README.
 
 Loaded with the first such request.
 """
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["Answer", "answer"]
 
-_FILE: Final = Path(__file__).with_name("gmultisocket.js")
+_FILE: Final = Path(__file__).with_name("gmultisocket.min.js")
 #: It holds nobody's data: pages of other origins may import it. Browsers ask each time whether it is still the same.
 _HEADERS: Final = (
     ("Content-Type", "text/javascript; charset=utf-8"),

@@ -137,12 +137,10 @@ export interface Ask {
   id: number;
   retained: boolean;
   recover: boolean;
-  /** Epoch and offset of each. */
-  positions: [number, number][];
   pattern: string;
 }
 
-/** For tests: the bytes of a subscription with positions (0x05). */
-export function encodeAsk(ask: Ask): Uint8Array;
+/** For tests: the bytes of a subscription with positions (0x05): epoch and offset of each. */
+export function encodeAsk(ask: Ask, positions: [number, number][]): Uint8Array;
 /** For tests: what a publisher has sent, null if no publisher sends that. */
 export function decode(isControl: boolean, content: Uint8Array): {kind: number; [name: string]: any} | null;

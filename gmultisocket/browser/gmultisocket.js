@@ -2,38 +2,38 @@
 
 const encoder = new TextEncoder(), decoder = new TextDecoder("utf-8", {fatal: true}), lenient = new TextDecoder();
 const TO_DESTINATION = 2, INTERNAL = 4, CONTROL = 32;
-const PATTERN = /^(>|(\*|[^.*>]+)(\.(\*|[^.*>]+))*(\.>)?)$/;
+const PATTERN = /^(?!$)((\*|[^.*>]+)(\.(?!$)|$))*>?$/;
 
 const bytes = content =>
-  content instanceof ArrayBuffer ? new Uint8Array(content)
-  : ArrayBuffer.isView(content) ? new Uint8Array(content.buffer, content.byteOffset, content.byteLength)
+  content?.byteLength >= 0 // A buffer, or a view of one.
+  ? new Uint8Array(content.buffer ?? content, content.byteOffset, content.byteLength)
   : encoder.encode(typeof content === "string" ? content : JSON.stringify(content));
 const joined = (...parts) => {
   const data = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
-  parts.reduce((at, part) => { data.set(part, at); return at + part.length; }, 0);
+  let end = 0;
+  for (const part of parts) { data.set(part, end); end += part.length; }
   return data;
 };
-const number = (size, value) => Array.from({length: size}, (_, at) => Math.floor(value / 256 ** (size - 1 - at)) % 256);
+const number = (size, value) => size ? [...number(size - 1, Math.floor(value / 256)), value % 256] : [];
 const read = (data, at, size) => data.subarray(at, at + size).reduce((value, byte) => 256 * value + byte, 0);
-const newId = used => {
-  const [id] = crypto.getRandomValues(new Uint32Array(1));
-  return id && !used.has(id) ? id : newId(used);
-};
+let lastId = Math.floor(Math.random() * 1e9);
+const newId = () => lastId = lastId % 1e9 + 1;
 
 const checked = pattern => {
   if (!PATTERN.test(pattern)) throw new TypeError(`not a pattern: ${pattern}`);
   return pattern;
 };
-const matches = (pattern, topic) => pattern.every((token, index) => ["*", ">", topic[index]].includes(token))
-  && (pattern.at(-1) === ">" ? topic.length >= pattern.length : topic.length === pattern.length);
+/** Return an expression that the topics of a pattern match. */
+const matcher = pattern =>
+  new RegExp(`^${pattern.replace(/[^\w*>]/g, "\\$&").replace(/\*/g, "[^.]+").replace(">", ".+")}$`, "s");
 
 /** Return a 0x05: subscribe, and send what follows the positions. */
-export const encodeAsk = ({id, retained, recover, positions, pattern}) => {
-  const text = encoder.encode(pattern), past = positions.flat().flatMap(value => number(8, value));
+export const encodeAsk = ({id, retained, recover, pattern}, positions) => {
+  const text = bytes(pattern), past = positions.flat().flatMap(value => number(8, value));
   return joined([5], number(4, id), [retained | recover << 1, positions.length], past, number(2, text.length), text);
 };
 
-/** Read what a publisher sends. Return null for what none sends. */
+/** Read what a publisher sends, a publication or control. Return null for what none sends. */
 export const decode = (isControl, content) => {
   try {
     const kind = isControl ? content[0] : -1, size = content.length;
@@ -56,7 +56,7 @@ export const decode = (isControl, content) => {
 };
 
 export class Message {
-  constructor(content, topic = "") { Object.assign(this, {content, topic}); }
+  constructor(content, topic = "") { this.content = content; this.topic = topic; }
   text() { return lenient.decode(this.content); }
   json() { return JSON.parse(this.text()); }
 }
@@ -66,44 +66,57 @@ export class RequestError extends Error {
   constructor(kind, why) { super(why ? `${kind}: ${why}` : kind); this.kind = kind; }
 }
 
+const emit = (client, type, event) => client.dispatchEvent(Object.assign(new Event(type), event));
+/** Count a message that is lost. Return that it was not sent. */
+const drop = client => { client.dropped++; return false; };
+
+// Ports: what becomes of a channel. The connection sets port.send while it is open, and port.why if the server has none.
+// What is in port.waiting fails then, and so does what comes later.
+
+const failUnsupported = ({why, waiting}) => why && waiting.forEach(one => one.fail("unsupported", why));
+
+/** Give an object the functions resolve and fail. Return the promise that they settle, when they have called another one. */
+const makePromise = (one, settled) => new Promise((resolve, reject) => {
+  one.resolve = value => { settled(); resolve(value); };
+  one.fail = (kind, why) => { settled(); reject(new RequestError(kind, why)); };
+});
+
 /** A subscription or a channel, and its inner side. Without a handler it keeps the last 1024 messages for an iterator. */
-const makeFeed = (handler, lost, leave, send) => {
-  const queue = [], inner = {};
-  let wake = () => {}, closed = false;
-  inner.take = message => {
-    if (handler) {
-      try { handler(message); } catch (error) { (globalThis.reportError ?? console.error)(error); }
-      return;
-    }
+const makeFeed = (port, handler, lost, leave, send) => {
+  const queue = [], {waiting} = port;
+  let wake = () => {};
+  const take = handler ?? (message => {
     if (queue.push(message) > 1024) lost(queue.shift());
     wake();
-  };
-  const ready = new Promise((resolve, reject) => {
-    inner.resolve = resolve;
-    inner.fail = (kind, why) => reject(new RequestError(kind, why));
   });
-  ready.catch(() => {});
-  const close = () => {
-    if (closed) return;
-    closed = true;
-    inner.fail("aborted");
-    leave(inner);
-    wake();
+  const inner = {
+    take(message) {
+      try { take(message); } catch (error) { (globalThis.reportError ?? console.error)(error); }
+    },
   };
-  async function* iterate() {
-    try {
-      while (queue.length || !closed) {
-        if (queue.length) yield queue.shift();
-        else await new Promise(resolve => { wake = resolve; });
-      }
-    } finally { close(); }
-  }
-  inner.feed = {ready, send, close, [Symbol.asyncIterator]: iterate};
+  const feed = inner.feed = {
+    send,
+    ready: makePromise(inner, () => {}),
+    close() {
+      if (!waiting.delete(inner)) return;
+      inner.fail("aborted");
+      leave(inner);
+      wake();
+    },
+    async* [Symbol.asyncIterator]() {
+      try {
+        while (queue.length || waiting.has(inner)) {
+          if (queue.length) yield queue.shift();
+          else await new Promise(resolve => { wake = resolve; });
+        }
+      } finally { feed.close(); }
+    },
+  };
+  feed.ready.catch(() => {});
+  waiting.set(inner, inner);
+  failUnsupported(port);
   return inner;
 };
-
-// Ports: what becomes of a channel. The client sets port.send while it is open, and port.why if the server has none. What
-// waiting() returns fails then, and so does what comes later.
 
 /** For a Pub. Each pattern has positions of its own: what comes for two patterns is given to both. */
 const makeTopics = (port, client) => {
@@ -111,353 +124,355 @@ const makeTopics = (port, client) => {
   const heard = new Map(); // By epoch: the last offset that came live by this connection.
   let timer;
 
-  const tell = (kind, {text}, ...where) => port.send?.(joined([kind], encoder.encode(text)), CONTROL, ...where);
-  const forget = pattern => {
-    tell(0, pattern);
-    asks.delete(pattern.ask);
-    pattern.meetings.clear();
+  const tell = (kind, {pattern}, path) => port.send?.(joined([kind], bytes(pattern)), CONTROL, path);
+  const forget = interest => {
+    tell(0, interest);
+    asks.delete(interest.id);
+    interest.epochs.clear();
   };
-  const ask = (pattern, ...where) => {
-    const {text, meetings, retained, recover} = pattern;
+  const ask = (interest, path) => {
     // Retained values come without being asked for.
-    if (recover || !retained) {
+    if (interest.recover || !interest.retained) {
       // One publisher that asks who is there joins those that were asked before.
-      if (!where.length || !pattern.ask) {
-        asks.delete(pattern.ask);
-        asks.set(pattern.ask = newId(asks), pattern);
+      if (!path) {
+        asks.delete(interest.id);
+        asks.set(interest.id = newId(), interest);
       }
-      const positions = [...meetings].slice(-16).map(([epoch, {position}]) => [epoch, position]);
-      port.send(encodeAsk({id: pattern.ask, retained, recover, positions, pattern: text}), CONTROL, ...where);
+      const positions = [...interest.epochs].slice(-16).map(([epoch, {offset}]) => [epoch, offset]);
+      port.send(encodeAsk(interest, positions), CONTROL, path);
     }
-    tell(1, pattern, ...where);
+    tell(1, interest, path);
   };
   /** Return the patterns that match a topic. */
-  const match = topic => {
-    const tokens = topic.split("."), literal = patterns.get(topic);
-    return [...wild].filter(pattern => matches(pattern.tokens, tokens)).concat(literal ?? []);
-  };
-  const give = ({feeds}, {topic, body}) => feeds.forEach(each => each.take(new Message(body, topic)));
+  const match = topic => [...wild].filter(({topics}) => topics.test(topic)).concat(patterns.get(topic) ?? []);
+  const give = ({feeds}, topic, body) => feeds.forEach(each => each.take(new Message(body, topic)));
 
   // Positions
 
-  const gap = ({text}, topic, reason) => client.emit("gap", {pattern: text, topic, reason});
+  const gap = ({pattern}, topic, reason) => emit(client, "gap", {pattern, topic, reason});
   /** The histories that no publisher has claimed in this connection have gone. */
-  const expire = pattern => {
-    for (const [epoch, meeting] of pattern.meetings) {
-      if (!meeting.ask) { pattern.meetings.delete(epoch); gap(pattern, null, "gone"); }
+  const expire = interest => {
+    for (const [epoch, {ask}] of interest.epochs) {
+      if (!ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
     }
   };
-  const advance = (meeting, offset, name = "position") => { meeting[name] = Math.max(meeting[name], offset ?? 0); };
+  const advance = (history, offset = 0) => { history.offset = Math.max(history.offset, offset); };
   const takeReplay = ({id, epoch, offset, flags}) => {
-    const pattern = asks.get(id);
-    if (!pattern) return;
-    // Of a pattern and a history: up to base and position nothing is missing, and the last offset of each topic.
-    const known = pattern.meetings.get(epoch), meeting = known ?? {base: 0, position: 0, last: new Map()};
+    const interest = asks.get(id);
+    if (!interest) return;
+    // Of a history that a pattern has met. Nothing is missing up to offset. What was missing up to base was told, and told
+    // says that this goes for the replay that has not ended. last: the last offset of each topic.
+    const known = interest.epochs.get(epoch), history = known ?? {told: true, base: 0, offset: 0, last: new Map()};
     if (!known) {
-      expire(pattern);
-      pattern.meetings.set(epoch, meeting);
+      expire(interest);
+      interest.epochs.set(epoch, history);
     }
-    if (meeting.ask !== id) {
-      const missed = flags & 2 || known && flags & 4 && offset > meeting.position;
-      Object.assign(meeting, {ask: id, live: false, told: missed || !known});
-      if (meeting.told) advance(meeting, offset, "base");
-      if (missed) gap(pattern, null, "history");
+    if (history.ask !== id) {
+      history.ask = id;
+      history.live = false;
+      if (flags & 2 || known && flags & 4 && offset > history.offset) {
+        history.told = true;
+        gap(interest, null, "history");
+      }
+      if (history.told) history.base = offset;
     }
     if (flags & 8) {
-      meeting.live = true;
-      advance(meeting, offset);
+      history.live = true;
+      history.told = false;
+      advance(history, offset);
     }
-    pattern.feeds.forEach(each => each.resolve());
+    interest.feeds.forEach(each => each.resolve());
   };
-  /** Give a publication to a pattern, unless it has had it. What is missing before it was told already, or is now. */
-  const check = (pattern, {base, last: table}, told, message) => {
-    const {offset, previous, topic} = message, last = Math.max(table.get(topic) ?? 0, told ? 0 : base);
-    if (offset <= last) return;
-    table.delete(topic); // What was heard of last stands last.
-    table.set(topic, offset);
-    if (table.size > 65536) table.delete(table.keys().next().value);
-    if (!told && previous > last) gap(pattern, topic, "overflow");
-    give(pattern, message);
-  };
-  const takePositioned = message => {
-    const {id, epoch, offset, topic} = message;
-    for (const pattern of id ? [asks.get(id)] : match(topic)) {
-      const meeting = pattern?.meetings.get(epoch);
+  const takePositioned = ({id, epoch, offset, previous, topic, body}) => {
+    for (const interest of id ? [asks.get(id)] : match(topic)) {
+      const history = interest?.epochs.get(epoch);
       // Before the end of its replay, what is live for a pattern is a part of that.
-      if (!meeting || (id ? meeting.ask !== id : !meeting.live)) continue;
-      if (id) advance(meeting, offset);
-      check(pattern, meeting, id && meeting.told && offset <= meeting.base, message);
+      if (id ? history?.ask !== id : !history?.live) continue;
+      if (id) advance(history, offset);
+      const {base, last} = history, told = history.told && offset <= base;
+      const before = Math.max(last.get(topic) ?? 0, told ? 0 : base);
+      if (offset <= before) continue;
+      last.delete(topic); // What was heard of last stands last.
+      last.set(topic, offset);
+      const [oldest] = last.keys();
+      if (last.size > 65536) last.delete(oldest);
+      if (!told && previous > before) gap(interest, topic, "overflow");
+      give(interest, topic, body);
     }
-    if (!id) heard.set(epoch, Math.max(heard.get(epoch) ?? 0, offset));
+    if (!id) heard.set(epoch, offset);
   };
 
-  return Object.assign(port, {
-    subscribe(text, handler, {retained = true, recover = true}) {
-      let pattern = patterns.get(checked(text));
+  return {
+    join(pattern, handler, {retained = true, recover = true}) {
+      let interest = patterns.get(checked(pattern));
       // The second subscription wants the present values too: all of it is asked for again.
-      if (pattern) forget(pattern);
+      if (interest) forget(interest);
       else {
-        pattern = {text, tokens: text.split("."), feeds: new Set(), meetings: new Map(), ask: 0};
-        patterns.set(text, pattern);
-        if (/[*>]/.test(text)) wild.add(pattern);
+        interest = {pattern, topics: matcher(pattern), feeds: new Set(), epochs: new Map()};
+        patterns.set(pattern, interest);
+        if (/[*>]/.test(pattern)) wild.add(interest);
       }
-      const inner = makeFeed(handler, ({topic}) => gap(pattern, topic, "overflow"), each => {
-        pattern.feeds.delete(each);
-        if (pattern.feeds.size) return;
-        forget(pattern);
-        patterns.delete(text);
-        wild.delete(pattern);
+      const {feeds} = interest;
+      const inner = makeFeed(port, handler, ({topic}) => gap(interest, topic, "overflow"), () => {
+        feeds.delete(inner);
+        if (feeds.size) return;
+        forget(interest);
+        patterns.delete(pattern);
+        wild.delete(interest);
       });
-      pattern.retained ||= retained;
-      pattern.recover ||= recover;
-      pattern.feeds.add(inner);
-      if (port.send) ask(pattern);
-      else if (port.why) inner.fail("unsupported", port.why);
+      interest.retained ||= retained;
+      interest.recover ||= recover;
+      feeds.add(inner);
+      if (port.send) ask(interest);
       return inner.feed;
     },
     opened() {
-      patterns.forEach(pattern => ask(pattern));
+      patterns.forEach(each => ask(each));
       timer = setTimeout(() => patterns.forEach(expire), 5000);
     },
     lost() {
       clearTimeout(timer);
-      for (const {meetings} of patterns.values()) {
-        for (const [epoch, meeting] of meetings) {
-          if (meeting.live) advance(meeting, heard.get(epoch));
-          Object.assign(meeting, {ask: 0, live: false});
-        }
-      }
+      patterns.forEach(({epochs}) => epochs.forEach((history, epoch) => {
+        if (history.live) advance(history, heard.get(epoch));
+        history.ask = history.live = 0;
+      }));
       heard.clear();
     },
-    waiting: () => [...patterns.values()].flatMap(({feeds}) => [...feeds]),
     take(flags, content, path) {
-      const message = decode(flags === CONTROL, content);
-      if (!message || flags & ~CONTROL) return;
-      const {kind, pattern: text, reason} = message, pattern = patterns.get(text);
-      if (kind < 0) match(message.topic).forEach(each => give(each, message));
-      else if (kind === 2) pattern?.feeds.forEach(each => each.resolve());
-      else if (kind === 3 && pattern) {
-        pattern.meetings.clear();
-        pattern.feeds.forEach(each => each.fail("refused", reason));
-        client.emit("refused", {pattern: text, reason});
+      if (flags & ~CONTROL) return;
+      const message = decode(flags, content) ?? {}, {kind, pattern, reason, topic, body} = message;
+      const interest = patterns.get(pattern);
+      if (kind < 0) match(topic).forEach(each => give(each, topic, body));
+      else if (kind === 2) interest?.feeds.forEach(each => each.resolve());
+      else if (kind === 3 && interest) {
+        interest.epochs.clear();
+        interest.feeds.forEach(each => each.fail("refused", reason));
+        emit(client, "refused", {pattern, reason});
       } else if (kind === 4 && path.length) {
         // A publisher behind a switch asks who is there. The first id stands for this connection, whatever it is.
-        const {send} = port, back = joined(number(4, 1), path);
-        setTimeout(() => send === port.send && patterns.forEach(each => ask(each, TO_DESTINATION, back)), 2000 * Math.random());
+        const {send} = port, back = joined([0, 0, 0, 1], path);
+        setTimeout(() => send === port.send && patterns.forEach(each => ask(each, back)), 2000 * Math.random());
       } else if (kind === 6) takeReplay(message);
       else if (kind === 7) takePositioned(message);
     },
-  });
+  };
 };
 
 /** For a Rep. It gets 32 requests at a time: a server closes the channel of a page that piles them up. */
 const makeRequests = (port, client) => {
-  const waiting = new Map();
-  let sent = 0;
+  const {waiting} = port;
   const pump = () => {
+    let most = 32;
     for (const one of waiting.values()) {
-      if (!port.send || sent >= 32) return;
-      if (one.sent) continue;
-      one.sent = port.send(one.request);
-      if (one.sent) sent++;
-      else one.fail("offline", "too much waits to be sent");
+      if (!port.send || !most--) return;
+      one.sent ||= port.send(one.request);
+      if (!one.sent) one.fail("offline");
     }
   };
-  return Object.assign(port, {
-    request: (content, {timeout, signal}) => new Promise((resolve, reject) => {
-      const id = newId(waiting), one = {request: joined(number(4, id), bytes(content))};
-      const end = (settle, value) => {
+  return {
+    async join(content, timeout, signal) {
+      const id = newId(), one = {request: joined(number(4, id), bytes(content))};
+      const abort = () => one.fail("aborted"), timer = setTimeout(() => one.fail(one.sent ? "timeout" : "offline"), timeout);
+      const answer = makePromise(one, () => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", abort);
         waiting.delete(id);
-        settle(value);
-        if (one.sent) { sent--; pump(); }
-      };
-      one.resolve = value => end(resolve, value);
-      one.fail = (kind, why) => end(reject, new RequestError(kind, why));
-      const abort = () => one.fail("aborted"), timer = setTimeout(() => one.fail(one.sent ? "timeout" : "offline"), timeout);
-      if (signal?.aborted) return abort();
-      signal?.addEventListener("abort", abort);
+        if (one.sent) pump();
+      });
       waiting.set(id, one);
-      if (port.why) one.fail("unsupported", port.why);
-      else if (client.state === "closed" || waiting.size > (port.send ? 1024 : 64)) one.fail("offline", client.drop());
+      failUnsupported(port);
+      signal?.addEventListener("abort", abort);
+      if (signal?.aborted) abort();
+      else if (client.state === "closed" || waiting.size > (port.send ? 1024 : 64)) one.fail("offline", drop(client));
       else pump();
-    }),
+      return answer;
+    },
     opened: pump,
     lost(why) { waiting.forEach(one => one.sent && one.fail("gone", why)); },
-    waiting: () => [...waiting.values()],
     take(flags, content) {
-      const failed = flags === INTERNAL && content[0] === 16, answer = failed ? content.subarray(1) : content;
-      if (flags && !failed || answer.length < 4) return;
-      const one = waiting.get(read(answer, 0, 4)), rest = new Message(answer.subarray(4));
+      const failed = flags === INTERNAL && content[0] === 16 ? 1 : 0;
+      if (flags && !failed || content.length < 4 + failed) return;
+      const one = waiting.get(read(content, failed, 4)), rest = new Message(content.subarray(4 + failed));
       if (failed) one?.fail("refused", rest.text());
       else one?.resolve(rest);
     },
-  });
+  };
 };
 
 /** For any other protocol, or a Socket. */
-const makePlain = (port, client) => {
-  const feeds = new Set(), drop = () => client.drop();
-  return Object.assign(port, {
-    join(handler) {
-      const inner = makeFeed(handler, drop, each => feeds.delete(each), content => port.send?.(bytes(content)) || !drop());
-      feeds.add(inner);
-      if (port.send) inner.resolve();
-      else if (port.why) inner.fail("unsupported", port.why);
-      return inner.feed;
+const makePlain = (port, client) => ({
+  join(handler) {
+    const lost = () => drop(client);
+    const inner = makeFeed(port, handler, lost, () => {}, content => port.send ? port.send(bytes(content)) : lost());
+    if (port.send) inner.resolve();
+    return inner.feed;
+  },
+  opened() { port.waiting.forEach(each => each.resolve()); },
+  lost() {},
+  take(flags, content) { if (!flags) port.waiting.forEach(each => each.take(new Message(content))); },
+});
+
+/** The WebSocket, again whenever it is lost, and the ports of its channels. */
+const makeConnection = (client, url, options) => {
+  let socket, list, attempts = 0, timer, silence;
+  const ports = [];
+  const isSession = () => socket.protocol === "multisocket.session";
+
+  const watch = method => {
+    for (const type of ["visibilitychange", "online", "offline"]) globalThis[method]?.(type, check);
+  };
+  /** The page is seen again, or the network has changed: is the connection still there? */
+  const check = () => {
+    if (globalThis.document?.hidden) return;
+    if (client.state === "waiting" && navigator.onLine) dial();
+    if (client.state !== "open" || !isSession()) return;
+    tell({ping: 0});
+    clearTimeout(silence);
+    silence = setTimeout(() => down({reason: "timeout"}), options.timeout);
+  };
+
+  const dial = async () => {
+    clearTimeout(timer);
+    client.state = "connecting";
+    let own = socket = {};
+    const current = handle => event => own === socket && handle(event);
+    try {
+      const place = new URL(await (typeof url === "function" ? url() : url), globalThis.location);
+      if (own !== socket) return;
+      place.protocol = place.protocol.replace("http", "ws");
+      own = socket = new (options.WebSocket ?? WebSocket)(place.href, ["multisocket.session", "multisocket.binary"]);
+      own.binaryType = "arraybuffer";
+      // A plain server has one channel, which fits everything.
+      own.onopen = current(() => isSession() || up([{channel: 0}]));
+      own.onmessage = current(({data}) => take(new Uint8Array(data)));
+      // Not everywhere is an error followed by a close.
+      own.onclose = own.onerror = current(down);
+    } catch (error) {
+      current(down)({reason: `${error}`});
+    }
+  };
+  const up = channels => {
+    list = channels;
+    client.state = "open";
+    // A connection that lasts is a good one.
+    timer = setTimeout(() => { attempts = 0; }, 5000);
+    ports.forEach(open);
+    emit(client, "open", {channels});
+  };
+  const down = ({code = 1006, reason = "connection failed"}, closed = [4401, 4403].includes(code)) => {
+    if (client.state === "closed") return;
+    const last = socket;
+    socket = {};
+    last.close?.();
+    clearTimeout(timer);
+    clearTimeout(silence);
+    let retry = null;
+    if (closed) watch("removeEventListener");
+    else {
+      retry = Math.min(options.maxDelay, options.minDelay * 2 ** attempts) * (1 + Math.random()) / 2;
+      timer = setTimeout(dial, retry);
+      attempts += code > 4000 ? 4 : 1; // 4429 and 4503: not now.
+    }
+    client.state = closed ? "closed" : "waiting";
+    ports.forEach(port => lose(port, reason));
+    emit(client, "close", {code, reason, retry});
+    if (closed && code > 4000) emit(client, "refused", {code, reason});
+  };
+
+  // Channels
+
+  const portsOf = number => ports.filter(({channel}) => channel === number);
+  const open = port => {
+    const {kind, name} = port;
+    const found = list.find(one => one.channel === 0
+      || (!name || one.name === name) && (kind ? one.protocol === kind : !["pub", "rep"].includes(one.protocol)));
+    port.why = !found && `the server has only ${JSON.stringify(list)}`;
+    failUnsupported(port);
+    if (!found) return;
+    const {channel} = found;
+    if (channel && !portsOf(channel).length) tell({open: channel});
+    port.channel = channel;
+    port.send = (...frame) => send(channel, ...frame);
+    port.opened();
+  };
+  const lose = (port, reason) => {
+    if (!port.send) return;
+    port.send = port.channel = null;
+    port.lost(reason);
+  };
+
+  const take = data => {
+    clearTimeout(silence);
+    let channel = 0, frame = data;
+    if (isSession()) {
+      [channel] = data;
+      frame = data.subarray(1);
+      if (!channel) return takeText(frame);
+    }
+    const [flags, , hops, distance] = frame, end = 8 + 4 * hops, start = end + 4 * distance;
+    if (distance > 1 || start + read(frame, 4, 4) !== frame.length) return;
+    portsOf(channel).forEach(port => port.take(flags & ~3, frame.subarray(start), frame.subarray(8, end)));
+  };
+  const takeText = data => {
+    const text = new Message(data).json(), {close, reason} = text, own = socket;
+    if (Array.isArray(text)) return up(text);
+    if (!close) return;
+    tell({close});
+    for (const port of portsOf(close)) {
+      lose(port, reason);
+      setTimeout(() => own === socket && open(port), options.minDelay * (1 + Math.random()));
+    }
+  };
+  /** Send by the session's own channel. */
+  const tell = value => socket.send(joined([0], bytes(value)));
+
+  /** Send a frame. Return whether not too much waits to leave already. */
+  const send = (channel, content, flags = 0, path = []) => {
+    if (socket.readyState !== 1 || socket.bufferedAmount > options.buffer) return drop(client);
+    // 16: the ttl.
+    const head = [path.length ? flags | TO_DESTINATION : flags, 16, 0, path.length / 4];
+    socket.send(joined(channel ? [channel] : [], head, number(4, content.length), path, content));
+    return true;
+  };
+
+  /** Call join of a port, which is made if it is not there. */
+  const use = (kind, make, name = "", ...values) => {
+    let port = ports.find(each => each.kind === kind && each.name === name);
+    if (!port) {
+      ports.push(port = {kind, name, waiting: new Map()});
+      Object.assign(port, make(port, client));
+      if (client.state === "open") open(port);
+    }
+    return port.join(...values);
+  };
+  return {
+    use,
+    down,
+    connect() {
+      if (client.state === "closed") watch("addEventListener");
+      else if (client.state !== "waiting") return;
+      dial();
     },
-    opened() { feeds.forEach(each => each.resolve()); },
-    lost() {},
-    waiting: () => feeds,
-    take(flags, content) { if (!flags) feeds.forEach(each => each.take(new Message(content))); },
-  });
+  };
 };
 
 export class Client extends EventTarget {
-  #url; #options; #socket; #list = []; #ports = []; #attempts = 0; #timer; #silence; #since;
+  #options; #connection;
   state = "closed"; dropped = 0;
 
   constructor(url, options) {
     super();
-    this.#url = url;
-    this.#options = {minDelay: 500, maxDelay: 30000, timeout: 10000, buffer: 1 << 20, WebSocket: globalThis.WebSocket, ...options};
+    this.#options = {minDelay: 500, maxDelay: 30000, timeout: 10000, buffer: 1 << 20, ...options};
+    this.#connection = makeConnection(this, url, this.#options);
     this.connect();
   }
-  subscribe(pattern, handler, options = {}) { return this.#port("pub", makeTopics, options.channel).subscribe(pattern, handler, options); }
+  subscribe(pattern, handler, options = {}) {
+    return this.#connection.use("pub", makeTopics, options.channel, pattern, handler, options);
+  }
   request(content, {timeout = this.#options.timeout, signal, channel} = {}) {
-    return this.#port("rep", makeRequests, channel).request(content, {timeout, signal});
+    return this.#connection.use("rep", makeRequests, channel, content, timeout, signal);
   }
-  channel(name, handler) { return this.#port("", makePlain, name).join(handler); }
-
-  connect() {
-    if (this.state === "closed") this.#watch("addEventListener");
-    else if (this.state !== "waiting") return;
-    this.#dial();
-  }
-  close() { this.#down({code: 1000, reason: "closed by this side"}, true); }
-
-  // For the parts of the client.
-  emit(type, event) { this.dispatchEvent(Object.assign(new Event(type), event)); }
-  drop() { this.dropped++; return "nothing can be sent now"; }
-
-  #watch(method) {
-    globalThis.document?.[method]("visibilitychange", this.#check);
-    for (const type of ["online", "offline"]) globalThis[method]?.(type, this.#check);
-  }
-  /** The page is seen again, or the network has changed: is the connection still there? */
-  #check = () => {
-    if (globalThis.document?.visibilityState === "hidden") return;
-    if (this.state === "waiting" && navigator.onLine) this.#dial();
-    if (this.state !== "open" || !this.#isSession) return;
-    this.#tell({ping: 0});
-    clearTimeout(this.#silence);
-    this.#silence = setTimeout(() => this.#down({reason: "no answer"}), this.#options.timeout);
-  };
-
-  async #dial() {
-    clearTimeout(this.#timer);
-    this.state = "connecting";
-    const attempt = this.#socket = {};
-    try {
-      const url = new URL(await (typeof this.#url === "function" ? this.#url() : this.#url), globalThis.location?.href);
-      if (attempt !== this.#socket) return;
-      url.protocol = url.protocol.replace("http", "ws");
-      const socket = this.#socket = new this.#options.WebSocket(url.href, ["multisocket.session", "multisocket.binary"]);
-      socket.binaryType = "arraybuffer";
-      const current = handle => event => socket === this.#socket && handle(event);
-      // A plain server has one channel, which fits everything.
-      socket.onopen = current(() => this.#isSession || this.#up([{channel: 0}]));
-      socket.onmessage = current(({data}) => this.#take(new Uint8Array(data)));
-      // Not everywhere is an error followed by a close.
-      socket.onclose = socket.onerror = current(event => this.#down(event));
-    } catch (error) {
-      if (attempt === this.#socket) this.#down({reason: `${error}`});
-    }
-  }
-  get #isSession() { return this.#socket.protocol === "multisocket.session"; }
-
-  #up(channels) {
-    this.#list = channels;
-    this.#since = Date.now();
-    this.state = "open";
-    this.#ports.forEach(port => this.#open(port));
-    this.emit("open", {channels});
-  }
-  #down({code = 1006, reason = "the connection failed"}, closed = [4401, 4403].includes(code)) {
-    if (this.state === "closed") return;
-    const socket = this.#socket, {minDelay, maxDelay} = this.#options;
-    this.#socket = {};
-    socket.close?.();
-    clearTimeout(this.#timer);
-    clearTimeout(this.#silence);
-    // A connection that has lasted was a good one.
-    if (this.state === "open" && Date.now() - this.#since > 5000) this.#attempts = 0;
-    const delay = Math.min(maxDelay, minDelay * 2 ** this.#attempts) * (0.5 + Math.random() / 2), retry = closed ? null : delay;
-    this.#attempts += [4429, 4503].includes(code) ? 4 : 1;
-    this.state = closed ? "closed" : "waiting";
-    this.#ports.forEach(port => this.#lose(port, reason));
-    if (closed) this.#watch("removeEventListener");
-    else this.#timer = setTimeout(() => this.#dial(), delay);
-    this.emit("close", {code, reason, retry});
-    if (closed && code > 4000) this.emit("refused", {code, reason});
-  }
-
-  // Channels
-
-  #port(kind, make, name = "") {
-    let port = this.#ports.find(each => each.kind === kind && each.name === name);
-    if (!port) {
-      this.#ports.push(port = make({kind, name}, this));
-      if (this.state === "open") this.#open(port);
-    }
-    return port;
-  }
-  #open(port) {
-    const {kind, name} = port;
-    const found = this.#list.find(one => one.channel === 0
-      || (!name || one.name === name) && (kind ? one.protocol === kind : !["pub", "rep"].includes(one.protocol)));
-    port.why = found ? "" : `the server has no such channel, but ${JSON.stringify(this.#list)}`;
-    if (!found) return port.waiting().forEach(one => one.fail("unsupported", port.why));
-    const {channel} = found;
-    if (channel && !this.#ports.some(each => each.number === channel)) this.#tell({open: channel});
-    port.number = channel;
-    port.send = (content, ...where) => this.#send(channel, content, ...where);
-    port.opened();
-  }
-  #lose(port, reason) {
-    if (!port.send) return;
-    port.send = port.number = null;
-    port.lost(reason);
-  }
-
-  #take(data) {
-    clearTimeout(this.#silence);
-    const [channel, frame] = this.#isSession ? [data[0], data.subarray(1)] : [0, data];
-    if (this.#isSession && !channel) return this.#takeText(frame);
-    const [flags, , hops, distance] = frame, end = 8 + 4 * hops, start = end + 4 * distance;
-    if (frame.length < 8 || distance > 1 || start + read(frame, 4, 4) !== frame.length) return;
-    for (const port of this.#ports) if (port.number === channel) port.take(flags & ~3, frame.subarray(start), frame.subarray(8, end));
-  }
-  #takeText(data) {
-    const text = new Message(data).json() ?? {}, {close, reason} = text, socket = this.#socket;
-    if (Array.isArray(text)) this.#up(text);
-    if (!close) return;
-    this.#tell({close});
-    for (const port of this.#ports.filter(({number}) => number === close)) {
-      this.#lose(port, reason);
-      setTimeout(() => socket === this.#socket && this.#open(port), this.#options.minDelay * (1 + Math.random()));
-    }
-  }
-  #tell(value) { this.#socket.send(joined([0], bytes(value))); }
-
-  /** Send a frame. Return whether not too much waits to leave already. */
-  #send(channel, content, flags = 0, type = 0, path = []) {
-    const socket = this.#socket;
-    if (socket.readyState !== 1 || socket.bufferedAmount > this.#options.buffer) return !this.drop();
-    // 16: the ttl.
-    const head = [...(this.#isSession ? [channel] : []), flags | type, 16, 0, path.length / 4, ...number(4, content.length)];
-    socket.send(joined(head, path, content));
-    return true;
-  }
+  channel(name, handler) { return this.#connection.use("", makePlain, name, handler); }
+  connect() { this.#connection.connect(); }
+  close() { this.#connection.down({code: 1000, reason: "close()"}, true); }
 }

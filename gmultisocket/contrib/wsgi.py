@@ -30,7 +30,7 @@ from .. import options as opts
 from ..core.connecting.listener import Listener
 from ..core.socket import Socket
 from ..errors import Closed, HandshakeFailed, PipeRefused, RequestRefused, WrongThread
-from ..log import get_logger
+from ..log import Logger, get_logger
 from ..loop.apart import call_apart
 from ..options import OptionValues, is_header
 from ..transport.ws import WSListener
@@ -112,6 +112,10 @@ class Mount:
             if self._app is None:
                 raise RequestRefused(HTTPStatus.NOT_FOUND)
         except RequestRefused as error:
+            if error.why == NO_GEVENT:
+                # Browsers show the answer to nobody. gunicorn's own error log: nobody may have configured another one.
+                log = get_logger("gunicorn.error", at_once=True) if "gunicorn.socket" in environ else logger
+                _warn_once(log, f"a request for a WebSocket got a 501: {NO_GEVENT}")
             return refuse(start_response, error)
         return self._app(environ, start_response)
 
@@ -278,20 +282,26 @@ def refuse(start_response: StartResponse, error: RequestRefused) -> list[bytes]:
 
 #: Whether gunicorn's worker stops the mounts of this process. Set by the hooks in ``gunicorn.py``.
 worker_stops_mounts = False
-_warned = False
+#: The warnings that this process has logged.
+_warned: set[str] = set()
+
+
+def _warn_once(log: Logger, text: str) -> None:
+    """Log a warning, once per process."""
+    if text not in _warned:
+        _warned.add(text)
+        log.warning(text)
 
 
 def _warn_without_hooks() -> None:
-    """Warn, once per process, if gunicorn's worker does not stop the mounts."""
-    global _warned
-    if worker_stops_mounts or _warned:
+    """Warn if gunicorn's worker does not stop the mounts."""
+    if worker_stops_mounts:
         return
-    _warned = True
-    # gunicorn's own error log: nobody may have configured another one.
-    get_logger("gunicorn.error").warning(
+    _warn_once(
+        get_logger("gunicorn.error"),
         "gunicorn runs without the hooks of gmultisocket: when a worker stops, its WebSockets get no close frame, and "
         "gunicorn kills the worker after graceful_timeout. Add this line to gunicorn's configuration file: "
-        "from gmultisocket.contrib.gunicorn import post_worker_init, worker_int"
+        "from gmultisocket.contrib.gunicorn import post_worker_init, worker_int",
     )
 
 

@@ -21,7 +21,8 @@ from tests.transport.wspeers import RawPeer, frame, request
 __all__ = ["MODULE", "NODE", "PRELUDE", "Chromium", "Node", "Tab", "chromium", "node"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-MODULE = ROOT / "gmultisocket/browser/gmultisocket.js"
+#: As pages get it.
+MODULE = ROOT / "gmultisocket/browser/gmultisocket.min.js"
 #: Node 20 has a WebSocket with this flag, and needs it; from 22 on it has one anyway.
 NODE = "node --experimental-websocket"
 #: How long a program may take to come up, and an evaluation to end, on a busy machine, in seconds.

@@ -19,14 +19,15 @@ from gmultisocket import Socket
 from gmultisocket.browser import answer
 from gmultisocket.contrib.wsgi import mount
 from tests.browser.agents import MODULE
+from tests.browser.minify import BUILT, SOURCE, build, header
 from tests.cases import every_case
 from tests.faults.process import needs
 from tests.transport.wspeers import RawPeer
 
 FOLDER = MODULE.parent
 SCRIPT = MODULE.read_bytes()
-#: As it is, with names and comments; in bytes.
-MAX_COMPRESSED = 6_900
+#: What a page downloads, in bytes.
+MAX_COMPRESSED = 4_096
 
 
 def ask(address: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -107,9 +108,29 @@ def test_the_answer_depends_on_the_script_alone() -> None:
     assert answer("HEAD", "", "gzip").body == b""
 
 
-def test_the_script_is_small_and_needs_nothing() -> None:
+def test_what_a_page_downloads_is_small_and_needs_nothing() -> None:
+    _, headers, body = answer("GET", "", "gzip")
+    assert int(dict(headers)["Content-Length"]) == len(body) <= MAX_COMPRESSED
     assert len(gzip.compress(SCRIPT, 9)) <= MAX_COMPRESSED
-    assert not re.findall(rb"^import|import\(|require\(", SCRIPT, re.MULTILINE)
+    for script in (SCRIPT, SOURCE.read_bytes()):
+        assert not re.findall(rb"\bimport\b|require\(", script)
+
+
+def test_what_is_served_is_made_from_this_source() -> None:
+    first, _, rest = BUILT.read_bytes().partition(b"\n")
+    assert first + b"\n" == header(), "python3 -m tests.browser.minify"
+    assert rest
+
+
+@needs("npm --version")
+def test_what_is_served_is_what_the_minifier_makes() -> None:
+    try:
+        built = build()
+    except subprocess.CalledProcessError as error:
+        if b"npm error" not in error.stderr:
+            raise
+        pytest.skip(f"npm cannot get terser here: {error.stderr.decode()}")
+    assert BUILT.read_bytes() == built, "python3 -m tests.browser.minify"
 
 
 def test_the_package_is_of_the_version_of_the_library() -> None:
@@ -128,7 +149,7 @@ def test_npm_packs_the_module_its_types_and_what_describes_them(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     (package,) = json.loads(done.stdout)
     files = {each["path"] for each in package["files"]}
-    assert files == {"README.md", "gmultisocket.d.ts", "gmultisocket.js", "package.json"}
+    assert files == {"README.md", "gmultisocket.d.ts", "gmultisocket.js", "gmultisocket.min.js", "package.json"}
 
 
 _USE = """
@@ -167,7 +188,7 @@ void [use, sent, other];
 @needs("tsc --version")
 def test_the_types_hold_under_strict(tmp_path: Path) -> None:
     (tmp_path / "gmultisocket.d.ts").write_text((FOLDER / "gmultisocket.d.ts").read_text())
-    (tmp_path / "gmultisocket.js").write_bytes(SCRIPT)
+    (tmp_path / "gmultisocket.js").write_bytes(SOURCE.read_bytes())
     (tmp_path / "use.ts").write_text(_USE)
     options = {
         "strict": True, "noEmit": True, "target": "es2022", "module": "nodenext", "lib": ["es2022", "dom"], "types": [],

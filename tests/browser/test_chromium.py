@@ -6,10 +6,13 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
 
+from gmultisocket import Pub, Session
+from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import PATIENCE, PRELUDE, Chromium, Tab, chromium
 from tests.contrib.gunicorns import Gunicorn, running
@@ -170,6 +173,44 @@ def test_a_frozen_page_catches_up(tab: Tab) -> None:
     tab.evaluate("await kept.until(() => kept.seen.at(-1) === 499 || kept.events.length > 1)")
 
 
+@pytest.mark.parametrize(("kept", "missing"), [(10_000, False), (3, True)])
+def test_a_frozen_page_that_the_server_has_cut_off_recovers(
+    server: Gunicorn, tab: Tab, kept: int, missing: bool
+) -> None:
+    """Chromium answers the server's pings for a frozen page, until that has not read for too long."""
+    options = {
+        "transport.ws.ping_interval": 0.2,
+        "transport.ws.ping_timeout": 0.5,
+        "transport.ws.listener.origins": [server.address.replace("ws:", "http:").removesuffix("/ws")],
+    }
+    with Pub(history=MemoryHistory("a", max_entries=kept)) as pub, Session({"events": pub}) as session:
+        address = session.listen("ws://127.0.0.1:0/ws", options).address
+        tab.evaluate(f"""
+            await kept.make("{address}").subscribe("a", m => kept.seen.push(Number(m.text().trimEnd()))).ready;
+        """)
+        numbers = count()
+        tab.inspector.call("Page.setWebLifecycleState", state="frozen")
+        # Until the buffers on the way are full, and the page is gone.
+        wait_until(lambda: not session.pipes or not pub.publish("a", (b"%d" % next(numbers)).ljust(50_000)), PATIENCE)
+        wait_until(lambda: not session.pipes, PATIENCE)
+        for _ in range(2 * kept if missing else 5):
+            pub.publish("a", b"%d" % next(numbers))
+        tab.inspector.call("Page.setWebLifecycleState", state="active")
+        pub.wait_subscribers("a", timeout=PATIENCE)
+        last = next(numbers)
+        pub.publish("a", b"%d" % last)
+        tab.evaluate(f"await kept.until(() => kept.seen.at(-1) === {last})")
+        seen = tab.evaluate("return kept.seen")
+        events = tab.evaluate("return kept.events.map(({type, topic, reason}) => [type, topic, reason])")
+    assert [kind for kind, _, _ in events if kind != "gap"] == ["open", "close", "open"]
+    gaps = [each[1:] for each in events if each[0] == "gap"]
+    if missing:
+        assert gaps == [[None, "history"]]
+        assert seen == sorted({*seen}) and len(seen) < last
+    else:
+        assert (gaps, seen) == ([], [*range(last + 1)])
+
+
 def test_a_page_does_not_wait_when_the_network_has_come_back(tab: Tab) -> None:
     def network(offline: bool) -> None:
         tab.inspector.call(
@@ -187,14 +228,24 @@ def test_a_page_does_not_wait_when_the_network_has_come_back(tab: Tab) -> None:
     assert worker_of(tab)
 
 
-def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(tab: Tab) -> None:
+@pytest.mark.parametrize("is_hidden", [True, False])
+def test_a_connection_that_has_died_is_found_when_the_page_is_seen_again(
+    browser: Chromium, tab: Tab, is_hidden: bool
+) -> None:
+    """Or when the network changes, while the page is seen."""
     worker = follow_state(tab, "{timeout: 500}")
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        tab.evaluate("await kept.until(() => kept.events.length > 1)")
-    finally:
-        os.kill(worker, signal.SIGCONT)
+    with browser.tab("about:blank") as other:
+        (other if is_hidden else tab).inspector.call("Page.bringToFront")
+        assert tab.evaluate("return document.hidden") is is_hidden
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            if is_hidden:
+                tab.inspector.call("Page.bringToFront")
+            else:
+                tab.evaluate("dispatchEvent(new Event('offline'))")
+            tab.evaluate("await kept.until(() => kept.events.length > 1)")
+        finally:
+            os.kill(worker, signal.SIGCONT)
     assert tab.evaluate("return kept.events[1].code") == 1006
     # If it is the same worker again, the page has missed nothing, and nothing of the state comes again.
     assert worker_of(tab)

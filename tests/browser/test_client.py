@@ -19,6 +19,7 @@ from gmultisocket import Backplane, Pub, Rep, Session, Socket, Switch
 from gmultisocket.contrib.servers import Upgrade
 from gmultisocket.contrib.wsgi import mount, read_request
 from gmultisocket.errors import RequestRefused
+from gmultisocket.protocol import jsoncodec
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, ROOT, Node
 from tests.cases import every_case
@@ -52,7 +53,7 @@ def test_the_vectors_of_the_wire(js: Node) -> None:
     code = """
     const hex = text => Uint8Array.from(text.match(/../g) ?? [], pair => parseInt(pair, 16));
     const text = data => Array.from(data, byte => byte.toString(16).padStart(2, "0")).join("");
-    return %s.map(({kind, content, ...fields}) => kind === "ask" ? text(encodeAsk(fields))
+    return %s.map(({kind, content, ...fields}) => kind === "ask" ? text(encodeAsk(fields, fields.positions))
       : JSON.parse(JSON.stringify(decode(true, hex(content)), (key, value) => key === "body" ? text(value) : value)));
     """
     good = [vector for vector in VECTORS["good"] if vector["kind"] not in ("unsubscribe", "subscribe")]
@@ -108,6 +109,31 @@ def test_topics_requests_and_messages_over_one_websocket(js: Node) -> None:
         names = [{"channel": 1, "name": "events", "protocol": "pub"}, {"channel": 2, "name": "rpc", "protocol": "rep"},
                  {"channel": 3, "name": "chat", "protocol": "socket"}]  # fmt: skip
         assert js.evaluate("return [kept.client.state, kept.events]") == ["open", [{"type": "open", "channels": names}]]
+
+
+def test_values_of_a_program_are_json_in_a_page(js: Node) -> None:
+    pub, pair = jsoncodec.Pub(), jsoncodec.Pair()
+    with serving(events=pub, rpc=jsoncodec.Rep(sum), chat=pair) as address:
+        pub.publish("state", {"a": [1, "ü"]}, retain=True)
+        js.evaluate(f"""
+            kept.make("{address}").subscribe("state", message => kept.seen.push(message.json()));
+            await kept.until(() => kept.seen.length);
+        """)
+        assert js.evaluate("return kept.seen") == [{"a": [1, "ü"]}]
+        assert js.evaluate("return (await kept.client.request([1, 2.5])).json()") == 3.5
+        wrong = "return await kept.client.request('text').catch(error => error.message)"
+        assert js.evaluate(wrong) == (
+            "refused: the request is no JSON: Expecting value: line 1 column 1 (char 0): b'text'"
+        )
+        js.evaluate("""
+            kept.chat = kept.client.channel("chat", message => kept.seen.push(message.json()));
+            await kept.chat.ready;
+            kept.chat.send({hello: null});
+        """)
+        assert pair.recv(20) == {"hello": None}
+        pair.send([True], 20)
+        js.evaluate("await kept.until(() => kept.seen.length === 2)")
+        assert js.evaluate("return kept.seen[1]") == [True]
 
 
 def test_only_what_a_page_uses_is_opened(js: Node) -> None:
@@ -309,7 +335,7 @@ def test_requests_fail_by_the_kind_of_what_went_wrong(js: Node) -> None:
         session.close()
         assert js.evaluate(fail % "'x', {timeout: 20}")[0] == "offline"
         js.evaluate("kept.client.close()")
-        assert js.evaluate(fail % "'x'") == ["offline", "offline: nothing can be sent now"]
+        assert js.evaluate(fail % "'x'") == ["offline", "offline"]
         assert js.evaluate("return kept.client.dropped") == 1
 
 
@@ -324,6 +350,18 @@ def test_what_waits_for_a_connection_is_bounded_and_is_sent_with_it(js: Node) ->
         """)
         assert answers == [*map(str, range(64)), *["offline"] * 6]
         assert js.evaluate("return kept.client.dropped") == 6
+
+
+def test_what_a_channel_cannot_send_is_counted_once(js: Node) -> None:
+    with serving(chat=Socket()) as address:
+        assert js.evaluate(f"""
+            const client = kept.make("{address}", {{buffer: -1}}), channel = client.channel("chat");
+            const early = [channel.send("not connected"), client.dropped];
+            await channel.ready;
+            const full = [channel.send("the buffer is full"), client.dropped];
+            client.close();
+            return [early, full, [channel.send("closed"), client.dropped]];
+        """) == [[False, 1], [False, 2], [False, 3]]  # fmt: skip
 
 
 def test_a_page_does_not_pile_up_requests_at_a_server_that_works_on_one_at_a_time(js: Node) -> None:

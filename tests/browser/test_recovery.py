@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
-from gmultisocket import Pub, Session
+from gmultisocket import Pub, Session, Socket
 from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, Node
@@ -176,3 +178,41 @@ def test_a_pattern_that_comes_later_gets_the_values_that_another_one_has_had(js:
             [pattern, f"{turn}"] for pattern in ("a.*", "a.x") for turn in range(3)
         ]
         assert gaps(js) == []
+
+
+def test_a_replay_that_was_cut_off_behind_a_gap_goes_on_where_it_ended(js: Node) -> None:
+    def replay(ask: int, offset: int, flags: int) -> None:
+        send(struct.pack("!BIQQB", 6, ask, 7, offset, flags))
+
+    def publication(ask: int, offset: int, previous: int) -> None:
+        send(struct.pack("!BIQQQH", 7, ask, 7, offset, previous, 3) + b"a.x%d" % offset)
+
+    def send(content: bytes) -> None:
+        publisher.send_to(source, bytes([32, 16, 0, 0]) + struct.pack("!I", len(content)) + content)
+
+    def asked() -> tuple[bytes, int, bytes]:
+        """Return the source, the id and the positions of the next subscription."""
+        while (message := publisher.recv_msg(20)).content[8:9] != b"\5":
+            pass
+        content = message.content[8:]
+        return message.source, int.from_bytes(content[1:5], "big"), content[7 : 7 + 16 * content[6]]
+
+    # What a publisher sends, message by message.
+    with Socket({"connector.pipe.raw": True}) as publisher:
+        address = publisher.listen("ws://127.0.0.1:0/").address
+        js.evaluate(f'kept.make("{address}").subscribe("a.>", m => kept.seen.push([m.topic, m.text()]))')
+        source, first, positions = asked()
+        assert positions == b""
+        replay(first, 10, 2)
+        publication(first, 8, 6)
+        seen(js, "8")
+        drop(publisher)
+        source, second, positions = asked()
+        assert (second != first, positions) == (True, struct.pack("!QQ", 7, 8))
+        replay(second, 12, 1)
+        publication(second, 9, 8)
+        publication(second, 11, 9)
+        replay(second, 12, 8)
+        publication(0, 14, 13)
+        assert seen(js, "14") == ["8", "9", "11", "14"]
+        assert gaps(js) == [(None, "history"), ("a.x", "overflow")]

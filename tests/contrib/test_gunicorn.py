@@ -109,7 +109,10 @@ def test_where_it_cannot_work_the_answer_says_why(tmp_path: Path, kind: str) -> 
             assert peer.status() == 501
             assert b"gunicorn with -k gevent" in peer.read_line()
         server.stop()
-        server.wait_ended()
+        wait_until(lambda: server.process.poll() is not None, PATIENCE)
+        assert server.process.returncode == 0
+        (warning,) = [line for line in server.log.splitlines() if "[WARNING]" in line]
+        assert "a request for a WebSocket got a 501: a WebSocket needs a server that runs on gevent" in warning
 
 
 def test_an_application_that_is_loaded_before_the_fork_has_a_socket_in_each_worker(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from gevent.pywsgi import WSGIServer
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
+from gmultisocket.contrib import wsgi
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.wire import encode
 from tests.contrib.environs import Unreader, call, gunicorn
@@ -26,7 +27,10 @@ def sock() -> Iterator[Socket]:
         sock.close(linger=0)
 
 
-def test_a_server_without_a_gevent_socket_is_told_so(sock: Socket) -> None:
+def test_a_server_without_a_gevent_socket_is_told_so(
+    sock: Socket, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wsgi, "_warned", set())
     status, body = call(mount(sock))
     assert status == 501 and b"gevent" in body
     with monkey.get_original("socket", "socket")() as blocking, gsocket.socket() as one:
@@ -35,6 +39,9 @@ def test_a_server_without_a_gevent_socket_is_told_so(sock: Socket) -> None:
             status, body = call(mount(sock), **says)
             assert status == 501 and b"gthread" in body
     assert not sock.listeners
+    # Once, as a page cannot show it.
+    (record,) = caplog.records
+    assert "a WebSocket got a 501: a WebSocket needs a server that runs on gevent" in record.getMessage()
 
 
 def test_an_older_gunicorn_is_passed_by_and_what_it_has_read_is_kept(sock: Socket) -> None:

@@ -15,7 +15,8 @@ from gmultisocket import Socket
 from gmultisocket.errors import RequestRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.transport.ws import UpgradeRequest
-from tests.backplane.hubs import free_port, listens
+from tests.backplane.hubs import listens
+from tests.faults.peers import free_port
 from tests.faults.process import needs
 
 PAGE = (Path(__file__).resolve().parent.parent.parent / "docs/proxies.rst").read_text()

@@ -18,9 +18,10 @@ import pytest
 from gevent import subprocess
 
 from gmultisocket.testing import wait_until
-from tests.backplane.hubs import free_port, listens
+from tests.backplane.hubs import listens
 from tests.browser.agents import PATIENCE, ROOT, Tab, chromium
 from tests.contrib.gunicorns import QUIET
+from tests.faults.peers import free_port
 from tests.faults.process import needs
 
 PAGE = (ROOT / "docs/tutorial.rst").read_text()
