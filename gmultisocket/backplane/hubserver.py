@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -29,6 +31,7 @@ from ..protocol.subscriptions import is_literal, matches
 from ..protocol.upstream import control
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, Message
 from .hublock import HubLock
+from .hubrelay import HubRelay
 from .hubwire import CONFIRM, HELLO, KEPT, OVERHEAD, RETAIN, VERSION, WELCOME, confirm, length, stamp, welcome
 
 __all__ = ["HubServer"]
@@ -77,6 +80,10 @@ class HubServer(Pub):
         #: Publications that came, and copies of them that left.
         self.taken = 0
         self.passed_on = 0
+        self._relay = self._core.relay_by(
+            # A hub has no authorize, so these groups are pipes.
+            partial(HubRelay, groups=self._groups, find=self._find, give_full=self._give_full, count=self._passed)
+        )
         self._forwarder: Greenlet[..., Any] = self._spawn(self._forward_all)
 
     def serve(self, address: str, *, idle: float | None = None, until: Greenlet[..., Any] | None = None) -> str:
@@ -119,6 +126,7 @@ class HubServer(Pub):
         super()._on_pipe(kind, pipe)
         if kind == "remove":
             self._last_client = monotonic()
+            self._relay.forget()
             self._unconfirmed.pop(pipe, None)
 
     def _on_message(self, message: Message) -> bool:
@@ -135,12 +143,14 @@ class HubServer(Pub):
     # Passing on
 
     def _forward_all(self) -> None:
-        """Pass on what comes (one greenlet)."""
+        """Pass on what takes the long way (one greenlet)."""
         while True:
+            self._relay.end()
             try:
                 message = self.socket.recv_msg()
             except Closed:
                 return
+            self._relay.begin(message.pipe_id)
             try:
                 self._forward(message)
             except Exception as error:
@@ -161,7 +171,7 @@ class HubServer(Pub):
             self._drop(message, "garbage")
             return
         sender = self.pipes.get(message.pipe_id)
-        self.taken += 1
+        copies = 0
         if retains:
             self._keep(topic, content)
         copy: Message | None = None
@@ -172,16 +182,28 @@ class HubServer(Pub):
                 continue
             if pipe.full:
                 # It is cut off, unless socket.send_overflow says something else.
-                self.passed_on += self._core.send_group((pipe,), message.content, flags=message.flags & CONTROL)
+                copies += self._give_full(pipe, message.content, message.flags & CONTROL)
                 continue
             if copy is None:
                 copy = Message(TO_ALL | message.flags & CONTROL, content=message.content)
             self._core.put(pipe, copy)
-            self.passed_on += 1
+            copies += 1
+        self._passed(sender, 1, copies)
+
+    def _give_full(self, pipe: Pipe, content: bytes, flags: int = 0) -> int:
+        """Send to a client whose queue is full. Return how many got it."""
+        with suppress(Closed):
+            return self._core.send_group((pipe,), content, flags=flags)
+        return 0
+
+    def _passed(self, sender: Pipe | None, taken: int, copies: int) -> None:
+        """Count publications of a client, and confirm them soon."""
+        self.taken += taken
+        self.passed_on += copies
         if sender is not None:
             if not self._unconfirmed:
                 self._spawn(self._confirm)
-            self._unconfirmed[sender] += 1
+            self._unconfirmed[sender] += taken
 
     # Present values
 
