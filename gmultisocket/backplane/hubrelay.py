@@ -234,7 +234,7 @@ class HubRelay(LongWay):
     def _give(self, pipe: Pipe, batch: Batch) -> int:
         """Send a batch to one client. Return how many publications it got. Others may run before it returns."""
         given = 0
-        if pipe.state is PipeState.OPEN and not pipe.full and pipe._takes_batches:
+        if pipe.state is PipeState.OPEN and pipe._takes_batches:
             assert isinstance(pipe, WritePipe)
             given = pipe._push_batch(batch)
         if given < batch.count:
