@@ -34,8 +34,8 @@ __all__ = ["HubRelay"]
 
 #: Topics whose clients are remembered.
 _MAX_TOPICS: Final = 1024
-#: The bits of a frame's first four bytes that must be 0 for the short way: its flags, and the lengths of its paths. Only
-#: the ttl may be anything.
+#: The bits of a frame's first four bytes that must be 0 for the short way: its flags, and the lengths of its paths. So
+#: only the ttl may be anything.
 _SPECIAL: Final = 0xFF00FFFF
 assert TO_ONE == 0
 
@@ -47,8 +47,8 @@ class _Topic(NamedTuple):
 
     Attributes:
         name: the topic.
-        wanted: the collection of those who want it, as the Pub has it. While the Pub has this very one, nothing changed.
-        targets: the same pipes; one and the same object for all topics that the same pipes want.
+        wanted: the pipes that want it, as the Pub has them. While the Pub has this very object, nothing has changed.
+        targets: the same pipes; the same object for all topics that these pipes want.
     """
 
     name: str
@@ -154,8 +154,9 @@ class HubRelay(LongWay):
         """
         end, last_header, ttl = len(data), len(data) - HEADER_SIZE, self._target.ttl
         parts: list[_Part] = []
+        # What nobody wants stays in this one.
         part = _Part(frozenset())
-        prefix, known_size, repeated, count = b"", -1, 0, 0
+        head, prefix, known_size, repeated, count = b"", b"", -1, 0, 0
         while position <= last_header and count < MOST:
             shape, size = _unpack_header(data, position)
             content = position + HEADER_SIZE
