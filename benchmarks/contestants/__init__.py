@@ -32,6 +32,7 @@ CONTESTANTS = {
     "gevent.ssl": _Place("bare_tls", "gevent"),
     "websockets.sync": _Place("websockets_sync", "websockets"),
     "SimpleQueue": _Place("queue", "gevent"),
+    "python-socketio": _Place("socketio_redis", "socketio"),
 }
 
 
