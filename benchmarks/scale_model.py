@@ -197,8 +197,8 @@ class Target:
         subscribers: connections in all.
         publications: a second.
         wanted_by: subscribers that want a publication, on average; they are at any workers.
-        together: publications that come at a time to the hub and to a worker. At thousands a second it is more than one:
-            what comes while others are worked off waits in the kernel. To a subscriber they come one by one.
+        together: publications that come at a time to the hub and to a worker. At thousands a second it is more than
+            one, as some arrive while others are worked off. To a subscriber they come one by one.
         peers_per_worker: the most connections of a worker.
         busy: how busy a processor core may be on average, from 0 to 1.
         cores, memory_gib: of a host.
@@ -222,44 +222,56 @@ class Estimate:
         workers: processes with subscribers.
         wanting: the workers that want a publication, on average.
         worker_load: how busy the core of a worker is.
-        hub_load: how busy the core of one hub for all would be.
-        hubs: how many hubs share the work, each with a part of the topics.
+        hub_load: how busy the core of a hub that serves all workers would be. Above 1 one hub is not enough.
         memory_gib: of all workers.
-        hosts: for workers and hub.
+        hosts: for the workers and the forwarding.
+        relayed_load: ``hub_load`` if the hub served one relay on each host, and each relay the workers there.
+        relay_load: how busy the core of such a relay would be.
     """
 
     workers: int
     wanting: float
     worker_load: float
     hub_load: float
-    hubs: int
     memory_gib: float
     hosts: int
+    relayed_load: float
+    relay_load: float
 
 
 def estimate(constants: Constants, target: Target) -> Estimate:
     """Return what a target needs."""
     deliveries = target.publications * target.wanted_by * constants.deliver.of(1) / 1e6
+    receive, forward, copy = (
+        cost.of(target.together) / 1e6 for cost in (constants.receive, constants.forward, constants.copy)
+    )
 
-    def load(workers: int) -> tuple[float, float]:
-        # The chance that none of the subscribers that want a publication is at a worker is (1 - 1 / workers) for each.
-        wanting = workers * (1 - (1 - 1 / workers) ** target.wanted_by)
-        received = target.publications * wanting / workers * constants.receive.of(target.together) / 1e6
-        return wanting, deliveries / workers + received
+    def wanting(places: int) -> float:
+        # A publication is not wanted at a place if each of those who want it is at another one.
+        return places * (1 - (1 - 1 / places) ** target.wanted_by)
+
+    def worker_load(workers: int) -> float:
+        return (deliveries + target.publications * wanting(workers) * receive) / workers
 
     # With more workers each one has less to deliver, and not more to receive.
     workers = max(1, math.ceil(target.subscribers / target.peers_per_worker))
-    while load(workers)[1] > target.busy:
+    while worker_load(workers) > target.busy:
         workers = math.ceil(workers * 1.02)
-    wanting, worker_load = load(workers)
-    per_publication = constants.forward.of(target.together) + wanting * constants.copy.of(target.together)
-    hub_load = target.publications * per_publication / 1e6
+    hub_load = target.publications * (forward + wanting(workers) * copy)
     memory = (workers * constants.worker_kib + target.subscribers * constants.peer_kib) / (1 << 20)
-    hubs = max(1, math.ceil(hub_load / target.busy))
     # A worker that is not busy leaves its core to others.
-    cores = (workers * worker_load + hub_load) / target.busy
+    cores = (workers * worker_load(workers) + hub_load) / target.busy
     hosts = max(math.ceil(cores / target.cores), math.ceil(memory / target.memory_gib))
-    return Estimate(workers, wanting, worker_load, hub_load, hubs, memory, hosts)
+    return Estimate(
+        workers=workers,
+        wanting=wanting(workers),
+        worker_load=worker_load(workers),
+        hub_load=hub_load,
+        memory_gib=memory,
+        hosts=hosts,
+        relayed_load=target.publications * (forward + wanting(hosts) * copy),
+        relay_load=target.publications * (wanting(hosts) * forward + wanting(workers) * copy) / hosts,
+    )
 
 
 #: One million subscribers and 10,000 publications a second, wanted by few, some, and many.
@@ -453,13 +465,14 @@ def _as_text(constants: Constants, checks: _Checks, estimates: _Estimates) -> st
     lines += [
         "",
         "Extrapolated: what 1,000,000 subscribers and 10,000 publications a second need",
-        "wanted by  workers  that want one  worker busy  hub busy  hubs  memory, GiB  hosts",
+        "wanted by  workers  that want one  worker busy  one hub busy  memory, GiB  hosts  hub with relays  a relay",
         "",
     ]
     for target, need in estimates:
         lines.append(
             f"{target.wanted_by:>9,}  {need.workers:>7,}  {need.wanting:>13,.1f}  {need.worker_load:>11.0%}"
-            f"  {need.hub_load:>8.0%}  {need.hubs:>4}  {need.memory_gib:>11.1f}  {need.hosts:>5}"
+            f"  {need.hub_load:>12.0%}  {need.memory_gib:>11.1f}  {need.hosts:>5}"
+            f"  {need.relayed_load:>15.0%}  {need.relay_load:>7.0%}"
         )
     return "\n".join(lines)
 
