@@ -70,7 +70,8 @@ class HubServer(Pub):
 
     def __init__(self, options: OptionValues | None = None) -> None:
         super().__init__(options)
-        #: By pipe: publications that were passed on, and not confirmed yet.
+        self._loop = gevent.get_hub().loop
+        #: By pipe: publications that were passed on in this turn of the loop.
         self._unconfirmed: Counter[Pipe] = Counter()
         self._last_client = monotonic()
         #: By topic, the one that was set longest ago first: the publication that is its present value.
@@ -202,7 +203,7 @@ class HubServer(Pub):
         self.passed_on += copies
         if sender is not None:
             if not self._unconfirmed:
-                self._spawn(self._confirm)
+                self._loop.run_callback(self._turn_ended)
             self._unconfirmed[sender] += taken
 
     # Present values
@@ -242,11 +243,13 @@ class HubServer(Pub):
 
     # Confirmations
 
-    def _confirm(self) -> None:
-        """Confirm what was passed on in this turn of the loop (a greenlet for each)."""
-        # When it runs again, what was queued for clients that read was written.
-        gevent.sleep(0)
+    def _turn_ended(self) -> None:
+        """Confirm what was passed on in this turn, in the next one. Called in the event loop's hub."""
         counts, self._unconfirmed = self._unconfirmed, Counter()
+        # Before the next callback, what is queued now for clients that read is written.
+        self._loop.run_callback(self._confirm, counts)
+
+    def _confirm(self, counts: Counter[Pipe]) -> None:
         for pipe, count in counts.items():
             if not pipe.closed:
                 self._core.put(pipe, control(confirm.pack(CONFIRM, count)))

@@ -334,6 +334,42 @@ def test_others_run_while_a_read_goes_to_many_clients() -> None:
         assert hub.server.passed_on == 5900
 
 
+class Watching(FakeStream):
+    """The stream of a client; when a confirmation is written, it notes what the hub has not written yet.
+
+    Attributes:
+        waiting: at each confirmation, the messages in the queues of all clients.
+    """
+
+    __slots__ = ("hub", "waiting")
+
+    hub: Hub
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[int] = []
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        if any(flags & CONTROL and content[:1] == CONFIRM for flags, *_, content in fields(bytes(data))):
+            self.waiting.append(sum(pipe.queued for pipe in self.hub.pipes[2:]))
+        return super().send(data)
+
+
+def test_what_is_confirmed_has_been_written() -> None:
+    first, second = Watching(), Watching()
+    with clients(first, second, FakeStream()) as hub:
+        first.hub = second.hub = hub
+        hub.subscribe(2, "t")
+        for number in range(100):
+            # In one turn. Nobody wants the one that comes first; of the others, all but one are queued.
+            first.feed(frame(publication("nobody's", number)))
+            second.feed(*(frame(publication("t", number * 10 + each)) for each in range(10)))
+            wait_until(lambda number=number: hub.confirmed(1) == (number + 1) * 10)
+        wait_until(lambda: hub.confirmed(0) == 100)
+        assert second.waiting
+        assert not any(first.waiting + second.waiting)
+
+
 def test_internal_messages_are_answered_between_publications() -> None:
     with clients(FakeStream(), FakeStream()) as hub:
         hub.subscribe(1, "t")
