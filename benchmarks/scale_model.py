@@ -12,7 +12,7 @@ wall time on few cores depends on all that runs there, and resident memory.
 
 Every part of the work costs something for each time that it is begun, such as a system call, and something for each
 publication: ``begin / together + each`` microseconds a publication, where ``together`` publications come at a time. The
-constants come from small systems (:data:`SMALL`), and are checked with larger ones (:data:`CHECKED`).
+constants come from some systems (:data:`MEASURED`), and are checked with others (:data:`CHECKED`).
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class Cost(NamedTuple):
     @classmethod
     def through(cls, few: float, at_few: float, many: float, at_many: float) -> Cost:
         """Return the cost that is ``at_few`` for a publication of ``few``, and ``at_many`` for one of ``many``."""
-        begin = (at_few - at_many) / (1 / few - 1 / many)
-        return cls(begin, at_few - begin / few)
+        begin = max(0.0, (at_few - at_many) / (1 / few - 1 / many))
+        # What is small beside the noise must not become less than nothing.
+        return cls(begin, max(0.0, at_many - begin / many))
 
 
 @dataclass(frozen=True)
@@ -149,23 +150,21 @@ def predict(constants: Constants, system: System) -> Spent:
     )
 
 
-#: The systems that the constants come from: one subscriber at one and at four workers, and some at one.
-FEW, MANY = 1, 20
-_LONE, _SPREAD, _SOME = System(1, 1, FEW), System(4, 4, FEW), System(1, 400, FEW)
-SMALL = tuple(
+#: The systems that the constants come from: one subscriber at one worker, one at each of four, and some at one. These are
+#: as many as a worker has in earnest: a write to one of a few hundred costs half, as all of them are in the caches.
+FEW, MANY = 1, 50
+_LONE, _SPREAD, _SOME = System(1, 1, FEW), System(4, 4, FEW), System(1, 3000, FEW)
+MEASURED = tuple(
     System(each.workers, each.subscribers, together) for each in (_LONE, _SPREAD, _SOME) for together in (FEW, MANY)
 )
 #: The systems that the model is checked with.
 CHECKED = tuple(
-    System(workers, subscribers, together)
-    for workers in (1, 2)
-    for subscribers in (1000, 8000)
-    for together in (FEW, MANY)
+    System(workers, subscribers, together) for workers in (1, 2) for subscribers in (1000, 8000) for together in (1, 20)
 )
 
 
 def constants_of(spent: Sequence[Spent]) -> Constants:
-    """Return the constants that follow from what the systems of :data:`SMALL` took, in their order."""
+    """Return the constants that follow from what the systems of :data:`MEASURED` took, in their order."""
     lone, spread, some = ([spent[index], spent[index + 1]] for index in (0, 2, 4))
     more_workers, more_subscribers = _SPREAD.workers - 1, _SOME.subscribers - 1
 
@@ -397,16 +396,22 @@ def main() -> int:
     """Measure, check and extrapolate. Return 1 if a prediction is off by more than a quarter."""
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.scale_model", description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="do little work: only to show that everything works")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each small system; default: 3")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=3,
+        metavar="N",
+        help="runs of each system that the constants come from; default: 3",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     raise_descriptor_limit()
     plan = Plan(Amount.QUICK if arguments.quick else Amount.FULL, _SECONDS)
     # In turn, so that what else the machine does concerns all.
     runs = [
-        [_measure_small(system, plan) for system in SMALL] for _ in range(1 if arguments.quick else arguments.repeats)
+        [_measure_one(system, plan) for system in MEASURED] for _ in range(1 if arguments.quick else arguments.repeats)
     ]
-    constants = constants_of([_median([run[index] for run in runs]) for index in range(len(SMALL))])
+    constants = constants_of([_median([run[index] for run in runs]) for index in range(len(MEASURED))])
     checked = [_shrunk(system) for system in CHECKED[::5]] if arguments.quick else CHECKED
     checks = [(system, predict(constants, system), measure(system, _amount(system), plan)) for system in checked]
     estimates = [(target, estimate(constants, target)) for target in TARGETS]
@@ -418,17 +423,19 @@ def main() -> int:
     return int(not good and not arguments.quick)
 
 
-def _measure_small(system: System, plan: Plan) -> Spent:
-    return measure(system, 200 if plan.amount is Amount.QUICK else _amount(system), plan)
+def _measure_one(system: System, plan: Plan) -> Spent:
+    if plan.amount is Amount.QUICK:
+        return measure(_shrunk(system), 200, plan)
+    return measure(system, _amount(system), plan)
 
 
 def _shrunk(system: System) -> System:
-    return System(system.workers, system.subscribers // 50, system.together)
+    return System(system.workers, max(system.workers, system.subscribers // 50), system.together)
 
 
 def _amount(system: System) -> int:
     """Return how many publications take about a second."""
-    return max(5, 120_000 // (60 + system.subscribers)) * (1 if system.together == FEW else 8)
+    return max(5, 250_000 // (100 + system.subscribers)) * (1 if system.together == 1 else 8)
 
 
 def _median(several: Sequence[Spent]) -> Spent:
