@@ -36,6 +36,9 @@ from .worker import hear, raise_descriptor_limit, say
 
 __all__ = [
     "CHECKED",
+    "CROWD",
+    "LARGE_CROWD",
+    "MEASURED",
     "Constants",
     "Cost",
     "Estimate",
@@ -53,6 +56,8 @@ _TOPIC = takers.pattern(0)
 _OVERHEAD = 10
 #: Seconds that one system may take.
 _SECONDS = 150.0
+#: Subscribers of a worker.
+CROWD, LARGE_CROWD = 500, 5000
 
 
 # The model
@@ -90,7 +95,10 @@ class Constants:
         forward: a publication at the hub, without its copies.
         copy: a copy of it at the hub, for one worker that wants it.
         receive: a publication at a worker, without the deliveries.
-        deliver: a delivery to one subscriber.
+        deliver: a delivery to one subscriber, of as many as :data:`CROWD` at a worker.
+        deliver_in_many: the same of as many as :data:`LARGE_CROWD`: the more there are, the fewer of them are still in
+            the processor's caches when their turn comes. In between, and above, it grows with the logarithm of their
+            number.
         peer_kib: memory of a subscriber at its worker.
         worker_kib: memory of a worker without subscribers.
     """
@@ -100,8 +108,14 @@ class Constants:
     copy: Cost
     receive: Cost
     deliver: Cost
+    deliver_in_many: Cost
     peer_kib: float
     worker_kib: float
+
+    def delivery(self, together: float, subscribers: float) -> float:
+        """Return the cost of a delivery at a worker with so many subscribers."""
+        few, many = self.deliver.of(together), self.deliver_in_many.of(together)
+        return few + (many - few) * math.log(max(subscribers, CROWD) / CROWD) / math.log(LARGE_CROWD / CROWD)
 
 
 @dataclass(frozen=True)
@@ -145,17 +159,20 @@ def predict(constants: Constants, system: System) -> Spent:
     return Spent(
         publisher=constants.publish.of(together),
         hub=constants.forward.of(together) + workers * constants.copy.of(together),
-        workers=workers * constants.receive.of(together) + system.subscribers * constants.deliver.of(together),
+        workers=workers * constants.receive.of(together)
+        + system.subscribers * constants.delivery(together, system.subscribers / workers),
         worker_kib=constants.worker_kib + system.subscribers / workers * constants.peer_kib,
     )
 
 
-#: The systems that the constants come from: one subscriber at one worker, one at each of four, and some at one. These are
-#: as many as a worker has in earnest: a write to one of a few hundred costs half, as all of them are in the caches.
 FEW, MANY = 1, 50
-_LONE, _SPREAD, _SOME = System(1, 1, FEW), System(4, 4, FEW), System(1, 3000, FEW)
+#: The systems that the constants come from: one subscriber at one worker, one at each of four, and two crowds at one.
+_LONE, _SPREAD = System(1, 1, FEW), System(4, 4, FEW)
+_CROWD, _LARGE_CROWD = System(1, CROWD, FEW), System(1, LARGE_CROWD, FEW)
 MEASURED = tuple(
-    System(each.workers, each.subscribers, together) for each in (_LONE, _SPREAD, _SOME) for together in (FEW, MANY)
+    System(each.workers, each.subscribers, together)
+    for each in (_LONE, _SPREAD, _CROWD, _LARGE_CROWD)
+    for together in (FEW, MANY)
 )
 #: The systems that the model is checked with.
 CHECKED = tuple(
@@ -165,21 +182,23 @@ CHECKED = tuple(
 
 def constants_of(spent: Sequence[Spent]) -> Constants:
     """Return the constants that follow from what the systems of :data:`MEASURED` took, in their order."""
-    lone, spread, some = ([spent[index], spent[index + 1]] for index in (0, 2, 4))
-    more_workers, more_subscribers = _SPREAD.workers - 1, _SOME.subscribers - 1
+    lone, spread, crowd, large_crowd = (spent[index : index + 2] for index in range(0, len(MEASURED), 2))
 
     def cost(values: Sequence[float]) -> Cost:
         return Cost.through(FEW, values[0], MANY, values[1])
 
-    copies = [(many.hub - one.hub) / more_workers for one, many in zip(lone, spread, strict=True)]
-    deliveries = [(many.workers - one.workers) / more_subscribers for one, many in zip(lone, some, strict=True)]
-    peer_kib = (some[0].worker_kib - lone[0].worker_kib) / more_subscribers
+    copies = [(many.hub - one.hub) / (_SPREAD.workers - 1) for one, many in zip(lone, spread, strict=True)]
+    delivered = [(many.workers - one.workers) / (CROWD - 1) for one, many in zip(lone, crowd, strict=True)]
+    received = [one.workers - delivery for one, delivery in zip(lone, delivered, strict=True)]
+    in_many = [(many.workers - own) / LARGE_CROWD for own, many in zip(received, large_crowd, strict=True)]
+    peer_kib = (large_crowd[0].worker_kib - lone[0].worker_kib) / (LARGE_CROWD - 1)
     return Constants(
         publish=cost([each.publisher for each in lone]),
         forward=cost([each.hub - copy for each, copy in zip(lone, copies, strict=True)]),
         copy=cost(copies),
-        receive=cost([each.workers - delivery for each, delivery in zip(lone, deliveries, strict=True)]),
-        deliver=cost(deliveries),
+        receive=cost(received),
+        deliver=cost(delivered),
+        deliver_in_many=cost(in_many),
         peer_kib=peer_kib,
         worker_kib=lone[0].worker_kib - peer_kib,
     )
@@ -240,7 +259,6 @@ class Estimate:
 
 def estimate(constants: Constants, target: Target) -> Estimate:
     """Return what a target needs."""
-    deliveries = target.publications * target.wanted_by * constants.deliver.of(1) / 1e6
     receive, forward, copy = (
         cost.of(target.together) / 1e6 for cost in (constants.receive, constants.forward, constants.copy)
     )
@@ -250,7 +268,8 @@ def estimate(constants: Constants, target: Target) -> Estimate:
         return places * (1 - (1 - 1 / places) ** target.wanted_by)
 
     def worker_load(workers: int) -> float:
-        return (deliveries + target.publications * wanting(workers) * receive) / workers
+        delivery = constants.delivery(1, target.subscribers / workers) / 1e6
+        return target.publications * (target.wanted_by * delivery + wanting(workers) * receive) / workers
 
     # With more workers each one has less to deliver, and not more to receive.
     workers = max(1, math.ceil(target.subscribers / target.peers_per_worker))
@@ -435,7 +454,7 @@ def _shrunk(system: System) -> System:
 
 def _amount(system: System) -> int:
     """Return how many publications take about a second."""
-    return max(5, 250_000 // (100 + system.subscribers)) * (1 if system.together == 1 else 8)
+    return max(5, 150_000 // (100 + system.subscribers)) * (1 if system.together == 1 else 8)
 
 
 def _median(several: Sequence[Spent]) -> Spent:
@@ -452,9 +471,9 @@ _Estimates = Sequence[tuple[Target, Estimate]]
 
 def _as_text(constants: Constants, checks: _Checks, estimates: _Estimates) -> str:
     lines = [machine(), "", "Constants                      begin       each", ""]
-    for name in ("publish", "forward", "copy", "receive", "deliver"):
+    for name in ("publish", "forward", "copy", "receive", "deliver", "deliver_in_many"):
         cost: Cost = getattr(constants, name)
-        lines.append(f"  {name:<20} {cost.begin:>9.2f} {cost.each:>9.2f}  µs")
+        lines.append(f"  {name.replace('_', ' '):<20} {cost.begin:>9.2f} {cost.each:>9.2f}  µs")
     lines += [f"  {'a subscriber':<20} {constants.peer_kib:>19.1f}  KiB"]
     lines += [f"  {'a worker':<20} {constants.worker_kib / 1024:>19.1f}  MiB", ""]
     lines += [

@@ -11,6 +11,8 @@ from benchmarks import scale_model
 from benchmarks.harness import Amount, Plan
 from benchmarks.scale_model import (
     CHECKED,
+    CROWD,
+    LARGE_CROWD,
     MEASURED,
     Constants,
     Cost,
@@ -29,6 +31,7 @@ CONSTANTS = Constants(
     copy=Cost(10.0, 0.5),
     receive=Cost(40.0, 3.0),
     deliver=Cost(6.0, 0.25),
+    deliver_in_many=Cost(7.0, 0.5),
     peer_kib=10.0,
     worker_kib=30_720.0,
 )
@@ -45,16 +48,26 @@ def test_what_comes_together_shares_what_it_costs_to_begin() -> None:
 
 def test_a_system_costs_the_sum_of_its_parts() -> None:
     spent = predict(CONSTANTS, System(workers=2, subscribers=1000, together=10))
+    assert CROWD == 500
     # 20/10+2; (30/10+1) + 2 copies of 10/10+0.5; 2 workers of 40/10+3 and 1,000 deliveries of 6/10+0.25.
     assert spent == pytest.approx(Spent(4.0, 7.0, 14.0 + 850.0, 30_720.0 + 5000.0))
     assert spent.processor == pytest.approx(875.0)
 
 
+def test_a_delivery_costs_more_in_a_larger_crowd() -> None:
+    def cost(subscribers: float) -> float:
+        return CONSTANTS.delivery(1, subscribers)
+
+    assert [cost(size) for size in (1, CROWD, LARGE_CROWD)] == pytest.approx([6.25, 6.25, 7.5])
+    assert cost((CROWD * LARGE_CROWD) ** 0.5) == pytest.approx(6.875)
+    assert cost(LARGE_CROWD**2 / CROWD) == pytest.approx(8.75)
+
+
 def test_the_constants_are_those_that_explain_the_measured_systems() -> None:
     found = constants_of([predict(CONSTANTS, system) for system in MEASURED])
-    for name in ("publish", "forward", "copy", "receive", "deliver"):
+    for name in ("publish", "forward", "copy", "receive", "deliver", "deliver_in_many"):
         assert getattr(found, name) == pytest.approx(getattr(CONSTANTS, name)), name
-    assert astuple(found)[5:] == pytest.approx(astuple(CONSTANTS)[5:])
+    assert astuple(found)[6:] == pytest.approx(astuple(CONSTANTS)[6:])
 
 
 def test_it_is_checked_with_one_and_two_processes_and_others_than_those_that_it_comes_from() -> None:
@@ -73,7 +86,8 @@ def test_a_target_that_waits_for_memory() -> None:
 def test_a_target_that_waits_for_processors() -> None:
     target = Target(10_000, publications=10_000, wanted_by=1000, together=1, cores=8)
     need = estimate(CONSTANTS, target)
-    # 10,000 a second to 1,000 each, 6.25 us a delivery.
+    # 10,000 a second to 1,000 each. A worker has fewer subscribers than the small crowd: 6.25 us a delivery.
+    assert 10_000 / need.workers < CROWD
     deliveries = 62.5
     received = 10_000 * need.wanting * 43e-6
     assert need.worker_load == pytest.approx((deliveries + received) / need.workers)
