@@ -420,19 +420,24 @@ def main() -> int:
         type=int,
         default=3,
         metavar="N",
-        help="runs of each system that the constants come from; default: 3",
+        help="runs of each system; default: 3",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     raise_descriptor_limit()
     plan = Plan(Amount.QUICK if arguments.quick else Amount.FULL, _SECONDS)
+    checked = CHECKED[::5] if arguments.quick else CHECKED
     # In turn, so that what else the machine does concerns all.
     runs = [
-        [_measure_one(system, plan) for system in MEASURED] for _ in range(1 if arguments.quick else arguments.repeats)
+        [_measure_one(system, plan) for system in (*MEASURED, *checked)]
+        for _ in range(1 if arguments.quick else arguments.repeats)
     ]
-    constants = constants_of([_median([run[index] for run in runs]) for index in range(len(MEASURED))])
-    checked = [_shrunk(system) for system in CHECKED[::5]] if arguments.quick else CHECKED
-    checks = [(system, predict(constants, system), measure(system, _amount(system), plan)) for system in checked]
+    spent = [_median([run[index] for run in runs]) for index in range(len(runs[0]))]
+    constants = constants_of(spent[: len(MEASURED)])
+    checks = [
+        (system, predict(constants, system), measured)
+        for system, measured in zip(checked, spent[len(MEASURED) :], strict=True)
+    ]
     estimates = [(target, estimate(constants, target)) for target in TARGETS]
     if arguments.json:
         print(json.dumps(_as_dict(constants, checks, estimates), indent=2))
