@@ -34,10 +34,10 @@ __all__ = ["HubRelay"]
 
 #: Topics whose clients are remembered.
 _MAX_TOPICS: Final = 1024
-#: The bits of a frame's first four bytes that must be 0 for the short way: its flags, and the lengths of its paths. So
-#: only the ttl may be anything.
-_SPECIAL: Final = 0xFF00FFFF
-assert TO_ONE == 0
+#: The flags and the lengths of the paths in a frame's first four bytes, and what they must be for the short way. Its ttl
+#: may be anything.
+_SHAPE: Final = 0xFF00FFFF
+_PLAIN: Final = TO_ONE << 24
 
 _unpack_header = Struct(">II").unpack_from
 
@@ -138,7 +138,9 @@ class HubRelay(LongWay):
         count = 1
         while count < TOGETHER:
             after = self.skip(data, position, 1)
-            if after == position or after > len(data) - HEADER_SIZE or not _unpack_header(data, after)[0] & _SPECIAL:
+            if after == position or after > len(data) - HEADER_SIZE:
+                break
+            if _unpack_header(data, after)[0] & _SHAPE == _PLAIN:
                 break
             position = after
             count += 1
@@ -161,7 +163,7 @@ class HubRelay(LongWay):
             shape, size = _unpack_header(data, position)
             content = position + HEADER_SIZE
             stop = content + size
-            if shape & _SPECIAL or stop > end or size > limit:
+            if shape & _SHAPE != _PLAIN or stop > end or size > limit:
                 break
             if size == known_size and data.startswith(prefix, content):
                 repeated += 1
