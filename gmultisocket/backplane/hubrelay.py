@@ -34,8 +34,8 @@ __all__ = ["HubRelay"]
 
 #: Topics whose clients are remembered.
 _MAX_TOPICS: Final = 1024
-#: The flags and the lengths of the paths in a frame's first four bytes, and what they must be for the short way. Its ttl
-#: may be anything.
+#: The flags and the lengths of the paths in a frame's first four bytes, and what they must be for the short way. The
+#: ttl may be anything.
 _SHAPE: Final = 0xFF00FFFF
 _PLAIN: Final = TO_ONE << 24
 
