@@ -1,4 +1,4 @@
-"""A Backplane over each engine: one process publishes, another one subscribes.
+"""A Backplane over each engine: one process publishes, another one subscribes; or four do both.
 
 Processor time is that of one process, without the engine's server. The server is a real one, on loopback, in a process
 of its own; an entry whose server is not installed is left out.
@@ -17,24 +17,43 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .harness import Entry, Failed, Figure, Outcome, Plan, Round, Row, started
 from .worker import hear, say
 
+if TYPE_CHECKING:
+    from gmultisocket.backplane import Backplane
+
 __all__ = ["rows"]
 
 _ENGINES = ("hub", "NATS", "Redis")
+_SOCKETIO = "python-socketio, Redis"
+#: Another architecture: it is written in Go, and uses all cores.
+_NATS_SERVER = "nats-server (Go, all cores)"
 _SIZE = 64
 _TOPIC = "orders.eu.created"
 #: Publications in a row; then others run, as in a program that does something else too.
 _BURST = 100
+_WORKERS = 4
+
+#: What two processes took: processor seconds of ``publishing`` and ``receiving``, and the ``seconds`` from the first
+#: call to the last publication.
+_Spent = dict[str, float]
 
 
 def rows() -> list[Row]:
     """Return the rows of this work."""
 
-    def entries(value: Callable[[int, dict[str, float]], float]) -> list[Entry]:
-        return [Entry(engine, partial(_flow, engine, value), "gmultisocket") for engine in _ENGINES]
+    def entries(value: Callable[[int, _Spent], float]) -> list[Entry]:
+        ours = [Entry(engine, partial(_flow, engine, value), "gmultisocket") for engine in _ENGINES]
+        return [*ours, Entry(_SOCKETIO, partial(_flow, _SOCKETIO, value), "python-socketio", reference=True)]
+
+    def workers(wanted_by: str) -> list[Entry]:
+        return [
+            Entry("hub", partial(_workers, "hub", wanted_by), "gmultisocket"),
+            Entry(_NATS_SERVER, partial(_workers, "NATS", wanted_by), "gmultisocket", reference=True),
+        ]
 
     return [
         Row(
@@ -49,19 +68,33 @@ def rows() -> list[Row]:
         ),
         Row(
             "plane-end-to-end", "{size} on a Backplane from one process to another", "messages/s", True,
-            entries(lambda count, spent: count / spent["seconds"]), repeats=3,
+            entries(lambda count, spent: count / spent["seconds"]),
+            [Figure(engine, floor=150_000) for engine in _ENGINES], repeats=3,
+        ),
+        Row(
+            "plane-4-workers-1", "4 workers publish {size}, each publication wanted by one other", "deliveries/s", True,
+            workers("one"), repeats=3,
+        ),
+        Row(
+            "plane-4-workers-all", "4 workers publish {size}, each publication wanted by all 4", "deliveries/s", True,
+            workers("all"), repeats=3,
         ),
     ]  # fmt: skip
 
 
 @contextmanager
-def _flow(engine: str, value: Callable[[int, dict[str, float]], float], plan: Plan) -> Iterator[Round]:
+def _flow(engine: str, value: Callable[[int, _Spent], float], plan: Plan) -> Iterator[Round]:
+    """One process publishes, another one receives."""
     # Fewer than a plane buffers.
     count = plan.count(50_000, part=5000, quick=500)
-    with _server(engine, plan) as url, started(plan) as start:
-        subscriber = start("backplane:receive", url=url, count=count)
+    task, server = "backplane", engine
+    if engine == _SOCKETIO:
+        # It takes a tenth of a millisecond for each.
+        task, server, count = "contestants.socketio_redis", "Redis", count // 10
+    with _server(server, plan) as url, started(plan) as start:
+        subscriber = start(f"{task}:receive", url=url, count=count, size=_SIZE)
         subscriber.hear()
-        publisher = start("backplane:publish", url=url, count=count)
+        publisher = start(f"{task}:publish", url=url, count=count, size=_SIZE)
         publisher.hear()
 
         def measure() -> Outcome:
@@ -74,6 +107,25 @@ def _flow(engine: str, value: Callable[[int, dict[str, float]], float], plan: Pl
                 "seconds": received["end"] - published["begin"],
             }
             return Outcome(value(count, spent), received["size"])
+
+        yield measure
+
+
+@contextmanager
+def _workers(engine: str, wanted_by: str, plan: Plan) -> Iterator[Round]:
+    """Some processes publish at the same time, and each one receives what it wants of the others."""
+    count = plan.count(10_000, part=1000, quick=100)
+    with _server(engine, plan) as url, started(plan) as start:
+        peers = [start("backplane:work", url=url, count=count, me=me, wanted_by=wanted_by) for me in range(_WORKERS)]
+        for peer in peers:
+            peer.hear()
+
+        def measure() -> Outcome:
+            for peer in peers:
+                peer.tell()
+            said = [peer.hear() for peer in peers]
+            seconds = max(each["end"] for each in said) - min(each["begin"] for each in said)
+            return Outcome(sum(each["received"] for each in said) / seconds, said[0]["size"])
 
         yield measure
 
@@ -125,28 +177,32 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def publish(url: str, count: int) -> None:
+def publish(url: str, count: int, size: int) -> None:
     """Publish in bursts, and say how much processor time it took until all are confirmed (worker)."""
-    import gevent
-
     from gmultisocket.backplane import Backplane
 
-    content = bytes(_SIZE)
     with Backplane(url) as plane:
         plane.connect(10)
         say()
         while True:
             hear(in_loop=True)
             begin, spent = time.monotonic(), time.process_time()
-            for number in range(count):
-                plane.publish(_TOPIC, content)
-                if number % _BURST == 0:
-                    gevent.sleep(0)
+            _publish_all(plane, _TOPIC, count, size)
             plane.flush(10)
             say(begin=begin, spent=time.process_time() - spent)
 
 
-def receive(url: str, count: int) -> None:
+def _publish_all(plane: Backplane, topic: str, count: int, size: int) -> None:
+    import gevent
+
+    content = bytes(size)
+    for number in range(count):
+        plane.publish(topic, content)
+        if number % _BURST == 0:
+            gevent.sleep(0)
+
+
+def receive(url: str, count: int, size: int) -> None:
     """Receive, and say how much processor time it took (worker)."""
     from gmultisocket.backplane import Backplane
 
@@ -156,7 +212,31 @@ def receive(url: str, count: int) -> None:
         while True:
             hear(in_loop=True)
             spent = time.process_time()
-            size = 0
             for _ in range(count):
                 size = len(subscription.recv(10)[1])
             say(end=time.monotonic(), spent=time.process_time() - spent, size=size)
+
+
+def work(url: str, count: int, me: int, wanted_by: str) -> None:
+    """Publish, and receive what others publish at the same time (worker)."""
+    import gevent
+
+    from gmultisocket.backplane import Backplane
+
+    others = _WORKERS - 1 if wanted_by == "all" else 1
+    with Backplane(url) as plane:
+        # Not what this worker publishes itself, which needs no engine.
+        wanted = [(me + step) % _WORKERS for step in range(1, others + 1)]
+        subscriptions = [plane.subscribe(f"work.{number}", 10, queue_size=count + 1) for number in wanted]
+        say()
+        while True:
+            hear(in_loop=True)
+            begin = time.monotonic()
+            publishing = gevent.spawn(_publish_all, plane, f"work.{me}", count, _SIZE)
+            size = 0
+            for subscription in subscriptions:
+                for _ in range(count):
+                    size = len(subscription.recv(10)[1])
+            publishing.get()
+            plane.flush(10)
+            say(begin=begin, end=time.monotonic(), received=count * others, size=size)

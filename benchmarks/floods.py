@@ -177,9 +177,7 @@ def run(kind: str) -> str:
     others = [subprocess.Popen([*me, "client", honest], stderr=subprocess.DEVNULL)]
     if kind != "none":
         others.append(
-            subprocess.Popen(
-                [*me, "flooder", kind, flooded], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
+            subprocess.Popen([*me, "flooder", kind, flooded], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
     row = serving.stdout.readline().rstrip()
     for other in others:

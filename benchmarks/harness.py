@@ -132,7 +132,8 @@ class Figure:
         by: the name of the entry whose value is the denominator.
         at_least: the smallest good ratio, or
         at_most: the largest good ratio.
-        limit: the largest good value of ``entry``, in the row's unit; instead of a ratio.
+        limit: the largest good value of ``entry``, in the row's unit; instead of a ratio, or
+        floor: the smallest good value.
     """
 
     entry: str
@@ -140,6 +141,7 @@ class Figure:
     at_least: float | None = None
     at_most: float | None = None
     limit: float | None = None
+    floor: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,9 @@ def number(value: float) -> str:
 
 def reached(figure: Figure, measured: float) -> bool:
     """Return whether a ratio or value meets its goal."""
-    if figure.at_least is not None:
-        return measured >= figure.at_least
+    least = figure.at_least if figure.floor is None else figure.floor
+    if least is not None:
+        return measured >= least
     most = figure.at_most if figure.limit is None else figure.limit
     return most is not None and measured <= most
 
@@ -79,6 +80,8 @@ def machine() -> str:
 def _goal(figure: Figure, unit: str) -> str:
     if figure.limit is not None:
         return f"<= {figure.limit:g} {unit}"
+    if figure.floor is not None:
+        return f">= {figure.floor:,.0f} {unit}"
     return f">= {figure.at_least:g}" if figure.at_least is not None else f"<= {figure.at_most:g}"
 
 

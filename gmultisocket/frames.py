@@ -27,17 +27,17 @@ from typing import Final
 from .errors import BadMessage
 from .wire import HEADER_SIZE, INTERNAL, RAW, SEND_TYPE_MASK, TO_DEST, first_id, layout
 
-__all__ = ["Batch", "frame_size", "is_beginning", "take_batch"]
+__all__ = ["LONG", "MOST", "REPEATED", "Batch", "frame_size", "is_beginning", "take_batch", "take_equal"]
 
 _ID_SIZE: Final = 4
 #: Bytes. A longer content is passed on by itself, without a copy.
-_LONG: Final = 1 << 15
+LONG: Final = 1 << 15
 #: A frame of which a part is missing is kept if it is no longer than this; the decoder gathers longer ones.
 _KEPT: Final = 4096
 #: At most this number of frames is taken at once.
-_MOST: Final = 1024
+MOST: Final = 1024
 #: After this number of frames in a row with the same header, all further ones that have it are taken together.
-_REPEATED: Final = 4
+REPEATED: Final = 4
 #: How many frames are compared at once: this number at first, then more, and at most the last number.
 _FIRST_STEP: Final = 16
 _LAST_STEP: Final = 256
@@ -63,20 +63,23 @@ class Batch:
         size: how many bytes.
     """
 
-    __slots__ = ("_joined_counts", "_parts", "count", "kind", "pipe_id", "size")
+    __slots__ = ("_joined", "_joined_counts", "_parts", "count", "kind", "pipe_id", "size")
 
     def __init__(self, kind: int, pipe_id: int, parts: list[bytes], joined_counts: dict[int, int]) -> None:
         self.kind = kind
         self.pipe_id = pipe_id
         self._parts = parts
         self._joined_counts = joined_counts
+        self._joined = b""
         self.count = len(parts) - len(joined_counts) + sum(joined_counts.values())
         self.size = sum(map(len, parts))
 
     def joined(self) -> bytes:
         """Return all frames, joined."""
-        parts = self._parts
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        # More than one pipe may need it.
+        if not self._joined:
+            self._joined = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        return self._joined
 
     def __iter__(self) -> Iterator[bytes]:
         for index, part in enumerate(self._parts):
@@ -131,13 +134,13 @@ def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_conte
         The frames from ``position`` on that go the same way, without a gap; None if there is none at ``position`` that
         is whole and needs no closer look.
     """
-    end, last_header, limit = len(data), len(data) - HEADER_SIZE, min(max_content, _LONG - 1)
+    end, last_header, limit = len(data), len(data) - HEADER_SIZE, min(max_content, LONG - 1)
     parts: list[bytes] = []
     joined_counts: dict[int, int] = {}
     known, known_length, known_path = -1, -1, b""
     way, repeated, frame = (-1, b""), 0, b""
     layout: _Layout | None = None
-    most = _MOST
+    most = MOST
     while position <= last_header and len(parts) < most:
         shape, length = _unpack_header(data, position)
         if shape != known:
@@ -152,10 +155,10 @@ def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_conte
         path = data[position + HEADER_SIZE : start] if content_start != HEADER_SIZE else b""
         if shape == known and length == known_length and path == known_path:
             repeated += 1
-            if repeated == _REPEATED:
+            if repeated == REPEATED:
                 repeated = 0
                 head = frame[: len(frame) - length]
-                count, frames = _take_equal(data, position, content_start, length, head, most - len(parts))
+                count, frames = take_equal(data, position, content_start, length, head, most - len(parts))
                 joined_counts[len(parts)] = count
                 parts.append(frames)
                 most -= count - 1
@@ -178,7 +181,7 @@ def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_conte
     return Batch(way[0], first_id(way[1]), parts, joined_counts) if parts else None
 
 
-def _take_equal(
+def take_equal(
     data: bytes, position: int, content_start: int, length: int, head: bytes, most: int
 ) -> tuple[int, bytes]:
     """Take frames in a row that have the same header, length and paths, the first of which is whole.
@@ -186,9 +189,9 @@ def _take_equal(
     Args:
         data: what was read.
         position: where the first of them begins.
-        content_start: the size of its header and paths.
-        length: the size of its content.
-        head: the new header and paths.
+        content_start: the size of its header and paths, or of more: of all that these frames must have in common.
+        length: the size of the rest of the frame.
+        head: what the new frames have in the place of the first part.
         most: how many to take at most.
 
     Returns:

@@ -75,6 +75,8 @@ _pack = stamp.pack
 #: The first pause before another attempt to connect, in seconds, and the factor by which the next ones are longer.
 _FIRST_PAUSE: Final = 0.05
 _FACTOR: Final = 1.5
+#: Messages that are taken from the receive queue at once.
+_PORTION: Final = 64
 #: Topics that are remembered.
 _MAX_TOPICS: Final = 1024
 
@@ -95,6 +97,7 @@ class _Client(ProtocolBase):
         self.lost = Event()
         self.put = self._core.put
         self.put_one = self._core.put_one
+        self.recv_batch = self._core.recv_batch
         self._core.on_pipe(self._on_pipe)
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
@@ -253,30 +256,26 @@ class HubEngine(Engine):
 
     def _receive(self, client: _Client) -> None:
         """Read what the hub sends (one greenlet)."""
-        recv = client.socket.recv_msg
         while True:
             try:
-                message = recv()
+                messages = client.recv_batch(_PORTION)
             except Closed:
                 return
-            try:
-                self._take(client, message)
-            except Exception as error:
-                survive(_log, "receive", error, "a message of the hub could not be handled")
+            for flags, ttl, source, destination, content, pipe_id in messages:
+                try:
+                    if not flags & ~SEND_TYPE_MASK:
+                        self._take(content)
+                    elif (kind := content[:1]) in (RETAIN, KEPT, UNRETAIN):
+                        self._take(content[1:], kind)
+                    elif kind == ENTRY:
+                        self._on_entry(content)
+                    else:
+                        self._on_control(client, Message(flags, ttl, source, destination, content, pipe_id))
+                except Exception as error:
+                    survive(_log, "receive", error, "a message of the hub could not be handled")
 
-    def _take(self, client: _Client, message: Message) -> None:
-        """Hand a publication to the plane, or act on a control message."""
-        content = message.content
-        kind = b""
-        if message.flags & ~SEND_TYPE_MASK:
-            kind = content[:1]
-            if kind == ENTRY:
-                self._on_entry(content)
-                return
-            if kind not in (RETAIN, KEPT, UNRETAIN):
-                self._on_control(client, message)
-                return
-            content = content[1:]
+    def _take(self, content: bytes, kind: bytes = b"") -> None:
+        """Hand a publication to the plane."""
         end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
         encoded = content[2:end]
         try:

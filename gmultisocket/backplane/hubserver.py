@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -32,6 +34,7 @@ from ..protocol.upstream import control
 from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, Message
 from .hubhistory import HubHistory
 from .hublock import HubLock
+from .hubrelay import HubRelay
 from .hubwire import (
     CONFIRM,
     ENTRY,
@@ -94,7 +97,8 @@ class HubServer(Pub):
 
     def __init__(self, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
         super().__init__(options)
-        #: By pipe: publications that were passed on, and not confirmed yet.
+        self._loop = gevent.get_hub().loop
+        #: By pipe: publications that were passed on in this turn of the loop.
         self._unconfirmed: Counter[Pipe] = Counter()
         self._last_client = monotonic()
         self._history = HubHistory(history)
@@ -105,6 +109,17 @@ class HubServer(Pub):
         #: Publications that came, and copies of them that left.
         self.taken = 0
         self.passed_on = 0
+        self._relay = self._core.relay_by(
+            # A hub has no authorize, so these groups are pipes.
+            partial(
+                HubRelay,
+                groups=self._groups,
+                find=self._find,
+                is_kept=self._is_logged,
+                give_full=self._give_full,
+                count=self._passed,
+            )
+        )
         self._forwarder: Greenlet[..., Any] = self._spawn(self._forward_all)
 
     def serve(self, address: str, *, idle: float | None = None, until: Greenlet[..., Any] | None = None) -> str:
@@ -147,6 +162,7 @@ class HubServer(Pub):
         super()._on_pipe(kind, pipe)
         if kind == "remove":
             self._last_client = monotonic()
+            self._relay.forget()
             self._unconfirmed.pop(pipe, None)
             self._counting.discard(pipe)
 
@@ -177,12 +193,14 @@ class HubServer(Pub):
     # Passing on
 
     def _forward_all(self) -> None:
-        """Pass on what comes (one greenlet)."""
+        """Pass on what takes the long way (one greenlet)."""
         while True:
+            self._relay.end()
             try:
                 message = self.socket.recv_msg()
             except Closed:
                 return
+            self._relay.begin(message.pipe_id)
             try:
                 self._forward(message)
             except Exception as error:
@@ -203,34 +221,50 @@ class HubServer(Pub):
             self._drop(message, "garbage")
             return
         sender = self.pipes.get(message.pipe_id)
-        self.taken += 1
+        copies = 0
         # A hub has no authorize, so these are pipes.
         targets: Any = wanted
-        if kind or (self._logs and topic in self._history.topics):
+        if kind or self._is_logged(topic):
             entry = self._keep(kind, topic, content[end:])
             if entry is not None and self._counting:
                 counting = [pipe for pipe in targets if pipe in self._counting]
                 targets = [pipe for pipe in targets if pipe not in self._counting]
                 positioned = self._positioned(entry, IS_RETAINED if kind else 0)
-                self.passed_on += self._core.send_group(counting, positioned, flags=CONTROL)
+                copies += self._core.send_group(counting, positioned, flags=CONTROL)
         copy: Message | None = None
         for pipe in targets if type(targets) is list else [*targets]:
             if pipe is sender and not kind:
                 continue
             if pipe.full:
                 # It is cut off, unless socket.send_overflow says something else.
-                self.passed_on += self._core.send_group((pipe,), message.content, flags=message.flags & CONTROL)
+                copies += self._give_full(pipe, message.content, message.flags & CONTROL)
                 continue
             if copy is None:
                 copy = Message(TO_ALL | message.flags & CONTROL, content=message.content)
             self._core.put(pipe, copy)
-            self.passed_on += 1
+            copies += 1
+        self._passed(sender, 1, copies)
+
+    def _give_full(self, pipe: Pipe, content: bytes, flags: int = 0) -> int:
+        """Send to a client whose queue is full. Return how many got it."""
+        with suppress(Closed):
+            return self._core.send_group((pipe,), content, flags=flags)
+        return 0
+
+    def _passed(self, sender: Pipe | None, taken: int, copies: int) -> None:
+        """Count publications of a client, and confirm them soon."""
+        self.taken += taken
+        self.passed_on += copies
         if sender is not None:
             if not self._unconfirmed:
-                self._spawn(self._confirm)
-            self._unconfirmed[sender] += 1
+                self._loop.run_callback(self._turn_ended)
+            self._unconfirmed[sender] += taken
 
     # What is kept
+
+    def _is_logged(self, topic: str) -> bool:
+        """Return whether all publications of a topic are kept."""
+        return self._logs and topic in self._history.topics
 
     def _keep(self, kind: bytes, topic: str, stamped: bytes) -> Entry | None:
         """Keep a publication if it is to be kept. Return it with its position; None if it has none.
@@ -301,11 +335,13 @@ class HubServer(Pub):
 
     # Confirmations
 
-    def _confirm(self) -> None:
-        """Confirm what was passed on in this turn of the loop (a greenlet for each)."""
-        # When it runs again, what was queued for clients that read was written.
-        gevent.sleep(0)
+    def _turn_ended(self) -> None:
+        """Confirm what was passed on in this turn, in the next one. Called in the event loop's hub."""
         counts, self._unconfirmed = self._unconfirmed, Counter()
+        # Before the next callback, what is queued now for clients that read is written.
+        self._loop.run_callback(self._confirm, counts)
+
+    def _confirm(self, counts: Counter[Pipe]) -> None:
         for pipe, count in counts.items():
             if not pipe.closed:
                 self._core.put(pipe, control(confirm.pack(CONFIRM, count)))

@@ -149,9 +149,13 @@ class Ledger:
         Raises:
             IndexError: so many were not in flight. Those that were are counted.
         """
-        for _ in range(count):
-            self._land()
-            self.confirmed += 1
+        in_flight = self._in_flight
+        landed = min(count, len(in_flight))
+        self.confirmed += landed
+        self._bytes_in_flight -= sum([in_flight.popleft() for _ in range(landed)])
+        self._update_open()
+        if landed < count:
+            raise IndexError("more publications were confirmed than were in flight")
 
     def refuse(self, reason: str) -> None:
         """Record that the server has refused the oldest publication in flight. Raises as :meth:`confirm` does."""
@@ -160,6 +164,9 @@ class Ledger:
 
     def _land(self) -> None:
         self._bytes_in_flight -= self._in_flight.popleft()
+        self._update_open()
+
+    def _update_open(self) -> None:
         self.is_open = len(self._in_flight) < MAX_IN_FLIGHT and self._bytes_in_flight < MAX_BYTES_IN_FLIGHT
 
     def cut(self) -> None:

@@ -217,6 +217,8 @@ class Subscription:
             WrongThread, ForkedSocketError: it was made in another thread or process.
         """
         self._check()
+        if self._queue:
+            return self._queue.popleft()
         deadline = Deadline(timeout)
         while not self._queue:
             if self._closed:

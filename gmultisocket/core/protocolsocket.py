@@ -12,22 +12,27 @@ protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from gevent.hub import Hub
 
 from ..options import Options
-from ..wire import TO_DEST, TO_ONE, Message
+from ..wire import TO_DEST, TO_ONE, Fields, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
 from .pipes.pipe import Pipe
-from .receiving.receiver import ContentBuffer
+from .receiving.receiver import ContentBuffer, Receiver
+from .sending.sender import Sender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .connecting.channels import ChannelEndpoint
-    from .sending.relay import Relay, Watch
+    from .sending.relay import LongWay, Relay, Watch
 
 __all__ = ["ProtocolSocket"]
+
+_Relay = TypeVar("_Relay", bound="LongWay")
 
 
 class ProtocolSocket:
@@ -282,6 +287,14 @@ class ProtocolSocket:
 
         return Relay(self._connector.hub, self._receiver, target._sender, max_ttl, watch, count)
 
+    def relay_by(self, make: Callable[[Hub, Receiver, Sender], _Relay]) -> _Relay:
+        """Give what the pipes read to a relay of the protocol's own; ``on_message`` sees only what it does not take.
+
+        Args:
+            make: makes the relay, a subclass of :class:`~.sending.relay.LongWay`, for this socket's parts.
+        """
+        return make(self._connector.hub, self._receiver, self._sender)
+
     def requeue(self, content: bytes) -> None:
         """Send to one peer ahead of all others, as a message that has lost its pipe. Never blocks.
 
@@ -318,6 +331,17 @@ class ProtocolSocket:
         return self._sender.wait_writable(pipe, timeout)
 
     # Receiving
+
+    def recv_batch(self, most: int) -> list[Fields]:
+        """Block until there is a message, and take the oldest ones from the receive queue, at most ``most``.
+
+        What it returns counts no more for the queue's limit. For one greenlet that handles all messages.
+
+        Raises:
+            Closed: the socket is closed.
+        """
+        self.check()
+        return self._receiver.next_batch(most)
 
     def deliver(self, message: Message) -> None:
         """Put a message into the receive queue, however full that is. Never blocks.

@@ -91,6 +91,7 @@ class Receiver:
         "_queued_bytes",
         "_reason",
         "_relay",
+        "_relay_filtered",
         "_spent",
         "buffer_for",
         "closed",
@@ -120,6 +121,7 @@ class Receiver:
         self.on_internal: Callable[[Message], bool] | None = None
         self.counters = Counters()
         self._relay: Relay | None = None
+        self._relay_filtered = False
         self.relay: Relay | None = None
         self._buffer_for: Callable[[int, bytes, bytes], ContentBuffer | None] | None = None
         self.buffer_for: Callable[[int, bytes, bytes], ContentBuffer | None] | None = None
@@ -178,9 +180,16 @@ class Receiver:
         self._in_order = in_order
         self._update_fast_path()
 
-    def set_relay(self, relay: Relay | None) -> None:
-        """Let a relay take what pipes read; or no more, with None."""
+    def set_relay(self, relay: Relay | None, filtered: bool = False) -> None:
+        """Let a relay take what pipes read; or no more, with None.
+
+        Args:
+            relay: the relay.
+            filtered: it goes before a filter, which sees only what the relay does not take. Otherwise the relay takes
+                nothing while there is a filter.
+        """
         self._relay = relay
+        self._relay_filtered = filtered
         self._update_fast_path()
 
     def set_buffer_for(self, callback: Callable[[int, bytes, bytes], ContentBuffer | None]) -> None:
@@ -194,10 +203,10 @@ class Receiver:
 
     def _update_fast_path(self) -> None:
         """Recompute ``plain_limit``, ``relay`` and ``buffer_for``."""
-        special = self._no_recv or self.closed or self.filter is not None
-        self.plain_limit = 0 if special or self._max_bytes else min(self._limit, self._budget)
-        self.relay = None if special else self._relay
-        self.buffer_for = None if self._no_recv or self.closed else self._buffer_for
+        ended, filtered = self._no_recv or self.closed, self.filter is not None
+        self.plain_limit = 0 if ended or filtered or self._max_bytes else min(self._limit, self._budget)
+        self.relay = None if ended or (filtered and not self._relay_filtered) else self._relay
+        self.buffer_for = None if ended else self._buffer_for
 
     # Receiving
 
@@ -212,6 +221,20 @@ class Receiver:
         if self._max_bytes:
             self._queued_bytes -= len(message[4] or b"")
         return message
+
+    def next_batch(self, most: int) -> list[Fields]:
+        """Block until there is a message, and take the oldest ones, at most ``most``."""
+        queue = self.queue
+        if not queue or self.get_waiters or self._counting:
+            self._wait(None)
+        count = min(len(queue), most)
+        self._spent += count - 1
+        messages = [queue.popleft() for _ in range(count)]
+        if self.put_waiters and len(queue) <= self._low:
+            self.not_full.wake()
+        if self._max_bytes:
+            self._queued_bytes -= sum(len(message[4] or b"") for message in messages)
+        return messages
 
     def _wait(self, timeout: float | None) -> None:
         """Block until this greenlet may take a message. Take nothing."""

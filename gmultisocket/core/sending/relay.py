@@ -35,10 +35,10 @@ from ..pipes.writepipe import WritePipe
 from ..receiving.receiver import Receiver
 from .sender import Sender
 
-__all__ = ["Relay", "Watch"]
+__all__ = ["TOGETHER", "LongWay", "Relay", "Watch"]
 
 #: How many frames take the long way together if waiting would not help the first of them.
-_TOGETHER: Final = 64
+TOGETHER: Final = 64
 #: A receive queue with more messages is not searched: the reader waits for all of them.
 _LONG_QUEUE: Final = 256
 
@@ -49,33 +49,23 @@ class Watch(Protocol):
     alert: bool
 
 
-class Relay:
-    """Passes on what the pipes of one socket read.
+class LongWay:
+    """The part of a relay that does not depend on where frames go: no frame overtakes one of the same peer.
 
     Args:
         hub: of the sockets' thread.
         source: of the socket whose pipes read.
         target: of the socket whose pipes write.
         max_ttl: frames that arrive with a larger ttl take the long way.
-        watch: while its ``alert`` is set, frames along paths take the long way.
-        count: called with numbers of frames that were passed on.
+        filtered: the source has a filter, which sees only what takes the long way. Otherwise a filter ends the short
+            way.
     """
 
-    def __init__(
-        self,
-        hub: Hub,
-        source: Receiver,
-        target: Sender,
-        max_ttl: int,
-        watch: Watch,
-        count: Callable[[int], object],
-    ) -> None:
+    def __init__(self, hub: Hub, source: Receiver, target: Sender, max_ttl: int, filtered: bool = False) -> None:
         self._source = source
         self._target = target
         self._scheduler = target._scheduler
         self._max_ttl = max_ttl
-        self._watch = watch
-        self._count = count
         #: The pipe whose message has been taken from the queue and is not forwarded yet; 0 if none is.
         self._holding = 0
         #: How many messages have been forwarded or dropped.
@@ -83,7 +73,7 @@ class Relay:
         #: Readers that wait, and for each how many messages must have been handled before it goes on.
         self._waiting = WaitList(hub, self._first_may_go_on)
         self._goals: deque[int] = deque()
-        source.set_relay(self)
+        source.set_relay(self, filtered)
 
     def close(self) -> None:
         """Pass on nothing more. All that is read then is received as messages. May be repeated."""
@@ -124,6 +114,10 @@ class Relay:
             finally:
                 if goal in self._goals:
                     self._goals.remove(goal)
+        self.keep_to_budget()
+
+    def keep_to_budget(self) -> None:
+        """Let other greenlets run if this turn's budget is spent."""
         if self._scheduler.over_budget:
             self._scheduler.yield_turn()
             self._target._to_all.gather()
@@ -152,24 +146,7 @@ class Relay:
             Where the next frame begins; how many frames were passed on; and how many of the next ones take the long
             way: 0 if none has to, because the data or the budget has ended.
         """
-        max_content = min(max_content, self._target.max_content)
-        passed = slow = 0
-        end = len(data)
-        while position < end:
-            batch = take_batch(data, position, local, self._max_ttl, max_content)
-            if batch is None:
-                slow = _TOGETHER
-                break
-            frames, size, slow = self._send(batch)
-            if frames:
-                passed += frames
-                position += batch.read_size(frames, size)
-            # Checked behind a batch, not before one: others may use up each new budget first.
-            if frames < batch.count or self._scheduler.over_budget:
-                break
-        if passed:
-            self._count(passed)
-        return position, passed, slow
+        raise NotImplementedError
 
     def skip(self, data: bytes, position: int, count: int) -> int:
         """Return where the last of ``count`` frames ends; of fewer, if the data ends before."""
@@ -183,6 +160,49 @@ class Relay:
     def is_beginning(self, data: bytes, position: int, max_content: int) -> bool:
         """Return whether a frame begins at ``position`` that can probably be passed on when the rest has come."""
         return is_beginning(data, position, self._max_ttl, min(max_content, self._target.max_content))
+
+
+class Relay(LongWay):
+    """Passes on what the pipes of one socket read.
+
+    Args:
+        hub, source, target, max_ttl: see :class:`LongWay`.
+        watch: while its ``alert`` is set, frames along paths take the long way.
+        count: called with numbers of frames that were passed on.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        source: Receiver,
+        target: Sender,
+        max_ttl: int,
+        watch: Watch,
+        count: Callable[[int], object],
+    ) -> None:
+        super().__init__(hub, source, target, max_ttl)
+        self._watch = watch
+        self._count = count
+
+    def forward(self, data: bytes, position: int, local: bytes, max_content: int) -> tuple[int, int, int]:
+        max_content = min(max_content, self._target.max_content)
+        passed = slow = 0
+        end = len(data)
+        while position < end:
+            batch = take_batch(data, position, local, self._max_ttl, max_content)
+            if batch is None:
+                slow = TOGETHER
+                break
+            frames, size, slow = self._send(batch)
+            if frames:
+                passed += frames
+                position += batch.read_size(frames, size)
+            # Checked behind a batch, not before one: others may use up each new budget first.
+            if frames < batch.count or self._scheduler.over_budget:
+                break
+        if passed:
+            self._count(passed)
+        return position, passed, slow
 
     # To the pipes
 
@@ -207,7 +227,7 @@ class Relay:
         target = self._target
         pipe = target._pipes.get(batch.pipe_id)
         if pipe is None or not pipe._takes_batches or self._watch.alert:
-            return 0, _TOGETHER
+            return 0, TOGETHER
         if pipe.full or pipe._awaited or pipe.state is not PipeState.OPEN or not self._may_send:
             return 0, 1
         assert isinstance(pipe, FramedPipe)
@@ -226,7 +246,7 @@ class Relay:
         for frame in batch:
             pipe = writable.first
             if pipe is None or not pipe._takes_batches:
-                return sent, _TOGETHER
+                return sent, TOGETHER
             assert isinstance(pipe, WritePipe)
             writable.rotate()
             pipe._push(frame)
@@ -246,4 +266,4 @@ class Relay:
             sent += count
             if not count or self._scheduler.over_budget:
                 break
-        return sent, _TOGETHER
+        return sent, TOGETHER
