@@ -53,7 +53,8 @@ class Hub:
     """
 
     def __init__(self, stack: ExitStack, streams: Sequence[FakeStream], options: dict[str, Any], short: bool) -> None:
-        self.server = stack.enter_context(HubServer({"connector.pipe.heartbeat_interval": 0.0, **options}, history=["k.>"]))
+        options = {"connector.pipe.heartbeat_interval": 0.0, **options}
+        self.server = stack.enter_context(HubServer(options, history=["k.>"]))
         if not short:
             self.server._relay.close()
         self.streams = list(streams)

@@ -22,6 +22,7 @@ MODULES = (
     "gmultisocket.errors",
     "gmultisocket.options",
     "gmultisocket.protocol",
+    "gmultisocket.protocol.jsoncodec",
     "gmultisocket.switch",
     "gmultisocket.testing",
     "gmultisocket.testing.engines",
