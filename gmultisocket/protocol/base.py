@@ -180,15 +180,15 @@ class ProtocolBase(Closable):
         greenlet.rawlink(self._greenlets.discard)
         return greenlet
 
-    def _next(self, timeout: float | None) -> Message:
-        """Return the next message that has no flags; drop the others as garbage.
+    def _next(self, timeout: float | None, min_size: int = 0) -> Message:
+        """Return the next message that has no flags and at least ``min_size`` bytes; drop the others as garbage.
 
         Blocks and raises as ``Socket.recv_msg`` does.
         """
         deadline = None if timeout is None else Deadline(timeout)
         while True:
             message = self.socket.recv_msg(timeout)
-            if not message.flags & ~SEND_TYPE_MASK:
+            if not message.flags & ~SEND_TYPE_MASK and len(message.content) >= min_size:
                 return message
             self._drop(message, "garbage")
             if deadline is not None:
