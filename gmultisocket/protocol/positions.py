@@ -28,12 +28,13 @@ from .subscriptions import Subscriptions, overlap
 
 __all__ = ["Gap", "Positions"]
 
-#: Topics of one history whose last offset is remembered. Of a topic beyond them a gap may be told where none is.
+#: Topics of one history whose last offset is remembered. Of a topic beyond them a gap may be told where none is, and
+#: what is sent twice, by a second publisher or in another replay, may come twice.
 _MAX_TOPICS: Final = 1 << 16
-#: Histories that are remembered, besides those with a meeting.
+#: Histories that are remembered. If there are more, those without a meeting are forgotten, the oldest ones first.
 _MAX_HISTORIES: Final = 64
-#: A new meeting is compared with at most this number of others. If there are more, all count as overlapping: a gap may
-#: then be told for what was published while a pattern was not subscribed to.
+#: A new meeting is compared with at most this number of others. If there are more, all since the history was met count
+#: as overlapping: a gap may then be told for what was published while a pattern was not subscribed to.
 _MAX_COMPARED: Final = 256
 #: Topics whose deciding meeting is remembered.
 _MAX_CACHED: Final = 1 << 14
@@ -48,8 +49,9 @@ class Gap(NamedTuple):
         pattern: the subscription that they match.
         topic: their topic; None if it may be any that the pattern matches.
         reason: ``"overflow"``: they were dropped on the way, at a queue that was full. ``"history"``: the publisher
-            does not have them any more. ``"gone"``: after a reconnect no publisher had their history; if one comes
-            later that has it, they come after all.
+            does not have them any more, or the Sub has met more than 16 histories by one pattern, and forgets one of
+            them. ``"gone"``: after a reconnect no publisher had their history; if one comes later that has it, they
+            come after all.
     """
 
     pattern: str
@@ -134,6 +136,8 @@ class Positions:
         self._last: OrderedDict[int, OrderedDict[str, tuple[int, _Meeting]]] = OrderedDict()
         #: The meetings by epoch and pattern.
         self._meetings: dict[int, dict[str, _Meeting]] = {}
+        #: By epoch: since when there has been a meeting without a pause. No meeting has an earlier ``since``.
+        self._since: dict[int, int] = {}
         #: By source: the highest offset of its live publications, by epoch.
         self._heard: dict[bytes, dict[int, int]] = {}
         #: By epoch and topic: the meeting that decides.
@@ -265,12 +269,14 @@ class Positions:
         if len(mine.meetings) >= MAX_POSITIONS:
             # The one that no publisher serves, or that is oldest.
             old = next((old for old, one in mine.meetings.items() if not one.sources), next(iter(mine.meetings)))
+            if mine.meetings[old].sources:
+                # It gets no place in the next question, so nobody would say what is missing when it comes back.
+                gaps.append(Gap(pattern, None, "history"))
             self._end_meeting(mine, old)
         self._count += 1
         others = self._meetings.setdefault(epoch, {})
-        if len(others) > _MAX_COMPARED:
-            since = next(iter(others.values())).since
-        else:
+        since = self._since.setdefault(epoch, self._count)
+        if len(others) <= _MAX_COMPARED:
             before = (one.since for one in others.values() if overlap(one.pattern, pattern))
             since = min(before, default=self._count)
         others[pattern] = mine.meetings[epoch] = _Meeting(pattern, since)
@@ -466,7 +472,7 @@ class Positions:
         meeting.ended = self._count
         del self._meetings[epoch][meeting.pattern]
         if not self._meetings[epoch]:
-            del self._meetings[epoch]
+            del self._meetings[epoch], self._since[epoch]
         self._deciding.clear()
 
     def _tell_gone(self, meeting: _Meeting) -> Gap:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -197,6 +197,29 @@ def test_no_message_is_unaccounted_for_when_a_handle_closes_while_threads_send()
                 peer.recv()
                 received += 1
             assert sum(taken) == received + given_up + handle.failed
+
+
+def test_what_a_thread_adds_after_a_handle_has_closed_is_taken_back() -> None:
+    """The thread has seen that the handle is open, and then others ran until it was closed."""
+    reached, closed = [], []
+
+    class Late(deque[Any]):
+        def append(self, call: Any) -> None:
+            reached.append(True)
+            while not closed:
+                pass
+            super().append(call)
+
+    with Socket() as sock:
+        handle = sock.threadsafe()
+        handle._calls = Late()
+        thread = Thread(lambda: handle.send(b"late"))
+        while not reached:
+            pass
+        closed.append(handle.close())
+        with pytest.raises(Closed) as caught:
+            thread.join()
+        assert caught.value.what == "handle" and closed == [0] and handle.pending == 0
 
 
 def test_a_closed_socket_refuses_what_comes_by_its_handle() -> None:

@@ -91,6 +91,21 @@ def test_in_the_child_every_use_is_an_error_at_once_and_no_descriptor_is_left(so
     assert len(server.pipes) == len(client.pipes) == 1
 
 
+def test_in_the_child_a_handle_for_other_threads_is_of_no_use_either(sockets: tuple[Socket, Socket]) -> None:
+    server, client = sockets
+    with client.threadsafe() as handle:
+
+        def child(report: int) -> None:
+            for call in (lambda: handle.send(b"x"), lambda: handle.flush(1)):
+                with pytest.raises(ForkedSocketError):
+                    call()
+            assert handle.pending == 0
+
+        in_forked_child(child)
+        handle.send(b"after")
+        assert server.recv(timeout=5) == b"after"
+
+
 def test_a_child_has_sockets_of_its_own_even_under_the_same_names(sockets: tuple[Socket, Socket]) -> None:
     def child(report: int) -> None:
         gevent.reinit()

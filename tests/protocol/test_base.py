@@ -73,6 +73,15 @@ def test_the_error_says_what_there_is_instead() -> None:
             chat.recv()
 
 
+def test_what_is_shorter_than_a_protocol_can_use_is_dropped_as_garbage() -> None:
+    with Chat() as chat, Socket() as peer:
+        peer.dial(chat.listen("inproc://short").address)
+        for content in (b"", b"123", b"1234"):
+            peer.send(content)
+        assert chat._next(LONG, min_size=4).content == b"1234"
+        assert chat.counters.drops == {"garbage": 2}
+
+
 def test_its_greenlets_end_with_close_and_may_call_it() -> None:
     chat = Chat()
     forever = chat._spawn(Event().wait)

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmultisocket.protocol.positions import Gap
+from gmultisocket.protocol import positions as positions_module
+from gmultisocket.protocol.positions import Gap, Positions
+from gmultisocket.protocol.pubsubwire import MAX_POSITIONS, Positioned, Replay, read_ask
+from gmultisocket.wire import pack_id
 
 from .pubsubmodel import Link, ModelHistory, ModelPub, ModelSub
 
@@ -291,3 +294,115 @@ def test_what_an_unsubscribed_pattern_had_not_got_yet_is_a_gap_for_one_that_goes
     net.settle()
     assert topics_of(net) == [(1, "a.x"), (3, "a.x")]
     assert net.sub.judge.gaps == [Gap("a.x", "a.x", "overflow")]
+
+
+# Bounds
+
+
+def meet(positions: Positions, pattern: str, epoch: int, offset: int = 0) -> None:
+    """Subscribe to a pattern, at a publisher that has nothing to replay."""
+    positions.add(pattern)
+    ask = positions.ask(pattern, 1)
+    replay = Replay(ask.id, epoch, offset, first_meeting=True, end=True)
+    assert positions.answer(pack_id(1), replay) == []
+
+
+def live(positions: Positions, epoch: int, offset: int, previous: int, topic: str) -> tuple[bool, Gap | None]:
+    return positions.take(pack_id(1), Positioned(0, epoch, offset, previous, b""), topic)
+
+
+def test_a_pattern_has_no_more_histories_than_a_question_has_places_and_one_that_must_go_is_a_gap() -> None:
+    positions = Positions()
+    positions.add("a")
+    number = positions.ask("a", 1).id
+    went = 9
+
+    def answer(epoch: int) -> list[Gap]:
+        source = pack_id(2 if epoch == went else 1) + pack_id(epoch)
+        return positions.answer(source, Replay(number, epoch, 7, first_meeting=True, end=True))
+
+    def asked_for() -> list[int]:
+        ask = positions.ask_another("a", 1)
+        assert ask is not None and read_ask(ask.encode()) == ask
+        return [position.epoch for position in ask.positions]
+
+    known = [*range(1, MAX_POSITIONS + 1)]
+    assert [answer(epoch) for epoch in known] == [[]] * MAX_POSITIONS
+    assert asked_for() == known
+    # All have a publisher: the oldest one goes.
+    assert answer(MAX_POSITIONS + 1) == [Gap("a", None, "history")]
+    assert asked_for() == [*range(2, MAX_POSITIONS + 2)]
+    positions.remove_pipe(2)
+    assert answer(MAX_POSITIONS + 2) == [Gap("a", None, "gone")]
+    assert asked_for() == [epoch for epoch in range(2, MAX_POSITIONS + 3) if epoch != went]
+
+
+def test_a_new_pattern_is_compared_with_a_bounded_number_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def overlap(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return False
+
+    monkeypatch.setattr(positions_module, "_MAX_COMPARED", 3)
+    monkeypatch.setattr(positions_module, "overlap", overlap)
+    positions = Positions()
+    for number in range(20):
+        meet(positions, f"a.{number}", 1)
+    assert len(compared) == 0 + 1 + 2 + 3
+
+
+@pytest.mark.parametrize("limit", [1, 256])
+def test_what_is_lost_between_patterns_is_a_gap_even_if_there_are_too_many_to_compare(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(positions_module, "_MAX_COMPARED", limit)
+    positions = Positions()
+    meet(positions, "t.x", 1)
+    assert live(positions, 1, 1, 0, "t.x") == (True, None)
+    # From here on some pattern matches the topic without a pause, and 2 is lost.
+    meet(positions, "t.*", 1, 1)
+    positions.remove("t.x")
+    meet(positions, "a", 1, 1)
+    meet(positions, "*.x", 1, 1)
+    positions.remove("t.*")
+    meet(positions, "t.x", 1, 2)
+    positions.remove("*.x")
+    assert live(positions, 1, 3, 2, "t.x") == (True, Gap("t.x", "t.x", "overflow"))
+
+
+def test_the_topics_of_a_history_that_had_something_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions_module, "_MAX_TOPICS", 3)
+    positions = Positions()
+    meet(positions, "a.*", 1)
+    topics = ["a.0", "a.1", "a.2", "a.0", "a.3", "a.4"]
+    for offset, topic in enumerate(topics, 1):
+        assert live(positions, 1, offset, topics.index(topic) + 1 if offset == 4 else 0, topic) == (True, None)
+        assert len(positions._last[1]) == min(offset, 3)
+    assert [live(positions, 1, offset, 0, topics[offset - 1]) for offset in (4, 5, 6)] == [(False, None)] * 3
+
+
+def test_the_pattern_that_decides_is_remembered_for_a_bounded_number_of_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions_module, "_MAX_CACHED", 2)
+    positions = Positions()
+    meet(positions, "a.*", 1)
+    for offset in range(1, 20):
+        assert live(positions, 1, offset, 0, f"a.{offset}") == (True, None)
+        assert live(positions, 1, offset, 0, f"a.{offset}") == (False, None)
+        assert 1 <= len(positions._deciding) <= 2
+
+
+def test_histories_that_no_pattern_has_are_forgotten_if_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions_module, "_MAX_HISTORIES", 3)
+    positions = Positions()
+    meet(positions, "stays", 1)
+    for epoch in range(2, 10):
+        meet(positions, "a", epoch)
+        assert live(positions, epoch, 1, 0, "a") == (True, None)
+        positions.remove("a")
+        assert len(positions._last) <= 3
+    assert [*positions._last] == [1, 8, 9]
+    # What was had of one that comes back is known.
+    meet(positions, "a", 9)
+    assert live(positions, 9, 1, 0, "a") == (False, None)
+    assert live(positions, 1, 1, 0, "stays") == (True, None)

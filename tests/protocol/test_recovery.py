@@ -491,6 +491,24 @@ def test_a_sub_drops_what_breaks_a_rule_and_the_pipe_lives(content: bytes) -> No
         assert question.pattern == "a" and question.recover and question.retained
 
 
+def test_what_comes_twice_is_counted() -> None:
+    with Socket() as by_hand, Sub() as sub:
+        sub.dial(by_hand.listen("inproc://twice").address)
+        for pattern in ("a", "b"):
+            sub.subscribe(pattern, recover=True)
+        asks = [by_hand.recv(LONG) for _ in range(4)][::2]
+        by_hand.send_msg(Message(CONTROL | TO_ALL, content=Replay(read_ask(asks[0]).id, 1, 0, end=True).encode()))
+        # The answer for b, which has not come yet, will cover this one.
+        by_hand.send_all(publication("b", b"early"))
+        for offset in (1, 1, 2):
+            positioned = Positioned(0, 1, offset, offset - 1, publication("a", b"%d" % offset))
+            by_hand.send_msg(Message(CONTROL | TO_ALL, content=positioned.encode()))
+        assert receive(sub, 2) == [("a", b"1"), ("a", b"2")]
+        assert sub.counters.drops == {"repeated": 2}
+        (pipe,) = sub.pipes.values()
+        assert pipe.counters.drops == {"repeated": 2}
+
+
 def test_answers_to_no_question_are_dropped() -> None:
     with Socket() as by_hand, Sub() as sub:
         sub.dial(by_hand.listen("inproc://unasked").address)

@@ -17,6 +17,7 @@ from gmultisocket import Message, Pub, Rep, Req, Session, Socket, Sub, Switch
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.errors import AddressError, HandshakeFailed, OptionError, RequestRefused, SubscriptionRefused
 from gmultisocket.protocol import PlainReceiver
+from gmultisocket.protocol import session as session_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, Decoder, encode
 from tests import addresses
@@ -147,6 +148,28 @@ def test_a_channel_that_was_closed_is_opened_again() -> None:
             assert req.request(b"y", LONG) == b"Y"
             assert len(server.pipes) == len(client.pipes) == 1
             assert client.socket.dialers[0].reconnects == 0
+
+
+def test_the_pause_before_a_channel_is_opened_again_grows_unless_it_was_open_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(session_module, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(session_module, "_PAUSE", 0.001)
+    pub = Pub()
+    with serving({"events": pub}) as (where, _), Sub() as sub, Session({"events": sub}) as client:
+        client.dial(where)
+        wait_until(lambda: sub.pipes)
+        (channels,) = client._carriers.values()
+        assert isinstance(channels, session_module._DialedChannels)
+        pauses = []
+        for seconds in (0.0, 1.0, 1.0, 1.1, 0.0):
+            (pipe,) = sub.pipes.values()
+            clock[0] += seconds
+            pipe.close()
+            wait_until(lambda before=pipe.id: [*sub.pipes] not in ([], [before]))  # type: ignore[misc]
+            pauses.append(channels._opened[1])
+        assert pauses == [(0.001, 0.0), (0.002, 1.0), (0.004, 2.0), (0.001, 3.1), (0.002, 3.1)]
 
 
 def test_the_peer_is_told_which_channels_there_are_and_opens_those_that_it_wants() -> None:

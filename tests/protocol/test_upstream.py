@@ -189,6 +189,20 @@ def test_the_number_of_those_who_ask_at_once_is_bounded() -> None:
         assert len(sub._askers._answered) <= 1000
 
 
+def test_those_who_have_asked_are_remembered_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(askers_module, "monotonic", lambda: clock[0])
+    with by_hand_pub("forgotten") as (by_hand, sub):
+        sub.subscribe("a")
+        by_hand.recv(LONG)
+        for now, number, remembered in ((0.0, 1, [1]), (0.5, 2, [1, 2]), (1.2, 3, [2, 3]), (5.0, 4, [4])):
+            clock[0] = now
+            ask(by_hand, pack_id(number))
+            assert by_hand.recv_msg(LONG).destination == pack_id(number)
+            wait_until(lambda: not sub._askers._waiting)
+            assert [source[-4:] for source in sub._askers._answered] == [pack_id(each) for each in remembered]
+
+
 def test_the_peer_itself_is_not_answered_when_it_asks() -> None:
     """It gets every subscription anyway."""
     with by_hand_pub("direct") as (by_hand, sub):
