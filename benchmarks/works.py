@@ -9,6 +9,7 @@ from . import (
     forwarding,
     importtime,
     inproc,
+    kept,
     memory,
     oneway,
     pipeline,
@@ -22,8 +23,8 @@ from .harness import Row
 __all__ = ["all_rows"]
 
 _WORKS = (
-    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, backplane, pipeline, stream, memory,
-    importtime,
+    oneway, roundtrip, forwarding, inproc, fanout, compressed, reqrep, pubsub, kept, backplane, pipeline, stream,
+    memory, importtime,
 )  # fmt: skip
 
 

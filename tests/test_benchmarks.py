@@ -78,6 +78,7 @@ TINY = {
     "reqrep-100": 64,
     "pubsub-1-pattern": 64,
     "pubsub-10000-patterns": 64,
+    "pubsub-history-10": 64,
     "plane-publish": 64,
     "plane-receive": 64,
     "plane-end-to-end": 64,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Literal
 
 from ..options import Options
-from ..wire import TO_ONE, Message
+from ..wire import TO_DEST, TO_ONE, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
 from .pipes.pipe import Pipe
@@ -191,7 +191,41 @@ class ProtocolSocket:
             The number of pipes that it went to.
         """
         self.check()
-        return self._sender.send_group(pipes, content, timeout, flags)
+        sender = self._sender
+        content = sender.check_content(content)
+        if sender.begin():
+            # Some may have closed, and as many new ones may be there.
+            pipes = [pipe for pipe in pipes if pipe.id in self._connector.pipes]
+        return sender.put_group(pipes, content, timeout, flags)
+
+    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
+        """Send as :meth:`send_group` does, right after :meth:`begin`: nothing is checked again, and nobody else runs.
+
+        Args:
+            pipes: as for :meth:`send_group`.
+            content: not longer than :meth:`begin` says.
+            timeout: seconds.
+            flags: the same.
+        """
+        return self._sender.put_group(pipes, content, timeout, flags)
+
+    def put_copies(
+        self, paths: Collection[tuple[Pipe, bytes]], content: bytes, timeout: float | None = None, flags: int = 0
+    ) -> int:
+        """Send along several paths, as :meth:`put_group` sends to pipes.
+
+        Args:
+            paths: each a pipe that was open, and a path that begins with it.
+            content: not longer than :meth:`begin` says.
+            timeout: seconds.
+            flags: the same.
+
+        Returns:
+            The number of pipes that it went to.
+        """
+        sender, flags = self._sender, TO_DEST | flags
+        copies = [(pipe, (flags, sender.ttl, b"", path, content)) for pipe, path in paths]
+        return sender._to_all.send_copies(copies, timeout)
 
     @property
     def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:
@@ -227,17 +261,22 @@ class ProtocolSocket:
         """
         self._sender.requeue.add([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
 
-    def begin(self) -> None:
+    def begin(self) -> int:
         """Let other greenlets run if this turn's budget is spent, as every sending method does when it begins.
 
-        What is sent next, to a group or without waiting, begins at once then.
+        Then :meth:`put_group` sends at once.
+
+        Returns:
+            The longest content that may be sent, in bytes.
 
         Raises:
             WrongThread, ForkedSocketError: as for all methods of the socket.
             Closed, NotSupported: nothing may be sent.
         """
         self.check()
-        self._sender.begin()
+        sender = self._sender
+        sender.begin()
+        return sender.max_content
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, whatever ``socket.send_overflow`` says.

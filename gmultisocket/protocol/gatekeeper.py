@@ -56,7 +56,6 @@ class Gatekeeper:
         authorize: the program's; None if everybody may have everything.
         through_switches: whether subscribers behind a switch may ask for anything. Then each gets its own copy.
         history: the Pub's; None if it keeps nothing but retained values.
-        send_copy: sends a message along its path, as ``Socket.send_msg`` does.
 
     Attributes:
         subscribers: what they have.
@@ -77,7 +76,6 @@ class Gatekeeper:
         authorize: Authorize | None,
         through_switches: bool,
         history: History | None,
-        send_copy: Callable[[Message, float | None], int],
     ) -> None:
         self._core = core
         self._options = options
@@ -94,7 +92,7 @@ class Gatekeeper:
             self._subscribes_too_much if self.restricted else None,
             self.own_copies,
         )  # fmt: skip
-        self.keeper = Keeper(core, options, spawn, self.subscribers, history, send_copy)
+        self.keeper = Keeper(core, options, spawn, self.subscribers, history)
         self.holding = Holding(self._answer)
         self.on_new_behind_switch: Callable[[], object] = lambda: None
         #: By pipe id and source: the last 0x05, until its 0x01 comes.

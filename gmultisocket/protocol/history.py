@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Reversible
+from collections.abc import Mapping, Reversible, Sequence
 from struct import Struct
 from time import monotonic
 from typing import Final, NamedTuple
@@ -19,22 +19,22 @@ from typing import Final, NamedTuple
 from .pubsubwire import LIMIT
 from .subscriptions import Subscriptions, check_pattern, is_literal, matches
 
-__all__ = ["Entry", "History", "MemoryHistory", "Since", "publication"]
+__all__ = ["Entry", "History", "Kept", "MemoryHistory", "Since", "publication"]
 
 #: What an entry takes in memory besides its topic and its content, in bytes, about.
 _OVERHEAD: Final = 200
-#: Topics whose last offset is remembered.
+#: Topics that are remembered, besides those of which something is kept.
 _MAX_TOPICS: Final = 1 << 16
-#: While there are no more topics than that, their order does not matter.
-_FEW_TOPICS: Final = 1 << 10
+#: So many topics are looked at, to forget them, when one more comes.
+_FORGOTTEN_TOPICS: Final = 2
 #: So many publications more than the limit are kept at times.
 _MORE: Final = 64
-#: Topics of which it is remembered that they have lost something. With more of them, older positions of all topics
-#: count as incomplete.
-_MAX_LOST: Final = 1 << 13
 
 _length = Struct(">H")
-_new = tuple.__new__
+
+
+#: A publication in a history: an :class:`Entry`, or a plain tuple of the same, which takes a third of the time to make.
+Kept = tuple[int, int, str, bytes]
 
 
 class Entry(NamedTuple):
@@ -61,7 +61,7 @@ class Since(NamedTuple):
         complete: whether no other one that matches the pattern has been there.
     """
 
-    entries: list[Entry]
+    entries: Sequence[Kept]
     complete: bool
 
 
@@ -91,7 +91,7 @@ class History(ABC):
         """Return whether publications of a topic get a position: it has history, or a retained value."""
 
     @abstractmethod
-    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Kept | None:
         """Add a publication.
 
         Args:
@@ -120,8 +120,29 @@ class History(ABC):
         """Return the topics that have a retained value, the one that was set first first."""
 
     @abstractmethod
-    def retained(self, pattern: str) -> list[Entry]:
+    def retained(self, pattern: str) -> Sequence[Kept]:
         """Return the retained values of the topics that match a pattern, oldest first."""
+
+
+class _Topic:
+    """What a history knows of a topic.
+
+    Attributes:
+        logged: whether its publications are kept.
+        last: the offset of its last publication.
+        lost: the last offset that cannot be sent again.
+        kept: its publications that are kept, oldest first; None if there is none.
+        size: what each of them takes in memory besides its content, in bytes, about.
+    """
+
+    __slots__ = ("kept", "last", "logged", "lost", "size")
+
+    def __init__(self, logged: bool, last: int, size: int) -> None:
+        self.size = size
+        self.logged = logged
+        self.last = last
+        self.lost = 0
+        self.kept: deque[Kept] | None = None
 
 
 class MemoryHistory(History):
@@ -173,23 +194,17 @@ class MemoryHistory(History):
         self.dropped: dict[str, int] = {}
         self._last_offset = 0
         #: The kept publications, oldest first; when each came, if that matters; and what they take.
-        self._log: deque[Entry] = deque()
+        self._log: deque[Kept] = deque()
         self._times: deque[float] = deque()
         self._log_bytes = 0
-        #: Whether the publications of a topic are kept, for topics that were published lately.
-        self._logged: dict[str, bool] = {}
-        #: The same publications by topic.
-        self._by_topic: dict[str, deque[Entry]] = {}
-        self._retained: OrderedDict[str, Entry] = OrderedDict()
+        #: A publication with this offset, or a higher one, may be too many.
+        self._trim_at = 1
+        self._topics: OrderedDict[str, _Topic] = OrderedDict()
+        self._retained: OrderedDict[str, Kept] = OrderedDict()
         self._retained_bytes = 0
-        #: By topic: its last offset; if there are many, the one that was published longest ago is first. And the last
-        #: offset of those that have left this table.
-        self._last: OrderedDict[str, int] = OrderedDict()
-        self._forgotten = 0
-        #: By topic, unless the log tells it: the last offset that is not kept any more; and the highest one of all.
-        self._lost: dict[str, int] = {}
+        #: The highest offset that is lost; and of topics that are forgotten: the last offset, and the last lost one.
         self._lost_to = 0
-        #: The highest lost offset of topics that have left ``_lost``.
+        self._forgotten = 0
         self._lost_forgotten = 0
 
     @property
@@ -197,55 +212,58 @@ class MemoryHistory(History):
         return self._last_offset
 
     def keeps(self, topic: str) -> bool:
-        return topic in self._retained or self._is_logged(topic)
+        return topic in self._retained or self._topic(topic).logged
 
-    def _is_logged(self, topic: str) -> bool:
-        logged = self._logged.get(topic)
-        if logged is None:
-            if len(self._logged) >= _MAX_TOPICS:
-                self._logged.clear()
-            logged = self._logged[topic] = bool(self._wanted.match(topic))
-        return logged
+    def _topic(self, topic: str) -> _Topic:
+        """Return what is known of a topic."""
+        found = self._topics.get(topic)
+        if found is None:
+            if len(self._topics) >= _MAX_TOPICS:
+                self._forget_topics()
+            logged = bool(self._wanted.match(topic))
+            found = self._topics[topic] = _Topic(logged, self._forgotten, _OVERHEAD + len(topic))
+        return found
 
-    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
-        logged = self._logged.get(topic)
-        if logged is None:
-            logged = self._is_logged(topic)
+    def _forget_topics(self) -> None:
+        """Forget topics of which nothing is kept: more than will come, and few at once."""
+        for _ in range(_FORGOTTEN_TOPICS):
+            topic, known = self._topics.popitem(last=False)
+            if known.kept or topic in self._retained:
+                self._topics[topic] = known
+            else:
+                self._forgotten = max(self._forgotten, known.last)
+                self._lost_forgotten = max(self._lost_forgotten, known.lost)
+
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Kept | None:
+        # Each publication comes through here, so this calls nothing that is not needed.
+        known = self._topics.get(topic) or self._topic(topic)
+        logged = known.logged
         if not logged and not retain and topic not in self._retained:
             return None
         offset = self._last_offset = self._last_offset + 1
-        last = self._last
-        entry = _new(Entry, (offset, last.get(topic, self._forgotten), topic, content))
-        last[topic] = offset
-        if len(last) > _FEW_TOPICS:
-            self._make_last(topic)
+        entry = (offset, known.last, topic, content)
+        known.last = offset
         if logged:
             self._log.append(entry)
-            self._log_bytes += _OVERHEAD + len(topic) + len(content)
-            kept = self._by_topic.get(topic)
+            kept = known.kept
             if kept is None:
-                kept = self._by_topic[topic] = deque()
+                kept = known.kept = deque()
             kept.append(entry)
+            self._log_bytes += known.size + len(content)
             if self._max_age:
                 self._times.append(monotonic())
         if retain:
             self._retain(entry)
         elif not logged:
-            self._lose(entry)
-        # Several at once take less time than one by one.
-        if len(self._log) > self._max_entries + _MORE or self._log_bytes > self._max_bytes or self._max_age:
+            self._lose(offset, known)
+        if offset >= self._trim_at or self._log_bytes > self._max_bytes:
             self.trim()
         return entry
 
-    def _make_last(self, topic: str) -> None:
-        """Record that a topic was the last one that was published; forget the first one if there are too many."""
-        self._last.move_to_end(topic)
-        if len(self._last) > _MAX_TOPICS:
-            self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
-
-    def _retain(self, entry: Entry) -> None:
-        self.unretain(entry.topic)
-        self._retained[entry.topic] = entry
+    def _retain(self, entry: Kept) -> None:
+        topic = entry[2]
+        self.unretain(topic)
+        self._retained[topic] = entry
         self._retained_bytes += _size(entry)
         while len(self._retained) > self._max_retained or (
             self._retained_bytes > self._max_retained_bytes and len(self._retained) > 1
@@ -258,33 +276,34 @@ class MemoryHistory(History):
         if entry is None:
             return False
         self._retained_bytes -= _size(entry)
-        kept = self._by_topic.get(topic)
-        if not kept or kept[0].offset > entry.offset:
-            self._lose(entry)
+        if not self._in_log(entry):
+            self._lose(entry[0], self._topics[topic])
         return True
+
+    def _in_log(self, value: Kept) -> bool:
+        """Return whether a retained value is kept as a publication as well."""
+        offset, _, topic, _ = value
+        kept = self._topics[topic].kept
+        return kept is not None and kept[0][0] <= offset
 
     def since(self, pattern: str, offset: int) -> Since:
         self.trim()
         if offset > self._last_offset:
             return Since([], False)
-        entries: list[Entry] = []
         if is_literal(pattern):
-            kept: Reversible[Entry] = self._by_topic.get(pattern, ())
+            known = self._topics.get(pattern)
+            kept: Reversible[Kept] = () if known is None else known.kept or ()
             value = self._retained.get(pattern)
-            values: Reversible[Entry] = () if value is None else (value,)
+            values: Reversible[Kept] = () if value is None else (value,)
         else:
             # Both are in the order of their offsets.
             kept = self._log
             values = self._retained.values()
-        for newest_first in (reversed(kept), reversed(values)):
-            for entry in newest_first:
-                if entry.offset <= offset:
-                    break
-                if matches(pattern, entry.topic):
-                    entries.append(entry)
-        entries.sort()
-        # A retained value is in the log as well, unless that has forgotten it.
-        entries = [entry for before, entry in zip([None, *entries], entries, strict=False) if entry is not before]
+        topics: dict[str, bool] = {}
+        entries = _behind(offset, pattern, kept, topics)
+        others = [entry for entry in _behind(offset, pattern, values, topics) if not self._in_log(entry)]
+        if others:
+            entries = sorted(others + entries)
         return Since(entries, self._is_complete(pattern, offset))
 
     def _is_complete(self, pattern: str, offset: int) -> bool:
@@ -294,82 +313,94 @@ class MemoryHistory(History):
         if offset < self._lost_forgotten:
             return False
         if is_literal(pattern):
-            return self._lost_of(pattern) <= offset
-        topics = (topic for topic in (*self._by_topic, *self._lost) if self._lost_of(topic) > offset)
-        return not any(matches(pattern, topic) for topic in topics)
-
-    def _lost_of(self, topic: str) -> int:
-        """Return the last offset of a topic that cannot be sent again, 0 if there is none."""
-        lost = self._lost.get(topic, 0)
-        kept = self._by_topic.get(topic)
-        if kept:
-            before = kept[0].previous
-            value = self._retained.get(topic)
-            lost = max(lost, value.previous if value is not None and value.offset == before else before)
-        return lost
+            known = self._topics.get(pattern)
+            return known is None or known.lost <= offset
+        return not any(known.lost > offset and matches(pattern, topic) for topic, known in self._topics.items())
 
     def retained_topics(self) -> list[str]:
         return [*self._retained]
 
-    def retained(self, pattern: str) -> list[Entry]:
+    def retained(self, pattern: str) -> Sequence[Kept]:
         if is_literal(pattern):
             return [self._retained[pattern]] if pattern in self._retained else []
         return sorted(entry for topic, entry in self._retained.items() if matches(pattern, topic))
 
     def trim(self) -> None:
         """Forget publications that are too old or too many."""
-        over = len(self._log) - self._max_entries
-        if over > 0:
-            self._forget(over, "entries")
-        while self._log_bytes > self._max_bytes and len(self._log) > 1:
+        log = self._log
+        if len(log) > self._max_entries:
+            self._forget(len(log) - self._max_entries, "entries")
+        while self._log_bytes > self._max_bytes and len(log) > 1:
             self._forget(1, "bytes")
+        # Several at once take less time than one by one.
+        more = self._max_entries - len(log) + _MORE
         if self._max_age:
             oldest = monotonic() - self._max_age
             while self._times and self._times[0] < oldest:
                 self._forget(1, "age")
+            more = min(more, _MORE)
+        self._trim_at = self._last_offset + 1 + more
 
     def _forget(self, count: int, reason: str) -> None:
         """Forget the oldest publications."""
-        log, by_topic, retained = self._log, self._by_topic, self._retained
-        size = 0
+        next_one, topics, retained = self._log.popleft, self._topics, self._retained
+        size = lost = 0
         for _ in range(count):
-            entry = log.popleft()
+            entry = next_one()
             offset, _, topic, content = entry
-            size += _OVERHEAD + len(topic) + len(content)
-            kept = by_topic[topic]
+            known = topics[topic]
+            size += known.size + len(content)
+            kept = known.kept
+            assert kept
             kept.popleft()
             if not kept:
-                del by_topic[topic]
-            if retained and retained.get(topic) is entry:
-                continue
-            if not kept:
-                self._lose(entry)
-            elif offset > self._lost_to:
-                # The next one of its topic tells which it was.
-                self._lost_to = offset
+                known.kept = None
+            if not retained or retained.get(topic) is not entry:
+                known.lost = lost = offset
         for _ in range(min(count, len(self._times))):
             self._times.popleft()
         self._log_bytes -= size
+        self._lost_to = max(self._lost_to, lost)
         self._count(reason, count)
 
-    def _lose(self, entry: Entry) -> None:
+    def _lose(self, offset: int, known: _Topic) -> None:
         """Remember that a publication cannot be sent again."""
-        self._lost[entry.topic] = max(self._lost.get(entry.topic, 0), entry.offset)
-        self._lost_to = max(self._lost_to, entry.offset)
-        if len(self._lost) > _MAX_LOST:
-            # From now on it is not known which of these topics have lost something.
-            self._lost.clear()
-            self._lost_forgotten = self._lost_to
+        known.lost = max(known.lost, offset)
+        self._lost_to = max(self._lost_to, offset)
 
     def _count(self, reason: str, count: int = 1) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
 
-def publication(entry: Entry) -> bytes:
+def _behind(offset: int, pattern: str, entries: Reversible[Kept], topics: dict[str, bool]) -> list[Kept]:
+    """Return those of some entries, oldest first, that are behind an offset and whose topics match a pattern.
+
+    Args:
+        offset: the offset.
+        pattern: the pattern.
+        entries: the entries, oldest first.
+        topics: whether it matches a topic, as far as that is known.
+    """
+    found = []
+    for entry in reversed(entries):
+        number, _, topic, _ = entry
+        if number <= offset:
+            break
+        wanted = topics.get(topic)
+        if wanted is None:
+            wanted = topics[topic] = matches(pattern, topic)
+        if wanted:
+            found.append(entry)
+    found.reverse()
+    return found
+
+
+def publication(topic: str, content: bytes) -> bytes:
     """Return what a publication is on the wire: the topic's length, the topic, and the content."""
-    topic = entry.topic.encode()
-    return _length.pack(len(topic)) + topic + entry.content
+    encoded = topic.encode()
+    return _length.pack(len(encoded)) + encoded + content
 
 
-def _size(entry: Entry) -> int:
-    return _OVERHEAD + len(entry.topic) + len(entry.content)
+def _size(entry: Kept) -> int:
+    _, _, topic, content = entry
+    return _OVERHEAD + len(topic) + len(content)

@@ -9,10 +9,9 @@ from gevent import Greenlet
 
 from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
-from ..errors import BrokenPath
 from ..options import Options
-from ..wire import CONTROL, TO_DEST, Message
-from .history import Entry, History, MemoryHistory
+from ..wire import CONTROL
+from .history import History, Kept, MemoryHistory
 from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
 from .rights import RemoteSub
@@ -33,7 +32,6 @@ class Keeper:
         spawn: its ``_spawn``.
         subscribers: its subscribers.
         history: None if it keeps nothing but retained values.
-        send_copy: sends a message along its path, as ``Socket.send_msg`` does.
 
     Attributes:
         history: None until something is kept.
@@ -47,13 +45,12 @@ class Keeper:
         spawn: Callable[..., Greenlet[..., Any]],
         subscribers: Subscribers,
         history: History | None,
-        send_copy: Callable[[Message, float | None], int],
     ) -> None:
         self._core = core
         self._options = options
         self._spawn = spawn
         self._subscribers = subscribers
-        self._send_copy = send_copy
+        self._send = core.put_copies if subscribers.own_copies else core.put_group
         self.history = history
         self.retained = Retained(core, spawn, lambda: self.history)
         #: Made when the first subscriber asks for it.
@@ -109,9 +106,16 @@ class Keeper:
     # Publications
 
     def publish(
-        self, topic: str, content: bytes, head: bytes, wanted: Collection[Any], timeout: float | None, retain: bool
+        self,
+        topic: str,
+        content: bytes,
+        head: bytes,
+        wanted: Collection[Any],
+        timeout: float | None,
+        retain: bool,
+        longest: int,
     ) -> int:
-        """Keep a publication if it is to be kept, and send it. As ``Pub.publish``.
+        """Keep a publication if it is to be kept, and send it. As ``Pub.publish``, which has called ``begin()``.
 
         Args:
             topic: must be valid.
@@ -120,17 +124,16 @@ class Keeper:
             wanted: the pipes that want it; or the subscribers, if each gets its own copy.
             timeout: seconds.
             retain: whether it is the topic's present value.
+            longest: the most bytes that a message may have.
         """
         history = self.history or self._make_history()
-        core = self._core
-        # Here, so that no other greenlet runs between the numbering and the sending.
-        core.begin()
-        if POSITION_SIZE + len(head) + len(content) > core.max_content and (retain or history.keeps(topic)):
-            core.check_content(bytes(POSITION_SIZE) + head + content)
+        publication = head + content
+        if len(publication) > longest - POSITION_SIZE:
+            self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
-        if self._replays is None and not self._subscribers.own_copies:
-            return core.send_group(wanted, head + content, timeout)
-        return self.send(entry, head + content, topic, wanted, timeout)
+        if self._replays is None:
+            return self._send(wanted, publication, timeout)
+        return self.send(entry, publication, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
         """Keep the present value of a topic for later subscriptions, without sending it to those that are there.
@@ -141,7 +144,7 @@ class Keeper:
         self._core.check_content(bytes(POSITION_SIZE + 2) + topic.encode() + content)
         self._retain(self._make_history(), topic, content)
 
-    def _retain(self, history: History, topic: str, content: bytes) -> Entry | None:
+    def _retain(self, history: History, topic: str, content: bytes) -> Kept | None:
         """Keep the present value of a topic. Count the values that have to go for it."""
         before = history.dropped.get("retained", 0)
         entry = history.append(topic, content, True)
@@ -150,9 +153,11 @@ class Keeper:
         return entry
 
     def send(
-        self, entry: Entry | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
+        self, entry: Kept | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
     ) -> int:
         """Send a publication to all that want it, to each in its way. Return the number of pipes that it went to.
+
+        Call ``begin()`` of the core before.
 
         Args:
             entry: None if it has no position.
@@ -162,34 +167,22 @@ class Keeper:
             timeout: seconds.
         """
         replays = self._replays
-        send = self.send_copies if self._subscribers.own_copies else self._core.send_group
+        send = self._send
         if entry is None or replays is None or not replays.askings:
             return send(wanted, publication, timeout)
-        if replays.running:
+        if replays.queues:
             replays.published(entry)
         split = replays.splits.get(topic)
-        if split is None or split.wanted is not wanted:
+        if split is None or split[0] is not wanted:
             split = replays.split(topic, wanted)
+        _, positioned, plain, alone, pipes_alone = split
         count = 0
-        if split.positioned:
-            head = pack_positioned(POSITIONED, 0, replays.history.epoch, entry.offset, entry.previous)
-            count = send(split.positioned, head + publication, timeout, CONTROL)
-        if split.plain:
-            count += send(split.plain, publication, timeout)
-        if split.alone:
-            count += min(self.send_copies(split.alone, publication, timeout), split.pipes_alone)
+        if positioned:
+            offset, previous, _, _ = entry
+            head = pack_positioned(POSITIONED, 0, replays.history.epoch, offset, previous)
+            count = send(positioned, head + publication, timeout, CONTROL)
+        if plain:
+            count += send(plain, publication, timeout)
+        if alone:
+            count += min(self._core.put_copies(alone, publication, timeout), pipes_alone)
         return count
-
-    def send_copies(self, remotes: Collection[RemoteSub], content: bytes, timeout: float | None, flags: int = 0) -> int:
-        """Send to each subscriber along its path. Return the number of pipes that it went to."""
-        self._core.check()
-        reached = set()
-        for pipe, source in [*remotes]:
-            full = pipe.full
-            try:
-                self._send_copy(Message(TO_DEST | flags, destination=source, content=content), timeout)
-            except BrokenPath:
-                continue
-            if not full:
-                reached.add(pipe.id)
-        return len(reached)

@@ -43,7 +43,7 @@ from ..options import Option, OptionValues, follow
 from ..wire import Message
 from .base import ProtocolBase
 from .gatekeeper import Gatekeeper
-from .history import Entry, History
+from .history import History, Kept
 from .holding import Hold
 from .outbox import Outbox
 from .pubsubwire import (
@@ -125,9 +125,7 @@ class Pub(ProtocolBase):
         history: History | None = None,
     ) -> None:
         super().__init__(options)
-        gate = Gatekeeper(
-            self._core, self.options, self._spawn, authorize, authorize_through_switches, history, self.socket.send_msg
-        )
+        gate = Gatekeeper(self._core, self.options, self._spawn, authorize, authorize_through_switches, history)
         self._gate = gate
         self._keeper = gate.keeper
         self._presence_names = presence_names
@@ -182,22 +180,28 @@ class Pub(ProtocolBase):
             BadTopic: it is not a topic.
             Timeout, MessageTooLong, Closed: as ``Socket.send_all`` does.
         """
+        core = self._core
+        # Others may run here, and not between finding out who wants it and sending it to them.
+        longest = core.begin()
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
-            content = self._core.check_content(content)
+            content = core.check_content(content)
         if retain or self._keeper.history is not None:
             if self._closing:
                 self._check_open()
-            return self._keeper.publish(topic, content, head, pipes, timeout, retain)
+            return self._keeper.publish(topic, content, head, pipes, timeout, retain, longest)
+        publication = head + content
+        if len(publication) > longest:
+            core.check_content(publication)
         if self._own_copies:
-            return self._keeper.send_copies(pipes, head + content, timeout)
-        return self._core.send_group(pipes, head + content, timeout)
+            return core.put_copies(pipes, publication, timeout)
+        return core.put_group(pipes, publication, timeout)
 
-    def publish_entry(self, entry: Entry, timeout: float | None = None) -> int:
+    def publish_entry(self, entry: Kept, timeout: float | None = None) -> int:
         """Send a publication that the history has got from somewhere else: it has its number already.
 
         For a history that several publishers share. Call it for one entry after the other, in the order of their
-        offsets, in the same turn in which the history gets it.
+        offsets, in the same turn in which the history gets it. ``entry`` is an ``Entry``, or a plain tuple of the same.
 
         Returns:
             The number of pipes that it went to.
@@ -205,10 +209,11 @@ class Pub(ProtocolBase):
         Raises:
             BadTopic, Timeout, MessageTooLong, Closed: as :meth:`publish`.
         """
-        head, pipes = self._groups.get(entry.topic) or self._find(entry.topic)
         self._check_open()
         self._core.begin()
-        return self._keeper.send(entry, head + entry.content, entry.topic, pipes, timeout)
+        _, _, topic, content = entry
+        head, pipes = self._groups.get(topic) or self._find(topic)
+        return self._keeper.send(entry, head + content, topic, pipes, timeout)
 
     def replay_again(self) -> None:
         """Answer all subscribers that ask for history again: ``history.epoch`` is another one now. Does not block."""

@@ -23,7 +23,7 @@ from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..loop.yielding import yield_to_loop
 from ..options import Options
-from .history import Entry, History, publication
+from .history import History, Kept, publication
 from .pubsubwire import Ask, Positioned, Replay
 from .replays import Pins, begin_replay
 from .retained import topics_with_value
@@ -81,7 +81,7 @@ class _Asking:
         self.remote = remote
         self.ask = ask
         self.accepted = accepted
-        self.entries: deque[Entry] | None = None
+        self.entries: deque[Kept] | None = None
         self.added = 0
         self.index: Subscriptions[Any] | None = None
 
@@ -103,12 +103,13 @@ class Replays:
     Attributes:
         history: the history.
         askings: the subscriptions by pipe, source and pattern. Read-only.
-        running: the replays that run, by their patterns. Read-only.
+        queues: by pipe: the subscriptions that wait or whose replay runs, the one whose turn it is first. Has no pipe
+            without any. Read-only.
         splits: who gets what, by topic, as far as it is remembered.
     """
 
-    __slots__ = ("_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_queues", "_spawn",
-                 "askings", "history", "running", "splits")  # fmt: skip
+    __slots__ = ("_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_running", "_spawn",
+                 "askings", "history", "queues", "splits")  # fmt: skip
 
     def __init__(
         self,
@@ -124,12 +125,10 @@ class Replays:
         self._peers = peers
         self._pins = Pins(lambda: options.get(opts.protocol.pubsub.replay_bytes))
         self.askings: dict[Pipe, dict[tuple[bytes, str], _Asking]] = {}
-        #: By pipe: the subscriptions that wait or whose replay runs, the one whose turn it is first. Has no pipe
-        #: without any.
-        self._queues: dict[Pipe, _Queue] = {}
+        self.queues: dict[Pipe, _Queue] = {}
         #: The subscribers by the patterns that are live.
         self._live: Subscriptions[RemoteSub] = Subscriptions()
-        self.running: Subscriptions[_Asking] = Subscriptions()
+        self._running: Subscriptions[_Asking] = Subscriptions()
         self.splits: dict[str, Split] = {}
         #: Subscriptions by pipes that have closed, which are still in an index.
         self._gone: deque[_Asking] = deque()
@@ -160,9 +159,9 @@ class Replays:
             self._start(pipe, key, asking)
 
     def _start(self, pipe: Pipe, key: tuple[bytes, str], asking: _Asking) -> None:
-        queue = self._queues.get(pipe)
+        queue = self.queues.get(pipe)
         if queue is None:
-            queue = self._queues[pipe] = OrderedDict()
+            queue = self.queues[pipe] = OrderedDict()
             self._spawn(self._send, pipe, queue)
         # At most one for each subscription, so the limits of subscriptions bound them.
         queue.pop(key, None)
@@ -170,7 +169,7 @@ class Replays:
 
     def waits(self, pipe: Pipe, source: bytes, pattern: str) -> bool:
         """Return whether the answer to a 0x05 is still to come."""
-        queue = self._queues.get(pipe)
+        queue = self.queues.get(pipe)
         asking = None if queue is None else queue.get((source, pattern))
         return asking is not None and asking.entries is None
 
@@ -184,7 +183,7 @@ class Replays:
             return
         if not askings:
             del self.askings[pipe]
-        queue = self._queues.get(pipe)
+        queue = self.queues.get(pipe)
         if queue is not None:
             queue.pop((source, pattern), None)
         self._drop(asking)
@@ -225,9 +224,9 @@ class Replays:
     def _move(self, asking: _Asking, index: Subscriptions[Any] | None) -> None:
         """Put a subscription into another index."""
         if asking.index is not None:
-            asking.index.remove(asking.ask.pattern, asking if asking.index is self.running else asking.remote)
+            asking.index.remove(asking.ask.pattern, asking if asking.index is self._running else asking.remote)
         if index is not None:
-            index.add(asking.ask.pattern, asking if index is self.running else asking.remote)
+            index.add(asking.ask.pattern, asking if index is self._running else asking.remote)
         asking.index = index
 
     def again(self) -> None:
@@ -241,9 +240,12 @@ class Replays:
 
     # Publications
 
-    def published(self, entry: Entry) -> None:
-        """Put a publication behind the replays that run, and that it belongs to."""
-        for asking in self.running.match(entry.topic):
+    def published(self, entry: Kept) -> None:
+        """Put a publication behind the replays that run, and that it belongs to.
+
+        It need not be called while ``queues`` is empty.
+        """
+        for asking in self._running.match(entry[2]):
             if asking.entries is None:
                 continue
             if asking.added < _MAX_ADDED and self._pins.fits((entry,)):
@@ -309,7 +311,7 @@ class Replays:
         except (Closed, ForkedSocketError):
             pass
         finally:
-            del self._queues[pipe]
+            del self.queues[pipe]
 
     def _send_portion(self, pipe: Pipe, queue: _Queue, key: tuple[bytes, str], asking: _Asking) -> bool:
         """Send a portion of one replay. Return whether the pipe is open."""
@@ -344,13 +346,13 @@ class Replays:
         """
         history = self.history
         if asking.ask.retained and history.last_offset > seen:
-            topics.update(entry.topic for entry in history.since(asking.ask.pattern, seen).entries)
+            topics.update(topic for _, _, topic, _ in history.since(asking.ask.pattern, seen).entries)
         retained = sorted(entry for topic in topics for entry in history.retained(topic))
         head, entries = begin_replay(history, asking.ask, asking.accepted, retained, self._pins.fits)
         if entries:
             self._pins.add(entries)
             asking.entries = deque(entries)
-            self._move(asking, self.running)
+            self._move(asking, self._running)
         else:
             head = head._replace(end=True)
             self._move(asking, self._live)
@@ -366,7 +368,8 @@ class Replays:
         asking.added = min(asking.added, len(entries))
         history = self.history
         epoch = history.epoch
-        self._put(asking, Positioned(asking.ask.id, epoch, entry.offset, entry.previous, publication(entry)))
+        offset, previous, topic, content = entry
+        self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
         if not entries:
             asking.entries = None
             self._put(asking, Replay(asking.ask.id, epoch, history.last_offset, end=True))

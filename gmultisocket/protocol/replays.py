@@ -5,10 +5,10 @@ Pure: no gevent, no sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from .history import Entry, History
+from .history import History, Kept
 from .pubsubwire import Ask, Replay
 
 __all__ = ["Pins", "begin_replay"]
@@ -18,8 +18,8 @@ _PLACE: Final = 16
 
 
 def begin_replay(
-    history: History, ask: Ask, accepted: int, retained: list[Entry], fits: Callable[[list[Entry]], bool]
-) -> tuple[Replay, list[Entry]]:
+    history: History, ask: Ask, accepted: int, retained: Sequence[Kept], fits: Callable[[Sequence[Kept]], bool]
+) -> tuple[Replay, Sequence[Kept]]:
     """Return the head of a replay, and the publications in it, oldest first.
 
     * A subscriber that gives no position in this history meets it for the first time: it gets the retained values.
@@ -40,11 +40,11 @@ def begin_replay(
     entries = retained
     if accepted < last:
         new = history.since(ask.pattern, accepted).entries
-        entries = [entry for entry in retained if entry.offset <= accepted] + new
+        entries = [*(entry for entry in retained if entry[0] <= accepted), *new]
     recovered = gap = False
     if position is not None:
         since = history.since(ask.pattern, position)
-        entries = since.entries if ask.recover else [entry for entry in entries if entry.offset > position]
+        entries = since.entries if ask.recover else [entry for entry in entries if entry[0] > position]
         recovered = since.complete and len(entries) == len(since.entries)
         gap = not recovered
     if not fits(entries):
@@ -73,20 +73,20 @@ class Pins:
         self._counts: dict[int, int] = {}
         self.size = 0
 
-    def fits(self, entries: Iterable[Entry]) -> bool:
+    def fits(self, entries: Iterable[Kept]) -> bool:
         """Return whether some publications may be added."""
         counts = self._counts
         more = sum(_PLACE if id(entry) in counts else _PLACE + _size(entry) for entry in entries)
         return not more or self.size + more <= self._limit()
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[Kept]) -> None:
         """Add publications for one replay."""
         for entry in entries:
             count = self._counts.get(id(entry), 0)
             self._counts[id(entry)] = count + 1
             self.size += _PLACE if count else _PLACE + _size(entry)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: Kept) -> None:
         """Remove a publication of one replay."""
         count = self._counts.pop(id(entry))
         self.size -= _PLACE
@@ -96,5 +96,6 @@ class Pins:
             self.size -= _size(entry)
 
 
-def _size(entry: Entry) -> int:
-    return len(entry.topic) + len(entry.content)
+def _size(entry: Kept) -> int:
+    _, _, topic, content = entry
+    return len(topic) + len(content)

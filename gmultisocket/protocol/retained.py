@@ -85,8 +85,8 @@ class Retained:
                     # Checked only now: during the wait, it may have changed or ended.
                     if queue.get(key) is not present:
                         break
-                    for entry in history.retained(topic):
-                        self._core.put(pipe, Message(TO_DEST, destination=source, content=publication(entry)))
+                    for _, _, same, content in history.retained(topic):
+                        self._core.put(pipe, Message(TO_DEST, destination=source, content=publication(same, content)))
                 if queue.get(key) is present:
                     del queue[key]
         except (Closed, ForkedSocketError):

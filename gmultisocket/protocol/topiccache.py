@@ -19,6 +19,9 @@ __all__ = ["TopicCache"]
 _MAX_TOPICS: Final = 1024
 #: Keys that are remembered for them, all together.
 _MAX_KEYS: Final = 1 << 18
+#: When there are so many, others are not remembered, until so many times as many have come: the topics of a publisher
+#: that has too many, in turn, would push each other out, and cost more than if none was remembered.
+_PATIENCE: Final = 8
 #: The number of first tokens of a topic by which it is found.
 _DEPTH: Final = 3
 #: Nodes of the tree that one search visits. A pattern that needs more makes the cache forget all topics.
@@ -36,19 +39,24 @@ class TopicCache(Generic[Key]):
         groups: by topic: the bytes in front of a publication's content, and the keys of those who want it. Read-only.
     """
 
-    __slots__ = ("_keys", "_new", "_tree", "groups")
+    __slots__ = ("_keys", "_new", "_refused", "_tree", "groups")
 
     def __init__(self) -> None:
         self.groups: dict[str, tuple[bytes, set[Key]]] = {}
         self._keys = 0
+        #: Topics that were too many, since all were forgotten.
+        self._refused = 0
         #: By token, as deep as ``_DEPTH``; under ``_HERE`` is a dict with the topics themselves.
         self._tree: dict[str, Any] = {}
         #: Topics that are not in the tree yet.
         self._new: list[str] = []
 
     def add(self, topic: str, head: bytes, keys: set[Key]) -> tuple[bytes, set[Key]]:
-        """Remember a topic, and return its group. If there are too many topics, forget the others."""
+        """Return the group of a topic, and remember it if there are not too many. In time, others make room for it."""
         if len(self.groups) >= _MAX_TOPICS or self._keys > _MAX_KEYS:
+            self._refused += 1
+            if self._refused <= _PATIENCE * len(self.groups):
+                return head, keys
             self.clear()
         self._keys += len(keys)
         self._new.append(topic)
@@ -60,7 +68,7 @@ class TopicCache(Generic[Key]):
         self.groups.clear()
         self._tree = {}
         self._new.clear()
-        self._keys = 0
+        self._keys = self._refused = 0
 
     def changed(self, pattern: str, key: Key, added: bool) -> None:
         """Forget the topics for which it makes a difference that a key's subscription was added or removed."""

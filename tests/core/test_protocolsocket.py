@@ -250,6 +250,22 @@ def test_a_group_gets_what_is_sent_to_it_and_nobody_else_does() -> None:
             core.send_group(pipes, bytes(core.max_content + 1))
 
 
+def test_a_pipe_that_comes_while_send_group_lets_others_run_gets_nothing() -> None:
+    with Socket({"socket.yield_messages": 1}) as one, Socket() as first, Socket() as second:
+        core = one._for_protocol()
+        address = one.listen("tcp://127.0.0.1:0").address
+        first.dial(address)
+        one.wait_pipes(1, LONG)
+        (pipe,) = one.pipes.values()
+        sending = gevent.spawn(lambda: [core.send_group([pipe], b"for the first") for _ in range(2000)])
+        second.dial(address)
+        one.wait_pipes(2, LONG)
+        sending.kill()
+        (other,) = {*one.pipes.values()} - {pipe}
+        core.send_group([other], b"for the second")
+        assert second.recv(LONG) == b"for the second"
+
+
 def test_a_socket_is_drained_when_nothing_waits_to_be_received() -> None:
     with Socket({"socket.recv_queue_size": 1}) as one, Socket() as other:
         core = one._for_protocol()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from gmultisocket.protocol.history import Entry, MemoryHistory
+from gmultisocket.protocol.history import Entry, Kept, MemoryHistory
 from gmultisocket.protocol.positions import Gap, Positions
 from gmultisocket.protocol.pubsubwire import Ask, Positioned, Replay
 from gmultisocket.protocol.replays import begin_replay
@@ -29,10 +29,10 @@ class ModelHistory(MemoryHistory):
         super().__init__(*patterns, **limits)
         self.truth: list[Entry] = []
 
-    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
+    def append(self, topic: str, content: bytes, retain: bool = False) -> Kept | None:
         entry = super().append(topic, content, retain)
         if entry is not None:
-            self.truth.append(entry)
+            self.truth.append(Entry(*entry))
         return entry
 
 
@@ -54,7 +54,7 @@ class ModelPub:
         self.link: Link | None = None
         self.live: set[str] = set()
         #: By pattern: the asking, and what is still to be sent for it.
-        self.replays: dict[str, tuple[Ask, deque[Entry]]] = {}
+        self.replays: dict[str, tuple[Ask, deque[Kept]]] = {}
 
     def connect(self, link: Link) -> None:
         self.link = link
@@ -64,14 +64,15 @@ class ModelPub:
     def cut(self) -> None:
         self.link = None
 
-    def published(self, entry: Entry) -> None:
+    def published(self, entry: Kept) -> None:
         link = self.link
         if link is None:
             return
-        if any(matches(pattern, entry.topic) for pattern in self.live) and len(link.down) < QUEUE:
+        topic = entry[2]
+        if any(matches(pattern, topic) for pattern in self.live) and len(link.down) < QUEUE:
             link.down.append(self._message(0, entry))
         for pattern, (_, waiting) in self.replays.items():
-            if matches(pattern, entry.topic) and len(waiting) < REPLAY:
+            if matches(pattern, topic) and len(waiting) < REPLAY:
                 waiting.append(entry)
 
     def receive(self) -> None:
@@ -103,8 +104,9 @@ class ModelPub:
             del self.replays[pattern]
             self.live.add(pattern)
 
-    def _message(self, number: int, entry: Entry) -> Positioned:
-        return Positioned(number, self.history.epoch, entry.offset, entry.previous, entry.topic.encode())
+    def _message(self, number: int, entry: Kept) -> Positioned:
+        offset, previous, topic, _ = entry
+        return Positioned(number, self.history.epoch, offset, previous, topic.encode())
 
 
 class Judge:

@@ -7,6 +7,7 @@ import random
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import gevent
 import pytest
@@ -42,6 +43,15 @@ def hear(by_hand: Socket) -> Message:
 def only_pipe(end: Pub | Sub | Socket) -> Pipe:
     (pipe,) = end.pipes.values()
     return pipe
+
+
+@contextmanager
+def switch(back_address: str, front_address: str) -> Iterator[Socket]:
+    """Run a switch. Gives its front socket."""
+    with Socket() as back, Socket() as front, Switch(back, front):
+        back.listen(back_address)
+        front.listen(front_address)
+        yield front
 
 
 def received(sub: Sub, until: bytes = b"end") -> list[tuple[str, bytes]]:
@@ -827,3 +837,49 @@ def test_publications_for_a_subscriber_that_has_gone_are_a_loss(
             pipe.close("for the test")
         assert pipe.counters.drops["disconnect"] >= 2
         wait_until(lambda: "drops messages: disconnect" in caplog.text)
+
+
+def test_a_peer_that_comes_while_publish_lets_others_run_gets_nothing_it_has_not_subscribed_to() -> None:
+    with Pub({"socket.yield_messages": 1}) as pub, Sub() as sub, Socket() as stranger:
+        address = pub.listen("tcp://127.0.0.1:0").address
+        sub.dial(address)
+        sub.subscribe("a", LONG)
+        # Nearly all that others do, they do in the middle of a call.
+        publishing = gevent.spawn(lambda: [pub.publish("a", b"secret") for _ in range(2000)])
+        stranger.dial(address)
+        wait_until(lambda: len(pub.pipes) == 2)
+        publishing.kill()
+        stranger.send_msg(Message(TO_ALL | CONTROL, content=b"\x01end"))
+        assert hear(stranger).content == b"\x02end"
+
+
+def test_a_pub_that_comes_up_behind_a_switch_hears_from_each_sub_once_and_after_a_new_switch_again(
+    tmp_path: Path,
+) -> None:
+    back_address, front_address = (f"ipc://{tmp_path / end}" for end in ("back", "front"))
+    count = 20
+    with ExitStack() as stack, Pub(QUICK) as pub:
+        # They repeat nothing by themselves within this test.
+        subs = [stack.enter_context(Sub({**QUICK, "protocol.pubsub.refresh_interval": 1000.0})) for _ in range(count)]
+        for number, sub in enumerate(subs):
+            sub.subscribe(f"topic.{number}")
+            sub.dial(front_address, {"connector.dialer.dial_async": True})
+        with switch(back_address, front_address) as front:
+            # What they say at first reaches nobody.
+            wait_until(lambda: front.counters.messages_received >= 2 * count, LONG)
+            pub.dial(back_address)
+            wait_until(lambda: pub.subscriptions == count, LONG)
+            # Each has subscribed, and said that it repeats that; each was asked once, and has one answer.
+            wait_until(lambda: pub.counters.messages_received == 2 * count, LONG)
+            wait_until(lambda: front.counters.messages_sent == 2 * count, LONG)
+        wait_until(lambda: pub.subscriptions == 0, LONG)
+        before = pub.counters.messages_received
+        with switch(back_address, front_address) as front:
+            wait_until(lambda: pub.subscriptions == count, LONG)
+            # A Sub that comes after the Pub is not asked, one that comes before it may subscribe twice.
+            end = subs[0]
+            end.subscribe("end", LONG)
+            assert pub.counters.messages_received - before <= 4 * count + 1
+            for number, sub in enumerate(subs):
+                assert pub.publish(f"topic.{number}", b"there") == 1
+                assert sub.recv(LONG) == (f"topic.{number}", b"there")

@@ -535,7 +535,7 @@ def test_many_replays_take_turns_and_others_are_served_meanwhile() -> None:
             wait_until(lambda: by_hand.queued == 30_000)
             kinds = {type(each).__name__ for each in answers(by_hand, 30_000)}
             assert kinds == {"Replay", "Positioned"}
-            wait_until(lambda: not pub._keeper._replays._queues)  # type: ignore[union-attr]
+            wait_until(lambda: not pub._keeper._replays.queues)  # type: ignore[union-attr]
             assert pub._keeper._replays._pins.size == 0  # type: ignore[union-attr]
 
 
@@ -557,10 +557,10 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
             for number in range(10):
                 pub.publish("a", b"%d" % number)
                 assert sub.recv(LONG) == ("a", b"%d" % number)
-            (pipe,) = (pipe for pipe in replays._queues)
+            (pipe,) = (pipe for pipe in replays.queues)
             assert pipe.counters.drops["overflow"] == 5
-        wait_until(lambda: not replays._queues and not replays._pins.size)
-        wait_until(lambda: not replays.running and len(replays.askings) == 1)
+        wait_until(lambda: not replays.queues and not replays._pins.size)
+        wait_until(lambda: not replays._running and len(replays.askings) == 1)
 
 
 def test_replays_that_take_too_much_memory_are_a_gap() -> None:
@@ -589,7 +589,7 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
             by_hand.send_msg(Message(CONTROL | TO_ALL, content=b"\x00a"))
             wait_until(lambda: not pub.subscriptions)
             got = 0
-            while replays_of()._queues or by_hand.queued:
+            while replays_of().queues or by_hand.queued:
                 by_hand.recv_msg(LONG)
                 got += 1
                 gevent.idle()
@@ -720,3 +720,22 @@ def test_entries_of_others_must_have_a_topic_and_a_pub_that_is_open() -> None:
     pub.close()
     with pytest.raises(Closed):
         pub.publish_entry(Entry(2, 1, "a", b""))
+
+
+@pytest.mark.parametrize("rights", ["none", "own copies"])
+def test_what_several_greenlets_publish_at_once_is_in_order_although_publish_waits(direct: Net, rights: str) -> None:
+    own = {"authorize": lambda remote, pattern: True, "authorize_through_switches": True} if rights != "none" else {}
+    options = {"socket.send_overflow": "block", "socket.send_queue_size": 2}
+    with Pub(options, history=MemoryHistory(">"), **own) as pub, Sub() as slow, Sub() as fast:
+        direct.connect(pub, slow, fast)
+        gaps: list[Gap] = []
+        for sub in (slow, fast):
+            sub.on_gap(gaps.append)
+            sub.subscribe("a", LONG, recover=True)
+        # More than the queues and the kernel take.
+        content = bytes(100_000)
+        publishing = [gevent.spawn(lambda: [pub.publish("a", content) for _ in range(20)]) for _ in range(10)]
+        reading = gevent.spawn(lambda: [fast.recv(LONG) for _ in range(200)])
+        assert [slow.recv(LONG) for _ in range(200)] == reading.get() == [("a", content)] * 200
+        gevent.joinall(publishing, raise_error=True)
+        assert gaps == []

@@ -124,10 +124,23 @@ def test_a_search_over_the_limit_forgets_all() -> None:
     assert not cache.groups
 
 
+def test_topics_that_are_too_many_do_not_push_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topiccache, "_MAX_TOPICS", 10)
+    cache = remembered(*(str(number) for number in range(10)))
+    before = dict(cache.groups)
+    for number in range(10, 90):
+        assert cache.add(str(number), b"head", {number}) == (b"head", {number})
+        assert cache.groups == before
+    # By now, the others have room for long enough.
+    cache.add("new", b"", {0})
+    assert list(cache.groups) == ["new"]
+
+
 def test_the_number_of_topics_and_of_their_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = remembered(*(str(number) for number in range(3000)))
     assert len(cache.groups) <= 1024
     monkeypatch.setattr(topiccache, "_MAX_KEYS", 100)
+    cache = remembered()
     for number in range(100):
         cache.add(f"b.{number}", b"", set(range(30)))
         assert cache._keys <= 130

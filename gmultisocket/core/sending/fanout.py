@@ -9,7 +9,8 @@ themselves stay shared), and is in step again when that queue is empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from gevent.hub import Hub
 
@@ -27,6 +28,8 @@ __all__ = ["FanOut", "ToAllSender"]
 
 #: What is sent: flags, ttl, source, destination, content.
 Sent = tuple[int, int, bytes, bytes, bytes]
+#: A pipe, and what is sent by it.
+_Copy = tuple[Pipe, Sent]
 
 
 class FanOut:
@@ -151,6 +154,7 @@ class ToAllSender:
         "_check_open",
         "_fan_outs",
         "_lagging",
+        "_lines",
         "_overflow",
         "_patience",
         "_scheduler",
@@ -175,6 +179,8 @@ class ToAllSender:
         self._unshared: dict[Pipe, None] = {}
         #: Greenlets whose message some full pipes have not got yet.
         self._slow_waiters = WaitList(hub, lambda: True)
+        #: By full pipe: the messages that wait for it, oldest first. Newer ones do not overtake them.
+        self._lines: dict[Pipe, deque[_Copy]] = {}
         #: Pipes for which a switch has lost patience, and the number of messages that each had sent by then.
         self._lagging: dict[Pipe, int] = {}
 
@@ -192,12 +198,13 @@ class ToAllSender:
             pipe._leave_fan_out()
         self._unshared.pop(pipe, None)
         self._lagging.pop(pipe, None)
+        self._lines.pop(pipe, None)
         self.wake()
 
     def rejoin(self, pipe: Pipe) -> None:
         """Put a pipe that has nothing queued in step again. Called when a turn ends, after the fan-outs are empty."""
         key = pipe._fan_out_key
-        if key is None or pipe not in self._unshared:
+        if key is None or pipe not in self._unshared or pipe in self._lines:
             return
         assert isinstance(pipe, FramedPipe)
         fan_out = self._fan_outs.get(key)
@@ -252,8 +259,9 @@ class ToAllSender:
         """Send to each of some pipes. Return the number of pipes that have the message, plus ``count``."""
         frames: dict[str, bytes] = {}
         full: list[Pipe] = []
+        lines = self._lines if lost is None else {}
         for pipe in pipes:
-            if pipe.full or pipe.state is not PipeState.OPEN:
+            if pipe.full or pipe.state is not PipeState.OPEN or (lines and pipe in lines):
                 full.append(pipe)
                 continue
             count += 1
@@ -270,7 +278,20 @@ class ToAllSender:
             return count
         if lost is not None and self._overflow.blocks:
             return count + self._forward_full(full, fields, lost)
-        return self._send_full(full, fields, timeout, count)
+        return self._send_full([(pipe, fields) for pipe in full], timeout, count)
+
+    def send_copies(self, copies: Iterable[_Copy], timeout: float | None) -> int:
+        """Send several messages, each by its own pipe, as :meth:`send_each` sends one. Return the number of pipes."""
+        full: list[_Copy] = []
+        reached: set[Pipe] = set()
+        for copy in copies:
+            pipe, fields = copy
+            if pipe.full or pipe.state is not PipeState.OPEN or pipe in self._lines:
+                full.append(copy)
+            else:
+                pipe._put(*fields)
+                reached.add(pipe)
+        return self._send_full(full, timeout, len(reached), reached) if full else len(reached)
 
     def send_frames(self, frames: Sequence[bytes]) -> int:
         """Send the first of some frames to every pipe: as many as all of them take now. Never blocks.
@@ -284,7 +305,7 @@ class ToAllSender:
         unshared = list(self._unshared)
         limit = len(frames)
         for pipe in unshared:
-            if pipe.full or pipe.state is not PipeState.OPEN or pipe._fan_out_key is None:
+            if pipe.full or pipe.state is not PipeState.OPEN or pipe._fan_out_key is None or pipe in self._lines:
                 return 0
             limit = min(limit, self._scheduler.queue_limit - pipe.queued)
         if self._scheduler.queue_bytes:
@@ -304,31 +325,73 @@ class ToAllSender:
                     pipe._put_frame(pipe._wrap(frame))
         return len(frames)
 
-    def _send_full(self, full: list[Pipe], fields: Sent, timeout: float | None, count: int) -> int:
-        """Send to each of the full pipes when it is writable. If it stays full, it has lost the message."""
+    def _send_full(self, full: list[_Copy], timeout: float | None, count: int, reached: Collection[Pipe] = ()) -> int:
+        """Send to full pipes when each is writable, in the order in which this was called. One that stays full loses.
+
+        Args:
+            full: the pipes, and what each gets.
+            timeout: seconds.
+            count: the number of pipes that have it already.
+            reached: those of them that may be in ``full`` as well.
+
+        Returns:
+            The number of pipes that have it.
+        """
         deadline = Deadline(timeout)
+        also: set[Pipe] = set()
+        in_line = False
         try:
             while True:
                 waiting = []
-                for pipe in full:
-                    if pipe.state is not PipeState.OPEN:
-                        continue
-                    if not pipe.full or (not self._overflow.blocks and self._overflow.apply(pipe)):
-                        pipe._put(*fields)
-                        count += 1
-                    elif self._overflow.blocks:
-                        waiting.append(pipe)
+                for copy in full:
+                    pipe, fields = copy
+                    if pipe.state is PipeState.OPEN:
+                        if self._may_put(copy):
+                            pipe._put(*fields)
+                            also.add(pipe)
+                        elif self._overflow.blocks:
+                            waiting.append(copy)
+                            if not in_line:
+                                self._lines.setdefault(pipe, deque()).append(copy)
+                            continue
+                    if in_line:
+                        self._leave_line(copy)
                 full = waiting
+                in_line = True
                 if not full:
-                    return count
+                    return count + len(also.difference(reached))
                 if not self._slow_waiters.wait(deadline.left()):
                     self._scheduler.spend(1, 0)
-                    raise Timeout("send_all", timeout, count)
+                    raise Timeout("send_all", timeout, count + len(also.difference(reached)))
                 self._check_open()
         finally:
-            for pipe in full:
-                if pipe.state is PipeState.OPEN:
-                    pipe._drop("timeout")
+            for copy in full:
+                self._leave_line(copy)
+                if copy[0].state is PipeState.OPEN:
+                    copy[0]._drop("timeout")
+
+    def _may_put(self, copy: _Copy) -> bool:
+        """Return whether a message that may have waited goes to its pipe now."""
+        pipe = copy[0]
+        if not self._overflow.blocks:
+            return not pipe.full or self._overflow.apply(pipe)
+        line = self._lines.get(pipe)
+        return not pipe.full and (line is None or line[0] is copy)
+
+    def _leave_line(self, copy: _Copy) -> None:
+        """Let the others go that wait behind a message which does not wait any more."""
+        pipe = copy[0]
+        line = self._lines.get(pipe)
+        if line is None:
+            return
+        # Mostly it is the first one.
+        place = next((place for place, each in enumerate(line) if each is copy), None)
+        if place is not None:
+            del line[place]
+        if not line:
+            del self._lines[pipe]
+        elif not pipe.full:
+            self.wake()
 
     def _forward_full(self, full: list[Pipe], fields: Sent, lost: Callable[[int], object]) -> int:
         """Send to each of the full pipes that becomes writable while there is patience. Return their number.

@@ -192,15 +192,15 @@ class Sender:
     def send_all(self, content: Buffer, timeout: float | None, flags: int = 0) -> int:
         """Send to every peer; see ``Socket.send_all``."""
         content = self.check_content(content)
-        return self._send_to_all((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
+        self.begin()
+        return self._to_all.send((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
 
-    def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None, flags: int = 0) -> int:
-        """Send to some pipes; see ``ProtocolSocket.send_group``."""
+    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None, flags: int) -> int:
+        """Send to some pipes after :meth:`begin`; see ``ProtocolSocket.put_group``."""
+        fields = (TO_ALL | flags, self.ttl, b"", b"", content)
         # If that is all pipes, a fan-out puts the message once, and not into each.
         if len(pipes) == len(self._pipes):
-            return self.send_all(content, timeout, flags)
-        fields = (TO_ALL | flags, self.ttl, b"", b"", self.check_content(content))
-        self.begin()
+            return self._to_all.send(fields, timeout)
         return self._to_all.send_each(list(pipes), fields, timeout)
 
     def send_msg(self, message: Message, timeout: float | None, lost: Callable[[int], object] | None = None) -> int:
@@ -259,11 +259,14 @@ class Sender:
         if self._no_send:
             raise NotSupported("sending", "the socket has socket.no_send set")
 
-    def begin(self) -> None:
-        """Check that something may be sent, and let other greenlets run if this turn's budget is spent."""
-        self._check_open()
-        if self._scheduler.over_budget:
-            self._yield()
+    def begin(self) -> bool:
+        """Check that something may be sent. Return whether others have run, because this turn's budget was spent."""
+        if self._closed or self._no_send:
+            self._check_open()
+        if not self._scheduler.over_budget:
+            return False
+        self._yield()
+        return True
 
     def _yield(self) -> None:
         """Let other greenlets run. Called before a message is taken, not after."""
@@ -344,10 +347,6 @@ class Sender:
         """Block until one pipe is writable; see ``ProtocolSocket.wait_writable``."""
         self.begin()
         return self._to_destination.wait_writable(pipe, timeout)
-
-    def _send_to_all(self, fields: Sent, timeout: float | None) -> int:
-        self.begin()
-        return self._to_all.send(fields, timeout)
 
     # Pipes
 

@@ -355,6 +355,26 @@ def test_a_pipe_that_has_room_again_gets_its_to_all_message_before_one_that_stay
     assert sending.get(timeout=5) == 3
 
 
+def test_a_to_all_message_does_not_overtake_those_that_wait(make_hub: Callable[..., Hub]) -> None:
+    hub = make_hub(peers=2)
+    hub.fill()
+    sending = [gevent.spawn(hub.sock.send_all, b"%d" % number) for number in range(4)]
+    gevent.sleep(0)
+    sending[0].kill()
+    for peer in hub.peers:
+        assert peer.recv(timeout=5) == b"fill"
+    # In one of these turns the pipes are writable, and those that wait have not run yet.
+    for _ in range(20):
+        with pytest.raises(Timeout):
+            hub.sock.send_all(b"newer", timeout=0)
+        gevent.sleep(0)
+    for peer in hub.peers:
+        received = [peer.recv(timeout=5) for _ in range(hub.capacity - 1 + 3)]
+        assert received == [b"fill"] * (hub.capacity - 1) + [b"1", b"2", b"3"]
+    gevent.joinall(sending, timeout=5, raise_error=True)
+    assert hub.sock.send_all(b"newer", timeout=0) == 2
+
+
 def test_a_stuck_pipe_that_closes_lets_a_to_all_message_be_done(make_hub: Callable[..., Hub]) -> None:
     hub = make_hub(peers=2)
     hub.fill()
