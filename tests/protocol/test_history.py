@@ -54,6 +54,13 @@ def test_the_oldest_leave_at_a_limit(monkeypatch: pytest.MonkeyPatch, limits: di
     assert history.dropped == {reason: 2}
 
 
+def test_a_limit_of_memory_holds_although_nobody_asks_for_anything() -> None:
+    history = MemoryHistory(">", max_bytes=900)
+    for count in range(1, 5):
+        history.append("a", bytes(200))
+        assert history.dropped.get("bytes", 0) == max(0, count - 2)
+
+
 def test_one_publication_is_kept_however_large_it_is() -> None:
     history = MemoryHistory(">", max_bytes=10)
     history.append("a", bytes(100))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.core.pipes.bytespipe import BytesPipe
-from gmultisocket.errors import BadTopic, Closed, SubscriptionRefused, Timeout
+from gmultisocket.errors import BadTopic, Closed, MessageTooLong, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.protocol import gatekeeper as gatekeeper_module
 from gmultisocket.protocol.history import MemoryHistory
@@ -411,6 +411,20 @@ def test_subscriptions_over_the_limit_are_refused_and_counted() -> None:
         sub.unsubscribe("b")
         sub.subscribe("e", LONG)
         assert (pub.publish("e", b""), pub.publish("d", b"")) == (1, 0)
+
+
+@pytest.mark.parametrize("own_copies", [False, True])
+def test_a_publication_is_as_long_as_other_messages_with_its_topic(own_copies: bool) -> None:
+    options = {"socket.max_send_content_length": 100}
+    authorize = (lambda remote, pattern: True) if own_copies else None
+    with Pub(options, authorize=authorize, authorize_through_switches=own_copies) as pub, Sub() as sub:
+        sub.dial(pub.listen(f"inproc://long-{own_copies}").address)
+        sub.subscribe("a", LONG)
+        for content in (bytes(98), memoryview(bytes(98))):
+            with pytest.raises(MessageTooLong):
+                pub.publish("a", content)
+        assert pub.publish("a", bytes(97)) == 1
+        assert sub.recv(LONG) == ("a", bytes(97))
 
 
 def test_what_is_no_topic_cannot_be_published_nor_subscribed_to() -> None:

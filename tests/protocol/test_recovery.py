@@ -614,6 +614,64 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
             assert got < 10 and not replays_of().askings and replays_of()._pins.size == 0
 
 
+@contextmanager
+def replay_that_waits(name: str) -> Iterator[tuple[Pub, MemoryHistory, Socket]]:
+    """A Pub, its history with 100 publications of "a", and a plain Socket that has to read its replay to go on."""
+    # The memory that replays may take is enough for one replay, and not for the places of two.
+    options = {"socket.send_queue_size": 1, "protocol.pubsub.replay_bytes": 2000}
+    history = MemoryHistory("a")
+    with Pub(options, history=history) as pub:
+        for _ in range(100):
+            pub.publish("a", b"")
+        with hand(name, pub, **{"socket.recv_queue_size": 1}) as by_hand:
+            ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
+            wait_until(lambda: pub._keeper._replays is not None and pub._keeper._replays._pins.size > 0)
+            yield pub, history, by_hand
+
+
+def read_replays(by_hand: Socket, number: int, epoch: int) -> list[Replay | Positioned | bytes]:
+    """Return what comes until the end of a replay."""
+    got = answers(by_hand, 1)
+    while not (isinstance(last := got[-1], Replay) and (last.id, last.epoch, last.end) == (number, epoch, True)):
+        got += answers(by_hand, 1)
+    return got
+
+
+def test_a_subscriber_that_asks_again_during_its_replay_gets_another_one_instead() -> None:
+    with replay_that_waits("instead") as (pub, history, by_hand):
+        ask(by_hand, Ask(2, False, True, (Position(history.epoch, 0),), "a"))
+        got = read_replays(by_hand, 2, history.epoch)
+        assert Replay(2, history.epoch, 100, recovered=True) in got
+        assert sum(isinstance(each, Positioned) and each.id == 2 for each in got) == 100
+        replays = pub._keeper._replays
+        assert replays is not None and replays._pins.size == 0 and not replays._running
+
+
+def test_another_history_begins_the_replays_again_that_run() -> None:
+    with replay_that_waits("begins-again") as (pub, history, by_hand):
+        history.epoch += 1
+        pub.replay_again()
+        # Its position is of the history before: it meets this one for the first time.
+        got = read_replays(by_hand, 1, history.epoch)
+        assert got[-1] == Replay(1, history.epoch, 100, first_meeting=True, end=True)
+        assert len(got) < 10
+
+
+def test_who_gets_what_is_remembered_for_some_topics_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying_module, "_MAX_SPLITS", 3)
+    with Pub(history=MemoryHistory("a.>")) as pub, Sub() as sub:
+        sub.dial(pub.listen("inproc://splits").address)
+        sub.subscribe("a.*", LONG, recover=True)
+        remembered = set()
+        for number in range(10):
+            pub.publish(f"a.{number}", b"")
+            replays = pub._keeper._replays
+            assert replays is not None
+            remembered.add(len(replays.splits))
+        assert remembered == {1, 2, 3}
+        assert receive(sub, 10) == [(f"a.{number}", b"") for number in range(10)]
+
+
 def test_topics_that_get_a_value_while_a_replay_begins_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retained_module, "_PORTION", 2)
     with Pub() as pub, Sub() as sub:

@@ -14,6 +14,7 @@ from gevent.event import Event
 from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.errors import BadTopic, NotSupported, SubscriptionRefused
 from gmultisocket.protocol import Pub, RemoteSub, Sub
+from gmultisocket.protocol import rights as rights_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message, encode, pack_id
 from tests.addresses import plain_connection
@@ -482,6 +483,39 @@ def test_recheck_revokes_what_authorize_refuses_now() -> None:
         pub.recheck()
 
 
+def test_a_recheck_that_is_given_up_revokes_nothing() -> None:
+    held = Event()
+    ended: list[str] = []
+    rechecking = False
+
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        try:
+            return not rechecking or held.wait(LONG)
+        finally:
+            ended.append(pattern)
+
+    with Pub(authorize=authorize) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("a", LONG)
+        rechecking = True
+        waiting = gevent.spawn(pub.recheck)
+        wait_until(lambda: bool(held.linkcount()))
+        waiting.kill()
+        wait_until(lambda: ended == ["a", "a"])
+        gevent.idle()
+        assert pub.subscriptions == 1
+
+
+def test_what_the_program_adds_has_the_limits_of_others() -> None:
+    with Pub({"protocol.pubsub.max_patterns": 1}) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("a", LONG)
+        (remote,) = subscribers_of(pub)
+        with pytest.raises(SubscriptionRefused, match="at most 1 pattern"):
+            pub.subscribe_peer(remote, "b")
+        assert pub.subscribe_peer(remote, "a") and pub.subscriptions == 1
+
+
 def test_a_pub_without_authorize_revokes_as_well() -> None:
     with Pub() as pub, Sub() as sub:
         sub.dial(pub.listen("tcp://127.0.0.1:0").address)
@@ -539,6 +573,46 @@ def test_one_behind_a_switch_that_is_refused_too_often_is_silenced_for_a_while()
             assert not pub._silenced
 
 
+@contextmanager
+def many_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pub, Callable[[str, int], None]]]:
+    """A Pub that remembers two of those that it refuses; and a function by which one behind its pipe subscribes.
+
+    That returns when the Pub has answered, or dropped the message.
+    """
+    monkeypatch.setattr(rights_module, "_MAX_SOURCES", 2)
+    options = {"protocol.pubsub.max_refused": 2}
+    with Pub(options, authorize=only_public, authorize_through_switches=True) as pub, Socket() as by_hand:
+        by_hand.dial(pub.listen(f"inproc://{name}").address)
+
+        def subscribe(pattern: str, number: int) -> None:
+            before = pub.subscriptions + sum(pub.counters.drops.values())
+            say(by_hand, b"\x01", pattern, pack_id(number))
+            wait_until(lambda: pub.subscriptions + sum(pub.counters.drops.values()) > before)
+
+        yield pub, subscribe
+
+
+def test_refusals_are_counted_for_the_last_ones_behind_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    with many_behind("refused", monkeypatch) as (pub, subscribe):
+        for number in (1, 2, 3, 1, 3):
+            subscribe("private", number)
+        # The first one's first refusal is forgotten, the third one's is not.
+        for number in (1, 3):
+            subscribe("public.a", number)
+        assert pub.subscriptions == 1
+        assert pub.counters.drops == {"refused subscription": 5, "silenced": 1}
+
+
+def test_the_last_ones_behind_a_pipe_that_were_refused_too_often_are_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with many_behind("silenced", monkeypatch) as (pub, subscribe):
+        for number in (1, 1, 2, 2, 3, 3):
+            subscribe("private", number)
+        for number in (1, 2, 3):
+            subscribe("public.a", number)
+        assert pub.subscriptions == 1
+        assert pub.counters.drops == {"refused subscription": 6, "silenced": 2}
+
+
 @pytest.mark.parametrize("through", [False, True])
 def test_one_that_subscribes_to_a_topic_in_too_many_ways_is_removed(through: bool) -> None:
     topic = "public." + ".".join("abcdefghij")
@@ -588,3 +662,23 @@ def test_a_promise_to_repeat_that_comes_before_the_decision_counts() -> None:
         pub.wait_subscribers("a", timeout=LONG)
         # It is silent from now on: it has died.
         wait_until(lambda: not pub.subscriptions)
+
+
+def test_promises_to_repeat_are_remembered_for_some_while_nothing_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rights_module, "_MAX_SOURCES", 2)
+    held = Event()
+    with (
+        Pub(authorize=lambda subscriber, pattern: held.wait(LONG), authorize_through_switches=True) as pub,
+        Socket() as by_hand,
+    ):
+        by_hand.dial(pub.listen("inproc://promises").address)
+        say(by_hand, b"\x01", "a", pack_id(1))
+        for number in range(1, 6):
+            say(by_hand, b"\x08", "", pack_id(number))
+        wait_until(lambda: only_pipe(pub).messages_received == 6)
+        rights = pub._gate._rights
+        assert rights is not None
+        pipe = only_pipe(pub)
+        assert rights._pipes[pipe].repeating == {pipe.path + pack_id(1), pipe.path + pack_id(2)}
+        held.set()
+        wait_until(lambda: not rights._pipes)
