@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import gevent
 import pytest
 
+from gmultisocket.backplane import totals
 from gmultisocket.contrib import reports as module
 from gmultisocket.contrib.reports import Reports, reports_in
 from gmultisocket.testing import wait_until
@@ -145,6 +146,7 @@ def test_a_process_that_has_died_is_counted_once_and_its_files_go(tmp_path: Path
 
 
 def test_what_the_planes_of_a_process_have_counted_stays(tmp_path: Path) -> None:
+    totals._forget()
     script = """
 import sys
 from gmultisocket import Backplane
