@@ -152,6 +152,8 @@ class HistoryChecks(EngineBench):
             assert sub.recv(self.limit) == ("h.script", b"1")
             self._leave(sub)
             script.publish("h.script", b"2")
+            # Nothing promises an order of what two processes publish at the same time.
+            self.wait_confirmed(script)
             planes[0].publish("h.script", b"3")
             assert [here.recv(self.limit)[1] for _ in range(3)] == [b"1", b"2", b"3"]
             sub.dial(addresses[1])
