@@ -73,7 +73,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error_that_says_so() -> None:
 def test_the_description_for_an_index_is_the_readme_without_its_pictures() -> None:
     """An index shows only pictures that have a URL."""
     try:
-        description = str(metadata("gmultisocket"))
+        description = metadata("gmultisocket")["Description"]
     except PackageNotFoundError:
         pytest.skip("gmultisocket is not installed here")
     assert "\nQuick start\n" in description
