@@ -296,9 +296,6 @@ class Positions:
         meeting.told = gap or first
         if meeting.told:
             meeting.base = max(meeting.base, replay.offset)
-        else:
-            # If a replay before was cut off, this one brings the rest of what that was to bring.
-            meeting.base = min(meeting.base, meeting.position)
         return [Gap(meeting.pattern, None, "history")] if gap else []
 
     def _end(self, meeting: _Meeting, source: bytes, replay: Replay) -> None:
@@ -362,11 +359,14 @@ class Positions:
             # Other subscriptions were in effect until now: what came before this one may be missing.
             last = max(last, decided.base)
             told = False
-        elif not told:
-            last = max(last, meeting.base)
+        else:
+            decided = meeting
+            if not told:
+                last = max(last, meeting.base)
         if message.offset <= last:
             return False, None
-        table[topic] = (message.offset, meeting)
+        # Behind one from before this subscription, more of these may be missing.
+        table[topic] = (message.offset, decided if message.offset < meeting.base else meeting)
         table.move_to_end(topic)
         if len(table) > _MAX_TOPICS:
             table.popitem(last=False)
@@ -436,12 +436,19 @@ class Positions:
             complete = meeting.replaying in meeting.sources
         if complete:
             return False
-        meeting.replaying = None
+        self._cut_off(meeting)
         if not meeting.sources:
             return False
         meeting.sources.clear()
         meeting.starts.clear()
         return True
+
+    @staticmethod
+    def _cut_off(meeting: _Meeting) -> None:
+        """A replay ends too early, if there is one: what it has not brought was not had."""
+        if meeting.replaying is not None:
+            meeting.replaying = None
+            meeting.base = min(meeting.base, meeting.position)
 
     def now(self) -> int:
         """Return the number of this moment, for :meth:`expire`."""
@@ -470,6 +477,7 @@ class Positions:
         self._count += 1
         meeting = mine.meetings.pop(epoch)
         meeting.ended = self._count
+        self._cut_off(meeting)
         del self._meetings[epoch][meeting.pattern]
         if not self._meetings[epoch]:
             del self._meetings[epoch], self._since[epoch]

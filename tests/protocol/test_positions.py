@@ -178,6 +178,57 @@ def test_what_is_not_asked_for_after_a_reconnect_is_a_gap(net: Net) -> None:
     assert net.sub.judge.gaps == [Gap("a.>", None, "history")]
 
 
+def test_behind_one_from_before_a_gap_that_was_told_a_missing_one_is_told_too(net: Net) -> None:
+    net.sub.subscribe(">", retained=False, recover=False)
+    net.sub.subscribe("b", retained=True, recover=True)
+    net.up(0)
+    net.publish(0, "a.x")
+    net.settle()
+    net.cut(0)
+    net.connect(1)
+    net.connect(0)
+    net.sub.expire(">")
+    net.up(0)
+    net.publish(0, "a.x")
+    net.publish(0, "a.x")
+    net.up(1)
+    # This one says that everything before the fourth may be missing.
+    net.down(1)
+    # The other one's answer, and its second publication. Its third one is still on the way.
+    net.down(0)
+    net.down(0)
+    net.publish(0, "a.x")
+    net.down(1)
+    assert topics_of(net) == [(1, "a.x"), (2, "a.x"), (4, "a.x")]
+    assert net.sub.judge.gaps == [
+        Gap(">", None, "gone"), Gap(">", None, "history"), Gap(">", "a.x", "overflow")
+    ]  # fmt: skip
+
+
+def test_what_a_replay_has_not_brought_when_its_pattern_goes_is_not_had(net: Net) -> None:
+    net.sub.subscribe("a.>", retained=False, recover=True)
+    net.sub.subscribe("*.x", retained=False, recover=True)
+    net.settle()
+    net.cut(0)
+    net.connect(0)
+    net.sub.expire("a.>")
+    net.publish(0, "a.x")
+    net.publish(0, "a.x")
+    net.up(0)
+    for _ in range(5):
+        net.publish(0, "a.x")
+    net.up(0)
+    net.pubs[0].pump("a.>")
+    # The younger pattern's replay has begun with a gap, and then the first one of the older one's has come.
+    for _ in range(3):
+        net.down(0)
+    net.sub.unsubscribe("a.>")
+    net.settle()
+    offsets = [offset for offset, _ in topics_of(net)]
+    assert offsets == sorted({*offsets}) and offsets[-1] == 7
+    assert net.sub.judge.gaps[:2] == [Gap("a.>", None, "gone"), Gap("*.x", None, "history")]
+
+
 def test_what_the_history_does_not_have_any_more_is_a_gap(net: Net) -> None:
     net.sub.subscribe("a.>", retained=False, recover=True)
     net.settle()
