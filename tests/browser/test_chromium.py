@@ -127,13 +127,13 @@ def test_tabs_do_not_disturb_each_other(server: Gunicorn, browser: Chromium) -> 
 def test_a_hundred_connections_of_some_tabs_come_back_after_a_reload(server: Gunicorn, browser: Chromium) -> None:
     follow = """
         const {Client} = await import("/ws/gmultisocket.js");
-        kept.got = Array.from({length: %d}, () => []);
+        kept.got = Array.from({length: share}, () => []);
         kept.clients = kept.got.map(got => {
           const client = new Client("/ws", {minDelay: 20, maxDelay: 200});
           client.subscribe("state.>", message => got.push(message.text()));
           return client;
         });
-    """ % (100 // _TABS)
+    """
     connected = """
         await kept.until(() => kept.got.every(got => got.length));
         return Promise.all(kept.clients.map(client =>
@@ -142,7 +142,7 @@ def test_a_hundred_connections_of_some_tabs_come_back_after_a_reload(server: Gun
     with ExitStack() as stack:
         tabs = [stack.enter_context(new_tab(server, browser)) for _ in range(_TABS)]
         for tab in tabs:
-            tab.evaluate(follow)
+            tab.evaluate(f"const share = {100 // _TABS};" + follow)
         # 0: its worker ended before it answered.
         gone = {0}
         workers: list[list[int]] = []

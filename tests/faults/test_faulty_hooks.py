@@ -195,7 +195,8 @@ def test_a_timeout_that_a_handler_forgets_to_cancel_ends_nothing_else() -> None:
         req.dial(rep.listen("tcp://127.0.0.1:0").address)
         rep.start()
         for _ in range(3):
-            worker = next(iter(rep._greenlets))
+            workers: set[gevent.Greenlet[..., object]] = vars(rep)["_ProtocolBase__greenlets"]
+            worker = next(iter(workers))
             assert req.request(b"x", 5) == b"x"
             worker.join(5)
             assert worker.dead
