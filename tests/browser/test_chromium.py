@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,10 +94,13 @@ def test_a_page_goes_on_with_another_worker_when_its_own_was_killed(tab: Tab) ->
 
 def test_a_reload_of_the_server_is_a_short_pause(server: Gunicorn, tab: Tab) -> None:
     worker = follow_state(tab)
+    before = re.findall("Booting worker with pid: ([0-9]+)", server.log)
     tab.evaluate("kept.seen = []")
     server.stop(signal.SIGHUP)
     assert worker_of(tab) != worker
     assert tab.evaluate("return kept.events.find(({type}) => type === 'close').code") == 1001
+    # Pages of the tests that follow must not come to the other old worker, which is about to end.
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), PATIENCE)
 
 
 def test_a_page_that_has_to_log_in_first_is_let_in_afterwards(tab: Tab) -> None:
