@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from .harness import Entry, Figure, Outcome, Plan, Round, Row, started
-from .worker import burst_rounds, say
+from .worker import burst_rounds, listen_for_acks, say
 
 __all__ = ["rows"]
 
@@ -70,13 +70,8 @@ def _bytes(over: int, plan: Plan) -> Iterator[Round]:
 
 def publish(over: int, peers: int, bursts: int) -> None:
     """Publish a burst and wait until all peers have it, ``bursts`` times a round (worker)."""
-    # The library of the tree that is measured.
-    from gevent import socket
-
     server, address, frame_size = _server(over)
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
+    listener = listen_for_acks()
     say(address=address, acks=listener.getsockname()[1], handshake="ws-deflate", frame_size=frame_size)
     acks, _ = listener.accept()
     server.wait_pipes(peers)

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from .contestants import load
 from .contestants.base import FAN_OUT
 from .harness import Entry, Figure, Outcome, Plan, Round, Row, address_of, started
-from .worker import burst_rounds, say
+from .worker import burst_rounds, listen_for_acks, say
 
 __all__ = ["rows"]
 
@@ -134,11 +133,7 @@ def _publishing(
 def publish(contestant: str, address: str, peers: int, burst: int, bursts: int, stuck: int) -> None:
     """Publish a burst and wait until all peers have it, ``bursts`` times a round (worker)."""
     peer: Any = load(contestant)
-    # A green publisher must wait in its loop: its queues leave meanwhile.
-    socket: Any = import_module("gevent.socket" if peer.green else "socket")
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
+    listener = listen_for_acks(green=peer.green)
     address = peer.listen(FAN_OUT, address)
     say(address=address, acks=listener.getsockname()[1], handshake=peer.handshake, frame_size=peer.frame_size(_SIZE))
     acks, _ = listener.accept()

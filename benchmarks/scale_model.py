@@ -32,7 +32,7 @@ from . import takers
 from .harness import Amount, Peer, Plan, started
 from .memory import SETTLE_TIME, resident_kib
 from .report import machine
-from .worker import hear, raise_descriptor_limit, say
+from .worker import await_ack, hear, listen_for_acks, raise_descriptor_limit, say
 
 __all__ = [
     "CHECKED",
@@ -348,7 +348,7 @@ def _answer(**more: Any) -> None:
 
 
 def hub(url: str) -> None:
-    """Be the hub, and say when asked how much processor time it took (worker)."""
+    """Run a hub. Tell the parent, when it asks, the processor time so far (worker)."""
     import gevent
 
     from gmultisocket.backplane.hubserver import HubServer
@@ -366,7 +366,7 @@ def hub(url: str) -> None:
 
 
 def serve(url: str, subscribers: int) -> None:
-    """Have subscribers, and say when asked how much processor time and memory that took (worker)."""
+    """Serve subscribers. Tell the parent, when it asks, the processor time so far and the memory (worker)."""
     import gevent
 
     from gmultisocket.backplane import Backplane
@@ -385,26 +385,21 @@ def serve(url: str, subscribers: int) -> None:
 
 def publish(url: str, together: int, takers: int) -> None:
     """Publish, and wait until all subscribers have everything (worker)."""
-    from gevent.socket import socket
-
     from gmultisocket.backplane import Backplane
 
     content = b"x" * _SIZE
-    with Backplane(url) as plane, socket() as listener:
+    with Backplane(url) as plane, listen_for_acks() as listener:
         plane.connect(10)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
         say(acks=listener.getsockname()[1])
         acks = [listener.accept()[0] for _ in range(takers)]
         for each in acks:
-            each.recv(1)
+            await_ack(each)
         while True:
             for _ in range(hear(in_loop=True)["times"]):
                 for _ in range(together):
                     plane.publish(_TOPIC, content)
                 for each in acks:
-                    if not each.recv(1):
-                        raise ConnectionError("the subscribers have ended")
+                    await_ack(each)
             _answer()
 
 

@@ -11,13 +11,12 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 from . import drain
 from .contestants.protocols.base import Protocols
 from .harness import Plan, started
-from .worker import burst_rounds, hear, say
+from .worker import burst_rounds, hear, listen_for_acks, say
 
 __all__ = ["PULL", "SUB", "hand_out", "handing_out", "pattern", "take"]
 
@@ -74,11 +73,7 @@ def hand_out(
         burst: hands out one burst.
         bursts: how many bursts a round has.
     """
-    # A green peer must wait in its loop: its queues leave meanwhile.
-    sockets: Any = import_module("gevent.socket" if peer.green else "socket")
-    listener = sockets.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen()
+    listener = listen_for_acks(green=peer.green)
     say(address=address, acks=listener.getsockname()[1], handshake=peer.handshake, frame_size=frame_size)
     acks, _ = listener.accept()
     acks.recv(1)

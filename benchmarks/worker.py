@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-__all__ = ["burst_rounds", "hear", "say"]
+__all__ = ["await_ack", "burst_rounds", "hear", "listen_for_acks", "raise_descriptor_limit", "say"]
 
 #: A worker ends by itself after so many seconds: its parent may have been killed.
 _LIFETIME = 180
@@ -48,6 +48,25 @@ def hear(*, in_loop: bool = False) -> dict[str, Any]:
     return heard
 
 
+def listen_for_acks(*, green: bool = True) -> Any:
+    """Return a socket that listens at a port of loopback, for those who acknowledge bursts.
+
+    Args:
+        green: who waits for them waits in gevent's loop, so that queued messages leave meanwhile.
+    """
+    sockets: Any = import_module("gevent.socket" if green else "socket")
+    listener = sockets.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+def await_ack(acks: Any) -> None:
+    """Block until a burst is acknowledged."""
+    if not acks.recv(1):
+        raise ConnectionError("the receivers have ended")
+
+
 def burst_rounds(acks: Any, burst: Callable[[], object], bursts: int) -> None:
     """Send bursts, and send the parent the seconds of each round that it asks for. Never returns.
 
@@ -61,8 +80,7 @@ def burst_rounds(acks: Any, burst: Callable[[], object], bursts: int) -> None:
     def send_bursts(count: int) -> None:
         for _ in range(count):
             burst()
-            if not acks.recv(1):
-                raise ConnectionError("the receivers have ended")
+            await_ack(acks)
 
     send_bursts(1)
     while True:
