@@ -14,18 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from . import takers
 from .harness import Entry, Figure, Outcome, Plan, Round, Row, started
 from .worker import hear, say
 
 __all__ = ["rows"]
 
 _SIZE = 64
-_TOPIC = "prices.00001"
+_TOPIC = takers.pattern(1)
 #: Publications in a row; then others run, as in a program that does something else too.
 _BURST = 50
 _WITH = "gmultisocket, history"
-_HEADER = struct.Struct(">BBBBI")
-_CONTROL_TO_ALL, _TTL, _SUBSCRIBE, _ASK = 0x21, 16, b"\x01", b"\x05"
+_ASK = b"\x05"
 
 
 def rows() -> list[Row]:
@@ -92,11 +92,11 @@ def take(port: str, peers: int, positions: bool) -> None:
     pattern = _TOPIC.encode()
     for number in range(peers):
         connection = socket.create_connection(("127.0.0.1", int(port)))
-        contents = [_SUBSCRIBE + pattern]
+        contents = [takers.SUBSCRIBE + pattern]
         if positions:
             contents.insert(0, struct.pack(">cIBBH", _ASK, number + 1, 1, 0, len(pattern)) + pattern)
         for content in contents:
-            connection.sendall(_HEADER.pack(_CONTROL_TO_ALL, _TTL, 0, 0, len(content)) + content)
+            connection.sendall(takers.control(content))
         connection.setblocking(False)
         poll.register(connection, select.EPOLLIN)
         connections[connection.fileno()] = connection

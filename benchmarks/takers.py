@@ -18,13 +18,14 @@ from .contestants.protocols.base import Protocols
 from .harness import Plan, started
 from .worker import burst_rounds, hear, listen_for_acks, say
 
-__all__ = ["PULL", "SUB", "hand_out", "handing_out", "pattern", "take"]
+__all__ = ["PULL", "SUB", "SUBSCRIBE", "control", "hand_out", "handing_out", "pattern", "take"]
 
 # The kinds of takers.
 SUB, PULL = "SUB", "PULL"
 
 _HEADER = struct.Struct(">BBBBI")
-_CONTROL_TO_ALL, _TTL, _SUBSCRIBE, _SUBSCRIBED = 0x21, 16, b"\x01", b"\x02"
+_CONTROL_TO_ALL, _TTL = 0x21, 16
+SUBSCRIBE, _SUBSCRIBED = b"\x01", b"\x02"
 _SP = {SUB: 0x21, PULL: 0x51}
 
 
@@ -104,11 +105,15 @@ def take() -> None:
     drain.count(connections, acks, heard["burst"], heard["frame_size"])
 
 
+def control(content: bytes) -> bytes:
+    """Return the bytes of a control message to all."""
+    return _HEADER.pack(_CONTROL_TO_ALL, _TTL, 0, 0, len(content)) + content
+
+
 def _begin(connection: socket.socket, kind: str, patterns: list[bytes]) -> None:
     """Subscribe, and wait for the acknowledgement of each subscription."""
     for wanted in patterns:
-        header = _HEADER.pack(_CONTROL_TO_ALL, _TTL, 0, 0, len(_SUBSCRIBE + wanted))
-        connection.sendall(header + _SUBSCRIBE + wanted)
+        connection.sendall(control(SUBSCRIBE + wanted))
     missing = len(patterns)
     while missing:
         _, _, hops, distance, length = _HEADER.unpack(drain.read_exactly(connection, _HEADER.size))

@@ -54,15 +54,15 @@ def receive(url: str, count: int, size: int) -> None:
 
     done = Event()
     arrived = 0
-    shortest = 0
+    length = 0
 
     class Server(socketio.Server):  # type: ignore[misc]
         """Counts the packets that it would send."""
 
         def _send_eio_packet(self, eio_sid: str, packet: Any) -> None:
-            nonlocal arrived, shortest
+            nonlocal arrived, length
             arrived += 1
-            shortest = len(packet.data)
+            length = len(packet.data)
             if arrived % count == 0:
                 done.set()
 
@@ -81,5 +81,5 @@ def receive(url: str, count: int, size: int) -> None:
         done.wait()
         done.clear()
         # The packet is an array of JSON with the event's name around the content.
-        assert shortest > size
+        assert length > size
         say(end=time.monotonic(), spent=time.process_time() - spent, size=size)
