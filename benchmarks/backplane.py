@@ -76,8 +76,8 @@ def rows() -> list[Row]:
             workers(1), repeats=3,
         ),
         Row(
-            "plane-4-workers-all", "4 workers publish {size}, each publication wanted by the others", "deliveries/s", True,
-            workers(_WORKERS - 1), repeats=3,
+            "plane-4-workers-all", "4 workers publish {size}, each publication wanted by the 3 others",
+            "deliveries/s", True, workers(_WORKERS - 1), repeats=3,
         ),
     ]  # fmt: skip
 
