@@ -1,29 +1,31 @@
 """A Pub comes up behind a switch with many Subs: how long until it has their subscriptions, and does a loop stall?
 
-``python3 benchmarks/newcomers.py [SUBS [PATTERNS]]`` (5000 and 1)
+``python3 -m benchmarks.newcomers [SUBS [PATTERNS]]`` (5000 and 1)
 
 The switch, the Pub and the Subs (in two processes) are in processes of their own. First the Pub comes up. Then the
 process of the switch is killed, and another one takes its place. Printed are the seconds until the Pub has the last
 subscription: since it dialed, and since the new switch listens. And for each process, how late a 10 ms timer was at the
-worst, in ms. Run as a file, it measures the gmultisocket that PYTHONPATH names.
+worst, in ms. It measures the ``gmultisocket`` of the folder in which it is run.
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import subprocess
 import sys
 import time
-from typing import Any
+from pathlib import Path
 
 import gevent
 
 from gmultisocket import Socket, Switch
 from gmultisocket.protocol import Pub, Sub
 
+from .harness import Amount, Peer, Plan, started
+from .worker import hear, say
+
 _PROCESSES = 2
 _PATIENCE = 60.0
+#: Seconds for all of it.
+_SECONDS = 170.0
 
 
 class Stalls:
@@ -45,118 +47,90 @@ class Stalls:
         return round(worst * 1000)
 
 
-class Child:
-    """A process of this file. It writes lines of JSON, and answers each line that it gets."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def hear(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def ask(self, text: str = "") -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(text + "\n")
-        self.process.stdin.flush()
-        return self.hear()
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+def be_switch(back: str, front: str) -> None:
+    """Pass on between two addresses (worker)."""
+    with Socket() as pubs, Socket() as subs, Switch(pubs, subs):
+        say(back=pubs.listen(back).address, front=subs.listen(front).address)
+        _tell_stalls()
 
 
-def say(value: Any) -> None:
-    print(json.dumps(value), flush=True)
-
-
-def heard() -> str:
-    """Return the next line of the parent. Others run meanwhile."""
-    return str(gevent.get_hub().threadpool.apply(sys.stdin.readline)).strip()
-
-
-def be_switch(back_address: str, front_address: str) -> None:
-    with Socket() as back, Socket() as front, Switch(back, front):
-        say([back.listen(back_address).address, front.listen(front_address).address])
-        stalls = Stalls()
-        while True:
-            heard()
-            say(stalls.take())
-
-
-def be_subs(address: str, first: str, count: str, patterns: str) -> None:
+def be_subs(address: str, first: int, count: int, patterns: int) -> None:
+    """Subscribe (worker)."""
     subs = []
-    for number in range(int(first), int(first) + int(count)):
+    for number in range(first, first + count):
         sub = Sub({"connector.dialer.dial_timeout": 60.0})
-        for pattern in range(int(patterns)):
+        for pattern in range(patterns):
             sub.subscribe(f"topic.{number}.{pattern}")
         sub.dial(address)
         subs.append(sub)
-    say("ready")
+    say()
+    _tell_stalls()
+
+
+def _tell_stalls() -> None:
     stalls = Stalls()
     while True:
-        heard()
-        say(stalls.take())
+        hear(in_loop=True)
+        say(stall=stalls.take())
 
 
-def be_pub(address: str, wanted: str) -> None:
-    """Come up, and wait for all subscriptions; when asked, wait until they are lost, and for all of them again."""
+def be_pub(address: str, wanted: int) -> None:
+    """Wait for all subscriptions; when asked, wait until they are lost, and for all of them again (worker)."""
     stalls = Stalls()
     begin = time.monotonic()
     with Pub() as pub:
         pub.dial(address)
         while True:
-            while pub.subscriptions < int(wanted) and time.monotonic() - begin < _PATIENCE:
+            while pub.subscriptions < wanted and time.monotonic() - begin < _PATIENCE:
                 gevent.sleep(0.002)
-            say([pub.subscriptions, begin, time.monotonic(), stalls.take()])
-            heard()
+            say(got=pub.subscriptions, begin=begin, end=time.monotonic(), stall=stalls.take())
+            hear(in_loop=True)
             while pub.subscriptions:
                 gevent.sleep(0.002)
-            say(stalls.take())
+            say(stall=stalls.take())
             begin = time.monotonic()
 
 
-def main(count: int, patterns: int) -> None:
-    switch = Child("switch", "tcp://127.0.0.1:0", "tcp://127.0.0.1:0")
-    back, front = switch.hear()
+def main(count: int = 5000, patterns: int = 1) -> None:
+    """Measure, and print."""
     share = count // _PROCESSES
-    subs = [Child("subs", front, number * share, share, patterns) for number in range(_PROCESSES)]
-    for child in subs:
-        child.hear()
-    time.sleep(1.0)
-    for child in (switch, *subs):
-        child.ask()
-    pub = Child("pub", back, share * _PROCESSES * patterns)
-    try:
-        got, begin, end, stall = pub.hear()
-        show("the Pub comes up", got, end - begin, stall, switch, subs)
-        time.sleep(1.0)
-        switch.end()
-        pub.ask()
-        switch = Child("switch", back, front)
+    plan = Plan(Amount.FULL, _SECONDS, Path.cwd())
+    with started(plan) as start:
+        with started(plan) as start_switch:
+            switch = start_switch("newcomers:be_switch", back="tcp://127.0.0.1:0", front="tcp://127.0.0.1:0")
+            addresses = switch.hear()
+            front = addresses["front"]
+            subs = [
+                start("newcomers:be_subs", address=front, first=number * share, count=share, patterns=patterns)
+                for number in range(_PROCESSES)
+            ]
+            for peer in subs:
+                peer.hear()
+            time.sleep(1.0)
+            for peer in (switch, *subs):
+                _stall(peer)
+            pub = start("newcomers:be_pub", address=addresses["back"], wanted=share * _PROCESSES * patterns)
+            heard = pub.hear()
+            _show("the Pub comes up", heard, heard["begin"], switch, subs)
+            time.sleep(1.0)
+        # The switch has been killed.
+        _stall(pub)
+        switch = start("newcomers:be_switch", **addresses)
         switch.hear()
         begin = time.monotonic()
-        got, _, end, stall = pub.hear()
-        show("another switch", got, end - begin, stall, switch, subs)
-    finally:
-        for child in (pub, switch, *subs):
-            child.end()
+        _show("another switch", pub.hear(), begin, switch, subs)
 
 
-def show(what: str, got: int, seconds: float, stall: float, switch: Child, subs: list[Child]) -> None:
-    theirs = " and ".join(f"{child.ask()}" for child in subs)
-    print(f"{what}: {got} subscriptions in {seconds:.2f} s; "
-          f"stalls: Pub {stall} ms, switch {switch.ask()} ms, Subs {theirs} ms", flush=True)  # fmt: skip
+def _stall(peer: Peer) -> float:
+    peer.tell()
+    return float(peer.hear()["stall"])
+
+
+def _show(what: str, heard: dict[str, float], begin: float, switch: Peer, subs: list[Peer]) -> None:
+    theirs = " and ".join(f"{_stall(peer):.0f}" for peer in subs)
+    stalls = f"Pub {heard['stall']:.0f} ms, switch {_stall(switch):.0f} ms, Subs {theirs} ms"
+    print(f"{what}: {heard['got']} subscriptions in {heard['end'] - begin:.2f} s; stalls: {stalls}", flush=True)
 
 
 if __name__ == "__main__":
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    roles = {"switch": be_switch, "subs": be_subs, "pub": be_pub}
-    if sys.argv[1:] and sys.argv[1] in roles:
-        roles[sys.argv[1]](*sys.argv[2:])
-    else:
-        numbers = [int(each) for each in sys.argv[1:]]
-        main(*(numbers + [5000, 1][len(numbers) :]))
+    main(*map(int, sys.argv[1:]))
