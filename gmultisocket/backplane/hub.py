@@ -24,7 +24,7 @@ from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.waiting import Deadline
 from ..options import Options, OptionValues
 from ..protocol.base import ProtocolBase
-from ..protocol.history import Entry
+from ..protocol.history import Entry, publication
 from ..protocol.pubsubwire import (
     REFUSED,
     SUBSCRIBE,
@@ -40,38 +40,15 @@ from ..protocol.subscriptions import check_topic
 from ..protocol.upstream import control
 from ..transport import find
 from ..wire import SEND_TYPE_MASK, Message
+from . import hubwire
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
-from .hubwire import (
-    CONFIRM,
-    ENTRY,
-    FETCHED,
-    HELLO,
-    HISTORY,
-    IS_RETAINED,
-    KEPT,
-    LOGGED,
-    OVERHEAD,
-    RETAIN,
-    SINCE,
-    SYNC,
-    UNRETAIN,
-    VERSION,
-    WELCOME,
-    confirm,
-    entry_head,
-    history_head,
-    length,
-    stamp,
-    sync,
-    welcome,
-)
 
 __all__ = ["HubEngine"]
 
 _log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
-_pack = stamp.pack
+_length, _stamp = hubwire.length, hubwire.stamp
 #: The first pause before another attempt to connect, in seconds, and the factor by which the next ones are longer.
 _FIRST_PAUSE: Final = 0.05
 _FACTOR: Final = 1.5
@@ -198,7 +175,8 @@ class HubEngine(Engine):
             if pipe is None:
                 raise ConnectionFailed(self._address.bare, "the hub has closed the connection")
             self._knows_history = not self.plane.history
-            client.put(pipe, control(HELLO + bytes([VERSION]) + (b"\1" if self.plane.history else b"")))
+            hello = hubwire.HELLO + bytes([hubwire.VERSION]) + (b"\1" if self.plane.history else b"")
+            client.put(pipe, control(hello))
             if not client.lost.wait(SILENCE) and self._pipe is not pipe:
                 pipe.close("the hub has not answered")
                 raise ConnectionFailed(self._address.bare, f"the hub has not answered in {SILENCE:g} s")
@@ -217,23 +195,22 @@ class HubEngine(Engine):
     # Sending
 
     def head(self, topic: str) -> bytes:
-        encoded = topic.encode()
-        return length.pack(len(encoded)) + encoded
+        return publication(topic, b"")
 
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         client = self._client
         # If it has just been lost, the plane does not know that yet, and gives the publication up when it does.
         if client is not None and (pipe := client.pipe) is not None:
-            client.put_one(pipe, head + _pack(self._origin, sequence) + content)
+            client.put_one(pipe, head + _stamp.pack(self._origin, sequence) + content)
 
     def retain(self, head: bytes, content: bytes, sequence: int) -> None:
-        self._send(RETAIN + head + _pack(self._origin, sequence) + content)
+        self._send(hubwire.RETAIN + head + _stamp.pack(self._origin, sequence) + content)
 
     def unretain(self, head: bytes, sequence: int) -> None:
-        self._send(UNRETAIN + head + _pack(self._origin, sequence))
+        self._send(hubwire.UNRETAIN + head + _stamp.pack(self._origin, sequence))
 
     def synchronize(self) -> None:
-        self._send(SYNC)
+        self._send(hubwire.SYNC)
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         self._asked = set(patterns)
@@ -265,9 +242,9 @@ class HubEngine(Engine):
                 try:
                     if not flags & ~SEND_TYPE_MASK:
                         self._take(content)
-                    elif (kind := content[:1]) in (RETAIN, KEPT, UNRETAIN):
+                    elif (kind := content[:1]) in (hubwire.RETAIN, hubwire.KEPT, hubwire.UNRETAIN):
                         self._take(content[1:], kind)
-                    elif kind == ENTRY:
+                    elif kind == hubwire.ENTRY:
                         self._on_entry(content)
                     else:
                         self._on_control(client, Message(flags, ttl, source, destination, content, pipe_id))
@@ -276,40 +253,40 @@ class HubEngine(Engine):
 
     def _take(self, content: bytes, kind: bytes = b"") -> None:
         """Hand a publication to the plane."""
-        end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
+        end = 2 + _length.unpack_from(content)[0] if len(content) > 2 else 0
         encoded = content[2:end]
         try:
             topic = self._topics.get(encoded) or self._topic(encoded)
         except (UnicodeDecodeError, BadTopic):
             self.count("garbage")
             return
-        if len(content) < end + stamp.size:
+        if len(content) < end + _stamp.size:
             self.count("garbage")
             return
-        origin, sequence = stamp.unpack_from(content, end)
-        content = content[end + stamp.size :]
-        if kind == UNRETAIN:
+        origin, sequence = _stamp.unpack_from(content, end)
+        content = content[end + _stamp.size :]
+        if kind == hubwire.UNRETAIN:
             self.plane.unretained(topic)
         elif kind:
-            self.plane.retained(topic, content, origin, sequence, kind == RETAIN)
+            self.plane.retained(topic, content, origin, sequence, kind == hubwire.RETAIN)
         else:
             self._received(topic, content, origin, sequence)
 
     def _on_entry(self, content: bytes) -> None:
         """Hand a publication with its position to the plane."""
         try:
-            _, flags, offset, previous = entry_head.unpack_from(content)
-            begin = entry_head.size + length.size
-            end = begin + length.unpack_from(content, entry_head.size)[0]
-            topic = self._topic(content[begin:end])
-        except (struct_error, UnicodeDecodeError, BadTopic):
+            _, flags, offset, previous = hubwire.entry_head.unpack_from(content)
+            topic, stamped = hubwire.split(content, hubwire.entry_head.size)
+            check_topic(topic)
+        except (struct_error, Malformed, BadTopic):
             self.count("garbage")
             return
-        entry = Entry(offset, previous, topic, content[end + stamp.size :])
-        if len(content) < end + stamp.size or not self._knows_history:
+        if not self._knows_history:
             self.count("garbage")
-        else:
-            self.plane.positioned(entry, bool(flags & LOGGED), bool(flags & IS_RETAINED), not flags & FETCHED)
+            return
+        entry = Entry(offset, previous, topic, stamped[_stamp.size :])
+        logged, retained = bool(flags & hubwire.LOGGED), bool(flags & hubwire.IS_RETAINED)
+        self.plane.positioned(entry, logged, retained, not flags & hubwire.FETCHED)
 
     def _topic(self, encoded: bytes) -> str:
         topic = encoded.decode()
@@ -327,8 +304,8 @@ class HubEngine(Engine):
         content = message.content
         kind = content[:1] if is_control(message) else b""
         try:
-            if kind == CONFIRM and len(content) == confirm.size:
-                self.plane.confirmed(confirm.unpack(content)[1])
+            if kind == hubwire.CONFIRM and len(content) == hubwire.confirm.size:
+                self.plane.confirmed(hubwire.confirm.unpack(content)[1])
             elif kind == SUBSCRIBED:
                 self._confirmed(read_pattern(content))
             elif kind == REFUSED:
@@ -336,19 +313,19 @@ class HubEngine(Engine):
                 if pattern in self._asked:
                     self.plane.interest_refused(pattern, reason)
                     self._confirmed(pattern)
-            elif kind == SINCE and len(content) > history_head.size:
-                _, complete_from, last_offset = history_head.unpack_from(content)
-                pattern = str(content[history_head.size :], "utf-8")
+            elif kind == hubwire.SINCE and len(content) > hubwire.history_head.size:
+                _, complete_from, last_offset = hubwire.history_head.unpack_from(content)
+                pattern = str(content[hubwire.history_head.size :], "utf-8")
                 # It may be of a subscription that was left.
                 if pattern in self._asked:
                     self.plane.fetched(pattern, complete_from, last_offset)
-            elif kind == SYNC and len(content) == sync.size:
-                self.plane.synchronized(sync.unpack(content)[1])
-            elif kind == HISTORY and len(content) >= history_head.size:
-                _, epoch, last_offset = history_head.unpack_from(content)
-                self._on_history(pipe, epoch, last_offset, content[history_head.size :])
-            elif kind == WELCOME and len(content) == welcome.size:
-                self._on_welcome(pipe, *welcome.unpack(content)[1:])
+            elif kind == hubwire.SYNC and len(content) == hubwire.sync.size:
+                self.plane.synchronized(hubwire.sync.unpack(content)[1])
+            elif kind == hubwire.HISTORY and len(content) >= hubwire.history_head.size:
+                _, epoch, last_offset = hubwire.history_head.unpack_from(content)
+                self._on_history(pipe, epoch, last_offset, content[hubwire.history_head.size :])
+            elif kind == hubwire.WELCOME and len(content) == hubwire.welcome.size:
+                self._on_welcome(pipe, *hubwire.welcome.unpack(content)[1:])
             elif kind != WHO:
                 self.count("garbage")
         except (Malformed, IndexError, UnicodeDecodeError, struct_error):
@@ -357,8 +334,8 @@ class HubEngine(Engine):
     def _on_history(self, pipe: Pipe, epoch: int, last_offset: int, rest: bytes) -> None:
         patterns = set()
         while rest:
-            end = length.size + length.unpack_from(rest)[0]
-            patterns.add(str(rest[length.size : end], "utf-8"))
+            end = _length.size + _length.unpack_from(rest)[0]
+            patterns.add(str(rest[_length.size : end], "utf-8"))
             rest = rest[end:]
         if patterns != set(self.plane.history):
             kept, wanted = (" ".join(sorted(each)) or "nothing" for each in (patterns, self.plane.history))
@@ -369,15 +346,16 @@ class HubEngine(Engine):
         self.plane.began(epoch, last_offset)
 
     def _on_welcome(self, pipe: Pipe, version: int, limit: int) -> None:
-        if version != VERSION:
-            self._refusal = f"the hub speaks version {version} of its protocol, and this library version {VERSION}"
+        if version != hubwire.VERSION:
+            ours = hubwire.VERSION
+            self._refusal = f"the hub speaks version {version} of its protocol, and this library version {ours}"
             pipe.close(self._refusal)
             return
         if not self._knows_history:
             # It has other patterns.
             return
         self._refusal = ""
-        self.max_content = max(1, limit - OVERHEAD) if limit else 0
+        self.max_content = max(1, limit - hubwire.OVERHEAD) if limit else 0
         self._pipe = pipe
         self.plane.connected()
 

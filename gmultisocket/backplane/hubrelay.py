@@ -90,8 +90,8 @@ class HubRelay(LongWay):
         groups: by topic: what a publication begins with, and the pipes that it goes to.
         find: makes the entry of ``groups`` for a topic that has none.
         is_kept: whether publications of a topic are kept, and so take the long way.
-        give_full: called as ``give_full(pipe, content)`` for a publication to a client whose queue is full. Returns how
-            many got it.
+        send_group: called as ``send_group(pipes, content)`` for a publication to a client whose queue is full. Returns
+            how many got it.
         count: called as ``count(sender, taken, copies)`` with numbers of publications that came from a client, and of
             their copies that left. The sender is None if it has left meanwhile.
     """
@@ -105,14 +105,14 @@ class HubRelay(LongWay):
         groups: Mapping[str, tuple[bytes, Collection[Pipe]]],
         find: Callable[[str], tuple[bytes, Collection[Pipe]]],
         is_kept: Callable[[str], bool],
-        give_full: Callable[[Pipe, bytes], int],
+        send_group: Callable[[Collection[Pipe], bytes], int],
         count: Callable[[Pipe | None, int, int], object],
     ) -> None:
         super().__init__(hub, source, target, 255, filtered=True)
         self._groups = groups
         self._find = find
         self._is_kept = is_kept
-        self._give_full = give_full
+        self._send_group = send_group
         self._count = count
         #: By the bytes with which a publication begins, the length of its topic and the topic.
         self._topics: dict[bytes, _Topic] = {}
@@ -251,7 +251,7 @@ class HubRelay(LongWay):
                     break
                 content = frame[HEADER_SIZE:]
                 if pipe.full:
-                    given += self._give_full(pipe, content)
+                    given += self._send_group((pipe,), content)
                 else:
                     pipe._put(TO_ALL, self._target.ttl, b"", b"", content)
                     given += 1

@@ -8,7 +8,7 @@ is full, and connects again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -25,40 +25,17 @@ from ..log import ThrottledLog, get_logger
 from ..loop.ending import LOG_INTERVAL, survive
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
-from ..protocol.history import Entry
+from ..protocol.history import Entry, publication
 from ..protocol.pubsub import Pub
-from ..protocol.pubsubwire import is_control
+from ..protocol.pubsubwire import Malformed, is_control
 from ..protocol.rights import RemoteSub
 from ..protocol.subscriptions import is_literal
 from ..protocol.upstream import control
-from ..wire import CONTROL, SEND_TYPE_MASK, TO_ALL, Message
+from ..wire import CONTROL, SEND_TYPE_MASK, Message
+from . import hubwire
 from .hubhistory import HubHistory
 from .hublock import HubLock
 from .hubrelay import HubRelay
-from .hubwire import (
-    CONFIRM,
-    ENTRY,
-    FETCHED,
-    HELLO,
-    HISTORY,
-    IS_RETAINED,
-    KEPT,
-    LOGGED,
-    OVERHEAD,
-    RETAIN,
-    SINCE,
-    SYNC,
-    UNRETAIN,
-    VERSION,
-    WELCOME,
-    confirm,
-    entry_head,
-    history_head,
-    length,
-    stamp,
-    sync,
-    welcome,
-)
 
 __all__ = ["HubServer"]
 
@@ -88,7 +65,7 @@ class HubServer(Pub):
         "socket.send_queue_bytes": 8 << 20,
         "socket.recv_queue_size": 1024,
         "socket.max_send_content_length": 0,
-        "connector.pipe.max_recv_content_length": (1 << 20) + OVERHEAD,
+        "connector.pipe.max_recv_content_length": (1 << 20) + hubwire.OVERHEAD,
         "connector.pipe.heartbeat_interval": 5.0,
         "protocol.pubsub.max_patterns": 1 << 20,
         "protocol.pubsub.max_pattern_memory": 1 << 30,
@@ -116,7 +93,7 @@ class HubServer(Pub):
                 groups=self._groups,
                 find=self._find,
                 is_kept=self._is_logged,
-                give_full=self._give_full,
+                send_group=self._send_group,
                 count=self._passed,
             )
         )
@@ -167,28 +144,33 @@ class HubServer(Pub):
             self._counting.discard(pipe)
 
     def _on_message(self, message: Message) -> bool:
-        if not message.flags & ~SEND_TYPE_MASK or (is_control(message) and message.content[:1] in (RETAIN, UNRETAIN)):
+        if not message.flags & ~SEND_TYPE_MASK:
             return False
-        if message.content[:1] in (HELLO, SYNC):
-            pipe = self.pipes.get(message.pipe_id)
-            if pipe is not None:
-                (self._on_hello if message.content[:1] == HELLO else self._on_sync)(pipe, message.content)
-            return True
-        return super()._on_message(message)
+        kind = message.content[:1]
+        if kind in (hubwire.RETAIN, hubwire.UNRETAIN) and is_control(message):
+            return False
+        if kind not in (hubwire.HELLO, hubwire.SYNC):
+            return super()._on_message(message)
+        pipe = self.pipes.get(message.pipe_id)
+        if pipe is not None:
+            if kind == hubwire.HELLO:
+                self._on_hello(pipe, message.content)
+            else:
+                self._on_sync(pipe)
+        return True
 
     def _on_hello(self, pipe: Pipe, content: bytes) -> None:
         if content[2:] == b"\1":
             self._counting.add(pipe)
             history = self._history
-            patterns = [each.encode() for each in sorted(history.topics.patterns)]
-            told = history_head.pack(HISTORY, history.epoch, history.last_offset)
-            told += b"".join(length.pack(len(each)) + each for each in patterns)
-            self._outbox.post(pipe, HISTORY, control(told))
+            head = hubwire.history_head.pack(hubwire.HISTORY, history.epoch, history.last_offset)
+            patterns = [publication(pattern, b"") for pattern in sorted(history.topics.patterns)]
+            self._outbox.post(pipe, hubwire.HISTORY, control(b"".join((head, *patterns))))
         limit = self.options.get(opts.connector.pipe.max_recv_content_length)
-        self._outbox.post(pipe, HELLO, control(welcome.pack(WELCOME, VERSION, limit)))
+        self._outbox.post(pipe, hubwire.HELLO, control(hubwire.welcome.pack(hubwire.WELCOME, hubwire.VERSION, limit)))
 
-    def _on_sync(self, pipe: Pipe, content: bytes) -> None:
-        self._outbox.post(pipe, SYNC, control(sync.pack(SYNC, self._history.last_offset)))
+    def _on_sync(self, pipe: Pipe) -> None:
+        self._outbox.post(pipe, hubwire.SYNC, control(hubwire.sync.pack(hubwire.SYNC, self._history.last_offset)))
 
     # Passing on
 
@@ -208,47 +190,33 @@ class HubServer(Pub):
 
     def _forward(self, message: Message) -> None:
         content = message.content
-        kind = b""
-        if message.flags & ~SEND_TYPE_MASK:
-            kind, content = content[:1], content[1:]
+        kind = content[:1] if message.flags & ~SEND_TYPE_MASK else b""
         try:
-            end = 2 + length.unpack_from(content)[0] if len(content) > 2 else 0
-            topic = str(content[2:end], "utf-8")
-            if len(content) < end + stamp.size:
-                raise BadTopic(topic, "too short")
-            wanted = (self._groups.get(topic) or self._find(topic))[1]
-        except (UnicodeDecodeError, BadTopic):
+            topic, stamped = hubwire.split(content, len(kind))
+            # A hub has no authorize, so these are pipes.
+            wanted: Any = (self._groups.get(topic) or self._find(topic))[1]
+        except (Malformed, BadTopic):
             self._drop(message, "garbage")
             return
         sender = self.pipes.get(message.pipe_id)
+        targets = [*wanted]
         copies = 0
-        # A hub has no authorize, so these are pipes.
-        targets: Any = wanted
         if kind or self._is_logged(topic):
-            entry = self._keep(kind, topic, content[end:])
+            entry = self._keep(kind, topic, stamped)
             if entry is not None and self._counting:
                 counting = [pipe for pipe in targets if pipe in self._counting]
                 targets = [pipe for pipe in targets if pipe not in self._counting]
-                positioned = self._positioned(entry, IS_RETAINED if kind else 0)
-                copies += self._core.send_group(counting, positioned, flags=CONTROL)
-        copy: Message | None = None
-        for pipe in targets if type(targets) is list else [*targets]:
-            if pipe is sender and not kind:
-                continue
-            if pipe.full:
-                # It is cut off, unless socket.send_overflow says something else.
-                copies += self._give_full(pipe, message.content, message.flags & CONTROL)
-                continue
-            if copy is None:
-                copy = Message(TO_ALL | message.flags & CONTROL, content=message.content)
-            self._core.put(pipe, copy)
-            copies += 1
+                positioned = self._positioned(entry, hubwire.IS_RETAINED if kind else 0)
+                copies = self._send_group(counting, positioned, CONTROL)
+        if not kind and sender in targets:
+            targets.remove(sender)
+        copies += self._send_group(targets, content, message.flags & CONTROL)
         self._passed(sender, 1, copies)
 
-    def _give_full(self, pipe: Pipe, content: bytes, flags: int = 0) -> int:
-        """Send to a client whose queue is full. Return how many got it."""
+    def _send_group(self, pipes: Collection[Pipe], content: bytes, flags: int = 0) -> int:
+        """Send to clients, and return how many got it. ``socket.send_overflow`` says what happens to full ones."""
         with suppress(Closed):
-            return self._core.send_group((pipe,), content, flags=flags)
+            return self._core.send_group(pipes, content, flags=flags)
         return 0
 
     def _passed(self, sender: Pipe | None, taken: int, copies: int) -> None:
@@ -275,11 +243,11 @@ class HubServer(Pub):
             stamped: what comes behind the topic.
         """
         history = self._history
-        if kind == UNRETAIN:
+        if kind == hubwire.UNRETAIN:
             history.unretain(topic)
             return None
         before = history.dropped.get("retained", 0)
-        entry = history.append(topic, stamped, kind == RETAIN)
+        entry = history.append(topic, stamped, kind == hubwire.RETAIN)
         for _ in range(history.dropped.get("retained", 0) - before):
             self._core.count_drop("retained")
         return entry
@@ -287,9 +255,8 @@ class HubServer(Pub):
     def _positioned(self, entry: Entry, flags: int) -> bytes:
         """Return a publication with its position."""
         offset, previous, topic, stamped = entry
-        flags |= LOGGED if topic in self._history.topics else 0
-        encoded = topic.encode()
-        return entry_head.pack(ENTRY, flags, offset, previous) + length.pack(len(encoded)) + encoded + stamped
+        flags |= hubwire.LOGGED if topic in self._history.topics else 0
+        return hubwire.entry_head.pack(hubwire.ENTRY, flags, offset, previous) + publication(topic, stamped)
 
     def _send_kept_first(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
         """Hold an acknowledgement back until what is kept and matches has been sent."""
@@ -312,8 +279,7 @@ class HubServer(Pub):
                     return
                 # Only now: it may have changed during the wait.
                 for _, _, topic, stamped in self._history.retained(value.topic):
-                    encoded = topic.encode()
-                    self._core.put(pipe, control(KEPT + length.pack(len(encoded)) + encoded + stamped))
+                    self._core.put(pipe, control(hubwire.KEPT + publication(topic, stamped)))
         release()
 
     def _send_history(self, pipe: Pipe, pattern: str, last_offset: int, release: Callable[[], None]) -> None:
@@ -328,9 +294,11 @@ class HubServer(Pub):
             # Only now: a value may have ended during the wait.
             is_retained = history.is_retained(entry)
             if is_retained or entry.topic in history.topics:
-                self._core.put(pipe, control(self._positioned(entry, FETCHED | IS_RETAINED * is_retained)))
+                flags = hubwire.FETCHED | hubwire.IS_RETAINED * is_retained
+                self._core.put(pipe, control(self._positioned(entry, flags)))
         if self._core.wait_writable(pipe):
-            self._core.put(pipe, control(history_head.pack(SINCE, complete_from, last_offset) + pattern.encode()))
+            head = hubwire.history_head.pack(hubwire.SINCE, complete_from, last_offset)
+            self._core.put(pipe, control(head + pattern.encode()))
             release()
 
     # Confirmations
@@ -344,4 +312,4 @@ class HubServer(Pub):
     def _confirm(self, counts: Counter[Pipe]) -> None:
         for pipe, count in counts.items():
             if not pipe.closed:
-                self._core.put(pipe, control(confirm.pack(CONFIRM, count)))
+                self._core.put(pipe, control(hubwire.confirm.pack(hubwire.CONFIRM, count)))

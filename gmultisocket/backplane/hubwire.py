@@ -39,6 +39,8 @@ from __future__ import annotations
 from struct import Struct
 from typing import Final
 
+from ..protocol.pubsubwire import Malformed
+
 __all__ = [
     "CONFIRM",
     "ENTRY",
@@ -59,6 +61,7 @@ __all__ = [
     "entry_head",
     "history_head",
     "length",
+    "split",
     "stamp",
     "sync",
     "welcome",
@@ -95,3 +98,23 @@ history_head: Final = Struct(">cQQ")
 sync: Final = Struct(">cQ")
 #: The most bytes of a publication besides its content: a topic of the greatest length included.
 OVERHEAD: Final = entry_head.size + length.size + 65535 + stamp.size
+
+
+def split(content: bytes, position: int = 0) -> tuple[str, bytes]:
+    """Return the topic of a publication, and what comes behind it: the stamp and the content.
+
+    Args:
+        content: of a message.
+        position: where the publication begins in it.
+
+    Raises:
+        Malformed: it is too short, or its topic is not UTF-8.
+    """
+    begin = position + length.size
+    end = begin + length.unpack_from(content, position)[0] if begin <= len(content) else begin
+    if end + stamp.size > len(content):
+        raise Malformed(f"a publication of {len(content) - position} bytes is too short")
+    try:
+        return str(content[begin:end], "utf-8"), content[end:]
+    except UnicodeDecodeError as error:
+        raise Malformed(f"the topic of a publication is not UTF-8: {error}") from None
