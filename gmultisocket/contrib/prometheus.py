@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -32,54 +32,80 @@ from .reports import reports_in
 
 __all__ = ["Collector"]
 
-_LABELS: Final = ("kind", "name")
 
-#: By key of the statistics: the name of the metric, and what it says.
-_COUNTERS: Final = {
-    "messages_sent": ("messages_sent", "Messages that were given to the kernel, or to a peer in this process."),
-    "bytes_sent": ("sent_bytes", "Bytes of these messages."),
-    "messages_received": ("messages_received", "Messages that arrived whole."),
-    "bytes_received": ("received_bytes", "Bytes that arrived."),
-    "messages_unconfirmed": (
-        "messages_unconfirmed",
-        "Messages sent that the peer's kernel had not acknowledged when their pipe closed. An estimate.",
-    ),
-    "bytes_unconfirmed": ("unconfirmed_bytes", "Bytes that were not acknowledged when their pipe closed."),
-    "accepted": ("connections_accepted", "Connections that listeners have accepted."),
-    "refused": ("connections_refused", "Connections that were refused, or that broke before they were pipes."),
-    "attempts": ("dial_attempts", "How often dialers have tried to connect."),
-    "reconnects": ("reconnects", "How often dialers have connected again."),
-}
-_GAUGES: Final = {
-    "sockets": ("sockets", "Open sockets."),
-    "pipes": ("pipes", "Open pipes: connected peers."),
-    "full_pipes": ("full_pipes", "Pipes whose send queue is full."),
-    "dialers": ("dialers", "Open dialers."),
-    "listeners": ("listeners", "Open listeners."),
-    "send_queue": ("send_queue_messages", "Messages that wait to leave, in all pipes."),
-    "send_queue_bytes": ("send_queue_bytes", "Bytes that wait to leave, in all pipes."),
-    "longest_send_queue": ("longest_send_queue_messages", "Messages that wait to leave in the pipe that has most."),
-    "recv_queue": ("recv_queue_messages", "Messages that have arrived and that the program has not received yet."),
-    "subscriptions": ("subscriptions", "Subscriptions at a Pub, or of a Sub."),
-    "in_flight": ("requests_in_flight", "Requests of a Req that have not ended."),
-    "running": ("requests_running", "Requests that a Rep or a Respondent is answering."),
-    "connections": ("stream_connections", "Connections of a Stream."),
-}
-_PLANE_COUNTERS: Final = {
-    "sent": ("messages_sent", "Publications of these processes."),
-    "confirmed": ("messages_confirmed", "Publications of these processes that the server has got."),
-    "received": ("messages_received", "Publications of other processes."),
-    "echoes": ("echoes", "Publications that came back to their process, and were ignored."),
-    "duplicates": ("duplicates", "Publications that came again, and were ignored."),
-    "gaps": ("gaps", "How often publications of other processes may have been missed."),
-}
-_PLANE_GAUGES: Final = {
-    "planes": ("open", "Open planes that are in use."),
-    "healthy_planes": ("healthy", "Of these, planes whose engine serves and confirms all."),
-    "unconfirmed": ("messages_unconfirmed", "Publications not confirmed yet, or not when a connection was lost."),
-    "buffered": ("messages_buffered", "Publications that wait while the engine is away or slow."),
-    "lag": ("lag_seconds", "Time since the server has last confirmed something, at the plane that waits longest."),
-}
+class _Table(NamedTuple):
+    """The metrics of things of one kind. By key of their statistics: the name of the metric, and what it says.
+
+    Attributes:
+        prefix: of the metrics' names.
+        labels: the keys whose values are the labels.
+        counters: the metrics that never fall.
+        gauges: the other metrics.
+        drops: the key of the drops by reason, and what they say.
+    """
+
+    prefix: str
+    labels: tuple[str, ...]
+    counters: Mapping[str, tuple[str, str]]
+    gauges: Mapping[str, tuple[str, str]]
+    drops: tuple[str, str]
+
+
+_GROUPS: Final = _Table(
+    prefix="",
+    labels=("kind", "name"),
+    counters={
+        "messages_sent": ("messages_sent", "Messages that were given to the kernel, or to a peer in this process."),
+        "bytes_sent": ("sent_bytes", "Bytes of these messages."),
+        "messages_received": ("messages_received", "Messages that arrived whole."),
+        "bytes_received": ("received_bytes", "Bytes that arrived."),
+        "messages_unconfirmed": (
+            "messages_unconfirmed",
+            "Messages sent that the peer's kernel had not acknowledged when their pipe closed. An estimate.",
+        ),
+        "bytes_unconfirmed": ("unconfirmed_bytes", "Bytes that were not acknowledged when their pipe closed."),
+        "accepted": ("connections_accepted", "Connections that listeners have accepted."),
+        "refused": ("connections_refused", "Connections that were refused, or that broke before they were pipes."),
+        "attempts": ("dial_attempts", "How often dialers have tried to connect."),
+        "reconnects": ("reconnects", "How often dialers have connected again."),
+    },
+    gauges={
+        "sockets": ("sockets", "Open sockets."),
+        "pipes": ("pipes", "Open pipes: connected peers."),
+        "full_pipes": ("full_pipes", "Pipes whose send queue is full."),
+        "dialers": ("dialers", "Open dialers."),
+        "listeners": ("listeners", "Open listeners."),
+        "send_queue": ("send_queue_messages", "Messages that wait to leave, in all pipes."),
+        "send_queue_bytes": ("send_queue_bytes", "Bytes that wait to leave, in all pipes."),
+        "longest_send_queue": ("longest_send_queue_messages", "Messages that wait to leave in the pipe that has most."),
+        "recv_queue": ("recv_queue_messages", "Messages that have arrived and that the program has not received yet."),
+        "subscriptions": ("subscriptions", "Subscriptions at a Pub, or of a Sub."),
+        "in_flight": ("requests_in_flight", "Requests of a Req that have not ended."),
+        "running": ("requests_running", "Requests that a Rep or a Respondent is answering."),
+        "connections": ("stream_connections", "Connections of a Stream."),
+    },
+    drops=("drops", "Messages lost on this side, by reason."),
+)
+_PLANES: Final = _Table(
+    prefix="plane_",
+    labels=("url",),
+    counters={
+        "sent": ("messages_sent", "Publications of these processes."),
+        "confirmed": ("messages_confirmed", "Publications of these processes that the server has got."),
+        "received": ("messages_received", "Publications of other processes."),
+        "echoes": ("echoes", "Publications that came back to their process, and were ignored."),
+        "duplicates": ("duplicates", "Publications that came again, and were ignored."),
+        "gaps": ("gaps", "How often publications of other processes may have been missed."),
+    },
+    gauges={
+        "planes": ("open", "Open planes that are in use."),
+        "healthy_planes": ("healthy", "Of these, planes whose engine serves and confirms all."),
+        "unconfirmed": ("messages_unconfirmed", "Publications not confirmed yet, or not when a connection was lost."),
+        "buffered": ("messages_buffered", "Publications that wait while the engine is away or slow."),
+        "lag": ("lag_seconds", "Time since the server has last confirmed something, at the plane that waits longest."),
+    },
+    drops=("dropped", "Publications given up, by reason."),
+)
 
 
 class Collector:
@@ -117,43 +143,42 @@ class Collector:
         self, reports: list[dict[str, Any]], groups: list[dict[str, Any]], planes: list[dict[str, Any]],
         lag: dict[str, Any] | None,
     ) -> list[Metric]:  # fmt: skip
-        return [*self._groups(groups), *self._planes(planes), *self._processes(reports), *self._loops(reports, lag)]
+        return [
+            *self._table(_GROUPS, groups),
+            *self._other_numbers(groups),
+            *self._table(_PLANES, planes),
+            *self._processes(reports),
+            *self._loops(reports, lag),
+        ]
 
-    def _groups(self, groups: list[dict[str, Any]]) -> Iterator[Metric]:
-        for key, (name, text) in _COUNTERS.items():
-            yield _fill(CounterMetricFamily(f"{self._prefix}_{name}", text, labels=_LABELS), key, groups)
-        drops = CounterMetricFamily(
-            f"{self._prefix}_messages_dropped", "Messages lost on this side, by reason.", labels=(*_LABELS, "reason")
-        )
-        for group in groups:
-            for reason, count in sorted(group["drops"].items()):
-                drops.add_metric((group["kind"], group["name"], reason), count)
+    def _table(self, table: _Table, things: list[dict[str, Any]]) -> Iterator[Metric]:
+        prefix, labels = f"{self._prefix}_{table.prefix}", table.labels
+        labelled = [(tuple([thing[label] for label in labels]), thing) for thing in things]
+        for family, metrics in ((CounterMetricFamily, table.counters), (GaugeMetricFamily, table.gauges)):
+            for key, (name, text) in metrics.items():
+                metric = family(prefix + name, text, labels=labels)
+                for values, thing in labelled:
+                    if key in thing:
+                        metric.add_metric(values, thing[key])
+                yield metric
+        key, text = table.drops
+        drops = CounterMetricFamily(f"{prefix}messages_dropped", text, labels=(*labels, "reason"))
+        for values, thing in labelled:
+            for reason, count in sorted(thing[key].items()):
+                drops.add_metric((*values, reason), count)
         yield drops
-        for key, (name, text) in _GAUGES.items():
-            yield _fill(GaugeMetricFamily(f"{self._prefix}_{name}", text, labels=_LABELS), key, groups)
+
+    def _other_numbers(self, groups: list[dict[str, Any]]) -> Iterator[Metric]:
         others = GaugeMetricFamily(
-            f"{self._prefix}_protocol_numbers", "Numbers of the program's own protocols.", labels=(*_LABELS, "number")
+            f"{self._prefix}_protocol_numbers",
+            "Numbers of the program's own protocols.",
+            labels=(*_GROUPS.labels, "number"),
         )
         for group in groups:
             for key, value in sorted(group.items()):
-                if isinstance(value, int) and key not in _COUNTERS and key not in _GAUGES:
+                if isinstance(value, int) and key not in _GROUPS.counters and key not in _GROUPS.gauges:
                     others.add_metric((group["kind"], group["name"], key), value)
         yield others
-
-    def _planes(self, planes: list[dict[str, Any]]) -> Iterator[Metric]:
-        for family, metrics in ((CounterMetricFamily, _PLANE_COUNTERS), (GaugeMetricFamily, _PLANE_GAUGES)):
-            for key, (name, text) in metrics.items():
-                metric = family(f"{self._prefix}_plane_{name}", text, labels=("url",))
-                for numbers in planes:
-                    metric.add_metric((numbers["url"],), numbers[key])
-                yield metric
-        drops = CounterMetricFamily(
-            f"{self._prefix}_plane_messages_dropped", "Publications given up, by reason.", labels=("url", "reason")
-        )
-        for numbers in planes:
-            for reason, count in sorted(numbers["dropped"].items()):
-                drops.add_metric((numbers["url"], reason), count)
-        yield drops
 
     def _processes(self, reports: list[dict[str, Any]]) -> Iterator[Metric]:
         processes = GaugeMetricFamily(f"{self._prefix}_processes", "Living processes that these numbers are of.")
@@ -182,13 +207,3 @@ class Collector:
             waits.add_metric((), [*buckets, ("+Inf", float(lag["count"]))], lag["sum"])
         yield latest
         yield waits
-
-
-def _fill(
-    metric: CounterMetricFamily | GaugeMetricFamily, key: str, groups: list[dict[str, Any]]
-) -> CounterMetricFamily | GaugeMetricFamily:
-    """Add the values of a key to a metric, for the groups that have it."""
-    for group in groups:
-        if key in group:
-            metric.add_metric((group["kind"], group["name"]), group[key])
-    return metric
