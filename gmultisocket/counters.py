@@ -5,9 +5,10 @@ Pipes and sockets count in plain attributes where messages pass. This module onl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
-__all__ = ["TOTALS", "Counters", "as_dict"]
+__all__ = ["TOTALS", "Counters", "add_drops", "as_dict"]
 
 #: The counters that are numbers.
 TOTALS: Final = (
@@ -80,8 +81,14 @@ class Counters:
         """Add the totals of another object to these."""
         for name in TOTALS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for reason, count in other.drops.items():
-            self.drop(reason, count)
+        add_drops(self.drops, other.drops)
+
+
+def add_drops(sums: dict[str, int], drops: Mapping[str, int]) -> None:
+    """Add the numbers of lost messages, by reason, to sums."""
+    # A copy, because another thread may ask.
+    for reason, count in [*drops.items()]:
+        sums[reason] = sums.get(reason, 0) + count
 
 
 def as_dict(counters: Counters) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from . import options as opts
 from .core.connecting.connector import ENDPOINT_TOTALS, Connector
 from .core.socket import Socket, live_sockets, on_closed
 from .core.stats import lag_stats
-from .counters import TOTALS, as_dict
+from .counters import TOTALS, add_drops, as_dict
 from .log import get_logger
 from .loop import owner
 from .loop.lag import BUCKETS, LagSummary, lag_of, own_hub
@@ -190,9 +190,7 @@ def _add(groups: dict[_Key, dict[str, Any]], key: _Key, numbers: Mapping[str, An
             group[name] = max(group.get(name, 0), number)
         elif isinstance(number, int):
             group[name] = group.get(name, 0) + number
-    drops = group["drops"]
-    for reason, count in numbers["drops"].items():
-        drops[reason] = drops.get(reason, 0) + count
+    add_drops(group["drops"], numbers["drops"])
 
 
 def _filled(key: _Key, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,14 +205,14 @@ def _counted(connector: Connector) -> dict[str, Any]:
 
 
 def _remember(key: _Key, connector: Connector) -> None:
-    """Keep what a socket has counted that is not open any more; once."""
+    """Add the counters of a socket that is not open any more to the sums, once."""
     if connector not in _remembered:
         _remembered.add(connector)
         _add(_closed, key, _counted(connector))
 
 
 def _closed_now(sock: Socket) -> None:
-    """Remember what a socket has counted that has closed."""
+    """Add the counters of a socket that has just closed to the sums."""
     connector = sock._connector
     with _lock:
         known = _seen.pop(id(connector), None)
@@ -222,7 +220,7 @@ def _closed_now(sock: Socket) -> None:
 
 
 def _forget() -> None:
-    """Begin anew in a forked child: what was counted is the parent's."""
+    """Forget everything in a forked child: the parent has counted it."""
     global _lock
     _lock = _new_lock()
     _closed.clear()

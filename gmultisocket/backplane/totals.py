@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
+from ..counters import add_drops
 from ..loop import owner
 from .link import shown
 
@@ -23,7 +24,7 @@ _GAUGES: Final = ("planes", "healthy_planes", "unconfirmed", "buffered")
 
 
 class _Plane(Protocol):
-    """What is needed of a Backplane."""
+    """The part of a Backplane that is used here."""
 
     @property
     def healthy(self) -> bool: ...
@@ -47,7 +48,7 @@ def add(plane: _Plane, url: str) -> None:
 
 
 def remove(plane: _Plane) -> None:
-    """Keep what a plane has counted that has closed."""
+    """Remove a plane that has closed. What it has counted stays in the sums."""
     with _lock:
         url, _ = _open.pop(id(plane))
         _add(_closed, url, counted(plane.counters._asdict()))
@@ -67,7 +68,7 @@ def plane_stats() -> list[dict[str, Any]]:
         found = {url: {**numbers, "dropped": {**numbers["dropped"]}} for url, numbers in _closed.items()}
         for url, plane in _open.values():
             _add(found, url, {**plane.counters._asdict(), "planes": 1, "healthy_planes": int(plane.healthy)})
-    return [_filled(url, numbers) for url, numbers in sorted(found.items())]
+    return _listed(found)
 
 
 def counted(numbers: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def add_up_planes(reports: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[s
     for report in reports:
         for numbers in report:
             _add(found, numbers["url"], numbers)
-    return [_filled(url, numbers) for url, numbers in sorted(found.items())]
+    return _listed(found)
 
 
 def _add(found: dict[str, dict[str, Any]], url: str, numbers: Mapping[str, Any]) -> None:
@@ -97,16 +98,15 @@ def _add(found: dict[str, dict[str, Any]], url: str, numbers: Mapping[str, Any])
     for name in (*PLANE_COUNTERS, *_GAUGES):
         sums[name] = sums.get(name, 0) + numbers.get(name, 0)
     sums["lag"] = max(sums.get("lag", 0.0), numbers.get("lag", 0.0))
-    for reason, count in numbers["dropped"].items():
-        sums["dropped"][reason] = sums["dropped"].get(reason, 0) + count
+    add_drops(sums["dropped"], numbers["dropped"])
 
 
-def _filled(url: str, sums: dict[str, Any]) -> dict[str, Any]:
-    return {"url": url, **sums}
+def _listed(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"url": url, **numbers} for url, numbers in sorted(found.items())]
 
 
 def _forget() -> None:
-    """Begin again in a forked child: what was counted is the parent's."""
+    """Forget everything in a forked child: the parent has counted it."""
     global _lock
     _lock = owner.original("_thread", "allocate_lock")()
     _open.clear()

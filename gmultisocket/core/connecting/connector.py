@@ -14,7 +14,7 @@ import gevent
 from gevent.hub import Hub
 
 from ... import options as opts
-from ...counters import Counters
+from ...counters import Counters, add_drops
 from ...errors import Closed, ConnectionFailed, ContentTooLong, MultiSocketError, NotSupported, Timeout, snippet
 from ...log import ThrottledLog, get_logger
 from ...loop.ending import LOG_INTERVAL, survive
@@ -246,15 +246,13 @@ class Connector:
         total.add(self.receiver.counters)
         # Not by the counters of each pipe: for 10,000 of them that takes five times as long. A copy, because another
         # thread may ask.
-        drops = total.drops
         for pipe in [*self.pipes.values()]:
             total.messages_sent += pipe.messages_sent
             total.bytes_sent += pipe.bytes_sent
             total.messages_received += pipe.messages_received
             total.bytes_received += pipe.bytes_received
             if pipe._drops:
-                for reason, count in [*pipe._drops.items()]:
-                    drops[reason] = drops.get(reason, 0) + count
+                add_drops(total.drops, pipe._drops)
         return total
 
     def endpoint_totals(self) -> dict[str, int]:
