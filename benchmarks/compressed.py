@@ -85,7 +85,7 @@ def publish(over: int, peers: int, bursts: int) -> None:
 
 
 def weigh(over: int) -> None:
-    """Say how many bytes a burst has on the wire (worker)."""
+    """Tell the parent how many bytes a burst has on the wire (worker)."""
     _, _, frame_size = _server(over)
     say(frame_size=frame_size)
 

@@ -209,7 +209,7 @@ def constants_of(spent: Sequence[Spent]) -> Constants:
 
 @dataclass(frozen=True)
 class Target:
-    """A system that is to be built.
+    """A system that somebody plans to build.
 
     Attributes:
         subscribers: connections in all.

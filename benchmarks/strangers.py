@@ -41,7 +41,7 @@ def subscription(kind: bytes, pattern: str) -> bytes:
 
 
 def attack(kind: str, port: int) -> None:
-    """Be the peer."""
+    """Run the peer."""
     sock = socket.create_connection(("127.0.0.1", port))
     if kind == "replies":
         sock.sendall(b"".join(frame(0, struct.pack(">I", number) + b"x") for number in range(1000)))

@@ -99,7 +99,7 @@ class JobQueue(ProtocolBase):
         return not self._waiting and not self._given
 
     def _give(self) -> None:
-        """Give jobs to workers that are free."""
+        """Send jobs to workers that are free."""
         while self._waiting and self._free:
             source, job = self._free.popleft(), self._waiting.popleft()
             number = job[:ID_SIZE]

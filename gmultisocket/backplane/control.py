@@ -83,7 +83,7 @@ class Control:
         link.on_control = self._receive
 
     def listen(self) -> None:
-        """Take part from now on. Does not block; may be repeated."""
+        """Begin to send and receive control messages. Does not block; may be repeated."""
         if not self._listens:
             self._listens = True
             self._link.want(_ALL)
@@ -91,7 +91,7 @@ class Control:
             self._greeter = gevent.spawn(self._greet)
 
     def _greet(self) -> None:
-        """Say hello when the answers can come (a greenlet)."""
+        """Send the first message as soon as the answers can arrive (a greenlet)."""
         for pattern in (_ALL, self._mine):
             if not self._link.wait_served(pattern, Deadline(None)):
                 return
@@ -102,7 +102,7 @@ class Control:
         self._answered.wake_all()
 
     def close(self) -> None:
-        """Say goodbye. Does not block."""
+        """Stop, and tell the others. Does not block."""
         if self._listens:
             end(self._greeter)
             self._beats.stop()

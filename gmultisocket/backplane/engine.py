@@ -252,9 +252,10 @@ class Engine(ABC):
         raise NotImplementedError
 
     def unretain(self, head: bytes, sequence: int) -> None:
-        """Let the server forget the present value of a topic. All engines that have asked for it hear of it, as above.
+        """Remove the present value of a topic from the server.
 
-        It is confirmed as a publication is.
+        Like a value, the removal comes to all engines that have asked for a pattern that matches, also to this one. It
+        is confirmed like a publication.
         """
         raise NotImplementedError
 

@@ -2,7 +2,7 @@
 
 The engine numbers and keeps the publications. When a pattern is first wanted, the process fetches what the engine has
 of it, and keeps it as long as the pattern is wanted: so a subscriber that comes to this process gets what it has missed
-at another one. While the engine is away, nothing is here, and whoever asks gets a gap.
+at another one. While the engine is away, nothing is kept here, and a subscriber that recovers gets a gap.
 
 Pure: no gevent, no sockets.
 """

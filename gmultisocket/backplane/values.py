@@ -40,19 +40,19 @@ class Values:
         return known is None or known[1:] != (origin, sequence)
 
     def keep(self, topic: str, content: bytes, origin: bytes, sequence: int) -> None:
-        """Know the value of a topic, instead of the one before."""
+        """Store the value of a topic, in the place of the one before."""
         self._values[topic] = content, origin, sequence
 
     def forget(self, topic: str) -> None:
-        """Know no value of a topic any more."""
+        """Remove the value of a topic, if there is one."""
         if self._values.pop(topic, None) is not None:
             self._forget(topic)
 
     def forget_others(self, wanted: Callable[[str], bool]) -> None:
-        """Forget the values of topics that nobody wants any more."""
+        """Remove the values of all topics but the wanted ones."""
         for topic in [topic for topic in self._values if not wanted(topic)]:
             self.forget(topic)
 
     def clear(self) -> None:
-        """Forget all values."""
+        """Remove all values."""
         self.forget_others(lambda topic: False)

@@ -120,7 +120,7 @@ def _hear(process: Any) -> bytes:
 
 
 def subscribe(arguments: Namespace, address: str, peers: int, times: int) -> None:
-    """Be the second process."""
+    """Run the second process."""
     _allow_descriptors(peers)
     each, last = array("d"), array("d")
     here = Event()

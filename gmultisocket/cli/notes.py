@@ -55,7 +55,7 @@ def is_quiet() -> bool:
 
 
 def set_verbosity(verbose: int, quiet: bool) -> None:
-    """Say what is printed from now on.
+    """Set what is printed from now on.
 
     Args:
         verbose: at least 2 prints all log records of the library; otherwise warnings and errors are printed.

@@ -51,7 +51,7 @@ class Progress:
             set_line(None)
 
     def show(self, done: int, total: int | None = None, unit: str = "messages") -> None:
-        """Say how much is done. Cheap: most calls print nothing.
+        """Report how much is done. Cheap: most calls print nothing.
 
         Args:
             done: how much.

@@ -41,7 +41,7 @@ def receive(
     handle: Callable[[_T], object],
     hint: str,
 ) -> int:
-    """Take what comes, until it is enough. Returns the exit status: 1 if too little came within ``--timeout``.
+    """Receive until ``--count`` have come. Return the exit status: 1 if too little came within ``--timeout``.
 
     Args:
         endpoint: the socket or protocol.
@@ -88,7 +88,7 @@ class Silence:
         self.end()
 
     def end(self) -> None:
-        """Say nothing any more. May be repeated."""
+        """Stop reporting. May be repeated."""
         if self._waiting is not None:
             self._waiting.kill(block=False)
             self._waiting = None

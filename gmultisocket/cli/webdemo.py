@@ -135,7 +135,7 @@ class _World:
     # The peers
 
     def _live_again(self, live: Callable[[int], None], number: int) -> None:
-        """Be a peer that comes, stays for a minute or so, goes, and comes again."""
+        """Connect, stay for about a minute, disconnect, and begin again."""
         gevent.sleep(self._random.random())
         while True:
             with suppress(MultiSocketError):

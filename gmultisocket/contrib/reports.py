@@ -11,8 +11,8 @@ they must start. So any of them can answer for all, also while others hang, are 
   meanwhile.
 
 A process that is killed loses what it has counted since its last report. One that ends in order reports at its end. A
-process also reports before it reads. So no counter is ever seen to fall, whichever process is asked. Nobody has to
-clear the folder up: what it has from before a restart goes on to count.
+process also reports before it reads. So no counter is ever seen to fall, in any process. Nobody has to clear
+the folder up: what it has from before a restart goes on to count.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Reports:
         return report
 
     def _open(self) -> None:
-        """Give this process an id, and lock it. Only after that it may have a report."""
+        """Choose an id for this process, and lock the file of that name. A report may be written only after that."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = secrets.token_hex(8)
         lock = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -175,7 +175,7 @@ class Reports:
             self._lock = -1
 
     def _abandon(self) -> None:
-        """Have no report yet in a forked child. The lock stays with the parent."""
+        """Forget the report in a forked child: it and its lock are the parent's."""
         self._release()
         self._periodic = None
         self._threads = _new_lock()

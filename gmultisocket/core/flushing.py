@@ -185,7 +185,7 @@ def _finish(each: Flushable, deadline: Deadline) -> None:
 
 
 def _report(each: Flushable) -> None:
-    """Say that an object is still open, and how many of its messages are lost."""
+    """Log that an object is still open, and how many of its messages are lost."""
     unsent = each._unsent()
     if unsent:
         logger.error("%d messages had not left when the process ended: %r was not closed", unsent, each)

@@ -166,15 +166,19 @@ class ProtocolSocket:
         return self._sender.next_pipe(timeout)
 
     def avoid(self, pipe: Pipe, avoided: bool) -> None:
-        """Give a pipe no more to-one messages while there are other pipes; or again, if ``avoided`` is False.
+        """Send no to-one messages by a pipe while there are other pipes.
 
         Neither blocks nor switches greenlets. When no other pipe is left, all avoided pipes are used again, as if this
         had not been called.
+
+        Args:
+            pipe: the pipe.
+            avoided: False: use the pipe again.
         """
         self._sender.avoid(pipe, avoided)
 
     def put(self, pipe: Pipe, message: Message) -> None:
-        """Send a message by one pipe, whatever its send type. Never blocks.
+        """Send a message of any send type by one pipe. Never blocks.
 
         The message has the flags, paths and content of ``message``, and the ttl of the socket. Call
         :meth:`next_pipe` or :meth:`wait_writable` before, or the pipe's queue grows beyond its limit.
@@ -288,7 +292,7 @@ class ProtocolSocket:
         return Relay(self._connector.hub, self._receiver, target._sender, max_ttl, watch, count)
 
     def relay_by(self, make: Callable[[Hub, Receiver, Sender], _Relay]) -> _Relay:
-        """Give what the pipes read to a relay of the protocol's own; ``on_message`` sees only what it does not take.
+        """Pass what the pipes read to a relay of the protocol; ``on_message`` sees only what the relay does not take.
 
         Args:
             make: makes the relay, a subclass of :class:`~.sending.relay.LongWay`, for this socket's parts.
@@ -303,7 +307,7 @@ class ProtocolSocket:
         self._sender.requeue.add([Message(TO_ONE, self._sender.ttl, b"", b"", content)])
 
     def begin(self) -> int:
-        """Let other greenlets run if this turn's budget is spent, as every sending method does when it begins.
+        """Yield to other greenlets if this turn's budget is spent, as every sending method does when it begins.
 
         Then :meth:`put_group` sends at once.
 
@@ -320,7 +324,7 @@ class ProtocolSocket:
         return sender.max_content
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
-        """Block until one pipe can take another message, whatever ``socket.send_overflow`` says.
+        """Block until one pipe can take another message, under every ``socket.send_overflow``.
 
         Returns:
             False if the pipe has closed, or the time is over.

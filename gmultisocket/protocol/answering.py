@@ -243,7 +243,7 @@ class Answerer(ProtocolBase):
         self._wait_closed()
 
     def _first_request(self, message: Message) -> bool:
-        """Have somebody look whether requests wait for ever (for the first message, and what came together with it)."""
+        """Start to check, at the first message, whether requests wait for a handler that nobody has started."""
         self._core.on_message(None)
         if not self._workers and not self._start_checked:
             self._start_checked = True
@@ -476,7 +476,7 @@ class Answerer(ProtocolBase):
     # Closing
 
     def _stop(self, deadline: Deadline) -> None:
-        """Take no more requests, and wait until those that are being answered have their answers."""
+        """Stop taking requests, and block until the handlers that run have ended."""
         self._core.stop_receiving("closed by close()")
         for held in self._held.values():
             for _ in held.messages:

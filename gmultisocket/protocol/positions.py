@@ -190,7 +190,7 @@ class Positions:
         return self._ask(number, pattern, retained, recover)
 
     def _break_off(self, mine: _Pattern, pattern: str, pipe_id: int) -> None:
-        """End the replays by a pipe: the publishers are asked anew."""
+        """End the replays by a pipe: its publishers are asked again."""
         prefix = pack_id(pipe_id)
         for epoch, meeting in mine.meetings.items():
             unended = [source for source, replays in meeting.sources.items() if replays and source.startswith(prefix)]
@@ -229,7 +229,7 @@ class Positions:
         return self._index.match(topic)
 
     def overdue(self) -> list[str]:
-        """Return the patterns for which an answer, or the end of a replay, was probably lost: to be asked anew.
+        """Return the patterns for which an answer, or the end of a replay, was probably lost: to be asked again.
 
         They are those of which publications were ignored before the last call, and nothing of a replay came since.
         """

@@ -220,7 +220,7 @@ class Pub(ProtocolBase):
         self._keeper.replay_again()
 
     def hold_acknowledgements(self, hook: Hold | None) -> None:
-        """Let a hook delay the acknowledgements of new subscriptions, until publications really come.
+        """Set a hook that may delay the acknowledgement of a new subscription until its publications come.
 
         ``hook(subscriber, pattern, release)`` is called when a subscription is in effect at this Pub, before it is
         acknowledged. It returns True to hold the acknowledgement back. Then it, or what it has started, calls

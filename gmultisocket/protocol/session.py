@@ -1,6 +1,6 @@
 """Sessions: several protocols over one WebSocket.
 
-A page has one WebSocket, and a Session gives it a Pub, a Rep and whatever else it needs, each as a channel::
+A page has one WebSocket, and a Session gives it a Pub, a Rep and any other protocols, each as a channel::
 
     session = Session({"events": pub, "rpc": rep})
     application = mount(session, "/ws", app)
@@ -92,7 +92,7 @@ class _Channels:
         members: the sockets, by the numbers of their channels.
         garbage: called for each message that makes no sense.
 
-    Nothing here blocks or raises, whatever the peer sends.
+    Nothing here blocks, and no message of the peer makes it raise.
     """
 
     __slots__ = ("_garbage", "_members", "_pipe", "_pipes")
@@ -110,7 +110,7 @@ class _Channels:
         self._pipe.tell(_ABOUT + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
     def _take(self, packet: bytes) -> None:
-        """Take what has come."""
+        """Handle a message of the WebSocket."""
         number = packet[0] if packet else 0
         pipe = self._pipes.get(number)
         if pipe is not None:
@@ -205,7 +205,7 @@ class _AcceptedChannels(_Channels):
     __slots__ = ()
 
     def greet(self) -> None:
-        """Say which channels there are."""
+        """Send the list of channels."""
         self._tell(
             [
                 {"channel": number, "name": member.name, "protocol": member.protocol}

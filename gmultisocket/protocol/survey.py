@@ -108,7 +108,7 @@ class Survey:
         return ""
 
     def _finish(self) -> None:
-        """Take no more replies, and wake those who wait for one."""
+        """Stop taking replies, and wake the greenlets that wait for one."""
         self._over = True
         self._sources.clear()
         self._arrivals.wake_all()

@@ -83,13 +83,13 @@ class ServerProcess:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Stop its process, as if its machine stood still. Blocks until it does."""
+        """Stop the process, as if its machine stood still. Blocks until it stands still."""
         os.kill(self.pid, signal.SIGSTOP)
         stat = Path(f"/proc/{self.pid}/stat")
         wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", what="the server stands still")
 
     def resume(self) -> None:
-        """Let a stopped process go on."""
+        """Continue the process after :meth:`pause`. Does not block."""
         os.kill(self.pid, signal.SIGCONT)
 
     def _end(self, number: int) -> None:

@@ -45,7 +45,7 @@ class HistoryChecks(EngineBench):
             yield sub
 
     def _leave(self, sub: Sub) -> None:
-        """Let a Sub lose its connection."""
+        """Close the connection of a Sub. Blocks until the Sub knows it."""
         for pipe in [*sub.pipes.values()]:
             pipe.close()
         wait_until(lambda: not sub.pipes, self.limit)

@@ -167,7 +167,7 @@ class Lookups:
         return lookup
 
     def _begin_next(self) -> None:
-        """Give lookups to threads, as long as the limits allow it."""
+        """Start waiting lookups in threads, as many as the limits allow."""
         for line in (self._quick_names, self._new_names, self._slow_names):
             threads = _MAX_THREADS if line is self._quick_names else _MAX_THREADS - _RESERVED
             while line.waiting and line.running < _MAX_RUNNING and self._running < threads:
@@ -193,7 +193,7 @@ class Lookups:
         self._begin_next()
 
     def _is_slow(self, lookup: _Lookup) -> None:
-        """Let the next lookup begin: this one takes long."""
+        """Begin the next lookup: this one takes long."""
         self._leave_line(lookup)
         self._begin_next()
 

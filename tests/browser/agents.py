@@ -134,7 +134,7 @@ class Tab:
         self.inspector.call("Page.enable")
 
     def visit(self, url: str) -> None:
-        """Go to a page, and wait until it has loaded."""
+        """Load a page. Blocks until it has loaded."""
         self.inspector.call("Page.navigate", url=url)
         wait_until(lambda: self.evaluate("return [location.href, document.readyState]") == [url, "complete"], PATIENCE)
 

@@ -151,7 +151,7 @@ def test_the_pages_of_all_workers_go_on_when_the_hub_was_killed(
             return list(tab.evaluate("return [...document.querySelectorAll('li')].map(each => each.textContent)"))
 
         def everybody_hears(what: str) -> bool:
-            """Say something by one of the pages. Return whether both have heard such a thing."""
+            """Post a text from one of the pages. Return whether both pages show one of these texts."""
             said.append(f"{what} {len(said)}")
             tabs[len(said) % 2].evaluate(f"await fetch('/', {{method: 'POST', body: '{said[-1]}'}})")
             return all(any(f": {what}" in line for line in lines(tab)) for tab in tabs)

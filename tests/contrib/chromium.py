@@ -32,11 +32,11 @@ class Page(Tab):
         return [json.dumps(each["params"]) for each in self.inspector.events if each["method"] in _COMPLAINTS]
 
     def open(self, url: str) -> None:
-        """Go to another page."""
+        """Load another page."""
         self.call("Page.navigate", url=url)
 
     def look_as(self, width: int, scheme: str) -> None:
-        """Be a window of a width, of somebody who likes it light or dark."""
+        """Set the width of the window, and whether its user prefers light or dark."""
         narrow = width < 500
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=narrow)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])

@@ -101,7 +101,7 @@ class Gunicorn:
 
     @property
     def access_log(self) -> str:
-        """Which requests it has served, and whatever was printed."""
+        """Return the requests that it has served, and all that it has printed."""
         return self._output.read_text()
 
     def workers(self, count: int = 2) -> list[int]:
@@ -117,7 +117,7 @@ class Gunicorn:
             yield peer
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Have it end, and do not wait."""
+        """Ask it to end, and do not wait for that."""
         os.kill(self.process.pid, number)
 
     def wait_ended(self) -> None:
@@ -161,7 +161,7 @@ def running(
 
 @contextmanager
 def standing_still(pid: int) -> Iterator[None]:
-    """Have a worker take nobody in, so that the other one does."""
+    """Stop a worker from accepting, so that the other one accepts."""
     os.kill(pid, signal.SIGSTOP)
     try:
         wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")

@@ -159,7 +159,7 @@ def test_the_servers_thread_of_the_client_library_may_scrape(registry: Collector
 
 
 def get(server: Gunicorn, path: str) -> str:
-    """Ask whichever worker accepts first."""
+    """Ask the worker that accepts first."""
     place = server.address.removeprefix("ws://").removesuffix("/ws")
     with urllib.request.urlopen(f"http://{place}{path}", timeout=20) as answer:
         return str(answer.read().decode())

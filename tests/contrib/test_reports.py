@@ -78,7 +78,7 @@ def no_locks_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Process]]:
-    """Have a report say what its process has sent."""
+    """Change what a report says that its process has sent."""
     reporting: list[Process] = []
     original = Reports._report
 

@@ -48,7 +48,7 @@ def cpu_time(pid: int | None = None) -> float:
 
 @contextmanager
 def descriptors_exhausted(spare: int = 0) -> Iterator[None]:
-    """Let this process open ``spare`` more descriptors and no others."""
+    """Limit this process to ``spare`` more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
     # One above the highest in use: all gaps below are filled.
@@ -70,7 +70,7 @@ def descriptors_exhausted(spare: int = 0) -> Iterator[None]:
 
 @contextmanager
 def many_descriptors(count: int) -> Iterator[None]:
-    """Let this process have so many descriptors; the test is skipped where the system does not."""
+    """Raise this process's limit of descriptors; skip the test where the system refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < count:
         pytest.skip(f"takes {count} descriptors, and {hard} is the limit here")

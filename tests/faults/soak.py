@@ -114,7 +114,7 @@ class Soak:
         return len(self.server.pipes) == len(self.clients) and all(client.pipes for client in self.clients)
 
     def _ask_all(self) -> None:
-        """Let every good peer ask, and check its answers. Those that a cut pipe had are lost, and nothing else."""
+        """Send a request from every good peer, and check the answers. Only those that a cut pipe had are lost."""
         for client in self.clients:
             for _ in range(_QUESTIONS):
                 self._asked += 1

@@ -25,7 +25,7 @@ LONG = 60.0
 
 @contextmanager
 def conversation() -> Iterator[list[int]]:
-    """Let two other sockets talk. Yield a list that holds the number of answers."""
+    """Send requests between two other sockets. Yield a list that holds the number of answers."""
     answers = [0]
 
     def talk(asking: Socket, answering: Socket) -> None:

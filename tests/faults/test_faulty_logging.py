@@ -89,7 +89,7 @@ def spoiled(spoil: Callable[[], object]) -> Iterator[Spoiler]:
 
 @pytest.fixture(autouse=True)
 def report_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test have its own report that logging has failed."""
+    """Reset, for each test, that a failure of logging was reported."""
     monkeypatch.setattr(log, "_reported", -log._REPORT_INTERVAL)
 
 

@@ -29,7 +29,7 @@ def switched() -> Iterator[tuple[Socket, Switch]]:
 
 
 def request(peer: socket.socket, server: Socket, content: bytes = b"request") -> bytes:
-    """Have a plain client send a request to the server, and return the way back to it."""
+    """Send a request from a plain client to the server, and return the way back to it."""
     peer.sendall(frame(content))
     message = server.recv_msg(timeout=5)
     assert message.content == content

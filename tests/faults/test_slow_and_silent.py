@@ -32,7 +32,7 @@ PING, PONG = (encode(Message(INTERNAL, ttl=1, content=kind)) for kind in (b"\1",
 
 
 def several_limits() -> None:
-    """Let time pass in which a silent peer would be cut, on this loop's own clock."""
+    """Wait as long as it takes to cut a silent peer, on this loop's own clock."""
     for _ in range(60):
         gevent.sleep(LIMIT / 20)
 

@@ -52,7 +52,7 @@ def failure(number: int) -> OSError:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Have loops only note how long they would sleep, and let others run."""
+    """Make loops only note how long they would sleep, and yield."""
     found: list[float] = []
 
     def sleep(seconds: float) -> None:

@@ -73,7 +73,7 @@ class Net:
             pub.pump((chance or random).choice(sorted(pub.replays)))
 
     def settle(self) -> None:
-        """Let everything arrive that is on its way."""
+        """Deliver everything that is on its way."""
         while any(link is not None and (link.up or link.down) for link in self.links) or any(
             pub.link is not None and pub.replays for pub in self.pubs
         ):

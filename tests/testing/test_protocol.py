@@ -109,7 +109,7 @@ class Hoarding(Chat):
 
 
 class Stubborn(Chat):
-    """Waits for peers that do not read, whatever the timeout says."""
+    """Ignores the timeout: it waits for peers that do not read."""
 
     defaults = {}
 

@@ -62,7 +62,7 @@ LISTEN = "tls+tcp://127.0.0.1:0"
 
 
 def shake_hands(listen: Mapping[str, Any], dial: Mapping[str, Any], host: str = "127.0.0.1") -> tuple[Any, Any]:
-    """Have a dialer and a listener shake hands, and return what came of it on each side: an error, or its identity."""
+    """Run a handshake between a dialer and a listener. Return the result of each side: an error, or its identity."""
     with Bench(LISTEN, dial, listen, 10.0) as bench:
 
         def accept() -> object:

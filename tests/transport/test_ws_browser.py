@@ -108,7 +108,7 @@ class Site:
 
 @contextlib.contextmanager
 def browsing(url: str, *flags: str) -> Iterator[Path]:
-    """Have Chromium look at a page, until the body has ended. Gives the folder of its profile."""
+    """Show a page in Chromium while the body runs. Yields the folder of the browser's profile."""
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",

@@ -35,7 +35,7 @@ def server() -> Iterator[Socket]:
 
 
 def exchange(server: Socket, address: str) -> None:
-    """Have a new peer send a message, and get it."""
+    """Send a message from a new peer, and receive it."""
     with upgraded(address) as peer:
         peer.send(frame(Opcode.BINARY, HELLO))
         assert server.recv(timeout=5) == b"hello"

@@ -31,7 +31,7 @@ from ..pipes.writepipe import _BLOCKED
 __all__ = ["Heartbeat"]
 
 _log: Final = ThrottledLog(get_logger("gmultisocket.pipe"), LOG_INTERVAL)
-#: Seconds between two looks at the pipes, whatever their intervals.
+#: The most seconds between two looks at the pipes, for pipes with longer intervals too.
 _LONGEST_STEP: Final = 1.0
 #: After this number of pipes other greenlets run.
 _BATCH: Final = 1000

@@ -219,7 +219,7 @@ class Listener(StateMachine, Endpoint):
         return None
 
     def _wait_refusal_read(self, connection: Connection, visitor: Visitor) -> None:
-        """Give a refused peer the time to read why (a greenlet for each such peer). The visitor counts meanwhile."""
+        """Wait until a refused peer has read the reason or its time is over (a greenlet each). Its visitor counts."""
         connection.wait_refusal_read()
 
     def _evict(self, greenlet: Greenlet[..., Any], connection: Connection) -> None:

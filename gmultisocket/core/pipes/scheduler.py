@@ -138,7 +138,7 @@ class WriteScheduler:
             self.over_budget = True
 
     def yield_turn(self) -> None:
-        """Let other greenlets run, and begin a new budget."""
+        """Yield to other greenlets, and begin a new budget."""
         self.over_budget = False
         self._spent_messages = self._spent_bytes = 0
         yield_to_loop()

@@ -181,19 +181,19 @@ class Receiver:
         self._update_fast_path()
 
     def set_relay(self, relay: Relay | None, filtered: bool = False) -> None:
-        """Let a relay take what pipes read; or no more, with None.
+        """Pass what pipes read to a relay first.
 
         Args:
-            relay: the relay.
-            filtered: it goes before a filter, which sees only what the relay does not take. Otherwise the relay takes
-                nothing while there is a filter.
+            relay: the relay; None for no relay any more.
+            filtered: True: the filter sees only what the relay has not taken. False: while there is a filter, the
+                relay takes nothing.
         """
         self._relay = relay
         self._relay_filtered = filtered
         self._update_fast_path()
 
     def set_buffer_for(self, callback: Callable[[int, bytes, bytes], ContentBuffer | None]) -> None:
-        """Ask a protocol where to read contents to; see ``ProtocolSocket.on_content``."""
+        """Set the callback that says where contents are read to; see ``ProtocolSocket.on_content``."""
         self._buffer_for = callback
         self._update_fast_path()
 

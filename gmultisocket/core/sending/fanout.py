@@ -379,7 +379,7 @@ class ToAllSender:
         return not pipe.full and (line is None or line[0] is copy)
 
     def _leave_line(self, copy: _Copy) -> None:
-        """Let the others go that wait behind a message which does not wait any more."""
+        """Remove a message from the line of its pipe, and wake those behind it if the pipe can take one."""
         pipe = copy[0]
         line = self._lines.get(pipe)
         if line is None:

@@ -13,7 +13,7 @@ class OverflowPolicy:
 
     Attributes:
         policy: block, drop_newest, drop_oldest or disconnect.
-        best_effort: whether a full queue drops the new message, whatever the policy.
+        best_effort: whether a full queue drops the new message under every policy.
     """
 
     __slots__ = ("_scheduler", "best_effort", "policy")

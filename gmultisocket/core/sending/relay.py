@@ -117,7 +117,7 @@ class LongWay:
         self.keep_to_budget()
 
     def keep_to_budget(self) -> None:
-        """Let other greenlets run if this turn's budget is spent."""
+        """Yield to other greenlets if this turn's budget is spent."""
         if self._scheduler.over_budget:
             self._scheduler.yield_turn()
             self._target._to_all.gather()

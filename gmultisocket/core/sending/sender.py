@@ -269,7 +269,7 @@ class Sender:
         return True
 
     def _yield(self) -> None:
-        """Let other greenlets run. Called before a message is taken, not after."""
+        """Yield to other greenlets. Called before a message is taken, not after."""
         self._scheduler.yield_turn()
         self._to_all.gather()
         self._check_open()
@@ -420,7 +420,7 @@ class Sender:
         self._update_fast_path()
 
     def pipe_idle(self, pipe: Pipe) -> None:
-        """Let a pipe that has nothing queued share to-all messages again."""
+        """Add a pipe that has nothing queued to its fan-out again."""
         self._to_all.rejoin(pipe)
 
     def _update_fast_path(self) -> None:

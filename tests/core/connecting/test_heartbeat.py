@@ -31,7 +31,7 @@ def internal(content: bytes) -> bytes:
 
 
 def some_intervals(count: int = 8) -> None:
-    """Let time pass in which a silent peer would be cut, on this loop's own clock."""
+    """Wait as long as it takes to cut a silent peer, on this loop's own clock."""
     for _ in range(count * 4):
         gevent.sleep(INTERVAL / 4)
 
