@@ -22,7 +22,7 @@ from gmultisocket import Backplane
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
 from tests.backplane.hubs import hub
-from tests.browser.agents import chromium
+from tests.browser.chromium import chromium
 from tests.contrib.gunicorns import running
 from tests.faults.process import needs
 

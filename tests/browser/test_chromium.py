@@ -19,7 +19,8 @@ import pytest
 from gmultisocket import Pub, Session
 from gmultisocket.protocol.history import MemoryHistory
 from gmultisocket.testing import wait_until
-from tests.browser.agents import PATIENCE, PRELUDE, Chromium, Tab, chromium
+from tests.browser.agents import PATIENCE, PRELUDE
+from tests.browser.chromium import Chromium, Tab, chromium
 from tests.contrib.gunicorns import Gunicorn, running
 from tests.faults.process import needs
 

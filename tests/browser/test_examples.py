@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from gmultisocket.testing import wait_until
-from tests.browser.agents import PATIENCE, ROOT, Chromium, Tab, chromium
+from tests.browser.agents import PATIENCE, ROOT
+from tests.browser.chromium import Chromium, Tab, chromium
 from tests.contrib.gunicorns import Gunicorn, running, standing_still
 from tests.contrib.test_gunicorn_plane import hub_of
 from tests.faults.process import needs

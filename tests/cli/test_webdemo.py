@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("websocket", reason="the client that drives Chromium is not installed")
-
 from gmultisocket.testing import wait_until
+from tests.browser.chromium import chromium
 from tests.cli.command import PATIENCE, address_of, end, interrupt, run, start
-from tests.contrib.chromium import page_in_chromium
 from tests.faults.process import needs
 
 
@@ -24,7 +20,7 @@ def test_the_page_shows_the_peers_of_the_demo() -> None:
         return {row[0]: int(row[number]) for row in rows if row[0] in pipes}
 
     # The first peers leave 20 s after they came, so the browser must be there before.
-    with page_in_chromium() as page, start("demo", "--web", "--peers", "50") as process:
+    with chromium() as browser, browser.tab() as page, start("demo", "--web", "--peers", "50") as process:
         page.open(address_of(process))
         wait_until(lambda: shown() == pipes, PATIENCE)
         assert interrupt(process) == (0, "", "")

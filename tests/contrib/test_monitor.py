@@ -26,7 +26,7 @@ from gmultisocket.errors import OptionError, RequestRefused
 from gmultisocket.stats import COUNTERS, _forget
 from gmultisocket.testing import wait_until
 from tests.addresses import plain_connection
-from tests.contrib.chromium import Page, page_in_chromium
+from tests.browser.chromium import Tab, chromium
 from tests.contrib.gunicorns import running
 from tests.faults.process import needs
 
@@ -248,7 +248,7 @@ def serving(monitor: Monitor) -> Iterator[str]:
         server.stop(timeout=5)
 
 
-def sees(page: Page, table: str, *words: str) -> None:
+def sees(page: Tab, table: str, *words: str) -> None:
     """Wait until a table shows some words."""
     for word in words:
         page.wait(f"document.querySelector('#{table}').innerText.includes({word!r})")
@@ -282,7 +282,7 @@ def test_somebody_looks_at_a_program_that_works(tmp_path: Path) -> None:
                 gevent.sleep(0.005)
 
         working = gevent.spawn(work)
-        page = stack.enter_context(page_in_chromium())
+        page = stack.enter_context(stack.enter_context(chromium()).tab())
         url = stack.enter_context(serving(monitor))
         page.look_as(1280, "light")
         page.open(url)
@@ -332,7 +332,7 @@ def test_somebody_looks_at_a_program_that_works(tmp_path: Path) -> None:
 @needs("chromium --version")
 @pytest.mark.timeout(180)
 def test_it_comes_back_when_the_server_does(tmp_path: Path) -> None:
-    with page_in_chromium() as page, Pub({"socket.name": "first"}):
+    with chromium() as browser, browser.tab() as page, Pub({"socket.name": "first"}):
         server = WSGIServer(("127.0.0.1", 0), Monitor(authorize=None), log=None, error_log=None)
         server.start()
         port = server.server_port
@@ -365,7 +365,7 @@ def test_who_may_not_look_sees_nothing() -> None:
             return "anna"
         raise RequestRefused(401, headers={"WWW-Authenticate": 'Basic realm="monitor"'})
 
-    with page_in_chromium() as page, serving(Monitor(authorize=authorize)) as url:
+    with chromium() as browser, browser.tab() as page, serving(Monitor(authorize=authorize)) as url:
         page.open(url)
         wait_until(lambda: asked)
         page.wait("document.readyState === 'complete' && document.getElementById('state') === null")
@@ -383,7 +383,7 @@ def test_under_gunicorn_the_page_shows_all_workers(tmp_path: Path, monkeypatch: 
     with running(tmp_path, *arguments, app="tests.contrib.measured:application") as server, ExitStack() as stack:
         for _ in range(9):
             stack.enter_context(server.peer())
-        page = stack.enter_context(page_in_chromium())
+        page = stack.enter_context(stack.enter_context(chromium()).tab())
         page.open(server.address.replace("ws:", "http:").removesuffix("/ws") + "/monitor")
         page.wait("document.querySelectorAll('#processes tbody tr').length === 3")
         page.wait("[...document.querySelectorAll('#processes tbody tr')]"

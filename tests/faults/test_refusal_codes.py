@@ -14,11 +14,12 @@ from gmultisocket import Socket
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.errors import PipeRefused, RequestRefused
 from gmultisocket.testing import wait_until
+from tests.browser.chromium import browsing
 from tests.certificates import listen_options
 from tests.contrib.test_wsgi import serving
 from tests.faults.process import needs
 from tests.faults.test_refused_upgrades import AUTHORIZE, BY_ADDRESS, BY_IDENTITY, BY_LIMIT
-from tests.transport.test_ws_browser import Site, browsing
+from tests.transport.test_ws_browser import Site
 from tests.transport.wspeers import RawPeer, frame, request
 
 WAY = "transport.ws.listener.refuse_with"

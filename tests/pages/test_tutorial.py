@@ -19,7 +19,8 @@ from gevent import subprocess
 
 from gmultisocket.testing import wait_until
 from tests.backplane.hubs import listens
-from tests.browser.agents import PATIENCE, ROOT, Tab, chromium
+from tests.browser.agents import PATIENCE, ROOT
+from tests.browser.chromium import Tab, chromium
 from tests.contrib.gunicorns import QUIET
 from tests.faults.peers import free_port
 from tests.faults.process import needs

@@ -6,24 +6,19 @@ client of the library has tests of its own in ``tests/browser/``.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gevent
 import pytest
-from gevent import subprocess
 from gevent.pywsgi import WSGIServer
 from gevent.queue import Queue
 
 from gmultisocket import Socket
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.testing import wait_until
+from tests.browser.chromium import browsing
 from tests.certificates import listen_options
 from tests.faults.process import needs
 
@@ -104,50 +99,6 @@ class Site:
 
     def __exit__(self, *error: object) -> None:
         self._server.stop(timeout=1)
-
-
-@contextlib.contextmanager
-def browsing(url: str, *flags: str) -> Iterator[Path]:
-    """Show a page in Chromium while the body runs. Yields the folder of the browser's profile."""
-    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            ["chromium", "--headless", "--no-sandbox", "--no-zygote", "--no-first-run", "--disable-gpu",
-             "--disable-breakpad", "--disable-dev-shm-usage", f"--user-data-dir={folder}/profile", *flags, url],
-            env=os.environ | {"HOME": folder, "TMPDIR": folder}, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            yield Path(folder) / "profile"
-        finally:
-            # Asked to end, it clears away what it has outside of the folder; what it has started is in its session.
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=10)
-            wait_until(lambda: not _kill(_session(process.pid)))
-            process.wait()
-
-
-def _session(leader: int) -> list[int]:
-    """Return the living processes of a session."""
-    members = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(session) == leader and state not in "XZ":
-            members.append(int(entry.name))
-    return members
-
-
-def _kill(processes: list[int]) -> int:
-    """Kill processes, and return how many there were."""
-    for process in processes:
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    return len(processes)
 
 
 def test_a_page_of_a_listed_origin_exchanges_messages_and_is_told_when_the_server_goes() -> None:
