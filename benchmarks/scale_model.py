@@ -348,7 +348,7 @@ def _answer(**more: Any) -> None:
 
 
 def hub(url: str) -> None:
-    """Run a hub. Tell the parent, when it asks, the processor time so far (worker)."""
+    """Run a hub. Answer each line of the parent with the processor time so far (worker)."""
     import gevent
 
     from gmultisocket.backplane.hubserver import HubServer
@@ -366,7 +366,7 @@ def hub(url: str) -> None:
 
 
 def serve(url: str, subscribers: int) -> None:
-    """Serve subscribers. Tell the parent, when it asks, the processor time so far and the memory (worker)."""
+    """Serve subscribers. Answer each line of the parent with the processor time so far, and the memory (worker)."""
     import gevent
 
     from gmultisocket.backplane import Backplane

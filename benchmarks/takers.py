@@ -16,7 +16,7 @@ from typing import Any
 from . import drain
 from .contestants.protocols.base import Protocols
 from .harness import Plan, started
-from .worker import burst_rounds, hear, listen_for_acks, say
+from .worker import await_ack, burst_rounds, hear, listen_for_acks, say
 
 __all__ = ["PULL", "SUB", "SUBSCRIBE", "control", "hand_out", "handing_out", "pattern", "take"]
 
@@ -77,7 +77,7 @@ def hand_out(
     listener = listen_for_acks(green=peer.green)
     say(address=address, acks=listener.getsockname()[1], handshake=peer.handshake, frame_size=frame_size)
     acks, _ = listener.accept()
-    acks.recv(1)
+    await_ack(acks)
     wait()
     burst_rounds(acks, burst, bursts)
 

@@ -49,10 +49,10 @@ def hear(*, in_loop: bool = False) -> dict[str, Any]:
 
 
 def listen_for_acks(*, green: bool = True) -> Any:
-    """Return a socket that listens at a port of loopback, for those who acknowledge bursts.
+    """Return a socket that listens at a port of loopback: the receivers connect to it, and acknowledge bursts.
 
     Args:
-        green: who waits for them waits in gevent's loop, so that queued messages leave meanwhile.
+        green: wait for acknowledgements in gevent's loop, so that queued messages leave meanwhile.
     """
     sockets: Any = import_module("gevent.socket" if green else "socket")
     listener = sockets.socket()
