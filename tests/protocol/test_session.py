@@ -22,6 +22,7 @@ from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, Decoder, encode
 from tests import addresses
 from tests.cases import every_case
+from tests.peers import calls_in_a_turn
 from tests.transport.wspeers import RawPeer, frame, upgraded
 
 LONG = 20.0
@@ -594,12 +595,7 @@ def test_compressing_for_a_channel_counts_for_the_budget_of_its_own_socket() -> 
             for sock in (one, two):
                 sock.wait_pipes(1, LONG)
             for sender in (one, two):
-                ran: list[int] = []
-                gevent.spawn(ran.append, 1)
-                sent = 0
-                while not ran:
-                    sender.send_all(b"%d" % sent + content)
-                    sent += 1
+                sent = calls_in_a_turn(lambda number, to=sender: to.send_all(b"%d" % number + content))
                 assert sent * len(content) < 1 << 18
                 (pipe,) = sender.pipes.values()
                 assert 0 < pipe.bytes_sent < sent * len(content) / 4

@@ -39,6 +39,7 @@ from gmultisocket.transport.wsframes import ClientFrames, ServerFrames
 from gmultisocket.transport.wshandshake import accept, parse_request
 from gmultisocket.wire import Decoder, encode
 from tests.certificates import dial_options, listen_options
+from tests.peers import calls_in_a_turn
 from tests.transport.test_ws import run
 from tests.transport.test_wsframes import feed
 from tests.transport.wspeers import RawPeer, frame, request
@@ -786,12 +787,7 @@ def test_compressing_counts_for_the_budget_of_the_sender() -> None:
         address = server.listen("ws://127.0.0.1:0", ON).address
         with opened(address, CHROMIUM):
             server.wait_pipes(1, timeout=5)
-            ran = []
-            gevent.spawn(ran.append, 1)
-            sent = 0
-            while not ran:
-                server.send(b"%d" % sent + TICKS)
-                sent += 1
+            sent = calls_in_a_turn(lambda number: server.send(b"%d" % number + TICKS))
             assert sent * len(TICKS) < 1 << 18
             server.close(linger=0)
 
