@@ -62,18 +62,25 @@ class Gap(NamedTuple):
 class _Meeting:
     """A pattern and a history.
 
+    Offsets number the publications of all topics of the history. ``lost``, ``since`` and ``ended`` are moments, which
+    are numbered too: a later one has a higher number.
+
     Attributes:
         pattern: the pattern.
-        base: publications up to this offset have been had, were told to be missing, or came before the subscription.
-        position: all publications up to this offset have come, or were dropped on the way.
-        sources: the publishers that serve it. By source: the id of the asking that it replays for, 0 if it has ended.
-        starts: by source: its live publications begin behind this offset.
+        base: no publication up to this offset is awaited: the program has it, or was told of a gap, or it is older
+            than the subscription. A replay raises it when it begins, and lowers it if it is broken off.
+        position: all publications up to this offset have come, or were dropped on the way. The next asking says so.
+        sources: the publishers that serve it. By source: the id of the asking that it replays for, 0 if its replay has
+            ended.
+        starts: by source whose replay has ended: its live publications begin behind this offset.
         replaying: the source whose replay counts; None while none is needed.
-        told: the present replay is the first one, or began with a gap: what is missing up to ``base`` needs no telling.
-        gone: a gap was told because no publisher has the history.
-        lost: when the last publisher went. Such moments are numbered.
-        since: since when it, or a chain of others that it overlaps with, has been in effect without a pause. All
-            beginnings and ends of meetings are numbered.
+        told: the present replay is the first one, or began with a gap. So the program needs no other gap for what is
+            missing in it up to ``base``.
+        gone: the program was told of a gap because no publisher had the history.
+        lost: when the last publisher went.
+        since: the Sub has been subscribed to some of the pattern's topics since then, without a pause. That is when the
+            meeting began; or ``since`` of another meeting with the history, if that had not ended then and the two
+            patterns overlap.
         ended: when it ended, 0 before.
     """
 
@@ -123,7 +130,10 @@ class _Pattern:
 
 
 class Positions:
-    """The positions of one Sub, in all histories that it knows."""
+    """The positions of one Sub in all histories that it knows.
+
+    A publication goes through :meth:`take`, and each answer of a publisher through :meth:`answer`.
+    """
 
     def __init__(self) -> None:
         self._patterns: dict[str, _Pattern] = {}
@@ -131,12 +141,12 @@ class Positions:
         self._count = 0
         #: By the id of an asking that may still be answered: the pattern.
         self._askings: dict[int, str] = {}
-        #: By epoch, the one that was met first is first, and by topic: the last offset that was taken, and the meeting
-        #: that decided so.
+        #: By epoch, the one that was met first is first, and by topic: the offset of the last publication that the
+        #: program got, and the meeting that decided so.
         self._last: OrderedDict[int, OrderedDict[str, tuple[int, _Meeting]]] = OrderedDict()
         #: The meetings by epoch and pattern.
         self._meetings: dict[int, dict[str, _Meeting]] = {}
-        #: By epoch: since when there has been a meeting without a pause. No meeting has an earlier ``since``.
+        #: By epoch: since which moment there has always been a meeting. No meeting has an earlier ``since``.
         self._since: dict[int, int] = {}
         #: By source: the highest offset of its live publications, by epoch.
         self._heard: dict[bytes, dict[int, int]] = {}
@@ -241,7 +251,7 @@ class Positions:
         return found
 
     def answer(self, source: bytes, replay: Replay) -> list[Gap]:
-        """Take a 0x06. Return what it says to be missing; the program must hear that before anything that follows."""
+        """Handle an answer (0x06). Return the gaps; the program must be told of them before anything that follows."""
         pattern = self._askings.get(replay.id)
         if pattern is None:
             return []
@@ -262,7 +272,7 @@ class Positions:
         return gaps
 
     def _first_meeting(self, pattern: str, mine: _Pattern, epoch: int) -> list[Gap]:
-        """Begin a meeting. It may be with a publisher that was started again: what its old history had is missing."""
+        """Begin a meeting. Return gaps: if a publisher was started again, the rest of its old history is missing."""
         gaps = [
             self._tell_gone(meeting) for meeting in mine.meetings.values() if not meeting.sources and not meeting.gone
         ]
@@ -286,7 +296,7 @@ class Positions:
         return gaps
 
     def _begin(self, meeting: _Meeting, source: bytes, replay: Replay, first: bool, gap: bool) -> list[Gap]:
-        """A publisher begins to serve a meeting."""
+        """Add a publisher to a meeting. Its replay counts if the meeting has no other publisher."""
         needed = meeting.replaying is None and not meeting.sources
         meeting.sources[source] = replay.id
         meeting.gone = False
@@ -299,7 +309,7 @@ class Positions:
         return [Gap(meeting.pattern, None, "history")] if gap else []
 
     def _end(self, meeting: _Meeting, source: bytes, replay: Replay) -> None:
-        """The replay of a publisher ends. Its live publications begin behind the offset of the answer."""
+        """End the replay of a publisher. Its live publications begin behind the offset of the answer."""
         meeting.sources[source] = 0
         meeting.starts[source] = replay.offset
         heard = self._heard.setdefault(source, {})
@@ -311,10 +321,15 @@ class Positions:
     # Publications
 
     def take(self, source: bytes, message: Positioned, topic: str) -> tuple[bool, Gap | None]:
-        """Decide about a publication.
+        """Decide whether the program gets a publication.
+
+        Args:
+            source: of the publication.
+            message: the publication; ``id`` is 0 for a live one.
+            topic: its topic.
 
         Returns:
-            Whether the program gets it; and what is missing in front of it.
+            Whether the program gets it; and the gap in front of it, None if nothing is missing there.
         """
         epoch, offset = message.epoch, message.offset
         if message.id:
@@ -352,20 +367,31 @@ class Positions:
     def _check(
         self, meeting: _Meeting, message: Positioned, topic: str, *, told: bool = False
     ) -> tuple[bool, Gap | None]:
-        """Compare a publication with the one before it in its topic."""
+        """Find out whether a publication is a duplicate, and whether the one before it in its topic is missing.
+
+        Args:
+            meeting: the one that decides about the topic.
+            message: the publication.
+            topic: its topic.
+            told: the program needs no gap in front of this one.
+
+        Returns:
+            As :meth:`take`.
+        """
         table = self._last[message.epoch]
         last, decided = table.get(topic, (0, meeting))
-        if decided is not meeting and (not decided.ended or decided.ended > meeting.since):
-            # Other subscriptions were in effect until now: what came before this one may be missing.
+        if decided.ended and decided.ended <= meeting.since:
+            # After that meeting the Sub was not subscribed to the topic for a time.
+            decided = meeting
+        if decided is not meeting:
+            # It has been subscribed all the time: what is older than this meeting is awaited too.
             last = max(last, decided.base)
             told = False
-        else:
-            decided = meeting
-            if not told:
-                last = max(last, meeting.base)
+        elif not told:
+            last = max(last, meeting.base)
         if message.offset <= last:
             return False, None
-        # Behind one from before this subscription, more of these may be missing.
+        # While publications are older than this meeting, the one before it goes on to say what is awaited.
         table[topic] = (message.offset, decided if message.offset < meeting.base else meeting)
         table.move_to_end(topic)
         if len(table) > _MAX_TOPICS:
@@ -406,7 +432,7 @@ class Positions:
         return again
 
     def refused(self, source: bytes, pattern: str) -> bool:
-        """A publisher does not serve a pattern (any more). Return whether the others must be asked again."""
+        """Remove a publisher that has refused a pattern. Return whether the others must be asked again."""
         mine = self._patterns.get(pattern)
         if mine is None:
             return False
@@ -445,18 +471,18 @@ class Positions:
 
     @staticmethod
     def _cut_off(meeting: _Meeting) -> None:
-        """A replay ends too early, if there is one: what it has not brought was not had."""
+        """Break off the replay that counts, if there is one: what it has not brought is awaited again."""
         if meeting.replaying is not None:
             meeting.replaying = None
             meeting.base = min(meeting.base, meeting.position)
 
     def now(self) -> int:
-        """Return the number of this moment, for :meth:`expire`."""
+        """Return the present moment, for :meth:`expire`."""
         self._count += 1
         return self._count
 
     def expire(self, pattern: str, before: int | None = None) -> list[Gap]:
-        """Forget the histories that no publisher has. Return what is missing for that reason.
+        """Forget the histories that no publisher has. Return the gaps that the program was not told of before.
 
         Args:
             pattern: the subscription.
@@ -488,14 +514,14 @@ class Positions:
         return Gap(meeting.pattern, None, "gone")
 
     def _forget_epochs(self) -> None:
-        """Forget what was heard of histories without a meeting, if there are many: one may come back."""
+        """Forget the oldest histories without a meeting, if there are many. Others are kept: they may come back."""
         if len(self._last) > _MAX_HISTORIES:
             unused = [epoch for epoch in self._last if epoch not in self._meetings]
             for epoch in unused[: len(self._last) - _MAX_HISTORIES]:
                 del self._last[epoch]
 
     def _position(self, epoch: int, meeting: _Meeting) -> int:
-        """Return how far a meeting has come."""
+        """Return the offset up to which a meeting has everything, or lost it on the way."""
         if meeting.replaying is not None:
             return meeting.position
         heard = [self._heard[source].get(epoch, 0) for source, replays in meeting.sources.items() if not replays]
