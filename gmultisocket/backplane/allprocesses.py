@@ -1,4 +1,4 @@
-"""What a plane finds out about the peers of all processes, and does to them."""
+"""The part of a plane that concerns the peers of all processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class AllProcesses(ABC):
 
     @abstractmethod
     def _use_control(self) -> Control:
-        """Return what the processes tell each other by."""
+        """Return the object that exchanges messages with the other processes."""
 
     def presence(self, pattern: str, timeout: float = 1.0) -> PlanePresence:
         """Return how many subscribers the Pubs of all processes have for a pattern or topic. Blocks until they answer.

@@ -91,7 +91,7 @@ class BrokerLink(ABC):
             self._finished.wait(deadline.left())
 
     def _check_settled(self) -> None:
-        """To be called after each answer."""
+        """Wake the greenlet that waits until all is settled, if it is. Call it after each answer."""
         if self._finished is not None and self.is_settled:
             self._finished.set()
 

@@ -73,7 +73,7 @@ class HubLock:
             os.close(self._descriptor)
 
     def made(self) -> None:
-        """The hub listens: remember its socket file."""
+        """Remember the socket file, which the hub has just made."""
         if self._path:
             self._file = _identity(self._path)
 

@@ -119,7 +119,7 @@ class HubRelay(LongWay):
         self._targets: dict[frozenset[Pipe], frozenset[Pipe]] = {}
 
     def forget(self) -> None:
-        """Keep no pipe: one has closed."""
+        """Forget all pipes, because one has closed."""
         self._topics.clear()
         self._targets.clear()
 

@@ -133,7 +133,7 @@ class HubServer(Pub):
                     return f"it had no client for {idle:g} s"
 
     def _listening(self, listener: Listener) -> None:
-        """It listens. To override."""
+        """Called when the hub listens. To override."""
 
     def _on_pipe(self, kind: Literal["add", "remove"], pipe: Pipe) -> None:
         super()._on_pipe(kind, pipe)
@@ -259,7 +259,7 @@ class HubServer(Pub):
         return hubwire.entry_head.pack(hubwire.ENTRY, flags, offset, previous) + publication(topic, stamped)
 
     def _send_kept_first(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
-        """Hold an acknowledgement back until what is kept and matches has been sent."""
+        """Delay an acknowledgement until what is kept and matches was sent. Return whether it is delayed."""
         pipe = subscriber.pipe
         if pipe in self._counting:
             self._spawn(self._send_history, pipe, pattern, self._history.last_offset, release)
@@ -304,7 +304,7 @@ class HubServer(Pub):
     # Confirmations
 
     def _turn_ended(self) -> None:
-        """Confirm what was passed on in this turn, in the next one. Called in the event loop's hub."""
+        """Schedule the confirmations for what was passed on in this turn. Called in the event loop's hub."""
         counts, self._unconfirmed = self._unconfirmed, Counter()
         # Before the next callback, what is queued now for clients that read is written.
         self._loop.run_callback(self._confirm, counts)

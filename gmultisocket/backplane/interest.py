@@ -28,7 +28,10 @@ _HERE: Final = ""
 
 
 class PatternTree:
-    """Finds the patterns that cover a pattern, and those that it covers: in which all topics that it matches match."""
+    """Finds the patterns that cover a pattern, and those that it covers.
+
+    A pattern covers another one if it matches every topic that the other one matches.
+    """
 
     __slots__ = ("_root",)
 
@@ -117,7 +120,7 @@ class Interest:
 
     def __init__(self, linger: float) -> None:
         self.linger = linger
-        #: By live pattern: how often it is wanted. 0: it lingers.
+        #: By live pattern: the number of its subscribers. 0: it lingers.
         self._counts: dict[str, int] = {}
         self._tree = PatternTree()
         #: By pattern that lingers, oldest first: until when.
@@ -130,7 +133,7 @@ class Interest:
         self._portion: list[str] = []
         #: By leaver: the patterns whose confirmation it waits for.
         self._leavers: dict[str, set[str]] = {}
-        #: To be told to the engine.
+        #: What the engine has to be told to leave.
         self._left: list[str] = []
 
     def __len__(self) -> int:
@@ -166,7 +169,7 @@ class Interest:
     # What is wanted
 
     def add(self, pattern: str) -> None:
-        """Want a pattern, which must be valid, once more."""
+        """Count one more subscriber of a pattern, which must be valid."""
         count = self._counts.get(pattern)
         if count is not None:
             self._counts[pattern] = count + 1
@@ -179,10 +182,10 @@ class Interest:
             self._place(each)
 
     def remove(self, pattern: str, now: float) -> None:
-        """Want a pattern once less.
+        """Count one subscriber of a pattern less.
 
         Raises:
-            KeyError: it is not wanted.
+            KeyError: it has none.
         """
         count = self._counts[pattern]
         if not count:
@@ -213,7 +216,7 @@ class Interest:
             self._leave(leaver)
 
     def _place(self, pattern: str) -> None:
-        """Ask for a live pattern, or let it be covered."""
+        """Queue a live pattern to be asked for, unless another one covers it: then leave it."""
         covered = next(self._tree.covering(pattern), None) is not None
         held = pattern in self._held
         if covered:
@@ -245,7 +248,7 @@ class Interest:
             del self._held[leaver]
             self._left.append(leaver)
 
-    # What the engine is told, and says
+    # To and from the engine
 
     def take_unsubscribes(self) -> list[str]:
         """Return the patterns that the engine has to leave now."""

@@ -110,7 +110,7 @@ class PlanePub(Pub):
         return history is not None and bool(history.retained(topic))
 
     def _forget(self, topic: str) -> None:
-        """Keep the value of a topic no longer for new subscribers."""
+        """Remove the present value of a topic, which new subscribers would get."""
         if not self._closing:
             super().unretain(topic)
 
@@ -140,14 +140,14 @@ class PlanePub(Pub):
             self._plane._pub_wants(self, pattern, wanted)
 
     def _hold(self, subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
-        """Hold an acknowledgement back until publications of other processes come."""
+        """Delay an acknowledgement until publications of other processes come. Return whether it is delayed."""
         if self._plane is None or (not self._has_history and self._plane._is_served(pattern)):
             return False
         self._spawn(self._release, pattern, release)
         return True
 
     def _release(self, pattern: str, release: Callable[[], None]) -> None:
-        """Release an acknowledgement (a greenlet for each that is held)."""
+        """Send a delayed acknowledgement when its time has come (a greenlet for each)."""
         if self._plane is not None:
             self._plane._wait_served(pattern)
         release()
@@ -286,7 +286,7 @@ class LocalSubscribers:
         self._topics.clear()
 
     def forget(self, topic: str) -> None:
-        """Keep the present value of a topic no longer."""
+        """Remove the present value of a topic from all Pubs."""
         for pub in self.pubs:
             pub._forget(topic)
 
@@ -302,7 +302,7 @@ class LocalSubscribers:
             subscription.put(entry.topic, entry.content)
 
     def history_began(self) -> None:
-        """There is another history than before."""
+        """Replay to all subscribers again: the engine has another history than before."""
         for pub in self.pubs:
             pub.replay_again()
 

@@ -76,7 +76,7 @@ def _pair(arguments: Namespace) -> int:
 def _talk(
     kind: Callable[[dict[str, Any]], Bus | Pair], arguments: Namespace, defaults: Mapping[str, Any] | None = None
 ) -> int:
-    """Talk by a protocol, and return the exit status. The arguments are those of :func:`make`."""
+    """Send and receive by a protocol, and return the exit status. The arguments are those of :func:`make`."""
     source = Source(arguments)
     with make(kind, arguments, defaults) as sock:
         connect(sock, arguments)
@@ -107,7 +107,7 @@ class _Cat:
         self._last_source = b""
 
     def run(self) -> int:
-        """Talk, and return the exit status."""
+        """Send and receive, and return the exit status."""
         timeout = self._arguments.timeout
         if self._arguments.to == "last":
             return self._talk.run(self._take, self._send_to_last)

@@ -96,7 +96,7 @@ def wait_peers(endpoint: Endpoint, arguments: Namespace) -> None:
 
 @contextmanager
 def reach_peers(arguments: Namespace, whom: str = "") -> Iterator[None]:
-    """While the body waits for ``--peers``, say so after a while; and in plain words that it was in vain.
+    """Report, while the body waits for ``--peers``, that it waits; and explain the error if it fails.
 
     Args:
         arguments: of a command with ``add_pace``.

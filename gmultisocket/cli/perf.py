@@ -215,7 +215,7 @@ def _outcome(side: Callable[[], None]) -> Exception | None:
 
 
 def _show_nothing(number: int) -> None:
-    """Is in the place of the progress of the side that shows none."""
+    """Do nothing: the progress of the side that shows none."""
 
 
 def _check_size(size: int, wanted: int) -> None:

@@ -388,7 +388,7 @@ class Answerer(ProtocolBase):
         return 2 * len(queue.messages) >= number or bool(size) and 2 * queue.size >= size
 
     def _call_held(self, pipe: Pipe) -> None:
-        """If a pipe is not behind any more, tell those who take requests that its first one may be answered."""
+        """Wake a greenlet that takes requests, if a pipe with held ones is not behind any more."""
         held = self._held.get(pipe)
         if held is not None and not held.called and not self._is_behind(pipe):
             held.called = True

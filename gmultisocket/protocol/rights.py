@@ -134,7 +134,7 @@ class Rights:
         return len(state.asked) if state is not None else 0
 
     def ask(self, remote: RemoteSub, pattern: str, ask: Ask | None) -> None:
-        """Decide later, unless it is about to. Neither blocks nor switches greenlets."""
+        """Start to decide about a subscription, unless that has begun. Neither blocks nor switches greenlets."""
         state = self._pipes.setdefault(remote.pipe, _Pipe())
         key = (remote.source, pattern)
         is_new = key not in state.asked

@@ -183,7 +183,7 @@ class Upstream:
                 self._end(next(iter(self._unsubscribed)))
 
     def _end_overdue(self, pattern: str) -> bool:
-        """Await no more answers for a pattern if they did not come in time. Return whether they did not."""
+        """Stop waiting for the answers for a pattern if they are overdue. Return whether they are."""
         overdue = pattern in self._overdue
         self._overdue.discard(pattern)
         if overdue and pattern in self.awaited:
@@ -292,7 +292,7 @@ class Upstream:
             self._end(pattern)
 
     def _end(self, pattern: str) -> None:
-        """Await no more answers for a pattern."""
+        """Stop waiting for answers for a pattern."""
         self._entries -= len(self.awaited.pop(pattern))
         self._overdue.discard(pattern)
         self._unsubscribed.pop(pattern, None)

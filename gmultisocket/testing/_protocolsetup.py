@@ -56,7 +56,7 @@ class ProtocolSetup:
         raise NotImplementedError
 
     def exchange_by_hand(self, protocol: Any, sock: Socket, content: bytes) -> bytes:
-        """The same with a plain Socket as the peer, which sends and receives the bytes that the protocol documents.
+        """Exchange a content with a plain Socket as the peer, which sends and receives the documented bytes.
 
         So the bytes on the wire are what is documented, and programs without the protocol's code can be peers.
         """

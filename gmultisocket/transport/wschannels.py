@@ -144,7 +144,7 @@ class SharedStream(SharedWrites):
             self._wake()
 
     def _fail(self, error: OSError) -> None:
-        """The stream is broken: it takes nothing any more."""
+        """Take nothing any more: the stream is broken."""
         self._error = self._error or error
         self._blocked = True
         self._rest.clear()

@@ -82,7 +82,7 @@ class WSConnection(PacketConnection):
         return connection
 
     def _share(self) -> None:
-        """After the handshake: let several channels write to the stream, if it is a session's."""
+        """Prepare the stream, after the handshake, for several channels that write to it, if it is a session's."""
         if self._options.get(opts.transport.ws.session):
             # Most programs have no session.
             from .wschannels import SharedStream

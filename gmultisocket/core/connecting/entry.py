@@ -79,7 +79,7 @@ class Entry:
         """Block until one more function may run."""
 
     def _give_slot_back(self) -> None:
-        """No function runs any more. May be repeated."""
+        """Give the slot back, when the function has ended. May be repeated."""
 
     def admit(self) -> None:
         """Take a place for the pipe, because the peer is in. May block.

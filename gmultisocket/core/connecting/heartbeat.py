@@ -180,7 +180,7 @@ class Heartbeat:
             self._unasked[pipe] = None
 
     def show_life(self, pipe: BytesPipe) -> None:
-        """From now on send pongs to a peer while its pings are not read. May be repeated."""
+        """Begin to send pongs to a peer while its pings are not read. May be repeated."""
         if pipe not in self._watched and pipe.state is PipeState.OPEN:
             self._add(pipe, False)
 

@@ -130,7 +130,7 @@ class PipeOwner(Protocol):
         """Count messages that are lost, and that no pipe can count."""
 
     def peer_pings(self, pipe: Pipe) -> None:
-        """The peer wants to see that this side lives."""
+        """The peer has sent a ping: it wants to know that this side lives."""
 
     def time_limit_changed(self, pipe: Pipe) -> None:
         """One of :data:`TIME_LIMITS` has changed for the pipe."""

@@ -76,7 +76,7 @@ class LongWay:
         source.set_relay(self, filtered)
 
     def close(self) -> None:
-        """Pass on nothing more. All that is read then is received as messages. May be repeated."""
+        """Stop passing on. What is read after that is received as messages. May be repeated."""
         if self._source.is_relayed_by(self):
             self._source.set_relay(None)
         self._goals.clear()
@@ -85,11 +85,11 @@ class LongWay:
     # The long way
 
     def begin(self, pipe_id: int) -> None:
-        """A message was taken from the receive queue; it came by this pipe."""
+        """Record that a message was taken from the receive queue. It came by this pipe."""
         self._holding = pipe_id
 
     def end(self) -> None:
-        """The message was forwarded or dropped. Also before the first message, and after a greenlet that has died."""
+        """Record that the message was forwarded or dropped. May be called without one."""
         if self._holding:
             self._holding = 0
             self._handled += 1
