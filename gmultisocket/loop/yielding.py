@@ -57,7 +57,7 @@ class _LoopWaiters:
             raise
 
     def _run(self) -> None:
-        """Resume waiting greenlets for ``MAX_TURN`` at most. Called in the hub, after each look of the loop."""
+        """Let greenlets go on until their time is used. Called in the hub, after each look of the loop."""
         self.looked_at = now = monotonic()
         end = now + MAX_TURN
         # The count bounds the loop: a greenlet that yields again comes after the next look.
@@ -77,7 +77,7 @@ class _LoopWaiters:
 
 
 def yield_to_loop() -> None:
-    """Yield to other greenlets; if greenlets have run for ``MAX_TURN``, to the loop's sockets and timers as well."""
+    """Let other greenlets run; and if greenlets have run for ``MAX_TURN``, let the loop look at sockets and timers."""
     hub: Any = gevent.get_hub()
     waiters = getattr(hub, _ATTRIBUTE, None)
     if waiters is None:
