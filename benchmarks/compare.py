@@ -171,7 +171,7 @@ def _in_turn(order: Sequence[str], turn: int) -> Sequence[str]:
 
 @contextmanager
 def folders_of(trees: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Give a folder for each tree, with links to the tree's ``gmultisocket`` and to these ``benchmarks``.
+    """Yield a folder for each tree, with links to the tree's ``gmultisocket`` and to these ``benchmarks``.
 
     Workers that start in the folder import both from there.
     """

@@ -115,7 +115,7 @@ def _cost(contestant: str, peers: int, plan: Plan) -> Iterator[Round]:
 def _publishing(
     contestant: str, transport: str, plan: Plan, work: dict[str, int]
 ) -> Iterator[Callable[[], tuple[float, int]]]:
-    """Give a function that does one round, and returns its seconds and the content bytes of a message."""
+    """Yield a function that does one round, and returns its seconds and the content bytes of a message."""
     with address_of(transport) as address, started(plan) as start:
         publisher = start("fanout:publish", contestant=contestant, address=address, **work)
         drain = start("drain:drain")

@@ -318,7 +318,7 @@ class Peer:
 
 @contextmanager
 def address_of(transport: str) -> Iterator[str]:
-    """Give an address to listen at: for ipc in a new folder, for the others at a port that the system chooses.
+    """Yield an address to listen at: for ipc in a new folder, for the others at a port that the system chooses.
 
     An address of tls+tcp or wss names a file with a certificate, its key, and the authority that a dialer must trust.
 
@@ -342,7 +342,7 @@ def address_of(transport: str) -> Iterator[str]:
 
 @contextmanager
 def started(plan: Plan) -> Iterator[Callable[..., Peer]]:
-    """Give a function ``start(task, **arguments) -> Peer``; at the end, kill every process that it started."""
+    """Yield a function ``start(task, **arguments) -> Peer``; at the end, kill every process that it started."""
     peers: list[Peer] = []
 
     def start(task: str, **arguments: Any) -> Peer:

@@ -59,7 +59,7 @@ def _many(contestant: str, plan: Plan) -> Iterator[Round]:
 
 @contextmanager
 def _asking(contestant: str, plan: Plan, task: str, count: int) -> Iterator[Callable[[], tuple[float, int]]]:
-    """Give a function that does one round, and returns its seconds and the content bytes of a reply."""
+    """Yield a function that does one round, and returns its seconds and the content bytes of a reply."""
     with address_of("tcp") as address, started(plan) as start:
         server = start("reqrep:answer", contestant=contestant, address=address)
         client = start(task, contestant=contestant, count=count)

@@ -259,13 +259,13 @@ def report_failure() -> None:
 
 
 def _handle_all() -> None:
-    """Handle what waits when the process ends."""
+    """Handle the waiting records when the process ends."""
     for waiting in list(_waiting.values()):
         waiting.handle_all()
 
 
 def _forget_all() -> None:
-    """Leave it to the parent of a fork to handle what waits."""
+    """Forget the waiting records in a forked child: its parent handles them."""
     for waiting in list(_waiting.values()):
         waiting.forget()
     _waiting.clear()

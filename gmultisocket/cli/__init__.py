@@ -126,7 +126,7 @@ def _drop_output() -> None:
 
 
 def _main(argv: list[str]) -> int:
-    """Do what the arguments of the process say."""
+    """Run the command that the arguments of the process name."""
     name = argv[0] if argv else ""
     if name in ("-h", "--help"):
         print(HELP, end="")

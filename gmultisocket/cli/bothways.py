@@ -97,7 +97,7 @@ def _cat(arguments: Namespace) -> int:
 
 
 class _Cat:
-    """Talks without a protocol: knows who wrote last."""
+    """Sends and receives without a protocol: remembers which peer wrote last."""
 
     def __init__(self, sock: Socket, arguments: Namespace, source: Source) -> None:
         self._sock = sock

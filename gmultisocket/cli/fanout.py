@@ -154,7 +154,7 @@ def subscribe(arguments: Namespace, address: str, peers: int, times: int) -> Non
 
 
 def _allow_descriptors(peers: int) -> None:
-    """Raise this process's limit of descriptors as far as it must be and may be."""
+    """Raise this process's limit of descriptors to what is needed, as far as the system allows."""
     needed = peers + _OTHER_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -44,7 +44,7 @@ def write(text: str) -> None:
 
 
 def set_line(line: Callable[[bool], None] | None) -> None:
-    """Set what prints (True) or takes away (False) the line that moves; None if there is none."""
+    """Set the function that prints (True) or removes (False) the line that moves; None for no such line."""
     global _line
     _line = line
 

@@ -184,7 +184,7 @@ def _inproc_thr(arguments: Namespace, address: str, size: int, times: int) -> No
 
 @contextmanager
 def _ending_with_peers(sock: Socket) -> Iterator[None]:
-    """When all peers have gone, receive what has arrived, then fail, instead of waiting for ever."""
+    """End a body that receives when all peers have gone and what had arrived was received: raise an error."""
     stop = sock.on_pipe(lambda event: sock.close(0) if event.kind == "remove" and not sock.pipes else None)
     try:
         yield

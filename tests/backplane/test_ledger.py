@@ -1,4 +1,4 @@
-"""The ledger of a plane: the sum holds whatever happens."""
+"""The ledger of a plane: its sum holds after all operations."""
 
 from __future__ import annotations
 

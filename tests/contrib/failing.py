@@ -1,4 +1,4 @@
-"""An application for the gunicorns of tests whose own code fails wherever the library calls it."""
+"""An application for the gunicorns of tests whose own code fails at every place where the library calls it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER of 0: closing resets the connection
 
 
 def library_greenlets() -> list[gevent.Greenlet]:
-    """Return the live greenlets that run a method of the library's, whoever knows of them."""
+    """Return all live greenlets that run a method of the library."""
     return [
         found
         for found in gc.get_objects()
@@ -325,7 +325,7 @@ def test_a_dial_that_is_under_way_ends_at_once_and_leaves_nothing() -> None:
 
 @contextmanager
 def full_listener() -> Iterator[str]:
-    """Give an address at which connections are neither made nor refused."""
+    """Yield an address at which connections are neither made nor refused."""
     with ExitStack() as stack:
         listener, address = plain_listener(backlog=0)
         stack.enter_context(listener)

@@ -1,4 +1,4 @@
-"""A fork while connections are being made: the child has nothing to do with them, whatever its event loop does."""
+"""A fork while connections are being made: the child has nothing to do with them, with every event loop."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def address_of(scheme: str, folder: Path) -> str:
 
 @pytest.fixture(params=SCHEMES)
 def sockets(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Socket, Socket]]:
-    """Give a server and a client, connected, that have both sent and received."""
+    """Yield a server and a client, connected, that have both sent and received."""
     with Socket() as server, Socket() as client:
         client.dial(server.listen(address_of(request.param, tmp_path)).address)
         client.send(b"before")

@@ -29,7 +29,7 @@ def made_up() -> Iterator[bytes]:
 
 @contextmanager
 def switched(address: str) -> Iterator[tuple[Socket, Switch, str]]:
-    """Give a server behind a switch, the switch, and the address of its front."""
+    """Yield a server behind a switch, the switch, and the address of its front."""
     with Socket() as back, Socket() as front, Socket() as server, Switch(back, front) as joined:
         server.dial(back.listen("inproc://guessing-back").address)
         yield server, joined, front.listen(address).address
@@ -99,7 +99,7 @@ def test_a_guesser_that_connects_again_gets_no_more_guesses(address: str) -> Non
 
 @contextmanager
 def tree(levels: int) -> Iterator[tuple[list[Switch], str]]:
-    """Give switches in a row, the innermost first; and the address of the outermost one's front."""
+    """Yield switches in a row, the innermost first; and the address of the outermost one's front."""
     with ExitStack() as stack:
         switches: list[Switch] = []
         for level in range(levels):

@@ -26,7 +26,7 @@ LIMIT = 131072
 
 @pytest.fixture(params=["tcp", "ipc"])
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Socket]:
-    """Give a socket that listens, over each transport on which bytes come from outside."""
+    """Yield a socket that listens, over each transport on which bytes come from outside."""
     with Socket() as sock:
         sock.listen({"tcp": "tcp://127.0.0.1:0", "ipc": f"ipc://{tmp_path}/socket"}[request.param])
         yield sock

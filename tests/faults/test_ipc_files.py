@@ -1,4 +1,4 @@
-"""The file of an ipc listener: whoever left it, whoever has it, whatever it is, and who may open it."""
+"""The file of an ipc listener: one that is left over or in use, a file of another kind, and who may open it."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ CONNECTS = """
 import os, sys
 from gmultisocket import Socket
 from gmultisocket.errors import ConnectionFailed
-with Socket() as one, Socket() as other:  # whatever is imported late cannot be after this
+with Socket() as one, Socket() as other:  # nothing can be imported after this
     one.dial(other.listen(f"ipc://@{os.getpid()}").address)
     one.send(b"hello")
     other.recv()
@@ -217,7 +217,7 @@ AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as ano
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """Give a folder that every user gets to, unlike those of pytest."""
+    """Yield a folder that every user gets to, unlike those of pytest."""
     with TemporaryDirectory() as name:
         Path(name).chmod(0o711)
         yield Path(name)
@@ -275,7 +275,7 @@ with Socket() as sock:
 
 @needs("strace -o /dev/null true")
 def test_there_is_no_moment_at_which_somebody_could_connect_who_may_not(tmp_path: Path) -> None:
-    """The file has its mode before anybody is listened to, and no bit too many before that, whatever the umask."""
+    """The file has its mode before anybody is listened to, and no bit too many before that, with any umask."""
     calls = "bind,listen,chmod,fchmod,fchmodat,link,linkat,rename,renameat,renameat2"
     log = tmp_path / "calls"
     trace = ("strace", "-f", "-qq", "-y", "-o", str(log), "-e", f"trace={calls}")

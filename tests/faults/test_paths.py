@@ -20,7 +20,7 @@ from tests.faults.peers import connected, frame, listening, messages, read_messa
 
 @contextmanager
 def switched() -> Iterator[tuple[Socket, Switch]]:
-    """Give a server behind a switch; the switch's front listens for clients."""
+    """Yield a server behind a switch; the switch's front listens for clients."""
     with Socket() as back, Socket() as front, Socket() as server, Switch(back, front) as switch:
         server.dial(back.listen("tcp://127.0.0.1:0").address)
         front.listen("tcp://127.0.0.1:0")

@@ -25,7 +25,7 @@ WAYS = ["127.0.0.1", "[::1]", "localhost", "*", "mount"]
 
 @contextmanager
 def serving(way: str, options: Mapping[str, Any] | None = None) -> Iterator[tuple[Socket, str]]:
-    """Give a server, and an address at which pages of this machine reach it."""
+    """Yield a server, and an address at which pages of this machine reach it."""
     with Socket() as server:
         if way != "mount":
             address = server.listen(f"ws://{way}:0/ws", options).address

@@ -61,7 +61,7 @@ def test_a_dialer_does_not_take_itself_for_its_peer() -> None:
 
 
 def reset_at_once(silent: socket.socket) -> None:
-    """Accept whoever comes, and reset the connection before it is used (a greenlet)."""
+    """Accept every peer, and reset the connection before it is used (a greenlet)."""
     while True:
         reset(silent.accept()[0])
 
@@ -82,7 +82,7 @@ def test_peers_that_accept_and_reset_lose_no_dialer() -> None:
 
 
 def hang_up(silent: socket.socket) -> None:
-    """Accept whoever comes, and close the connection in order (a greenlet)."""
+    """Accept every peer, and close the connection in order (a greenlet)."""
     while True:
         silent.accept()[0].close()
 

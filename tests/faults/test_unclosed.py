@@ -43,7 +43,7 @@ ENDINGS = {
 
 
 def _run(script: str, *arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """Run a program, whatever its exit code; other greenlets run meanwhile."""
+    """Run a program, which may fail; other greenlets run meanwhile."""
     done: subprocess.CompletedProcess[str] = gsubprocess.run(
         [sys.executable, *options, "-c", script, *arguments],
         cwd=ROOT, stdin=gsubprocess.DEVNULL, capture_output=True, text=True, timeout=50,

@@ -99,7 +99,7 @@ class RawPeer:
             self.unread += data
 
     def read_close(self) -> Close:
-        """Return what the listener says when it closes, whatever else comes before."""
+        """Skip all other frames, and return what the listener says when it closes."""
         while True:
             found = self.read_frame()
             if found.opcode is Opcode.CLOSE:
