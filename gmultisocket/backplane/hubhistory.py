@@ -38,10 +38,6 @@ class HubHistory(MemoryHistory):
         )
         self.topics = HistoryTopics(patterns)
 
-    def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
-        entry = super().append(topic, content, retain)
-        return None if entry is None else Entry(*entry)
-
     def is_retained(self, entry: Entry) -> bool:
         """Return whether a publication is the present value of its topic."""
         return self.retained(entry.topic) == [entry]

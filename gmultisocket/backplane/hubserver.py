@@ -25,7 +25,8 @@ from ..log import ThrottledLog, get_logger
 from ..loop.ending import LOG_INTERVAL, survive
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
-from ..protocol.history import Entry, publication
+from ..protocol.history import Kept, publication
+from ..protocol.keeper import retain_value
 from ..protocol.pubsub import Pub
 from ..protocol.pubsubwire import Malformed, is_control
 from ..protocol.rights import RemoteSub
@@ -234,7 +235,7 @@ class HubServer(Pub):
         """Return whether all publications of a topic are kept."""
         return self._logs and topic in self._history.topics
 
-    def _keep(self, kind: bytes, topic: str, stamped: bytes) -> Entry | None:
+    def _keep(self, kind: bytes, topic: str, stamped: bytes) -> Kept | None:
         """Keep a publication if it is to be kept. Return it with its position; None if it has none.
 
         Args:
@@ -246,13 +247,11 @@ class HubServer(Pub):
         if kind == hubwire.UNRETAIN:
             history.unretain(topic)
             return None
-        before = history.dropped.get("retained", 0)
-        entry = history.append(topic, stamped, kind == hubwire.RETAIN)
-        for _ in range(history.dropped.get("retained", 0) - before):
-            self._core.count_drop("retained")
-        return entry
+        if kind == hubwire.RETAIN:
+            return retain_value(self._core, history, topic, stamped)
+        return history.append(topic, stamped)
 
-    def _positioned(self, entry: Entry, flags: int) -> bytes:
+    def _positioned(self, entry: Kept, flags: int) -> bytes:
         """Return a publication with its position."""
         offset, previous, topic, stamped = entry
         flags |= hubwire.LOGGED if topic in self._history.topics else 0
