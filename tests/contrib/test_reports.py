@@ -14,6 +14,7 @@ import pytest
 from gmultisocket.backplane import totals
 from gmultisocket.contrib import reports as module
 from gmultisocket.contrib.reports import Reports, reports_in
+from gmultisocket.stats import _forget
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
 from tests.faults.process import run_script, spawn_script
@@ -289,6 +290,8 @@ def test_a_forked_child_has_a_report_of_its_own(tmp_path: Path) -> None:
 
 def test_real_processes_that_are_killed_stop_and_end_in_order(tmp_path: Path, own_numbers: list[Process]) -> None:
     own_numbers.clear()
+    # Other tests of this process have sent messages.
+    _forget()
     reader = Reports(tmp_path)
     with spawn_script(_PROCESS, tmp_path, 10) as one, spawn_script(_PROCESS, tmp_path, 200) as two:
         for process in (one, two):
