@@ -26,7 +26,6 @@ from ..loop.ending import LOG_INTERVAL, survive
 from ..loop.yielding import yield_to_loop
 from ..options import OptionValues
 from ..protocol.history import Kept, publication
-from ..protocol.keeper import retain_value
 from ..protocol.pubsub import Pub
 from ..protocol.pubsubwire import Malformed, is_control
 from ..protocol.rights import RemoteSub
@@ -248,7 +247,7 @@ class HubServer(Pub):
             history.unretain(topic)
             return None
         if kind == hubwire.RETAIN:
-            return retain_value(self._core, history, topic, stamped)
+            return self._keeper._retain(history, topic, stamped)
         return history.append(topic, stamped)
 
     def _positioned(self, entry: Kept, flags: int) -> bytes:

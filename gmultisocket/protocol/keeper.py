@@ -20,7 +20,7 @@ from .subscribers import Subscribers
 if TYPE_CHECKING:
     from .replaying import Replays
 
-__all__ = ["Keeper", "retain_value"]
+__all__ = ["Keeper"]
 
 
 class Keeper:
@@ -130,7 +130,7 @@ class Keeper:
         publication = head + content
         if len(publication) > longest - POSITION_SIZE:
             self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
-        entry = retain_value(self._core, history, topic, content) if retain else history.append(topic, content)
+        entry = self._retain(history, topic, content) if retain else history.append(topic, content)
         if self._replays is None:
             return self._send(wanted, publication, timeout)
         return self.send(entry, publication, topic, wanted, timeout)
@@ -142,7 +142,15 @@ class Keeper:
             MessageTooLong: it is too long to be sent.
         """
         self._core.check_content(bytes(POSITION_SIZE + 2) + topic.encode() + content)
-        retain_value(self._core, self._make_history(), topic, content)
+        self._retain(self._make_history(), topic, content)
+
+    def _retain(self, history: History, topic: str, content: bytes) -> Kept | None:
+        """Keep the present value of a topic. Count the values that have to go for it."""
+        before = history.dropped.get("retained", 0)
+        entry = history.append(topic, content, True)
+        for _ in range(history.dropped.get("retained", 0) - before):
+            self._core.count_drop("retained")
+        return entry
 
     def send(
         self, entry: Kept | None, publication: bytes, topic: str, wanted: Collection[Any], timeout: float | None
@@ -178,12 +186,3 @@ class Keeper:
         if alone:
             count += min(self._core.put_copies(alone, publication, timeout), pipes_alone)
         return count
-
-
-def retain_value(core: ProtocolSocket, history: History, topic: str, content: bytes) -> Kept | None:
-    """Append the present value of a topic to a history. Count the values that were dropped for it."""
-    before = history.dropped.get("retained", 0)
-    entry = history.append(topic, content, True)
-    for _ in range(history.dropped.get("retained", 0) - before):
-        core.count_drop("retained")
-    return entry
