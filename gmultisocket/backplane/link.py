@@ -237,9 +237,7 @@ class Link:
     @property
     def lag(self) -> float:
         """The seconds since the server has last confirmed a publication, 0.0 if there is none to confirm."""
-        if self.ledger.in_flight:
-            return monotonic() - self._progress
-        return 0.0
+        return monotonic() - self._progress if self.ledger.in_flight else 0.0
 
     def flush(self, deadline: Deadline) -> bool:
         """Block until every publication is confirmed, dropped or given up. Return whether that is so in time.
