@@ -2,7 +2,7 @@
 
 ::
 
-    python3 -m benchmarks.scale_model                # measure, check the model, and extrapolate: about two minutes
+    python3 -m benchmarks.scale_model                # measure, check the model, and extrapolate: about five minutes
     python3 -m benchmarks.scale_model --quick        # only shows that everything works
     python3 -m benchmarks.scale_model --json         # for programs
 
@@ -10,9 +10,10 @@ A process publishes on a Backplane; a hub passes on; each worker has a Pub for i
 another process. All subscribers want everything. What is measured is processor time, that of each process by itself, as
 wall time on few cores depends on all that runs there, and resident memory.
 
-Every part of the work costs something for each time that it is begun, such as a system call, and something for each
-publication: ``begin / together + each`` microseconds a publication, where ``together`` publications come at a time. The
-constants come from some systems (:data:`MEASURED`), and are checked with others (:data:`CHECKED`).
+Every part of the work costs something for each time that publications come, such as system calls, and something for
+each publication: ``begin / together + each`` microseconds a publication, where ``together`` publications come at a
+time. One that comes alone has a cost of its own: of several, the first may leave ahead of the others, which makes two
+system calls. The constants come from some systems (:data:`MEASURED`), and are checked with others (:data:`CHECKED`).
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ from .report import machine
 from .worker import await_ack, hear, listen_for_acks, raise_descriptor_limit, say
 
 __all__ = [
+    "ALONE",
     "CHECKED",
     "CROWD",
+    "FEW",
     "LARGE_CROWD",
+    "MANY",
     "MEASURED",
     "Constants",
     "Cost",
@@ -67,23 +71,25 @@ class Cost(NamedTuple):
     """What a part of the work costs, in microseconds of processor time.
 
     Attributes:
-        begin: for each time that publications come, however many.
-        each: for each publication.
+        alone: for a publication that comes alone.
+        begin: for each time that several publications come, however many.
+        each: for each of them.
     """
 
+    alone: float
     begin: float
     each: float
 
     def of(self, together: float) -> float:
         """Return the cost of one publication if so many come at a time."""
-        return self.begin / together + self.each
+        return self.alone if together <= 1 else min(self.alone, self.begin / together + self.each)
 
     @classmethod
-    def through(cls, few: float, at_few: float, many: float, at_many: float) -> Cost:
-        """Return the cost that is ``at_few`` for a publication of ``few``, and ``at_many`` for one of ``many``."""
-        begin = max(0.0, (at_few - at_many) / (1 / few - 1 / many))
+    def through(cls, alone: float, at_few: float, at_many: float) -> Cost:
+        """Return the cost that is ``at_few`` for a publication of :data:`FEW`, and ``at_many`` for one of many."""
+        begin = max(0.0, (at_few - at_many) / (1 / FEW - 1 / MANY))
         # What is small beside the noise must not become less than nothing.
-        return cls(begin, max(0.0, at_many - begin / many))
+        return cls(alone, begin, max(0.0, at_many - begin / MANY))
 
 
 @dataclass(frozen=True)
@@ -165,14 +171,15 @@ def predict(constants: Constants, system: System) -> Spent:
     )
 
 
-FEW, MANY = 1, 50
+#: Publications that come at a time.
+ALONE, FEW, MANY = 1, 10, 50
 #: The systems that the constants come from: one subscriber at one worker, one at each of four, and two crowds at one.
-_LONE, _SPREAD = System(1, 1, FEW), System(4, 4, FEW)
-_CROWD, _LARGE_CROWD = System(1, CROWD, FEW), System(1, LARGE_CROWD, FEW)
+_LONE, _SPREAD = System(1, 1, ALONE), System(4, 4, ALONE)
+_CROWD, _LARGE_CROWD = System(1, CROWD, ALONE), System(1, LARGE_CROWD, ALONE)
 MEASURED = tuple(
     System(each.workers, each.subscribers, together)
     for each in (_LONE, _SPREAD, _CROWD, _LARGE_CROWD)
-    for together in (FEW, MANY)
+    for together in (ALONE, FEW, MANY)
 )
 #: The systems that the model is checked with.
 CHECKED = tuple(
@@ -182,10 +189,7 @@ CHECKED = tuple(
 
 def constants_of(spent: Sequence[Spent]) -> Constants:
     """Return the constants that follow from what the systems of :data:`MEASURED` took, in their order."""
-    lone, spread, crowd, large_crowd = (spent[index : index + 2] for index in range(0, len(MEASURED), 2))
-
-    def cost(values: Sequence[float]) -> Cost:
-        return Cost.through(FEW, values[0], MANY, values[1])
+    lone, spread, crowd, large_crowd = (spent[index : index + 3] for index in range(0, len(MEASURED), 3))
 
     copies = [(many.hub - one.hub) / (_SPREAD.workers - 1) for one, many in zip(lone, spread, strict=True)]
     delivered = [(many.workers - one.workers) / (CROWD - 1) for one, many in zip(lone, crowd, strict=True)]
@@ -193,12 +197,12 @@ def constants_of(spent: Sequence[Spent]) -> Constants:
     in_many = [(many.workers - own) / LARGE_CROWD for own, many in zip(received, large_crowd, strict=True)]
     peer_kib = (large_crowd[0].worker_kib - lone[0].worker_kib) / (LARGE_CROWD - 1)
     return Constants(
-        publish=cost([each.publisher for each in lone]),
-        forward=cost([each.hub - copy for each, copy in zip(lone, copies, strict=True)]),
-        copy=cost(copies),
-        receive=cost(received),
-        deliver=cost(delivered),
-        deliver_in_many=cost(in_many),
+        publish=Cost.through(*[each.publisher for each in lone]),
+        forward=Cost.through(*[each.hub - copy for each, copy in zip(lone, copies, strict=True)]),
+        copy=Cost.through(*copies),
+        receive=Cost.through(*received),
+        deliver=Cost.through(*delivered),
+        deliver_in_many=Cost.through(*in_many),
         peer_kib=peer_kib,
         worker_kib=lone[0].worker_kib - peer_kib,
     )
@@ -470,10 +474,10 @@ _Estimates = Sequence[tuple[Target, Estimate]]
 
 
 def _as_text(constants: Constants, checks: _Checks, estimates: _Estimates) -> str:
-    lines = [machine(), "", "Constants                      begin       each", ""]
+    lines = [machine(), "", "Constants                      alone      begin       each", ""]
     for name in ("publish", "forward", "copy", "receive", "deliver", "deliver_in_many"):
         cost: Cost = getattr(constants, name)
-        lines.append(f"  {name.replace('_', ' '):<20} {cost.begin:>9.2f} {cost.each:>9.2f}  µs")
+        lines.append(f"  {name.replace('_', ' '):<20} {cost.alone:>9.2f}  {cost.begin:>9.2f}  {cost.each:>9.2f}  µs")
     lines += [f"  {'a subscriber':<20} {constants.peer_kib:>19.1f}  KiB"]
     lines += [f"  {'a worker':<20} {constants.worker_kib / 1024:>19.1f}  MiB", ""]
     lines += [

@@ -12,7 +12,9 @@ from benchmarks.harness import Amount, Plan
 from benchmarks.scale_model import (
     CHECKED,
     CROWD,
+    FEW,
     LARGE_CROWD,
+    MANY,
     MEASURED,
     Constants,
     Cost,
@@ -26,32 +28,35 @@ from benchmarks.scale_model import (
 )
 
 CONSTANTS = Constants(
-    publish=Cost(20.0, 2.0),
-    forward=Cost(30.0, 1.0),
-    copy=Cost(10.0, 0.5),
-    receive=Cost(40.0, 3.0),
-    deliver=Cost(6.0, 0.25),
-    deliver_in_many=Cost(7.0, 0.5),
+    publish=Cost(22.0, 20.0, 2.0),
+    forward=Cost(31.0, 30.0, 1.0),
+    copy=Cost(10.5, 10.0, 0.5),
+    receive=Cost(43.0, 50.0, 3.0),
+    deliver=Cost(6.25, 10.0, 0.25),
+    deliver_in_many=Cost(7.5, 12.0, 0.5),
     peer_kib=10.0,
     worker_kib=30_720.0,
 )
 
 
 def test_what_comes_together_shares_what_it_costs_to_begin() -> None:
-    assert Cost(20.0, 2.0).of(1) == 22.0
-    assert Cost(20.0, 2.0).of(10) == 4.0
-    assert Cost.through(1, 22.0, 10, 4.0) == pytest.approx((20.0, 2.0))
+    assert Cost(15.0, 20.0, 2.0).of(1) == 15.0
+    assert Cost(15.0, 20.0, 2.0).of(10) == 4.0
+    # Two that come together cost no more than two that come alone.
+    assert Cost(10.0, 20.0, 2.0).of(2) == 10.0
+    assert (FEW, MANY) == (10, 50)
+    assert Cost.through(15.0, 4.0, 2.4) == pytest.approx((15.0, 20.0, 2.0))
     # Noise makes no negative price.
-    assert Cost.through(1, 5.0, 50, 6.0) == (0.0, 6.0)
-    assert Cost.through(1, 50.0, 50, 0.5) == pytest.approx((50.5102, 0.0), rel=1e-4)
+    assert Cost.through(8.0, 5.0, 6.0) == (8.0, 0.0, 6.0)
+    assert Cost.through(60.0, 50.0, 0.5) == pytest.approx((60.0, 618.75, 0.0), rel=1e-4)
 
 
 def test_a_system_costs_the_sum_of_its_parts() -> None:
     spent = predict(CONSTANTS, System(workers=2, subscribers=1000, together=10))
     assert CROWD == 500
-    # 20/10+2; (30/10+1) + 2 copies of 10/10+0.5; 2 workers of 40/10+3 and 1,000 deliveries of 6/10+0.25.
-    assert spent == pytest.approx(Spent(4.0, 7.0, 14.0 + 850.0, 30_720.0 + 5000.0))
-    assert spent.processor == pytest.approx(875.0)
+    # 20/10+2; (30/10+1) + 2 copies of 10/10+0.5; 2 workers of 50/10+3 and 1,000 deliveries of 10/10+0.25.
+    assert spent == pytest.approx(Spent(4.0, 7.0, 16.0 + 1250.0, 30_720.0 + 5000.0))
+    assert spent.processor == pytest.approx(1277.0)
 
 
 def test_a_delivery_costs_more_in_a_larger_crowd() -> None:

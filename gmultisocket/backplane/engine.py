@@ -115,6 +115,9 @@ class Plane(Protocol):
             reason: a short name; the plane counts by it, so it must not have a number or a text of the message in it.
         """
 
+    def gather(self) -> None:
+        """Several publications follow in this turn of the loop, so that subscribers may get them together."""
+
     def received(self, topic: str, content: bytes, origin: bytes, sequence: int) -> None:
         """A publication came. May come more than once, and may be this plane's own: the plane finds out.
 

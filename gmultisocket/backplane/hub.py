@@ -238,6 +238,8 @@ class HubEngine(Engine):
                 messages = client.recv_batch(_PORTION)
             except Closed:
                 return
+            if len(messages) > 1:
+                self.plane.gather()
             for flags, ttl, source, destination, content, pipe_id in messages:
                 try:
                     if not flags & ~SEND_TYPE_MASK:

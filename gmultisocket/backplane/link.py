@@ -117,6 +117,7 @@ class Link:
         options: of the plane.
         deliver: called as ``deliver(topic, content)`` for each publication of another plane, once. For the present
             value of a topic, as ``deliver(topic, content, True, send)``, see ``LocalSubscribers.deliver``.
+        gather: called when several publications follow in this turn of the loop.
         forget: called as ``forget(topic)`` when the present value of a topic is not known any more.
         tell: called as ``tell(kind, reason)`` for each event. Must not block.
         history: patterns of the topics with history.
@@ -147,6 +148,7 @@ class Link:
         url: str,
         options: Options,
         deliver: Callable[..., object],
+        gather: Callable[[], None],
         forget: Callable[[str], object],
         tell: Callable[[EventKind, str], object],
         history: Sequence[str] = (),
@@ -156,6 +158,7 @@ class Link:
         self.origin = os.urandom(ORIGIN_SIZE)
         self._options = options
         self._deliver = deliver
+        self.gather = gather
         self._tell = tell
         self.ledger = Ledger(
             options.get(opts.plane.buffer_messages),
@@ -234,9 +237,7 @@ class Link:
     @property
     def lag(self) -> float:
         """The seconds since the server has last confirmed a publication, 0.0 if there is none to confirm."""
-        if self.ledger.in_flight:
-            return monotonic() - self._progress
-        return 0.0
+        return monotonic() - self._progress if self.ledger.in_flight else 0.0
 
     def flush(self, deadline: Deadline) -> bool:
         """Block until every publication is confirmed, dropped or given up. Return whether that is so in time.

@@ -126,6 +126,9 @@ class PlanePub(Pub):
         except MessageTooLong:
             self._core.count_drop("too long")
 
+    def _gather(self) -> None:
+        self._core.gather()
+
     def _deliver_entry(self, entry: Entry) -> None:
         """Send a publication with its position to the subscribers of this Pub."""
         if self._closing:
@@ -319,6 +322,11 @@ class LocalSubscribers:
             pub._deliver(topic, content, retain, send)
         for subscription in self._wanting(topic):
             subscription.put(topic, content)
+
+    def gather(self) -> None:
+        """Several publications follow in this turn of the loop: each subscriber gets them in one system call."""
+        for pub in self.pubs:
+            pub._gather()
 
     def _wanting(self, topic: str) -> tuple[Subscription, ...]:
         """Return the program's subscriptions that match a topic."""

@@ -325,7 +325,10 @@ class NatsLink(BrokerLink):
 
     def _received(self, data: bytes) -> None:
         deliver = self._deliver
-        for event in self._parser.feed(data):
+        events = self._parser.feed(data)
+        if len(events) > 1:
+            self._plane.gather()
+        for event in events:
             if type(event) is tuple:
                 deliver(*event)
             elif isinstance(event, Pong):

@@ -192,7 +192,7 @@ class Backplane(AllProcesses, Closable):
             self._thread, self._hub = _current_thread(), get_hub()
             local = self._local
             told = self._events.tell
-            link = Link(self._url, self.options, local.deliver, local.forget, told, self._history, local)
+            link = Link(self._url, self.options, local.deliver, local.gather, local.forget, told, self._history, local)
             self._control = Control(link, local)
             self._link = link
             owner.register(self)

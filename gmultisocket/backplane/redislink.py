@@ -307,7 +307,10 @@ class _Subscriber:
     # From the server
 
     def _received(self, data: bytes) -> None:
-        for reply in _feed(self._parser, data):
+        replies = _feed(self._parser, data)
+        if len(replies) > 1:
+            self._plane.gather()
+        for reply in replies:
             if isinstance(reply, list) and reply:
                 kind = reply[0]
                 if kind == b"message" and len(reply) == 3:

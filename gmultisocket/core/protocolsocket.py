@@ -323,6 +323,13 @@ class ProtocolSocket:
         sender.begin()
         return sender.max_content
 
+    def gather(self) -> None:
+        """Send nothing before this turn of the loop ends, as more than one message follows in it. Never blocks.
+
+        Then each peer gets them in one system call. Without it, the first message leaves alone.
+        """
+        self._sender.gather()
+
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, under every ``socket.send_overflow``.
 

@@ -36,6 +36,7 @@ class RecordingPlane:
         refused_patterns: with the reasons.
         got: publications of planes: topic, content, origin and sequence.
         foreign: topic and content of others.
+        gathered: how often several publications came together.
         values: changes of present values: topic, content, and whether it was live; the content None for the end of one.
     """
 
@@ -53,6 +54,7 @@ class RecordingPlane:
         self.foreign: list[tuple[str, bytes]] = []
         self.values: list[tuple[str, bytes | None, bool]] = []
         self.sequence = 0
+        self.gathered = 0
         self.engine: Engine
 
     def connected(self) -> None:
@@ -78,6 +80,9 @@ class RecordingPlane:
 
     def refused(self, reason: str) -> None:
         self.refused_reasons[reason] += 1
+
+    def gather(self) -> None:
+        self.gathered += 1
 
     def received(self, topic: str, content: bytes, origin: bytes, sequence: int) -> None:
         assert type(content) is bytes

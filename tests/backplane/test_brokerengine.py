@@ -47,6 +47,8 @@ def test_all_publications_of_a_turn_are_confirmed_and_arrive_in_order(server: Br
         wait_until(lambda: publisher.confirmed_count == 10_000)
         wait_until(lambda: len(subscriber.got) == 10_000)
         assert [sequence for *_, sequence in subscriber.got] == [*range(1, 10_001)]
+        # Then the plane sends them on together.
+        assert subscriber.gathered > 0
 
 
 def test_interest_ends_and_begins_again(server: BrokerServer) -> None:

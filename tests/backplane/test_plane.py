@@ -13,6 +13,7 @@ import pytest
 
 from gmultisocket import Backplane, Sub
 from gmultisocket.backplane import PlaneEvent
+from gmultisocket.core.pipes.writepipe import WritePipe
 from gmultisocket.errors import (
     AddressError,
     BadOptionValue,
@@ -197,6 +198,28 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 def server(url: str) -> Iterator[ServerProcess]:
     with hub(url) as process:
         yield process
+
+
+def test_a_burst_comes_to_a_subscriber_in_as_few_system_calls_as_to_the_hub(url: str) -> None:
+    sizes: list[int] = []
+    with Backplane(url) as one, Backplane(url) as other, Sub() as sub:
+        pub = other.pub()
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("t", LIMIT)
+        (pipe,) = pub.pipes.values()
+        assert isinstance(pipe, WritePipe)
+        send = pipe._send
+
+        def counting(data: bytes | memoryview) -> int:
+            sizes.append(len(data))
+            return send(data)
+
+        pipe._send = counting
+        for number in range(20):
+            one.publish("t", b"%d" % number)
+        assert [sub.recv(LIMIT)[1] for _ in range(20)] == [b"%d" % number for number in range(20)]
+    # The publisher sends the first one alone, and the others together.
+    assert len(sizes) <= 2
 
 
 @pytest.mark.parametrize("kind", _SCRIPTS)

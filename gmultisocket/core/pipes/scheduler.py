@@ -1,7 +1,8 @@
 """When a socket's pipes write: the limits of their queues, the end of a turn, and the budget of a greenlet that sends.
 
 A *turn* is what runs between two looks of the loop at its callbacks. The first frame that an idle pipe gets in a turn
-leaves at once. The pipe is then marked, and what follows leaves together when the turn ends.
+leaves at once. The pipe is then marked, and what follows leaves together when the turn ends. After a call of
+:meth:`WriteScheduler.gather` the first frames of this turn wait for its end as well.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class WriteScheduler:
         flush_bytes: when a pipe has queued this many bytes, it writes before the end of the turn.
         yield_bytes: bytes that a greenlet may send before it lets others run (``socket.yield_bytes``).
         over_budget: whether the next greenlet that sends must call :meth:`yield_turn` first.
+        gathering: whether everything that is sent in this turn leaves when it ends.
     """
 
     __slots__ = (
@@ -49,6 +51,7 @@ class WriteScheduler:
         "_spent_messages",
         "_yield_messages",
         "flush_bytes",
+        "gathering",
         "over_budget",
         "plain_limit",
         "queue_bytes",
@@ -64,6 +67,7 @@ class WriteScheduler:
         self.flush_bytes = FLUSH_BYTES
         self.yield_bytes = 0
         self.over_budget = False
+        self.gathering = False
         self._yield_messages = 0
         self._spent_messages = 0
         self._spent_bytes = 0
@@ -102,23 +106,30 @@ class WriteScheduler:
 
     # Turns of the loop
 
+    def gather(self) -> None:
+        """Send nothing before this turn of the loop ends: there is more than one message to send."""
+        self.gathering = True
+        self._schedule()
+
     def mark(self, pipe: TurnEnd) -> None:
         """Call a pipe's ``_end_turn`` when this turn of the loop ends."""
         self._marked.append(pipe)
         if not self._scheduled:
-            self._scheduled = True
-            self._hub.loop.run_callback(self.end_turn)
+            self._schedule()
 
     def mark_first(self, shared: TurnEnd) -> None:
         """Call ``_end_turn`` of something that several pipes share, before that of any pipe."""
         self._marked_first.append(shared)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._hub.loop.run_callback(self.end_turn)
 
     def end_turn(self) -> None:
         """Send what was queued in this turn. Called in the hub, and by ``close()``."""
-        self._scheduled = False
+        self._scheduled = self.gathering = False
         self._spent_messages = self._spent_bytes = 0
         self.over_budget = False
         shared, self._marked_first = self._marked_first, []
@@ -138,7 +149,11 @@ class WriteScheduler:
             self.over_budget = True
 
     def yield_turn(self) -> None:
-        """Yield to other greenlets, and begin a new budget."""
+        """Yield to other greenlets, and begin a new budget. The caller has more to send, so that is gathered.
+
+        Otherwise nothing would be joined for a sender whose every message is a whole budget, as to 1,000 pipes.
+        """
         self.over_budget = False
         self._spent_messages = self._spent_bytes = 0
         yield_to_loop()
+        self.gather()

@@ -143,7 +143,11 @@ class WritePipe(Pipe):
                 self._flush_early()
             return
         self._busy = _TURN
-        self._scheduler.mark(self)
+        scheduler = self._scheduler
+        scheduler.mark(self)
+        if scheduler.gathering:
+            self._push(frame)
+            return
         try:
             taken = self._send(frame)
         except BlockingIOError:

@@ -71,8 +71,9 @@ class FanOut:
         frame = self._wrap(frame)
         if not self._sent_in_turn:
             self._mark()
-            self._write([frame], frame)
-            return
+            if not self._scheduler.gathering:
+                self._write([frame], frame)
+                return
         self.pending.append(frame)
         self.pending_bytes += len(frame)
         if len(self.pending) >= self._scheduler.queue_limit or self.pending_bytes >= self._scheduler.flush_bytes:
@@ -91,14 +92,6 @@ class FanOut:
         if not self._sent_in_turn:
             self._mark()
         self._write(frames, b"".join(frames))
-
-    def gather(self) -> None:
-        """Queue the first frame of this turn as well: a greenlet that had to yield has more to send.
-
-        Otherwise nothing would be joined for a sender whose every message is a whole budget, as to 1,000 pipes.
-        """
-        if self.members and not self._sent_in_turn:
-            self._mark()
 
     def _mark(self) -> None:
         self._sent_in_turn = True
@@ -224,11 +217,6 @@ class ToAllSender:
     def wake(self) -> None:
         """Wake the greenlets that wait for full pipes, so that they look again."""
         self._slow_waiters.wake_all()
-
-    def gather(self) -> None:
-        """Join the messages that a greenlet sends after it had to yield; see :meth:`FanOut.gather`."""
-        for fan_out in self._fan_outs.values():
-            fan_out.gather()
 
     # Sending
 

@@ -120,7 +120,6 @@ class LongWay:
         """Yield to other greenlets if this turn's budget is spent."""
         if self._scheduler.over_budget:
             self._scheduler.yield_turn()
-            self._target._to_all.gather()
 
     def _goal(self, pipe_id: int) -> int:
         """Return how many messages must have been handled before a pipe may go on; 0 if none of them is its own."""

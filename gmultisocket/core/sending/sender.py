@@ -268,10 +268,13 @@ class Sender:
         self._yield()
         return True
 
+    def gather(self) -> None:
+        """See ``ProtocolSocket.gather``."""
+        self._scheduler.gather()
+
     def _yield(self) -> None:
         """Yield to other greenlets. Called before a message is taken, not after."""
         self._scheduler.yield_turn()
-        self._to_all.gather()
         self._check_open()
 
     # To one

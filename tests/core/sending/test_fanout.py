@@ -51,6 +51,25 @@ def test_a_to_all_message_leaves_at_once_too_and_is_made_once_for_all_pipes() ->
             assert stream.sizes == [100, 900] * 2
 
 
+def test_what_is_gathered_leaves_when_the_turn_ends() -> None:
+    streams = [CountingStream() for _ in range(5)]
+    with FakeTransport(streams) as fake, Socket() as server:
+        for _ in streams:
+            server.dial(fake.address)
+        core = server._for_protocol()
+        pipes = [*server.pipes.values()]
+        for _ in range(2):
+            core.gather()
+            for _ in range(5):
+                core.put_group(pipes[:2], b"x" * 92)
+            for _ in range(10):
+                assert server.send_all(b"x" * 92) == 5
+            gevent.sleep(0)
+        # In the next turn a message leaves at once again.
+        server.send_all(b"x" * 92)
+        assert [stream.sizes for stream in streams] == [[1500] * 2 + [100]] * 2 + [[1000] * 2 + [100]] * 3
+
+
 def test_a_burst_to_more_pipes_than_a_budget_has_messages_leaves_together_too() -> None:
     streams = [CountingStream() for _ in range(5)]
     with FakeTransport(streams) as fake, Socket({"socket.yield_messages": 3}) as server:
