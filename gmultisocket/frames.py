@@ -30,10 +30,9 @@ from .wire import HEADER_SIZE, INTERNAL, RAW, SEND_TYPE_MASK, TO_DEST, contents_
 __all__ = ["LONG", "MOST", "REPEATED", "Batch", "frame_size", "is_beginning", "take_batch", "take_equal"]
 
 _ID_SIZE: Final = 4
-#: Bytes. A longer content is passed on by itself, without a copy.
+#: Bytes. Such a content and any longer one is passed on by itself, without a copy. The beginning of a frame with a
+#: shorter one is kept until the rest has come, and then copied in front of it.
 LONG: Final = 1 << 15
-#: A frame of which a part is missing is kept if it is no longer than this; the decoder gathers longer ones.
-_KEPT: Final = 4096
 #: At most this number of frames is taken at once.
 MOST: Final = 1024
 #: After this number of frames in a row with the same header, all further ones that have it are taken together.
@@ -209,11 +208,11 @@ def frame_size(data: bytes, position: int) -> int:
 
 
 def is_beginning(data: bytes, position: int, max_ttl: int, max_content: int) -> bool:
-    """Return whether a short frame begins at ``position`` that is not whole and will need no closer look."""
+    """Return whether a frame begins at ``position`` that is not whole, and is not long and will need no closer look."""
     size = frame_size(data, position)
     if not size:
         return True
-    if not len(data) - position < size <= _KEPT:
-        return False
     shape, length = _unpack_header(data, position)
-    return length <= max_content and _layout(shape, max_ttl) is not None
+    if length > min(max_content, LONG - 1) or len(data) - position >= size:
+        return False
+    return _layout(shape, max_ttl) is not None
