@@ -18,29 +18,25 @@ As ``wire.py`` this module only computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from struct import Struct
 from typing import Final
 
 from .errors import BadMessage
-from .wire import HEADER_SIZE, INTERNAL, RAW, SEND_TYPE_MASK, TO_DEST, first_id, layout
+from .wire import HEADER_SIZE, INTERNAL, RAW, SEND_TYPE_MASK, TO_DEST, contents_of, count_equal, first_id, layout
 
 __all__ = ["LONG", "MOST", "REPEATED", "Batch", "frame_size", "is_beginning", "take_batch", "take_equal"]
 
 _ID_SIZE: Final = 4
-#: Bytes. A longer content is passed on by itself, without a copy.
+#: Bytes. Such a content and any longer one is passed on by itself, without a copy. The beginning of a frame with a
+#: shorter one is kept until the rest has come, and then copied in front of it.
 LONG: Final = 1 << 15
-#: A frame of which a part is missing is kept if it is no longer than this; the decoder gathers longer ones.
-_KEPT: Final = 4096
 #: At most this number of frames is taken at once.
 MOST: Final = 1024
 #: After this number of frames in a row with the same header, all further ones that have it are taken together.
 REPEATED: Final = 4
-#: How many frames are compared at once: this number at first, then more, and at most the last number.
-_FIRST_STEP: Final = 16
-_LAST_STEP: Final = 256
 
 _unpack_header = Struct(">II").unpack_from
 _pack_head = Struct(">II4s").pack
@@ -198,34 +194,8 @@ def take_equal(
         How many frames these are, one at least, and the new frames, joined.
     """
     stride = content_start + length
-    old_head = data[position : position + content_start]
-    most = min((len(data) - position) // stride, most)
-    contents: list[bytes] = []
-    same = step = 0
-    while same == step and len(contents) < most:
-        step = min(max(_FIRST_STEP, step * 4), _LAST_STEP, most - len(contents))
-        same = _equal_heads(data, position, old_head, stride, step)
-        if same:
-            contents += _contents(content_start, length, same)(data, position)
-            position += same * stride
-    return len(contents), head + head.join(contents)
-
-
-def _equal_heads(data: bytes, position: int, head: bytes, stride: int, count: int) -> int:
-    """Return how many frames in a row begin with ``head``, of ``count`` that would begin every ``stride`` bytes."""
-    for offset in range(len(head)):
-        # The bytes at one place of the header in all these frames.
-        column = data[position + offset : position + count * stride : stride]
-        byte = head[offset : offset + 1]
-        if column != byte * count:
-            count -= len(column.lstrip(byte))
-    return count
-
-
-@lru_cache(maxsize=64)
-def _contents(content_start: int, length: int, count: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
-    """Return a function that takes the contents out of frames of one size; it costs more to make than to use."""
-    return Struct(f"{content_start}x{length}s" * count).unpack_from
+    count = count_equal(data, position, content_start, stride, min((len(data) - position) // stride, most))
+    return count, head + head.join(contents_of(data, position, content_start, length, count))
 
 
 def frame_size(data: bytes, position: int) -> int:
@@ -238,11 +208,11 @@ def frame_size(data: bytes, position: int) -> int:
 
 
 def is_beginning(data: bytes, position: int, max_ttl: int, max_content: int) -> bool:
-    """Return whether a short frame begins at ``position`` that is not whole and will need no closer look."""
+    """Return whether a frame begins at ``position`` that is not whole, and is not long and will need no closer look."""
     size = frame_size(data, position)
     if not size:
         return True
-    if not len(data) - position < size <= _KEPT:
-        return False
     shape, length = _unpack_header(data, position)
-    return length <= max_content and _layout(shape, max_ttl) is not None
+    if length > min(max_content, LONG - 1) or len(data) - position >= size:
+        return False
+    return _layout(shape, max_ttl) is not None

@@ -29,8 +29,10 @@ Source: message.go of the Go code; it checks none of these bounds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from functools import lru_cache
+from itertools import repeat
 from struct import Struct
 from struct import error as StructError
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -68,6 +70,8 @@ __all__ = [
     "Fields",
     "Message",
     "check_path",
+    "contents_of",
+    "count_equal",
     "encode",
     "encode_frame",
     "encode_header",
@@ -117,6 +121,14 @@ _LARGE: Final = 32 * 1024
 # Pieces of a content that are smaller are copied into one buffer as they arrive. Otherwise a peer that sends single
 # bytes would cost one Python object per byte, and a few bytes would keep the whole chunk alive that they arrived in.
 _SMALL_PIECE: Final = 4096
+
+# A row: at least so many frames, one behind the other, that differ in their contents only. They are decoded together.
+# Rows are not looked for in reads of fewer bytes than the second number.
+_ROW: Final = 16
+_ROW_BYTES: Final = 1024
+# How many frames are compared at once: the first number, then more, and at most the last one.
+_FIRST_STEP: Final = 64
+_LAST_STEP: Final = 256
 
 _pack_id = Struct(">I").pack
 _pack_header = Struct(">BBBBI").pack
@@ -359,6 +371,46 @@ def layout(shape: int) -> tuple[int, int, int, int, int]:
     return flags, ttl - 1, source_end, source_end + taken, source_end + _ID_SIZE * distance
 
 
+# Frames in a row that differ in their contents only, as most senders send them
+
+
+def count_equal(data: bytes, position: int, head_size: int, stride: int, most: int) -> int:
+    """Return how many frames of ``stride`` bytes in a row begin with the same ``head_size`` bytes, 1 at least.
+
+    The first one begins at ``position``. At most ``most`` are counted, which must be whole.
+    """
+    head = data[position : position + head_size]
+    count = equal = step = 0
+    while equal == step and count < most:
+        step = equal = min(max(_FIRST_STEP, step * 2), _LAST_STEP, most - count)
+        begin = position + count * stride
+        for offset in range(head_size):
+            # The bytes at one place of the header in all these frames.
+            column = data[begin + offset : begin + equal * stride : stride]
+            byte = head[offset : offset + 1]
+            if column != byte * equal:
+                equal -= len(column.lstrip(byte))
+        count += equal
+    return count
+
+
+def contents_of(data: bytes, position: int, head_size: int, length: int, count: int) -> list[bytes]:
+    """Return the contents, each of ``length`` bytes behind ``head_size`` others, of ``count`` frames in a row."""
+    contents: list[bytes] = []
+    while count:
+        step = min(1 << count.bit_length() - 1, _LAST_STEP)
+        contents += _unpack_contents(head_size, length, step)(data, position)
+        position += step * (head_size + length)
+        count -= step
+    return contents
+
+
+@lru_cache(maxsize=64)
+def _unpack_contents(head_size: int, length: int, count: int) -> Callable[[bytes, int], tuple[bytes, ...]]:
+    """Return a function that takes the contents out of frames of one size; it costs more to make than to use."""
+    return Struct(f"{head_size}x{length}s" * count).unpack_from
+
+
 class Decoder:
     """Decodes the bytes that one pipe reads into messages, and changes and checks them as received messages.
 
@@ -561,6 +613,8 @@ class Decoder:
         end = len(data)
         last_header = end - HEADER_SIZE
         known = -1
+        # Where to look next for frames in a row that are alike. For a few frames this would not be worth its time.
+        probe = position if end - position >= _ROW_BYTES else end
         while position <= last_header:
             shape, length = unpack(data, position)
             # Most frames have the same shape as the one before: their first four bytes then cost one comparison.
@@ -573,6 +627,15 @@ class Decoder:
             stop = start + length
             if stop > end or length > limit:
                 break
+            if position >= probe:
+                size = stop - position
+                probe = position + _ROW * size
+                if probe <= end and data.startswith(data[position:start], probe - size):
+                    count = self._take_row(data, position, size, messages)
+                    position += count * size
+                    # What only looked like a row is not looked for again.
+                    probe = position if count >= _ROW else end
+                    continue
             if content_start == HEADER_SIZE:
                 append((flags, ttl, local, b"", data[start:stop], pipe_id))
             else:
@@ -598,6 +661,17 @@ class Decoder:
         self._head_size = content_start
         self._missing = length
         self._continue_content(memoryview(data)[start:], messages)
+
+    def _take_row(self, data: bytes, position: int, size: int, messages: list[Fields]) -> int:
+        """Decode all frames in a row of one size and with equal headers and paths. Return their number, 1 at least."""
+        flags, ttl, source_end, destination_start, content_start = layout(_unpack_header(data, position)[0])
+        count = count_equal(data, position, content_start, size, (len(data) - position) // size)
+        contents = contents_of(data, position, content_start, size - content_start, count)
+        source = self._local + data[position + HEADER_SIZE : position + source_end]
+        destination = data[position + destination_start : position + content_start]
+        same = repeat(flags), repeat(ttl), repeat(source), repeat(destination)
+        messages += zip(*same, contents, repeat(self._pipe_id))
+        return count
 
     def _continue_content(self, data: bytes | memoryview, messages: list[Fields]) -> int:
         """Add bytes to the incomplete content, and return how many of them belong to it."""

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gmultisocket.errors import BadMessage
-from gmultisocket.frames import Batch, frame_size, is_beginning, take_batch
+from gmultisocket.frames import LONG, Batch, frame_size, is_beginning, take_batch
 from gmultisocket.wire import (
     CONTROL,
     INTERNAL,
@@ -21,7 +21,6 @@ from gmultisocket.wire import (
     TO_ONE,
     Decoder,
     encode_frame,
-    encode_header,
     first_id,
     pack_id,
 )
@@ -135,13 +134,13 @@ def test_frames_along_paths_are_together_only_if_they_go_to_one_pipe() -> None:
 
 
 def test_a_long_content_is_not_taken_and_neither_is_the_beginning_of_one() -> None:
-    data = encode_header(TO_ONE, 16, b"", b"", MAX_CONTENT + 1) + bytes(100)
-    assert take(data) is None
-    assert not is_beginning(data, 0, MAX_TTL, MAX_CONTENT)
-    assert not is_beginning(frame(bytes(4500))[:-1], 0, MAX_TTL, MAX_CONTENT)
-    assert is_beginning(frame(bytes(4000))[:-1], 0, MAX_TTL, MAX_CONTENT)
-    large = frame(bytes(1 << 15))
-    assert take_batch(large, 0, pack_id(LOCAL), MAX_TTL, 1 << 20) is None
+    for most in (MAX_CONTENT, 1 << 20):
+        limit = min(most, LONG - 1)
+        for length, is_short in ((limit, True), (limit + 1, False)):
+            whole = frame(bytes(length))
+            assert (take_batch(whole, 0, pack_id(LOCAL), MAX_TTL, most) is not None) == is_short
+            assert is_beginning(whole[:-1], 0, MAX_TTL, most) == is_short
+            assert not is_beginning(whole, 0, MAX_TTL, most)
 
 
 def test_one_batch_has_a_bounded_number_of_frames() -> None:
