@@ -441,17 +441,22 @@ class Decoder:
         """Decode the content without its next bytes: ``missing_whole``, and then the frame is no message, or fewer."""
         self._missing -= size
 
+    @property
+    def content_size(self) -> int:
+        """The size of the whole content of the last large frame."""
+        return self._frame_size - self._head_size
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether another content of the same size would be accepted: ``max_content`` may be lower now."""
+        return not self.max_content or self._frame_size - self._head_size <= self.max_content
+
     def repeat(self) -> None:
         """Decode, after a frame that was left out, a header and paths of the same bytes as that frame had.
 
-        Raises:
-            ContentTooLong: ``max_content`` is lower now.
+        Only if :attr:`may_repeat` is true.
         """
-        size = self._frame_size - self._head_size
-        if self.max_content and size > self.max_content:
-            self.error = ContentTooLong(size, self.max_content)
-            raise copy(self.error)
-        self._missing = size
+        self._missing = self._frame_size - self._head_size
 
     def keep(self, beginning: bytes) -> None:
         """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""
