@@ -233,6 +233,7 @@ class StreamSocket:
                 sent += self._send(whole[sent:], deadline)
 
     def _send(self, data: memoryview, deadline: Deadline) -> int:
+        """Block until some of the data can be sent, send it, and return the number of bytes."""
         self._core.check()
         end = self._end
         sending = end.sending

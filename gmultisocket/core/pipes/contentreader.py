@@ -94,6 +94,8 @@ class ContentReader:
         unread, self._unread = self._unread, b""
         if unread:
             self._pipe._receive(unread)
+            if not self._decoder.missing_whole:
+                self._header = b""
 
     # Other greenlets
 
@@ -118,11 +120,13 @@ class ContentReader:
     # Both
 
     def _target(self) -> ContentBuffer | None:
-        """Return the memory for the content that comes next; None if there is none, or no large content."""
+        """Return the memory for the content that comes next, or probably does; None if there is none."""
         pipe = self._pipe
         decoder = self._decoder
         buffer_for = pipe._owner.receiver.buffer_for
-        if decoder.missing_whole < LARGE or buffer_for is None or pipe._rates is not None:
+        if decoder.missing_whole < LARGE and not (self._header and decoder.between_frames):
+            return None
+        if buffer_for is None or pipe._rates is not None:
             return None
         if pipe.state is PipeState.CLOSED:
             return None
@@ -138,10 +142,9 @@ class ContentReader:
         Raises:
             BlockingIOError, OSError: as ``recv_into`` of the connection.
         """
-        pipe, header = self._pipe, self._header
-        decoder = self._decoder
-        part = decoder.missing_whole
-        following = decoder.content_size if header and decoder.may_repeat else 0
+        pipe, decoder = self._pipe, self._decoder
+        part, head_size = decoder.missing, decoder.head_size
+        following = decoder.content_size if self._header and decoder.may_repeat else 0
         space = target.space(part + (_CONTENTS - 1) * following)
         buffers: list[memoryview | bytearray] = []
         try:
@@ -152,14 +155,14 @@ class ContentReader:
                 if stop > end:
                     break
                 # The next header comes with the end of the content, if it is there.
-                buffers.append(bytearray(decoder.head_size))
+                buffers.append(bytearray(head_size))
                 if stop == end or not following:
                     break
                 part = following
                 stop += part
             size = pipe._connection.recv_into(buffers)
             pipe.bytes_received += size
-            filled, count = self._take(buffers, size)
+            filled, count = self._take(buffers, size, following)
         finally:
             # The caller may do with the memory what it likes, even while the traceback of an error is alive.
             buffers.clear()
@@ -168,29 +171,36 @@ class ContentReader:
             pipe._count_received(count)
         return size, target.filled(filled, count > 0)
 
-    def _take(self, buffers: list[memoryview | bytearray], size: int) -> tuple[int, int]:
+    def _take(self, buffers: list[memoryview | bytearray], size: int, following: int) -> tuple[int, int]:
         """Account for bytes that were read into contents and headers by turns.
+
+        Args:
+            buffers: a content, a header, and so on.
+            size: the number of bytes.
+            following: the size of a content whose header is the same as the one before; 0 if none is expected.
 
         Returns:
             The number of bytes of contents, and of the contents that are complete now.
         """
-        decoder = self._decoder
+        missing = self._decoder.missing
         filled = count = 0
         for index, buffer in enumerate(buffers):
             if not size:
                 break
+            length = len(buffer)
             if index % 2 == 0:
-                taken = min(size, decoder.missing_whole, len(buffer))
-                count += taken == decoder.missing_whole
-                decoder.leave_out(taken)
+                taken = size if size < length else length
                 filled += taken
+                missing -= taken
+                count += 0 < taken and not missing
                 size -= taken
-            elif size >= len(buffer) and bytes(buffer) == self._header and decoder.may_repeat:
+            elif following and size >= length and bytes(buffer) == self._header:
                 # It means the same as the one before.
-                decoder.repeat()
-                size -= len(buffer)
+                missing = following
+                size -= length
             else:
                 self._unread = b"".join(buffers[index:])[:size]
-                self._header = self._unread if size == len(buffer) else b""
+                self._header = self._unread if size == length else b""
                 break
+        self._decoder.leave_out(missing)
         return filled, count

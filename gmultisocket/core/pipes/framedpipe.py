@@ -8,6 +8,7 @@ through switches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -105,10 +106,22 @@ class FramedPipe(BytesPipe):
     def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
         if len(data) < 2 * size or size < LARGE or type(data.obj) is not bytes or not self._takes_batches:
             return super()._put_pieces(ttl, source, destination, data, size)
+        if self._fan_out is not None:
+            self._leave_fan_out()
+        if self._busy == _TURN and self._queue:
+            self._flush()
+            if self.state is not PipeState.OPEN:
+                return 0
         head = encode_header(TO_DEST, ttl, source, destination, size)
         end = min(len(data) // size, _PIECES) * size
-        frames = [LargeFrame(head, data[start : start + size]) for start in range(0, end, size)]
-        return size * self._push_pieces(frames)
+        buffers: list[bytes | memoryview] = []
+        for start in range(0, end, size):
+            buffers += head, data[start : start + size]
+        # Frames are made of them only if the kernel does not take all.
+        frames = (LargeFrame(head, content) for content in buffers[1::2])
+        count = end // size
+        write = partial(self._connection.sendmsg, buffers)
+        return size * self._write_batch(frames, count, end + count * len(head), write)
 
     def _push_batch(self, batch: Batch) -> int:
         """Send frames that a switch passes on, as many as the kernel and the queue take now. Return their number."""
@@ -124,24 +137,6 @@ class FramedPipe(BytesPipe):
             if self.state is not PipeState.OPEN:
                 return 0
         return self._write_batch(batch, count, size, lambda: self._send(batch.joined()))
-
-    def _push_pieces(self, frames: list[LargeFrame]) -> int:
-        """Send large frames after the queued ones, as many as the kernel and the queue take now. Return their number.
-
-        Args:
-            frames: at most 32.
-        """
-        if self._fan_out is not None:
-            self._leave_fan_out()
-        if self._busy == _TURN and self._queue:
-            self._flush()
-            if self.state is not PipeState.OPEN:
-                return 0
-        buffers: list[bytes | memoryview] = []
-        for frame in frames:
-            buffers += frame.head, frame.content
-        size = sum(map(len, buffers))
-        return self._write_batch(frames, len(frames), size, lambda: self._connection.sendmsg(buffers))
 
     def _write_batch(self, batch: Iterable[Frame], count: int, size: int, write: Callable[[], int]) -> int:
         """Send frames, none of which waits for the end of the turn, as many as the kernel and the queue take now.
