@@ -133,7 +133,7 @@ class StreamSocket:
         """Block until bytes come, and put at most ``nbytes`` of them (0: as many as fit) into a buffer.
 
         Args:
-            buffer: bytes-like and writable.
+            buffer: bytes-like and writable. What lies behind the bytes that have come may change as well.
             nbytes: see above.
             flags: 0.
 
@@ -161,6 +161,7 @@ class StreamSocket:
         receiving = self._end.receiving
         with ReaderBuffer(receiving, view) as lent:
             if self._reads < _MAX_READS and not receiving.readers.waiters:
+                # What has come can be had without a switch of greenlets.
                 self._core.check()
                 self._core.read_now(self.pipe, lent)
                 if lent.size:
