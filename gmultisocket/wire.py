@@ -429,20 +429,23 @@ class Decoder:
         max_content: may be changed at any time; applies to frames whose header is read later.
         error: why the decoder has stopped; None while it works.
         flagged: set by every :meth:`feed` that returns a message with INTERNAL or RAW; the pipe resets it.
+        head: flags, ttl, source and destination of the message whose content has begun, or of the last such one.
+        head_size: the size of header and paths of the last large frame, and probably of the next one.
+        missing: how many bytes are missing of a content that has begun; 0 if none has.
     """
 
     __slots__ = (
         "_frame_size",
-        "_head",
-        "_head_size",
         "_local",
-        "_missing",
         "_pieces",
         "_pipe_id",
         "_rest",
         "error",
         "flagged",
+        "head",
+        "head_size",
         "max_content",
+        "missing",
     )
 
     def __init__(self, pipe_id: int, max_content: int = 131072) -> None:
@@ -452,58 +455,51 @@ class Decoder:
         self._pipe_id = pipe_id
         self._local = pack_id(pipe_id)
         # Between two calls a frame may be incomplete. If its content has not begun, `_rest` is all that has arrived of
-        # it. Otherwise `_head` has the fields before the content, `_pieces` is the content so far, and `_missing` bytes
+        # it. Otherwise `head` has the fields before the content, `_pieces` is the content so far, and `missing` bytes
         # of the content are missing.
         self._rest = b""
-        self._head = (0, 0, b"", b"")
+        self.head = (0, 0, b"", b"")
         self._pieces: list[bytes | bytearray | memoryview] = []
-        self._missing = 0
+        self.missing = 0
         # Of the last frame whose content was incomplete: its size, and the size of its header and paths.
         self._frame_size = 0
-        self._head_size = HEADER_SIZE
+        self.head_size = HEADER_SIZE
 
     @property
     def pending(self) -> int:
         """The number of bytes that have arrived of an incomplete frame; 0 between two frames."""
-        return self._frame_size - self._missing if self._missing else len(self._rest)
+        return self._frame_size - self.missing if self.missing else len(self._rest)
 
     @property
-    def missing(self) -> int:
-        """How many bytes are missing of a content that has begun; 0 if none has."""
-        return self._missing
+    def between_frames(self) -> bool:
+        """Whether no frame is incomplete."""
+        return not self.missing and not self._rest
 
     # A content that is read elsewhere
 
     @property
-    def head_size(self) -> int:
-        """The size of header and paths of the last large frame, and probably of the next one."""
-        return self._head_size
-
-    @property
-    def head(self) -> tuple[int, int, bytes, bytes]:
-        """Flags, ttl, source and destination of the message whose content has begun."""
-        return self._head
-
-    @property
     def missing_whole(self) -> int:
         """As :attr:`missing`, but 0 if the decoder has a part of the content already."""
-        return 0 if self._pieces else self._missing
+        return 0 if self._pieces else self.missing
 
-    def leave_out(self, size: int) -> None:
-        """Decode the content without its next bytes: ``missing_whole``, and then the frame is no message, or fewer."""
-        self._missing -= size
+    @property
+    def content_size(self) -> int:
+        """The size of the whole content of the last large frame."""
+        return self._frame_size - self.head_size
 
-    def repeat(self) -> None:
-        """Decode, after a frame that was left out, a header and paths of the same bytes as that frame had.
+    @property
+    def may_repeat(self) -> bool:
+        """Whether another content of the same size would be accepted: ``max_content`` may be lower now."""
+        return not self.max_content or self._frame_size - self.head_size <= self.max_content
 
-        Raises:
-            ContentTooLong: ``max_content`` is lower now.
+    def leave_out(self, missing: int) -> None:
+        """Decode as if all bytes were not there up to a place where so many bytes of a content are missing.
+
+        Args:
+            missing: less than :attr:`missing_whole`: of its content. Otherwise of another one, whose header and paths
+                have the same bytes, and which must not be longer than ``max_content``.
         """
-        size = self._frame_size - self._head_size
-        if self.max_content and size > self.max_content:
-            self.error = ContentTooLong(size, self.max_content)
-            raise copy(self.error)
-        self._missing = size
+        self.missing = missing
 
     def keep(self, beginning: bytes) -> None:
         """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""
@@ -524,9 +520,9 @@ class Decoder:
         """
         if self._frame_size < _LARGE or self._rest:
             return _READ_SIZE
-        missing = self._missing
+        missing = self.missing
         if not missing:
-            return self._head_size
+            return self.head_size
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
 
     def feed(self, data: Buffer) -> list[Message]:
@@ -550,7 +546,7 @@ class Decoder:
             data = bytes(data)
         messages: list[Fields] = []
         position = 0
-        if self._missing:
+        if self.missing:
             position = self._continue_content(data, messages)
         elif self._rest:
             data = self._rest + data
@@ -656,10 +652,10 @@ class Decoder:
             return
         source = local + data[position + HEADER_SIZE : position + source_end]
         self._rest = b""
-        self._head = (flags, ttl, source, data[position + destination_start : start])
+        self.head = (flags, ttl, source, data[position + destination_start : start])
         self._frame_size = stop - position
-        self._head_size = content_start
-        self._missing = length
+        self.head_size = content_start
+        self.missing = length
         self._continue_content(memoryview(data)[start:], messages)
 
     def _take_row(self, data: bytes, position: int, size: int, messages: list[Fields]) -> int:
@@ -676,10 +672,10 @@ class Decoder:
     def _continue_content(self, data: bytes | memoryview, messages: list[Fields]) -> int:
         """Add bytes to the incomplete content, and return how many of them belong to it."""
         size = len(data)
-        missing = self._missing
+        missing = self.missing
         pieces = self._pieces
         if size < missing:
-            self._missing = missing - size
+            self.missing = missing - size
             if size >= _SMALL_PIECE:
                 pieces.append(data)
             elif pieces and isinstance(last := pieces[-1], bytearray):
@@ -691,9 +687,9 @@ class Decoder:
         pieces.append(data if size == missing else memoryview(data)[:missing])
         content = b"".join(pieces)
         pieces.clear()
-        self._missing = 0
+        self.missing = 0
         # The header arrived in an earlier call; the pipe may have reset this since.
-        if self._head[0] & _FLAGGED:
+        if self.head[0] & _FLAGGED:
             self.flagged = True
-        messages.append((*self._head, content, self._pipe_id))
+        messages.append((*self.head, content, self._pipe_id))
         return missing

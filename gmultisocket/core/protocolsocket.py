@@ -207,6 +207,17 @@ class ProtocolSocket:
         """
         return pipe._put_pieces(self._sender.ttl, source, destination, data, size)
 
+    def read_now(self, pipe: Pipe, target: ContentBuffer) -> None:
+        """Read a large content into memory at once, if some of it has come by the pipe and nothing comes before it.
+
+        Never blocks and never switches greenlets. Does nothing if the pipe's reader is at work on something else.
+
+        Args:
+            pipe: the pipe.
+            target: what the ``on_content`` callback returns for the content.
+        """
+        pipe._read_now(target)
+
     def put_one(self, pipe: Pipe, content: bytes) -> None:
         """Send a content to the peer of one pipe, as a to-one message. Never blocks; see :meth:`put`."""
         pipe._put_one(self._sender.ttl, content)

@@ -552,7 +552,7 @@ class protocol:
         """``protocol.stream.*``"""
 
         window = define(
-            "protocol.stream.window", int, 2097152, unit="bytes", minimum=65536, maximum=_INT32,
+            "protocol.stream.window", int, 4194304, unit="bytes", minimum=65536, maximum=_INT32,
             doc="Maximum number of received bytes that a connection holds until they are read. Its peer then waits.",
         )
         acceptable = define(

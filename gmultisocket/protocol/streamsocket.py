@@ -28,6 +28,8 @@ __all__ = ["StreamSocket"]
 
 #: After this number of reads without a wait a greenlet lets others run.
 _MAX_READS = 256
+#: Bytes in one read that make it count as one more.
+_READ_SIZE = 4096
 
 _OVER, _SHUT, _GRANTED = SendingState.OVER, SendingState.SHUT, SendingState.GRANTED
 _AT_END = (ReceivingState.READ_SHUT, ReceivingState.ENDED)
@@ -131,7 +133,7 @@ class StreamSocket:
         """Block until bytes come, and put at most ``nbytes`` of them (0: as many as fit) into a buffer.
 
         Args:
-            buffer: bytes-like and writable.
+            buffer: bytes-like and writable. What lies behind the bytes that have come may change as well.
             nbytes: see above.
             flags: 0.
 
@@ -158,6 +160,13 @@ class StreamSocket:
         """Block until bytes come, and have large pieces read directly into a buffer."""
         receiving = self._end.receiving
         with ReaderBuffer(receiving, view) as lent:
+            if self._reads < _MAX_READS and not receiving.readers.waiters:
+                # What has come can be had without a switch of greenlets.
+                self._core.check()
+                self._core.read_now(self.pipe, lent)
+                if lent.size:
+                    self._reads += 1 + lent.size // _READ_SIZE
+                    return lent.take()
             self._wait_readable(len(view), lent)
             count = lent.take()
             return count or receiving.buffer.take_into(view)
@@ -171,7 +180,8 @@ class StreamSocket:
             yield_to_loop()
         end = self._end
         receiving = end.receiving
-        if (other := receiving.reader_buffer) is not None and other.size:
+        other = receiving.reader_buffer
+        if other is not None and other is not lent and other.size:
             # What has come is for the one who asks first.
             other.end()
         if receiving.buffer.size:
@@ -224,6 +234,7 @@ class StreamSocket:
                 sent += self._send(whole[sent:], deadline)
 
     def _send(self, data: memoryview, deadline: Deadline) -> int:
+        """Block until some of the data can be sent, send it, and return the number of bytes."""
         self._core.check()
         end = self._end
         sending = end.sending

@@ -17,7 +17,7 @@ LONG = 20.0
 NO_KEEPALIVE = {"protocol.stream.keep_alive_idle": 0}
 MIB = 1 << 20
 #: What is held for a reader by default.
-WINDOW = 2 * MIB
+WINDOW = 4 * MIB
 
 
 def connected(here: Stream, there: Stream) -> tuple[Any, Any]:

@@ -23,7 +23,6 @@ from ...options import Option
 from ...transport import StreamConnection
 from ...transport.stream import describe_os_error
 from ...wire import Fields
-from ..receiving.receiver import Receiver
 from .pipe import TIME_LIMITS, PipeEndpoint, PipeOwner, PipeState
 from .readrates import LONGEST_PAUSE, RATE_OPTIONS, ReadRates, read_rates
 from .writepipe import _BLOCKED, WritePipe
@@ -205,7 +204,7 @@ class BytesPipe(WritePipe):
         spent = 0
         while True:
             if receiver.buffer_for is not None:
-                self._read_contents(receiver)
+                self._read_contents()
                 if self._ended_by_peer:
                     return "the peer said goodbye"
             rates = self._rates
@@ -233,7 +232,7 @@ class BytesPipe(WritePipe):
                 spent = 0
                 yield_to_loop()
 
-    def _read_contents(self, receiver: Receiver) -> None:
+    def _read_contents(self) -> None:
         """Read large contents to where the protocol wants them, as long as there are any. Blocks.
 
         Called while the receiver has a ``buffer_for``.

@@ -8,6 +8,7 @@ through switches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -30,13 +31,14 @@ from ...wire import (
     encode_header,
     pack_bare_header,
 )
-from ..receiving.receiver import Receiver, Relay
+from ..receiving.receiver import ContentBuffer, Relay
 from .bytespipe import BATCH, BytesPipe
 from .pipe import PipeEndpoint, PipeOwner, PipeState
 from .writepipe import _BLOCKED, _TURN, LARGE, Frame, LargeFrame
 
 if TYPE_CHECKING:
     from ...frames import Batch
+    from .contentreader import ContentReader
 
 __all__ = ["FramedPipe"]
 
@@ -61,7 +63,7 @@ def _first(frames: Iterator[Frame], size: int) -> list[Frame]:
 class FramedPipe(BytesPipe):
     """A pipe whose peer sends and takes frames back to back."""
 
-    __slots__ = ("_knows_internal", "_read_buffer")
+    __slots__ = ("_contents", "_knows_internal", "_read_buffer")
 
     _takes_batches = True
     _decoder: Decoder
@@ -77,6 +79,7 @@ class FramedPipe(BytesPipe):
         self._decoder = Decoder(pipe_id, endpoint.options.get(opts.connector.pipe.max_recv_content_length))
         #: Whether the peer has shown that it understands internal messages, so that it can be expected to answer.
         self._knows_internal = False
+        self._contents: ContentReader | None = None
 
     @property
     def _may_be_nobody(self) -> bool:  # type: ignore[override]
@@ -103,10 +106,22 @@ class FramedPipe(BytesPipe):
     def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
         if len(data) < 2 * size or size < LARGE or type(data.obj) is not bytes or not self._takes_batches:
             return super()._put_pieces(ttl, source, destination, data, size)
+        if self._fan_out is not None:
+            self._leave_fan_out()
+        if self._busy == _TURN and self._queue:
+            self._flush()
+            if self.state is not PipeState.OPEN:
+                return 0
         head = encode_header(TO_DEST, ttl, source, destination, size)
         end = min(len(data) // size, _PIECES) * size
-        frames = [LargeFrame(head, data[start : start + size]) for start in range(0, end, size)]
-        return size * self._push_pieces(frames)
+        buffers: list[bytes | memoryview] = []
+        for start in range(0, end, size):
+            buffers += head, data[start : start + size]
+        # Frames are made of them only if the kernel does not take all.
+        frames = (LargeFrame(head, content) for content in buffers[1::2])
+        count = end // size
+        write = partial(self._connection.sendmsg, buffers)
+        return size * self._write_batch(frames, count, end + count * len(head), write)
 
     def _push_batch(self, batch: Batch) -> int:
         """Send frames that a switch passes on, as many as the kernel and the queue take now. Return their number."""
@@ -122,24 +137,6 @@ class FramedPipe(BytesPipe):
             if self.state is not PipeState.OPEN:
                 return 0
         return self._write_batch(batch, count, size, lambda: self._send(batch.joined()))
-
-    def _push_pieces(self, frames: list[LargeFrame]) -> int:
-        """Send large frames after the queued ones, as many as the kernel and the queue take now. Return their number.
-
-        Args:
-            frames: at most 32.
-        """
-        if self._fan_out is not None:
-            self._leave_fan_out()
-        if self._busy == _TURN and self._queue:
-            self._flush()
-            if self.state is not PipeState.OPEN:
-                return 0
-        buffers: list[bytes | memoryview] = []
-        for frame in frames:
-            buffers += frame.head, frame.content
-        size = sum(map(len, buffers))
-        return self._write_batch(frames, len(frames), size, lambda: self._connection.sendmsg(buffers))
 
     def _write_batch(self, batch: Iterable[Frame], count: int, size: int, write: Callable[[], int]) -> int:
         """Send frames, none of which waits for the end of the turn, as many as the kernel and the queue take now.
@@ -243,49 +240,19 @@ class FramedPipe(BytesPipe):
     def _read_size(self) -> int:
         return self._read_buffer or self._decoder.read_size
 
-    def _read_contents(self, receiver: Receiver) -> None:
-        connection, decoder = self._connection, self._decoder
-        if self._read_buffer or not connection.reads_into:
+    def _read_contents(self) -> None:
+        if self._decoder.missing_whole < LARGE or self._read_buffer or not self._connection.reads_into:
             return
-        spent = 0
-        header = b""
-        while (missing := decoder.missing_whole) >= LARGE:
-            flags, _, source, destination = decoder.head
-            wanted = receiver.buffer_for if self._rates is None else None
-            target = wanted(flags, source, destination) if wanted is not None else None
-            if target is None:
-                return
-            # The next header comes with the end of the content, if it is there.
-            behind = bytearray(decoder.head_size)
-            try:
-                with target.space(missing) as space:
-                    room = len(space)
-                    size = connection.recv_into([space] if room < missing else [space, behind])
-            except BlockingIOError:
-                connection.wait_readable()
-                continue
-            if not size:
-                return
-            self.bytes_received += size
-            spent += size
-            taken = size if size < room else room
-            decoder.leave_out(taken)
-            if taken == missing:
-                self._count_received(1)
-            more = target.filled(taken, taken == missing)
-            if size > taken:
-                if size - taken == len(behind) and behind == header:
-                    # It means the same as the one before.
-                    decoder.repeat()
-                else:
-                    header = bytes(behind[: size - taken])
-                    self._receive(header)
-                    if self._ended_by_peer:
-                        return
-            if not more or spent >= self._scheduler.yield_bytes:
-                # The greenlet whose memory is full gives it back by its next call.
-                spent = 0
-                yield_to_loop()
+        if self._contents is None:
+            # Few programs need it.
+            from .contentreader import ContentReader
+
+            self._contents = ContentReader(self, self._decoder)
+        self._contents.read()
+
+    def _read_now(self, target: ContentBuffer) -> None:
+        if self._contents is not None:
+            self._contents.read_now(target)
 
     def _pass_on(self, data: bytes) -> bytes:
         decoder, receiver = self._decoder, self._owner.receiver

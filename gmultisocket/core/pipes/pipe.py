@@ -34,7 +34,7 @@ from ...options import Option, Options, PipeOptions
 from ...state import StateMachine
 from ...transport import Connection
 from ...wire import TO_DEST, TO_ONE, Message, pack_id
-from ..receiving.receiver import Receiver
+from ..receiving.receiver import ContentBuffer, Receiver
 from .readrates import RATE_OPTIONS
 from .scheduler import WriteScheduler
 
@@ -396,6 +396,9 @@ class Pipe(StateMachine, ABC):
         content = bytes(data[:size])
         self._put(TO_DEST, ttl, source, destination, content)
         return len(content)
+
+    def _read_now(self, target: ContentBuffer) -> None:
+        """Read a large content into this memory, if it comes next. Never blocks. See ``ProtocolSocket.read_now``."""
 
     @abstractmethod
     def _drop_oldest(self) -> bool:

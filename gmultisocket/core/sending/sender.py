@@ -349,6 +349,8 @@ class Sender:
     def wait_writable(self, pipe: Pipe, timeout: float | None) -> bool:
         """Block until one pipe is writable; see ``ProtocolSocket.wait_writable``."""
         self.begin()
+        if not pipe.full and pipe.state is PipeState.OPEN:
+            return True
         return self._to_destination.wait_writable(pipe, timeout)
 
     # Pipes
