@@ -16,6 +16,7 @@ between.
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -117,8 +118,10 @@ class Turn:
     def _abandon(self) -> None:
         """Forget the parent's greenlets in a forked child."""
         self._waiters.clear()
-        self._idle.stop()
         self._end()
+        # gevent refuses to stop a watcher of a loop that was destroyed, as that of a thread which has ended.
+        with suppress(ValueError):
+            self._idle.stop()
 
 
 def turn_of(hub: Any) -> Turn:

@@ -11,7 +11,9 @@ import gevent
 import pytest
 
 from gmultisocket.loop import yielding
+from gmultisocket.loop.owner import original
 from gmultisocket.loop.yielding import keep_to_turn, turn_of, yield_to_loop
+from gmultisocket.testing._fork import in_forked_child
 from tests.looks import Looks
 
 
@@ -113,6 +115,21 @@ def test_a_forked_child_does_not_go_on_with_greenlets_of_its_parent() -> None:
     _, status = os.waitpid(child, 0)
     greenlet.join()
     assert status == 0 and went_on == [os.getpid()]
+
+
+def test_a_forked_child_lets_go_of_the_loop_of_a_thread_that_has_ended() -> None:
+    turns = []
+
+    def thread() -> None:
+        hub = gevent.get_hub()
+        turns.append(turn_of(hub))
+        yield_to_loop()
+        hub.destroy(destroy_loop=True)
+
+    worker = original("threading", "Thread")(target=thread)
+    worker.start()
+    worker.join()
+    in_forked_child(lambda report: turns[0]._abandon())
 
 
 # Many greenlets that are woken by one look of the loop. The first 32 or so go on before the time is checked twice.
