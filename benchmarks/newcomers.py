@@ -10,6 +10,7 @@ worst, in ms. Run as a file, it measures the gmultisocket that PYTHONPATH names.
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import subprocess
@@ -94,6 +95,9 @@ def be_subs(address: str, first: str, count: str, patterns: str) -> None:
             sub.subscribe(f"topic.{number}.{pattern}")
         sub.dial(address)
         subs.append(sub)
+    # This process stands for thousands of programs. The garbage collector would stall it for all of them.
+    gc.collect()
+    gc.freeze()
     say("ready")
     stalls = Stalls()
     while True:
