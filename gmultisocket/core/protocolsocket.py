@@ -246,16 +246,13 @@ class ProtocolSocket:
             pipes = [pipe for pipe in pipes if pipe.id in self._connector.pipes]
         return sender.put_group(pipes, content, timeout, flags)
 
-    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
-        """Send as :meth:`send_group` does, right after :meth:`begin`: nothing is checked again, and nobody else runs.
+    @property
+    def put_group(self) -> Callable[..., int]:
+        """A function that sends as :meth:`send_group` does, right after :meth:`begin`. It checks nothing again.
 
-        Args:
-            pipes: as for :meth:`send_group`.
-            content: not longer than :meth:`begin` says.
-            timeout: seconds.
-            flags: the same.
+        It has the arguments of :meth:`send_group`; the content is not longer than :meth:`begin` says.
         """
-        return self._sender.put_group(pipes, content, timeout, flags)
+        return self._sender.put_group
 
     def put_copies(
         self, paths: Collection[tuple[Pipe, bytes]], content: bytes, timeout: float | None = None, flags: int = 0

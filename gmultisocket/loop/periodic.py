@@ -11,6 +11,7 @@ from gevent import Greenlet, GreenletExit
 
 from ..log import ThrottledLog, get_logger
 from .ending import LOG_INTERVAL, Ended, survive
+from .yielding import keep_to_turn
 
 __all__ = ["Periodic"]
 
@@ -66,6 +67,7 @@ class Periodic:
             while pause := self._interval():
                 before = monotonic()
                 gevent.sleep(pause)
+                keep_to_turn()
                 elapsed = monotonic() - before
                 try:
                     self._check(elapsed, max(0.0, elapsed - pause))

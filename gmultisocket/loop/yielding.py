@@ -6,11 +6,17 @@ always has more to send, would so delay every other peer. :func:`yield_to_loop` 
 watcher of the highest priority: the loop looks at everything once, and calls it.
 
 The time between two such looks is shared by all greenlets of a hub. They go on in the order in which they came.
+
+One look may also wake thousands of greenlets, each of which has a little to do: their peers have sent something at the
+same moment, or have all gone. Whoever waits by :meth:`Turn.wait_for`, or calls :func:`keep_to_turn` when it was woken,
+goes on at once only as long as the turn is short. The others go on in the next turns, so the loop looks at the rest in
+between.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -19,19 +25,23 @@ from gevent.hub import Hub, Waiter
 
 from . import owner
 
-__all__ = ["MAX_TURN", "yield_to_loop"]
+__all__ = ["MAX_TURN", "Turn", "keep_to_turn", "turn_of", "yield_to_loop"]
 
-#: Seconds that greenlets which yield may run in all before the loop looks at sockets and timers.
+#: Seconds that greenlets which yield may run in all before the loop looks at sockets and timers; and so those that were
+#: woken by one look.
 MAX_TURN: Final = 0.005
 
-#: Where a hub holds its waiters: they live as long as the hub, and no longer.
-_ATTRIBUTE: Final = "_gmultisocket_loop_waiters"
+#: After this number of greenlets that were woken the time is checked.
+_CHECK_EVERY: Final = 16
+
+#: Where a hub holds its turn: that lives as long as the hub, and no longer.
+_ATTRIBUTE: Final = "_gmultisocket_turn"
 
 
-class _LoopWaiters:
-    """The greenlets of one hub that wait for the loop."""
+class Turn:
+    """The present turn of one hub's loop, and the greenlets that wait for the next one."""
 
-    __slots__ = ("__weakref__", "_idle", "_waiters", "looked_at")
+    __slots__ = ("__weakref__", "_began", "_idle", "_left", "_loop", "_wait", "_waiters", "looked_at")
 
     def __init__(self, hub: Hub) -> None:
         self._waiters: deque[Waiter[None]] = deque()
@@ -39,8 +49,43 @@ class _LoopWaiters:
         self.looked_at = 0.0
         # With the default priority, libev would call it only when no socket is ready.
         loop: Any = hub.loop
+        self._loop = loop
+        self._wait = hub.wait
         self._idle = loop.idle(priority=loop.MAXPRI)
+        #: When the time of this turn was first checked, 0 if it was not; and how many more greenlets may be woken until
+        #: it is checked again.
+        self._began = 0.0
+        self._left = _CHECK_EVERY
         owner.register(self)
+
+    def wait_for(self, watcher: Any) -> bool:
+        """Block until a watcher is ready, and the turn is not too long.
+
+        Returns:
+            Whether it was the next turn for which the caller has waited: others have run since the watcher was ready.
+        """
+        self._wait(watcher)
+        self._left -= 1
+        return self._left < 0 and self.check()
+
+    def check(self) -> bool:
+        """Block until the next turn if this one is too long. Return whether it was."""
+        now = monotonic()
+        if not self._began:
+            self._began = now
+            # Callbacks run before the loop looks again.
+            self._loop.run_callback(self._end)
+        elif now - self._began >= MAX_TURN:
+            # Nothing is left: all others that are woken in this turn wait as well.
+            self.wait()
+            return True
+        self._left = _CHECK_EVERY
+        return False
+
+    def _end(self) -> None:
+        """The turn ends. Called in the hub."""
+        self._began = 0.0
+        self._left = _CHECK_EVERY
 
     def wait(self) -> None:
         """Block until the loop has looked, and the greenlets that came before have run."""
@@ -73,17 +118,36 @@ class _LoopWaiters:
     def _abandon(self) -> None:
         """Forget the parent's greenlets in a forked child."""
         self._waiters.clear()
-        self._idle.stop()
+        self._end()
+        # gevent refuses to stop a watcher of a loop that was destroyed, as that of a thread which has ended.
+        with suppress(ValueError):
+            self._idle.stop()
+
+
+def turn_of(hub: Any) -> Turn:
+    """Return the turn of a hub's loop."""
+    turn = getattr(hub, _ATTRIBUTE, None)
+    if turn is None:
+        turn = Turn(hub)
+        setattr(hub, _ATTRIBUTE, turn)
+    return turn
 
 
 def yield_to_loop() -> None:
     """Let other greenlets run; and if greenlets have run for ``MAX_TURN``, let the loop look at sockets and timers."""
-    hub: Any = gevent.get_hub()
-    waiters = getattr(hub, _ATTRIBUTE, None)
-    if waiters is None:
-        waiters = _LoopWaiters(hub)
-        setattr(hub, _ATTRIBUTE, waiters)
-    if monotonic() - waiters.looked_at < MAX_TURN:
+    turn = turn_of(gevent.get_hub())
+    if monotonic() - turn.looked_at < MAX_TURN:
         gevent.sleep(0)
     else:
-        waiters.wait()
+        turn.wait()
+
+
+def keep_to_turn() -> None:
+    """Block until the next turn if greenlets that were woken in this one have run for ``MAX_TURN``.
+
+    For greenlets that a timer has woken: thousands may be due at the same moment.
+    """
+    turn = turn_of(gevent.get_hub())
+    turn._left -= 1
+    if turn._left < 0:
+        turn.check()

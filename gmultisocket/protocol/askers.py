@@ -18,7 +18,7 @@ from gevent import Greenlet
 from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
-from ..loop.yielding import yield_to_loop
+from ..loop.yielding import keep_to_turn, yield_to_loop
 from .pubsubwire import REPEATS, SUBSCRIBE
 from .upstream import Upstream, control
 
@@ -89,6 +89,7 @@ class Askers:
         pipe = upstream.pipe
         try:
             gevent.sleep(delay)
+            keep_to_turn()
             for number, pattern in enumerate([*self._patterns], 1):
                 if number % _PORTION == 0:
                     yield_to_loop()

@@ -250,20 +250,21 @@ class MemoryHistory(History):
         offset = self._last_offset = self._last_offset + 1
         entry = (offset, known.last, topic, content)
         known.last = offset
+        size = self._log_bytes
         if logged:
             self._log.append(entry)
-            kept = known.kept
-            if kept is None:
-                kept = known.kept = deque()
-            kept.append(entry)
-            self._log_bytes += known.size + len(content)
+            if known.kept:
+                known.kept.append(entry)
+            else:
+                known.kept = deque((entry,))
+            size = self._log_bytes = size + known.size + len(content)
             if self._max_age:
                 self._times.append(monotonic())
         if retain:
             self._retain(entry)
         elif not logged:
             self._lose(offset, known)
-        if offset >= self._trim_at or self._log_bytes > self._max_bytes:
+        if offset >= self._trim_at or size > self._max_bytes:
             self.trim()
         return entry
 
@@ -359,8 +360,9 @@ class MemoryHistory(History):
             size += known.size + len(content)
             kept = known.kept
             assert kept
-            kept.popleft()
-            if not kept:
+            if len(kept) > 1:
+                kept.popleft()
+            else:
                 known.kept = None
             if not retained or retained.get(topic) is not entry:
                 known.lost = lost = offset

@@ -127,13 +127,18 @@ class Keeper:
             longest: the most bytes that a message may have.
         """
         history = self.history or self._make_history()
-        publication = head + content
-        if len(publication) > longest - POSITION_SIZE:
-            self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
+        if len(head) + len(content) > longest - POSITION_SIZE:
+            self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + head + content)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
-        if self._replays is None:
-            return self._send(wanted, publication, timeout)
-        return self.send(entry, publication, topic, wanted, timeout)
+        replays = self._replays
+        if replays is None:
+            return self._send(wanted, head + content, timeout)
+        split = replays.splits.get(topic)
+        if entry is not None and split is not None and split.same is wanted and not replays.queues:
+            # Nearly all: each that wants it gets it with its position.
+            position = pack_positioned(POSITIONED, 0, history.epoch, entry[0], entry[1])
+            return self._send(split.positioned, position + head + content, timeout, CONTROL)
+        return self.send(entry, head + content, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
         """Keep the present value of a topic for later subscriptions, without sending it to those that are there.
@@ -175,7 +180,7 @@ class Keeper:
         split = replays.splits.get(topic)
         if split is None or split[0] is not wanted:
             split = replays.split(topic, wanted)
-        _, positioned, plain, alone, pipes_alone = split
+        _, positioned, plain, alone, pipes_alone, _ = split
         count = 0
         if positioned:
             offset, previous, _, _ = entry

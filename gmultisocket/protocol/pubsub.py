@@ -129,6 +129,7 @@ class Pub(ProtocolBase):
         self._keeper = gate.keeper
         self._presence_names = presence_names
         self._own_copies = gate.own_copies
+        self._put_group = self._core.put_group
         self._silenced = gate.silenced
         self._outbox: Outbox = gate.outbox
         self._subscribers = gate.subscribers
@@ -194,7 +195,7 @@ class Pub(ProtocolBase):
             core.check_content(publication)
         if self._own_copies:
             return core.put_copies(pipes, publication, timeout)
-        return core.put_group(pipes, publication, timeout)
+        return self._put_group(pipes, publication, timeout)
 
     def publish_entry(self, entry: Kept, timeout: float | None = None) -> int:
         """Send a publication that the history has got from somewhere else: it has its number already.

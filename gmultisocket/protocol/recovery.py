@@ -18,6 +18,7 @@ from gevent import Greenlet
 from .. import options as opts
 from .. import usercode
 from ..core.protocolsocket import ProtocolSocket
+from ..loop.yielding import keep_to_turn
 from ..options import Options
 from ..wire import SEND_TYPE_MASK, TO_ALL, Message
 from .positions import Gap, Positions
@@ -152,6 +153,7 @@ class Recovery:
                 self._again = False
                 reconnected = self._positions.now()
                 gevent.sleep(self._options.get(opts.protocol.pubsub.recover_timeout))
+                keep_to_turn()
                 for pattern in [*self._flags]:
                     for gap in self._positions.expire(pattern, reconnected):
                         self._mark(gap)

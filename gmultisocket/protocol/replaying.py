@@ -54,6 +54,7 @@ class Split(NamedTuple):
         alone: subscribers that get it without, along their path: by the same pipe others are reached that count
             positions, and would take it for one more publication.
         pipes_alone: the number of pipes that are only among those.
+        same: ``wanted`` if each of them gets it with its position and in no other way; None if not.
     """
 
     wanted: Collection[Any]
@@ -61,6 +62,7 @@ class Split(NamedTuple):
     plain: list[Any]
     alone: list[RemoteSub]
     pipes_alone: int
+    same: Collection[Any] | None
 
 
 class _Asking:
@@ -293,7 +295,8 @@ class Replays:
                         alone.append(remote)
             else:
                 plain.append(key)
-        return Split(wanted, positioned, plain, alone, len({remote.pipe for remote in alone} - pipes))
+        same = wanted if positioned and len(positioned) == len(wanted) and not alone else None
+        return Split(wanted, positioned, plain, alone, len({remote.pipe for remote in alone} - pipes), same)
 
     def _wants_plain(self, remote: RemoteSub, topic: str) -> bool:
         """Return whether a subscriber wants a topic by a pattern without a 0x05."""

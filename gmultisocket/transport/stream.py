@@ -16,6 +16,7 @@ from typing import Any
 from gevent import socket as gsocket
 
 from ..loop.owner import original
+from ..loop.yielding import turn_of
 from .base import StreamConnection
 
 __all__ = ["SocketConnection", "abandon_socket", "describe_os_error", "has_hung_up"]
@@ -88,7 +89,7 @@ class SocketConnection(StreamConnection):
         self.send = raw.send
         self.sendmsg = raw.sendmsg
         self._raw_recv = raw.recv
-        self._wait = sock.hub.wait
+        self._wait = turn_of(sock.hub).wait_for
         # Whether the last read has emptied the kernel's buffer, so that another read would return nothing.
         self._dry = True
 
@@ -96,9 +97,9 @@ class SocketConnection(StreamConnection):
         sock = self._sock
         while True:
             if self._dry:
-                if sock.closed:
+                # It may close before the wait, or between the wait and the next turn.
+                if sock.closed or (self._wait(sock._read_event) and sock.closed):
                     raise OSError(errno.EBADF, "the connection was closed")
-                self._wait(sock._read_event)
             try:
                 data: bytes = self._raw_recv(size)
             except BlockingIOError:
@@ -122,16 +123,14 @@ class SocketConnection(StreamConnection):
 
     def wait_readable(self) -> None:
         sock = self._sock
-        if sock.closed:
+        if sock.closed or (self._wait(sock._read_event) and sock.closed):
             raise OSError(errno.EBADF, "the connection was closed")
-        self._wait(sock._read_event)
         self._dry = False
 
     def wait_writable(self) -> None:
         sock = self._sock
-        if sock.closed:
+        if sock.closed or (self._wait(sock._write_event) and sock.closed):
             raise OSError(errno.EBADF, "the connection was closed")
-        self._wait(sock._write_event)
 
     def shutdown_write(self) -> None:
         try:

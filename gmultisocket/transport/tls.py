@@ -21,6 +21,7 @@ from gevent import socket as gsocket
 from gevent.ssl import SSLSocket
 
 from ..address import Address
+from ..loop.yielding import turn_of
 from ..options import Options
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import abandon_socket, has_hung_up
@@ -83,7 +84,7 @@ class TLSConnection(StreamConnection):
         self._scheme = scheme
         self._address = address
         self._names = socket_names(sock)
-        self._wait = sock.hub.wait
+        self._wait = turn_of(sock.hub).wait_for
         #: Makes the TLS socket; None if it is made.
         self._wrap = wrap
         self._read: Callable[[int], bytes] = _use_closed
@@ -260,7 +261,8 @@ class TLSConnection(StreamConnection):
             if self._needs_read:
                 sleep(_NEEDS_READ_PAUSE)
                 continue
-            self._wait(sock._write_event)
+            if self._wait(sock._write_event) and sock.closed:
+                raise _closed()
             if self._unfinished is None or self._finish():
                 return
 

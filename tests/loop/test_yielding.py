@@ -1,14 +1,19 @@
-"""Greenlets that yield: the loop looks at sockets and timers, and they go on in the order in which they came."""
+"""Greenlets that yield, and many that are woken at once: the loop looks at sockets and timers in between."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain
 
 import gevent
 import pytest
 
 from gmultisocket.loop import yielding
-from gmultisocket.loop.yielding import yield_to_loop
+from gmultisocket.loop.owner import original
+from gmultisocket.loop.yielding import keep_to_turn, turn_of, yield_to_loop
+from gmultisocket.testing._fork import in_forked_child
 from tests.looks import Looks
 
 
@@ -110,3 +115,92 @@ def test_a_forked_child_does_not_go_on_with_greenlets_of_its_parent() -> None:
     _, status = os.waitpid(child, 0)
     greenlet.join()
     assert status == 0 and went_on == [os.getpid()]
+
+
+def test_a_forked_child_lets_go_of_the_loop_of_a_thread_that_has_ended() -> None:
+    turns = []
+
+    def thread() -> None:
+        hub = gevent.get_hub()
+        turns.append(turn_of(hub))
+        yield_to_loop()
+        hub.destroy(destroy_loop=True)
+
+    worker = original("threading", "Thread")(target=thread)
+    worker.start()
+    worker.join()
+    in_forked_child(lambda report: turns[0]._abandon())
+
+
+# Many greenlets that are woken by one look of the loop. The first 32 or so go on before the time is checked twice.
+
+_MANY = 200
+_AT_ONCE = 40
+
+
+def woken(work: Callable[[int], object], looks: Looks) -> list[int]:
+    """Make many sockets readable at once. Return for each the number of looks when its greenlet went on, sorted."""
+    went_on: list[int] = []
+
+    def wait(number: int, reader: gevent.socket.socket) -> None:
+        turn_of(gevent.get_hub()).wait_for(reader._read_event)
+        went_on.append(looks.count)
+        work(number)
+
+    pairs = [gevent.socket.socketpair() for _ in range(_MANY)]
+    greenlets = [gevent.spawn(wait, number, reader) for number, (reader, _) in enumerate(pairs)]
+    gevent.sleep(0)
+    for _, writer in pairs:
+        writer.send(b"x")
+    gevent.joinall(greenlets, timeout=20)
+    for each in chain.from_iterable(pairs):
+        each.close()
+    return sorted(went_on)
+
+
+@pytest.mark.usefixtures("every_time")
+def test_the_loop_looks_between_greenlets_that_were_woken_at_once() -> None:
+    with Looks() as looks:
+        went_on = woken(lambda number: None, looks)
+    assert len(went_on) == _MANY
+    assert max(Counter(went_on).values()) <= _AT_ONCE
+
+
+def test_greenlets_that_take_no_time_go_on_at_once() -> None:
+    with Looks() as looks:
+        went_on = woken(lambda number: None, looks)
+    # The kernel may tell of them in some portions.
+    assert len(went_on) == _MANY and len({*went_on}) < _MANY / 8
+
+
+@pytest.mark.usefixtures("every_time")
+def test_the_loop_looks_between_greenlets_whose_timers_are_due_at_once() -> None:
+    went_on: list[int] = []
+    with Looks() as looks:
+
+        def wait() -> None:
+            gevent.sleep(0.01)
+            keep_to_turn()
+            went_on.append(looks.count)
+
+        gevent.joinall([gevent.spawn(wait) for _ in range(_MANY)], timeout=20)
+    assert len(went_on) == _MANY and max(Counter(went_on).values()) <= _AT_ONCE
+
+
+@pytest.mark.usefixtures("every_time")
+def test_a_greenlet_that_is_killed_while_it_waits_for_its_turn_leaves_the_others_in_line() -> None:
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        keep_to_turn()
+        done.append(number)
+        if number == 0:
+            greenlets[-1].kill(block=False)
+
+    def begin(number: int) -> None:
+        gevent.sleep(0.01)
+        work(number)
+
+    greenlets = [gevent.spawn(begin, number) for number in range(_MANY)]
+    gevent.joinall(greenlets, timeout=20)
+    assert sorted(done) == [*range(_MANY - 1)]

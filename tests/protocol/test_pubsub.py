@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
 import gevent
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.core.pipes.bytespipe import BytesPipe
 from gmultisocket.errors import BadTopic, Closed, MessageTooLong, SubscriptionRefused, Timeout
+from gmultisocket.loop import yielding
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.protocol import gatekeeper as gatekeeper_module
 from gmultisocket.protocol.history import MemoryHistory
@@ -24,6 +27,7 @@ from gmultisocket.protocol.pubsubwire import Ask
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode
 from tests.addresses import plain_connection
+from tests.looks import Looks
 from tests.protocol.net import Net
 from tests.protocol.pubsubvectors import publication
 
@@ -60,6 +64,46 @@ def received(sub: Sub, until: bytes = b"end") -> list[tuple[str, bytes]]:
     while (publication := sub.recv(LONG))[1] != until:
         got.append(publication)
     return got
+
+
+# Many Subs behind a switch
+
+_MANY = 150
+
+
+def test_many_subs_lose_their_switch_and_come_back_in_small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No time at all for greenlets that are woken at once: only the number that goes on before the time is checked.
+    monkeypatch.setattr(yielding, "MAX_TURN", 0.0)
+    turns: dict[str, list[int]] = {"add": [], "remove": []}
+    on_pipe = Sub._on_pipe
+
+    def counting(sub: Sub, kind: Literal["add", "remove"], pipe: Pipe) -> None:
+        turns[kind].append(looks.count)
+        on_pipe(sub, kind, pipe)
+
+    monkeypatch.setattr(Sub, "_on_pipe", counting)
+    with ExitStack() as stack:
+        looks = stack.enter_context(Looks())
+        subs = [stack.enter_context(Sub(QUICK)) for _ in range(_MANY)]
+        for number, sub in enumerate(subs):
+            sub.subscribe(f"topic.{number}")
+        pub = stack.enter_context(Pub(QUICK))
+        with Socket() as back, Socket() as front, Switch(back, front):
+            addresses = back.listen("tcp://127.0.0.1:0").address, front.listen("tcp://127.0.0.1:0").address
+            for sub in subs:
+                sub.dial(addresses[1])
+            # Here nobody repeats anything soon: the Pub asks who is there.
+            pub.dial(addresses[0])
+            wait_until(lambda: pub.subscriptions == _MANY)
+            turns["add"].clear()
+        wait_until(lambda: len(turns["remove"]) >= _MANY)
+        with switch(*addresses):
+            wait_until(lambda: pub.subscriptions == _MANY)
+            wait_until(lambda: len(turns["add"]) >= _MANY)
+            for kind in turns:
+                assert max(Counter(turns[kind]).values()) <= 40, kind
+            # 0x01 and 0x08, and once more for the Pub if it has come later.
+            assert max(only_pipe(sub).messages_sent for sub in subs) <= 4
 
 
 # Everywhere

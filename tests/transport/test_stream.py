@@ -132,6 +132,24 @@ def test_a_closed_connection_is_not_read(pair: tuple[Connection, Any]) -> None:
         connection.wait_writable()
 
 
+def test_a_connection_that_closes_while_a_greenlet_waits_for_its_turn_is_not_used() -> None:
+    for wait in (lambda one: one.recv(10), Connection.wait_readable, Connection.wait_writable):
+        raw, other = gsocket.socketpair()
+        connection = Connection(raw)
+        other.sendall(b"too late")
+        ready = connection._wait
+
+        def close_in_between(watcher: Any, ready: Any = ready, connection: Connection = connection) -> bool:
+            ready(watcher)
+            connection.close()
+            return True
+
+        connection._wait = close_in_between
+        with pytest.raises(OSError, match="the connection was closed"):
+            wait(connection)
+        other.close()
+
+
 # Errors and forks
 
 

@@ -29,6 +29,7 @@ from ...errors import Closed, ConnectionFailed, MultiSocketError, PipeRefused
 from ...log import get_logger
 from ...loop.ending import Ended, end
 from ...loop.owner import check_thread
+from ...loop.yielding import keep_to_turn
 from ...options import Options
 from ...state import StateMachine
 from ...transport import TransportDialer
@@ -194,6 +195,7 @@ class Dialer(StateMachine, Endpoint):
         while not self.closed:
             if pause and self._move(DialerState.PAUSED):
                 gevent.sleep(pause)
+                keep_to_turn()
             if self.closed:
                 return
             if not self._connector.places.begin_dial():
