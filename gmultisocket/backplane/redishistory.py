@@ -345,17 +345,16 @@ class HistoryCommands:
         prefix: in front of each topic.
         origin: of the plane.
         news: the channel under which the patterns are published when there are new ones.
-        limits: of the log.
     """
 
     __slots__ = ("_follow", "_keys", "_look", "_lost", "_origin", "_patterns_key", "_publish", "_scan", "load", "news")
 
-    def __init__(self, prefix: str, origin: bytes, news: bytes, limits: Limits = _LIMITS) -> None:
+    def __init__(self, prefix: str, origin: bytes, news: bytes) -> None:
         self._keys = key_names(prefix, KEYS)
         [self._patterns_key] = key_names(prefix, ["patterns"])
         self._origin = origin
         self.news = news
-        script = (numbering(limits) + _PUBLISH).encode()
+        script = (numbering(_LIMITS) + _PUBLISH).encode()
         digest = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
         #: The words of each publication that come first.
         self._publish = encode_words(b"EVALSHA", digest, b"%d" % len(self._keys), *self._keys)

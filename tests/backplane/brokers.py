@@ -40,6 +40,7 @@ class RecordingPlane:
         all_history: the patterns of topics with history of which the engine has told.
         epochs: of ``began``.
         last_offset: the last one that it was told.
+        synchronizations: how often it was told that.
         entries: what was ``positioned``.
         complete_from: by pattern that was ``fetched``.
     """
@@ -50,6 +51,7 @@ class RecordingPlane:
         self.all_history: set[str] = set()
         self.epochs: list[int] = []
         self.last_offset = 0
+        self.synchronizations = 0
         self.entries: list[tuple[Entry, bool, bool, bool]] = []
         self.complete_from: dict[str, int] = {}
         self.up = False
@@ -118,6 +120,7 @@ class RecordingPlane:
         self.complete_from[pattern] = complete_from
 
     def synchronized(self, last_offset: int) -> None:
+        self.synchronizations += 1
         self.last_offset = last_offset
 
     def gap(self, reason: str) -> None:
@@ -133,6 +136,12 @@ class RecordingPlane:
         wanted = self.portions + 1
         self.engine.subscribe(patterns)
         wait_until(lambda: self.portions == wanted, what=f"{patterns[:3]} are confirmed")
+
+    def synchronize(self) -> None:
+        """Wait until all that was published before has come."""
+        wanted = self.synchronizations + 1
+        self.engine.synchronize()
+        wait_until(lambda: self.synchronizations == wanted)
 
     def publish(self, topic: str, content: bytes) -> None:
         self.sequence += 1
