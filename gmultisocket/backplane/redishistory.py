@@ -58,10 +58,12 @@ KEYS: Final = ("state", "log", "offsets", "lost")
 _MAX_CHANNELS: Final = 1 << 16
 
 #: Reads the state.
-_STATE: Final = """
+_READ: Final = """
 local state = redis.call('GET', KEYS[1])
 local last, epoch, forgotten, floor, size, count = 0, 0, 0, 0, 0, 0
 if state then last, epoch, forgotten, floor, size, count = struct.unpack('>I8I8I8I8I8I4', state) end
+"""
+_CHANGES: Final = """
 local function now()
   local time = redis.call('TIME')
   return math.max(last, time[1] * 1000000 + time[2])
@@ -74,13 +76,30 @@ local function begin(another)
   epoch, forgotten, floor, size, count = another, 0, last, 0, 0
 end
 """
+_STATE: Final = _READ + _CHANGES
+#: What :data:`_PUBLISH` does if it has neither to begin a history nor to make room. To define its functions, and to turn
+#: numbers into digits, would take half of the time.
+_PUBLISH_AT_ONCE: Final = """
+if epoch > 0 and count < {max} + {more} and size + #ARGV[1] + #ARGV[3] + 44 <= {max_size} + {more_size} then
+  last = last + 1
+  local channel, number = ARGV[1], string.format('%.0f', last)
+  local previous = tonumber(redis.call('ZSCORE', KEYS[3], channel) or forgotten)
+  local message = ARGV[2] .. struct.pack('>I8I8I8', last, previous, epoch) .. ARGV[3]
+  size = size + #channel + #message
+  redis.call('SET', KEYS[1], struct.pack('>I8I8I8I8I8I4', last, epoch, forgotten, floor, size, count + 1))
+  redis.call('XADD', KEYS[2], number .. '-0', 'c', channel, 'm', message)
+  redis.call('ZADD', KEYS[3], number, channel)
+  redis.call('PUBLISH', channel, message)
+  return last
+end
+"""
 #: Makes room in the log for a publication, by ``make_room(channel, message)``, to be called before :data:`_APPEND`.
 _MAKE_ROOM: Final = """
 local function trim()
   count = redis.call('XLEN', KEYS[2]) + 1
   local from = '-'
   while true do
-    local oldest = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 128)
+    local oldest = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', {more} + 2)
     for _, entry in ipairs(oldest) do
       if count == 1 or (count <= {max} and size <= {max_size}) then return end
       count, size = count - 1, size - #entry[2][2] - #entry[2][4]
@@ -109,7 +128,7 @@ local function append(channel, message, number)
 end
 """
 #: Arguments: the channel, the mark, and the content. Returns the offset. The state is the first thing that is written:
-#: a server without memory refuses that, and nothing has happened. To turn numbers into digits is what takes long here.
+#: a server without memory refuses that, and nothing has happened.
 _PUBLISH: Final = """
 if epoch == 0 then
   last = now()
@@ -261,7 +280,11 @@ _LIMITS: Final = Limits()
 
 def numbering(limits: Limits) -> str:
     """Return the beginning of each script that keeps something."""
-    text = _STATE + _MAKE_ROOM
+    return _fill(_STATE + _MAKE_ROOM, limits)
+
+
+def _fill(text: str, limits: Limits) -> str:
+    """Return a script with the limits put in."""
     for name, value in (("max", limits.entries), ("max_size", limits.size), ("more", limits.more),
                         ("more_size", limits.more_size), ("channels", _MAX_CHANNELS)):  # fmt: skip
         text = text.replace("{" + name + "}", str(value))
@@ -354,7 +377,7 @@ class HistoryCommands:
         [self._patterns_key] = key_names(prefix, ["patterns"])
         self._origin = origin
         self.news = news
-        script = (numbering(_LIMITS) + _PUBLISH).encode()
+        script = _fill(_READ + _PUBLISH_AT_ONCE + _CHANGES + _MAKE_ROOM + _PUBLISH, _LIMITS).encode()
         digest = hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
         #: The words of each publication that come first.
         self._publish = encode_words(b"EVALSHA", digest, b"%d" % len(self._keys), *self._keys)
