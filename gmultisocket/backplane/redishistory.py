@@ -5,7 +5,7 @@ Keys, each ``gmultisocket:`` + prefix + name; those of present values are in ``r
 * ``state``, numbers of 8 bytes, the last one of 4: the number of the last change, of a value or of a topic with
   history; the ``epoch``, which names the history; ``forgotten``, which is at least the last number of each channel that
   is not in ``offsets`` any more; the ``floor``, behind which all topics with history are kept; and the size of the
-  ``log`` and its count. They are no digits, as these would take half of a script's time;
+  ``log`` and its count. They are no digits, as to make and read these takes most of a script's time;
 * ``log``, a stream: the publications of topics with history, by their numbers;
 * ``offsets``, a sorted set of channels, by the number of their last publication with a position;
 * ``lost``, the same of channels whose present value is gone and was not in the ``log``;
@@ -77,8 +77,8 @@ local function begin(another)
 end
 """
 _STATE: Final = _READ + _CHANGES
-#: What :data:`_PUBLISH` does if it has neither to begin a history nor to make room. To define its functions, and to turn
-#: numbers into digits, would take half of the time.
+#: What :data:`_PUBLISH` does if it has neither to begin a history nor to make room: without the functions, as to define
+#: them takes time, too.
 _PUBLISH_AT_ONCE: Final = """
 if epoch > 0 and count < {max} + {more} and size + #ARGV[1] + #ARGV[3] + 44 <= {max_size} + {more_size} then
   last = last + 1
