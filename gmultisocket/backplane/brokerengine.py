@@ -67,6 +67,10 @@ class BrokerLink(ABC):
         """As :meth:`Engine.unretain`; does nothing when the link has ended."""
         raise NotImplementedError
 
+    def synchronize(self) -> None:
+        """As :meth:`Engine.synchronize`; does nothing when the link has ended."""
+        raise NotImplementedError
+
     @abstractmethod
     def subscribe(self, patterns: Sequence[str]) -> None:
         """As :meth:`Engine.subscribe`; does nothing when the link has ended."""
@@ -213,6 +217,10 @@ class BrokerEngine(Engine):
     def unretain(self, head: bytes, sequence: int) -> None:
         if self._link is not None:
             self._link.unretain(head, sequence)
+
+    def synchronize(self) -> None:
+        if self._link is not None:
+            self._link.synchronize()
 
     def subscribe(self, patterns: Sequence[str]) -> None:
         if self._link is not None:

@@ -33,7 +33,7 @@ asked something reports ``disconnected``, and closes the connection.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final, Protocol
 
 from ..errors import MultiSocketError
@@ -143,6 +143,13 @@ class Plane(Protocol):
         """A topic has no present value any more. In order with the live ones of :meth:`retained`."""
 
     # The following ones only for a plane with history.
+
+    def histories(self, patterns: Iterable[str]) -> None:
+        """The server keeps the history of more topics than ``history`` names: other planes want it.
+
+        Args:
+            patterns: of these topics. From now on they count as if this plane had named them.
+        """
 
     def began(self, epoch: int, last_offset: int) -> None:
         """A connection has reached a history. Called before each :meth:`connected`.

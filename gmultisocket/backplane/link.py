@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Final, Literal
 
@@ -170,16 +170,13 @@ class Link:
         self.once = Once(self.origin)
         self._is_new = self.once.is_new
         self._sequence = 0
-        self.delivered = 0
-        self.gaps = 0
-        self.is_connected = False
-        self.is_up = False
+        self.delivered = self.gaps = 0
+        self.is_connected = self.is_up = False
         self.last_error: MultiSocketError | None = None
         self.on_control: Callable[[bytes], object] = _ignore
         self.history = history
         self.positions = PositionedPublications(history, local) if history and local is not None else None
-        self._was_connected = False
-        self._told_down = False
+        self._was_connected = self._told_down = False
         #: Why publications of others may have been missed, "" if none may.
         self._missed = ""
         #: Until when publications wait after a connection was made again.
@@ -462,6 +459,10 @@ class Link:
         self.values.forget(topic)
         if self.positions is not None:
             self.positions.history.unretain(topic)
+
+    def histories(self, patterns: Iterable[str]) -> None:
+        assert self.positions is not None
+        self.positions.history.topics.add(patterns)
 
     def began(self, epoch: int, last_offset: int) -> None:
         assert self.positions is not None

@@ -134,8 +134,8 @@ class Backplane(AllProcesses, Closable):
         options: ``plane.*``, and ``transport.tcp.*`` and ``transport.tls.*`` for the connection.
         history: patterns of the topics whose publications the engine keeps, e.g. ``["orders.>"]``: the last 10,000, and
             at most 16 MiB. A Sub that comes back to any process, with ``recover=True``, gets those that it has missed.
-            All planes of an engine that say this have to say the same. Needs ``memory://`` or a hub. Of these topics,
-            subscribers in this process get the engine's copy; while it is away, they get nothing.
+            All planes of a hub that say this have to say the same. Needs ``memory://``, a hub or Redis. Of these
+            topics, subscribers in this process get the engine's copy; while it is away, they get nothing.
 
     Raises:
         UnknownTransport: no engine has the scheme.
@@ -147,12 +147,11 @@ class Backplane(AllProcesses, Closable):
     def __init__(self, url: str, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
         kind = find_engine(url)
         if history and not kind.keeps_history:
-            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub")
+            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub or Redis")
         for pattern in history:
             check_pattern(pattern)
         self._url = url
         self._history = tuple(history)
-        self._history_topics = HistoryTopics(self._history) if history else ()
         self.options = PlaneOptions(options)
         self._reset()
 
@@ -163,6 +162,8 @@ class Backplane(AllProcesses, Closable):
         self._thread = 0
         self._hub: Hub | None = None
         self._heads: dict[str, bytes] = {}
+        #: The topics of which subscribers in this process get the engine's copy.
+        self._history_topics: HistoryTopics | tuple[()] = ()
         self._local = LocalSubscribers()
         self._events = _Events()
 
@@ -195,6 +196,8 @@ class Backplane(AllProcesses, Closable):
             link = Link(self._url, self.options, local.deliver, local.gather, local.forget, told, self._history, local)
             self._control = Control(link, local)
             self._link = link
+            if link.positions is not None:
+                self._history_topics = link.positions.history.topics
             owner.register(self)
             totals.add(self, self._url)
             link.start()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from ..protocol.history import Entry, History, Since
@@ -43,6 +43,13 @@ class HistoryTopics:
         for pattern in self.patterns:
             self._index.add(pattern, None)
         self._known: dict[str, bool] = {}
+
+    def add(self, patterns: Iterable[str]) -> None:
+        """Give more topics a history."""
+        for pattern in set(patterns) - self.patterns:
+            self._index.add(pattern, None)
+        self.patterns |= set(patterns)
+        self._known.clear()
 
     def __contains__(self, topic: str) -> bool:
         known = self._known.get(topic)

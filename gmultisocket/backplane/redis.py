@@ -5,8 +5,8 @@ program that subscribes with another client sees the mark; what such a program p
 are one space for all databases of a server.
 
 What is lost when: a publication that the server has confirmed reaches every process that has a subscription there. A
-subscriber that the server finds too slow (``client-output-buffer-limit``) is disconnected. Nothing but the present
-values of topics is kept in the memory of the server.
+subscriber that the server finds too slow (``client-output-buffer-limit``) is disconnected. The server keeps the present
+values of topics, and the publications of topics with history, in its memory.
 
 The commands are in ``rediswire.py``, the connections in ``redislink.py``. Needs hiredis: ``pip install
 'gmultisocket[redis]'``.
@@ -15,19 +15,23 @@ The commands are in ``rediswire.py``, the connections in ``redislink.py``. Needs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from .. import options as opts
-from ..errors import AddressError, NotSupported
+from ..errors import AddressError, Closed, NotSupported
 from ..options import Options
 from ..transport.base import StreamConnection
 from ..transport.tcp import TCPConnection
 from .brokerengine import BrokerEngine, BrokerLink
 from .brokerline import Opener
 from .brokerurl import Server
-from .engine import Plane
+from .engine import RESERVED, Plane
+from .redishistory import HistoryCommands, KnownHistory
 from .redisvalues import ValueCommands
-from .rediswire import MARK_SIZE, Channels
+from .rediswire import CHANGE_SIZE, Channels
+
+if TYPE_CHECKING:
+    from .redislink import RedisLink
 
 __all__ = ["RedisEngine"]
 
@@ -44,6 +48,7 @@ class RedisEngine(BrokerEngine):
     }  # fmt: skip
     database = True
     no_values = ""
+    keeps_history = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)
@@ -55,8 +60,13 @@ class RedisEngine(BrokerEngine):
         if len(self._servers) > 1:
             names = ", ".join(server.name for server in self._servers)
             raise AddressError(names, "a publication at one server of Redis does not reach another one: expected one")
-        self._channels = Channels(self.options.get(opts.plane.prefix))
-        self.max_content = _MAX_MESSAGE - MARK_SIZE
+        prefix = self.options.get(opts.plane.prefix)
+        self._channels = Channels(prefix)
+        self._values = ValueCommands(prefix, plane.origin)
+        news = self._channels.encode(RESERVED + "history")
+        self._history = HistoryCommands(prefix, plane.origin, news)
+        self._known = KnownHistory()
+        self.max_content = _MAX_MESSAGE - CHANGE_SIZE
 
     def head(self, topic: str) -> bytes:
         return self._channels.encode(topic)
@@ -68,8 +78,17 @@ class RedisEngine(BrokerEngine):
         except BaseException:
             first.close()
             raise
-        commands = ValueCommands(self.options.get(opts.plane.prefix), self.plane.origin)
-        return self._redislink.RedisLink(first, second, server, self.plane, self._channels, commands, self.count)
+        commands = self._redislink.Commands(self._channels, self._values, self._history)
+        link: RedisLink = self._redislink.RedisLink(
+            first, second, server, self.plane, commands, self._known, self.count
+        )
+        try:
+            link.begin()
+        except BaseException:
+            link.close(Closed("connection"))
+            link.join()
+            raise
+        return link
 
     def _connect(self, server: Server, opener: Opener) -> StreamConnection:
         """Return a connection after its login."""
@@ -81,7 +100,7 @@ class RedisEngine(BrokerEngine):
         else:
             connection = TCPConnection(opener.socket(server), server.scheme)
         try:
-            self._redislink.log_in(connection, server)
+            self._redislink.log_in(connection, server, bool(self.plane.history))
         except BaseException:
             connection.close()
             raise

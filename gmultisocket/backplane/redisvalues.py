@@ -1,13 +1,12 @@
 """How Redis keeps the present values of topics: scripts that change them and publish in one step, and that read them.
 
-Under four keys, ``gmultisocket:`` + prefix + name, are
+Keys, each ``gmultisocket:`` + prefix + name; those of the history, which share the numbers, are in ``redishistory.py``:
 
-* ``values``, a hash: by channel, what was published there: a mark, the number of the change, and the content;
+* ``values``, a hash: by channel, what was published there: a mark, numbers, and the content;
 * ``topics``, a sorted set of the channels, by name: the channels below some first tokens are found without a look at
   all others;
 * ``order``, a sorted set of the channels, by the number of the change;
-* ``size``, the bytes of all values;
-* ``last``, the number of the last change. The time is in it, so that it also rises after the keys were deleted.
+* ``size``, the bytes of all values.
 
 Pure: no gevent, no sockets.
 """
@@ -20,61 +19,79 @@ from typing import Any, Final
 from ..errors import BadMessage
 from ..protocol.subscriptions import is_literal
 from .engine import MAX_VALUES, MAX_VALUES_SIZE
-from .rediswire import RETAINED, UNRETAINED, Channels, encode_command, encode_mark, first_tokens
+from .redishistory import KEYS, Limits, key_names, numbering
+from .rediswire import RETAINED, UNRETAINED, Channels, encode_command, encode_mark, first_tokens, shortest
 
 __all__ = ["Fetch", "ValueCommands"]
 
-#: In front of both scripts that change something.
-_FORGET: Final = b"""
+#: In front of both scripts that change something, behind that of the history.
+_FORGET: Final = """
 local function forget(channel)
-  local size = redis.call('HSTRLEN', KEYS[1], channel)
-  if redis.call('HDEL', KEYS[1], channel) == 1 then
-    redis.call('ZREM', KEYS[2], channel)
-    redis.call('ZREM', KEYS[3], channel)
-    redis.call('DECRBY', KEYS[4], size)
+  local size = redis.call('HSTRLEN', KEYS[5], channel)
+  if redis.call('HDEL', KEYS[5], channel) == 1 then
+    local was = redis.call('ZSCORE', KEYS[7], channel)
+    redis.call('ZREM', KEYS[6], channel)
+    redis.call('ZREM', KEYS[7], channel)
+    redis.call('DECRBY', KEYS[8], size)
+    if epoch > 0 and was and #redis.call('XRANGE', KEYS[2], was, was) == 0 then
+      redis.call('ZADD', KEYS[4], was, channel)
+    end
   end
 end
-local time = redis.call('TIME')
-local last = math.max((tonumber(redis.call('GET', KEYS[5])) or 0) + 1, time[1] * 1000000 + time[2])
-local number = string.format('%016.0f', last)
+if epoch == 0 then last = now() end
 """
-#: Arguments: the channel, the mark, the content, the most values, and the most bytes of them. Its first change is the
-#: one that a server without memory refuses.
-_RETAIN: Final = b"""
-local channel, message = ARGV[1], ARGV[2] .. number .. ARGV[3]
-local before = redis.call('HSTRLEN', KEYS[1], channel)
-redis.call('HSET', KEYS[1], channel, message)
-redis.call('SET', KEYS[5], number)
-redis.call('ZADD', KEYS[2], 0, channel)
-redis.call('ZADD', KEYS[3], number, channel)
-local size = redis.call('INCRBY', KEYS[4], #message - before)
-local count = redis.call('HLEN', KEYS[1])
+_CHANGE: Final = numbering(Limits()) + _FORGET
+#: Arguments: the channel, the mark, the content, the most values, the most bytes of them, and "1" if the topic has
+#: history. Its first change is the one that a server without memory refuses.
+_RETAIN: Final = """
+local channel, is_logged = ARGV[1], ARGV[6] == '1'
+if epoch == 0 and is_logged then begin(last) end
+last = last + 1
+local number, previous = string.format('%.0f', last), 0
+if epoch > 0 then previous = tonumber(redis.call('ZSCORE', KEYS[3], channel) or forgotten) end
+local message = ARGV[2] .. struct.pack('>I8I8I8', last, previous, epoch) .. ARGV[3]
+local before = redis.call('HSTRLEN', KEYS[5], channel)
+if is_logged then append(channel, message, number) else save() end
+if epoch > 0 then
+  redis.call('ZADD', KEYS[3], number, channel)
+  redis.call('ZREM', KEYS[4], channel)
+end
+redis.call('HSET', KEYS[5], channel, message)
+redis.call('ZADD', KEYS[6], 0, channel)
+redis.call('ZADD', KEYS[7], number, channel)
+local size = redis.call('INCRBY', KEYS[8], #message - before)
+local count = redis.call('HLEN', KEYS[5])
 while count > 1 and (count > tonumber(ARGV[4]) or size > tonumber(ARGV[5])) do
-  forget(redis.call('ZRANGE', KEYS[3], 0, 0)[1])
-  size = tonumber(redis.call('GET', KEYS[4]))
+  forget(redis.call('ZRANGE', KEYS[7], 0, 0)[1])
+  size = tonumber(redis.call('GET', KEYS[8]))
   count = count - 1
 end
-return redis.call('PUBLISH', channel, message)
+if forget_channels(KEYS[3]) or forget_channels(KEYS[4]) then save() end
+redis.call('PUBLISH', channel, message)
+return is_logged and last or 0
 """
 #: Arguments: the channel, and the mark.
-_UNRETAIN: Final = b"""
-redis.call('SET', KEYS[5], number)
+_UNRETAIN: Final = """
+last = last + 1
+save()
 forget(ARGV[1])
-return redis.call('PUBLISH', ARGV[1], ARGV[2] .. number)
+if forget_channels(KEYS[4]) then save() end
+redis.call('PUBLISH', ARGV[1], ARGV[2] .. struct.pack('>I8I8I8', last, 0, epoch))
+return 0
 """
 #: Arguments: the most bytes that one step returns, and the channels; or "", the first and the last channel of a range.
 #: It returns whether these were all, how many channels it has looked at, the last of them, and channels and values.
-_FETCH: Final = b"""
+_FETCH: Final = """
 local channels, all = {}, 1
 if ARGV[2] == '' then
-  channels = redis.call('ZRANGEBYLEX', KEYS[2], ARGV[3], ARGV[4], 'LIMIT', 0, 512)
+  channels = redis.call('ZRANGEBYLEX', KEYS[6], ARGV[3], ARGV[4], 'LIMIT', 0, 512)
   if #channels == 512 then all = 0 end
 else
   for number = 2, #ARGV do channels[number - 1] = ARGV[number] end
 end
 local found, size = {}, 0
 for number, channel in ipairs(channels) do
-  local value = redis.call('HGET', KEYS[1], channel)
+  local value = redis.call('HGET', KEYS[5], channel)
   if value then
     found[#found + 1] = channel
     found[#found + 1] = value
@@ -101,23 +118,28 @@ class ValueCommands:
     __slots__ = ("_keys", "_origin", "max_size", "max_values")
 
     def __init__(self, prefix: str, origin: bytes) -> None:
-        self._keys = [f"gmultisocket:{prefix}{name}".encode() for name in ("values", "topics", "order", "size", "last")]
+        self._keys = key_names(prefix, (*KEYS, "values", "topics", "order", "size"))
         self._origin = origin
         self.max_values = MAX_VALUES
         self.max_size = MAX_VALUES_SIZE
 
-    def _script(self, script: bytes, arguments: Iterable[bytes]) -> bytes:
-        return encode_command(b"EVAL", script, b"%d" % len(self._keys), *self._keys, *arguments)
+    def _script(self, script: str, arguments: Iterable[bytes]) -> bytes:
+        return encode_command(b"EVAL", script.encode(), b"%d" % len(self._keys), *self._keys, *arguments)
 
-    def retain(self, channel: bytes, content: bytes, number: int) -> bytes:
-        """Return the command by which a publication becomes the present value of a channel."""
+    def retain(self, channel: bytes, content: bytes, number: int, is_logged: bool) -> bytes:
+        """Return the command by which a publication becomes the present value of a channel.
+
+        Args:
+            channel, content, number: of the publication.
+            is_logged: its topic has history.
+        """
         mark = encode_mark(RETAINED, self._origin, number)
         limits = b"%d" % self.max_values, b"%d" % self.max_size
-        return self._script(_FORGET + _RETAIN, (channel, mark, content, *limits))
+        return self._script(_CHANGE + _RETAIN, (channel, mark, content, *limits, b"%d" % is_logged))
 
     def unretain(self, channel: bytes, number: int) -> bytes:
         """Return the command by which a channel has no present value any more."""
-        return self._script(_FORGET + _UNRETAIN, (channel, encode_mark(UNRETAINED, self._origin, number)))
+        return self._script(_CHANGE + _UNRETAIN, (channel, encode_mark(UNRETAINED, self._origin, number)))
 
     def fetch(self, arguments: Sequence[bytes]) -> bytes:
         """Return the command for a step of a :class:`Fetch`."""
@@ -138,7 +160,7 @@ class Fetch:
         literals = [channels.encode(pattern) for pattern in patterns if is_literal(pattern)]
         #: The arguments of each step that is still to be done.
         self._steps: list[list[bytes]] = [literals] if literals else []
-        for tokens in _shortest({first_tokens(pattern) for pattern in patterns if not is_literal(pattern)}):
+        for tokens in shortest({first_tokens(pattern) for pattern in patterns if not is_literal(pattern)}):
             start = channels.encode_tokens(tokens)
             bounds = [b"[" + start, b"(" + start[:-1] + _BEHIND_SEPARATOR] if start else [b"-", b"+"]
             self._steps.append([b"", *bounds])
@@ -165,8 +187,3 @@ class Fetch:
         else:
             step[1] = b"(" + last
         return zip(found[::2], found[1::2], strict=True)
-
-
-def _shortest(beginnings: set[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the beginnings that have no other one as their own beginning."""
-    return [tokens for tokens in beginnings if not any(tokens[:size] in beginnings for size in range(len(tokens)))]

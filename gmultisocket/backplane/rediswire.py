@@ -2,9 +2,10 @@
 
 hiredis parses what the server writes; commands are written here. A publication is a PUBLISH to the channel ``prefix +
 topic``. Its value begins with a mark: 4 bytes that no text begins with, the origin, and the number of the publication
-there. A value without a mark is another program's. The last of the 4 bytes is "m" for a publication, "r" for one that
-is its topic's present value, and "u" if the topic has none any more. After these the server's number of the change
-follows, 16 digits: see ``redisvalues.py``.
+there. A value without a mark is another program's. The last of the 4 bytes is "m" for a publication, "h" for one of a
+topic with history, "r" for one that is its topic's present value, and "u" if the topic has none any more. Behind all
+but "m" are three numbers of 8 bytes, by the server: its number, the number of the one before it in this topic, and the
+epoch of the history. See ``redishistory.py``.
 
 A pattern without a wildcard is a SUBSCRIBE to its channel. The wildcards of Redis are globs, and these are not tokens:
 ``a.*`` matches ``a.b.c``. And the server tries every glob that any client has for every PUBLISH: with 10,000 of them
@@ -27,6 +28,8 @@ from ..protocol.subscriptions import ONE, REST, SEPARATOR
 from .brokertopics import TopicNames
 
 __all__ = [
+    "CHANGE_SIZE",
+    "LOGGED",
     "MARK_SIZE",
     "MAX_GLOBS",
     "RETAINED",
@@ -37,20 +40,26 @@ __all__ = [
     "encode_command",
     "encode_mark",
     "encode_publish",
+    "encode_words",
     "first_tokens",
     "read_change",
     "read_mark",
+    "shortest",
 ]
 
 #: No UTF-8 has a byte 0xff, and JSON, pickles and MessagePack maps do not begin with it.
 _MAGIC: Final = b"\xff\x00gm"
-#: The same for the present value of a topic, and for the end of one; and the digits behind these marks.
+#: The same for a topic with history, for the present value of a topic, and for the end of one.
+LOGGED: Final = b"\xff\x00gh"
 RETAINED: Final = b"\xff\x00gr"
 UNRETAINED: Final = b"\xff\x00gu"
-_DIGITS: Final = 16
 _mark = Struct(">4s8sQ")
+#: The same with what the server adds: number, previous and epoch.
+_change = Struct(">4s8sQQQQ")
 #: Bytes in front of each content.
 MARK_SIZE: Final = _mark.size
+#: The same with what the server adds.
+CHANGE_SIZE: Final = _change.size
 #: The most globs that one process asks for.
 MAX_GLOBS: Final = 16
 
@@ -59,9 +68,12 @@ _GLOB_SPECIAL: Final = re.compile(rb"[*?\[\]\\^-]")
 
 def encode_command(*words: bytes) -> bytes:
     """Return a command: its name and its arguments, which may have any bytes."""
-    parts = [b"*%d\r\n" % len(words)]
-    parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
-    return b"".join(parts)
+    return b"*%d\r\n%b" % (len(words), encode_words(*words))
+
+
+def encode_words(*words: bytes) -> bytes:
+    """Return words of a command."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
 
 
 def encode_publish(channel: bytes, origin: bytes, number: int, content: bytes) -> bytes:
@@ -90,33 +102,38 @@ def read_mark(value: bytes) -> tuple[bytes, int]:
 
 
 def encode_mark(kind: bytes, origin: bytes, number: int) -> bytes:
-    """Return the mark of a change of a present value: ``RETAINED`` or ``UNRETAINED``."""
+    """Return the mark of a publication that the server numbers: ``LOGGED``, ``RETAINED`` or ``UNRETAINED``."""
     return _mark.pack(kind, origin, number)
 
 
 class Change(NamedTuple):
-    """A change of a present value.
+    """A publication that the server has numbered.
 
     Attributes:
-        content: None if the topic has no value any more.
+        kind: ``LOGGED``, ``RETAINED`` or ``UNRETAINED``.
+        content: b"" if the topic has no value any more.
         origin: of the publication.
         sequence: of the publication, there.
         number: the server's.
+        previous: the number of the one before it in its topic, 0 if that is not known.
+        epoch: of the history, 0 if there is none.
     """
 
-    content: bytes | None
+    kind: bytes
+    content: bytes
     origin: bytes
     sequence: int
     number: int
+    previous: int
+    epoch: int
 
 
 def read_change(value: bytes) -> Change | None:
-    """Return the change of a present value; None if it is none."""
-    end = MARK_SIZE + _DIGITS
-    if value[:4] not in (RETAINED, UNRETAINED) or not value[MARK_SIZE:end].isdigit() or len(value) < end:
+    """Return what the server has numbered; None if it is no such message."""
+    if value[:4] not in (LOGGED, RETAINED, UNRETAINED) or len(value) < CHANGE_SIZE:
         return None
-    kind, origin, sequence = _mark.unpack_from(value)
-    return Change(value[end:] if kind == RETAINED else None, origin, sequence, int(value[MARK_SIZE:end]))
+    kind, *numbers = _change.unpack_from(value)
+    return Change(kind, value[CHANGE_SIZE:], *numbers)
 
 
 class Channels(TopicNames):
@@ -168,7 +185,7 @@ class Globs:
         """
         while True:
             cut = {tokens[: self._depth] for tokens in self._counts}
-            wanted = {tokens for tokens in cut if not any(tokens[:size] in cut for size in range(len(tokens)))}
+            wanted = shortest(cut)
             if len(wanted) <= MAX_GLOBS:
                 return wanted
             self._depth = min(self._depth, max(map(len, wanted))) - 1
@@ -182,3 +199,8 @@ def first_tokens(pattern: str) -> tuple[str, ...]:
             break
         tokens.append(token)
     return tuple(tokens)
+
+
+def shortest(beginnings: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Return the beginnings that have no other one as their own beginning."""
+    return {tokens for tokens in beginnings if not any(tokens[:size] in beginnings for size in range(len(tokens)))}

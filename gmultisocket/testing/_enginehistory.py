@@ -9,6 +9,7 @@ from typing import Any
 import gevent
 
 from ..backplane import Backplane
+from ..backplane.engine import MAX_HISTORY
 from ..errors import NotSupported
 from ..protocol import Sub
 from ._enginebench import EngineBench, drain
@@ -159,6 +160,36 @@ class HistoryChecks(EngineBench):
             sub.dial(addresses[1])
             assert [sub.recv(self.limit)[1] for _ in range(2)] == [b"2", b"3"]
             assert gaps == []
+
+    def test_what_the_history_has_no_longer_is_a_gap_for_its_own_topic_only(self) -> None:
+        with self._pubs(2) as (planes, addresses), ExitStack() as stack:
+            if not planes:
+                return
+            one, other = planes
+            topics = ("h.quiet", "h.loud")
+            gaps: list[list[str]] = [[], []]
+            subs = [stack.enter_context(self._sub(addresses[0], each)) for each in gaps]
+            for sub, topic in zip(subs, topics, strict=True):
+                sub.subscribe(topic, self.limit, recover=True)
+                one.publish(topic, b"first")
+                assert sub.recv(self.limit) == (topic, b"first")
+                self._leave(sub)
+            number = MAX_HISTORY + 200
+            for each in range(number):
+                other.publish("h.loud", b"%d" % each)
+                if each % 500 == 0:
+                    self.wait_confirmed(other)
+            self.wait_confirmed(other)
+            one.publish("h.quiet", b"last")
+            self.wait_confirmed(one)
+            for sub, topic, content in zip(subs, topics, (b"last", b"%d" % (number - 1)), strict=True):
+                sub.dial(addresses[1])
+                got = sub.recv(self.limit)
+                while got[1] != content:
+                    assert got[0] == topic
+                    got = sub.recv(self.limit)
+            assert gaps[0] == [], "of this topic nothing is missing"
+            wait_until(lambda: gaps[1], self.limit, "a gap is reported")
 
     def test_while_the_server_is_away_an_asking_is_answered_with_a_gap(self) -> None:
         if self.server is None:

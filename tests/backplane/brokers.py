@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,11 +38,23 @@ class RecordingPlane:
         foreign: topic and content of others.
         gathered: how often several publications came together.
         values: changes of present values: topic, content, and whether it was live; the content None for the end of one.
+        all_history: the patterns of topics with history of which the engine has told.
+        epochs: of ``began``.
+        last_offset: the last one that it was told.
+        synchronizations: how often it was told that.
+        entries: what was ``positioned``.
+        complete_from: by pattern that was ``fetched``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, history: Sequence[str] = ()) -> None:
         self.origin = os.urandom(8)
-        self.history: Sequence[str] = ()
+        self.history = history
+        self.all_history: set[str] = set()
+        self.epochs: list[int] = []
+        self.last_offset = 0
+        self.synchronizations = 0
+        self.entries: list[tuple[Entry, bool, bool, bool]] = []
+        self.complete_from: dict[str, int] = {}
         self.up = False
         self.connections = 0
         self.errors: list[MultiSocketError] = []
@@ -97,17 +109,24 @@ class RecordingPlane:
     def unretained(self, topic: str) -> None:
         self.values.append((topic, None, True))
 
+    def histories(self, patterns: Iterable[str]) -> None:
+        self.all_history.update(patterns)
+
     def began(self, epoch: int, last_offset: int) -> None:
-        raise AssertionError(epoch)
+        assert not self.up
+        self.epochs.append(epoch)
+        self.last_offset = last_offset
 
     def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
-        raise AssertionError(entry)
+        assert self.history
+        self.entries.append((entry, logged, retained, live))
 
     def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
-        raise AssertionError(pattern)
+        self.complete_from[pattern] = complete_from
 
     def synchronized(self, last_offset: int) -> None:
-        raise AssertionError(last_offset)
+        self.synchronizations += 1
+        self.last_offset = last_offset
 
     def gap(self, reason: str) -> None:
         raise AssertionError(reason)
@@ -122,6 +141,12 @@ class RecordingPlane:
         wanted = self.portions + 1
         self.engine.subscribe(patterns)
         wait_until(lambda: self.portions == wanted, what=f"{patterns[:3]} are confirmed")
+
+    def synchronize(self) -> None:
+        """Wait until all that was published before has come."""
+        wanted = self.synchronizations + 1
+        self.engine.synchronize()
+        wait_until(lambda: self.synchronizations == wanted)
 
     def publish(self, topic: str, content: bytes) -> None:
         self.sequence += 1
@@ -147,9 +172,11 @@ class RecordingPlane:
 
 
 @contextmanager
-def client(url: str, *, wait: bool = True, options: dict[str, Any] | None = None) -> Iterator[RecordingPlane]:
+def client(
+    url: str, *, wait: bool = True, options: dict[str, Any] | None = None, history: Sequence[str] = ()
+) -> Iterator[RecordingPlane]:
     """Run an engine. Wait until it is connected, and close it at the end."""
-    plane = RecordingPlane()
+    plane = RecordingPlane(history)
     plane.engine = find_engine(url)(url, plane, PlaneOptions({"plane.prefix": "t.", **(options or {})}))
     plane.engine.start()
     try:

@@ -74,7 +74,7 @@ def test_a_password_that_changes_is_down_until_it_is_the_old_one_again(server: B
 def test_a_content_over_the_limit_names_both(server: BrokerServer) -> None:
     with Backplane(server.url) as plane:
         plane.connect(PATIENCE)
-        limit = 1048576 - 52 if server.scheme == "nats" else 8 * 1048576 - 20
+        limit = 1048576 - 52 if server.scheme == "nats" else 8 * 1048576 - 44
         with pytest.raises(PublicationTooLong, match=f"{limit + 1} bytes is over the limit of {limit} bytes"):
             plane.publish("a", bytes(limit + 1))
         assert plane.counters.sent == 0

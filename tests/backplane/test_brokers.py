@@ -33,3 +33,4 @@ class TestNatsWithJetStream(_BrokerChecks):
 
 class TestRedis(_BrokerChecks):
     kind = RedisServer
+    history = ("h.>",)

@@ -255,5 +255,5 @@ def test_what_memory_keeps_lives_as_long_as_any_plane() -> None:
 def test_a_history_is_checked_when_a_plane_is_made() -> None:
     with pytest.raises(BadTopic):
         Backplane("memory://kept", history=["a..b"])
-    with pytest.raises(NotSupported, match="the engine of redis://a keeps none"):
-        Backplane("redis://:secret@a", history=["a"])
+    with pytest.raises(NotSupported, match="the engine of nats://a keeps none"):
+        Backplane("nats://:secret@a", history=["a"])

@@ -202,7 +202,12 @@ def replying(replies: dict[bytes, bytes]) -> Iterator[str]:
         yield f"redis://127.0.0.1:{port}"
 
 
-HELLO = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"PING": b"+PONG\r\n"}
+HELLO = {
+    b"HELLO": b"%1\r\n+proto\r\n:3\r\n",
+    b"PING": b"+PONG\r\n",
+    b"SUBSCRIBE": b">3\r\n$9\r\nsubscribe\r\n$1\r\nx\r\n:1\r\n",
+    b"SMEMBERS": b"~0\r\n",
+}
 
 
 def test_a_server_without_memory_for_a_subscription_is_down_and_tried_again() -> None:
