@@ -30,10 +30,13 @@ copyright = f"2026, {author}"
 release = version = _setup["metadata"]["version"]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
 exclude_patterns = ["_build"]
 highlight_language = "python"
+pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_title = f"gmultisocket {release}"
@@ -145,16 +148,27 @@ def hide_private(
     return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "") or None, returns
 
 
-def hide_types_of_private(app: Any, domain: str, kind: str, content: Any) -> None:
-    """Leave parameters that begin with an underscore out of the lists of parameters."""
-    for types in app.env.current_document.autodoc_annotations.values():
-        for name in [name for name in types if name.startswith("_")]:
-            del types[name]
+def name_types_of_attributes(app: Any, kind: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
+    """Show the type of an attribute beside its name; napoleon makes a list of it, below the text.
+
+    A property has its type in its signature. There napoleon takes the words before a colon for the type: put them back.
+    """
+    types = [line for line in lines if line.startswith(":type: ")]
+    if kind == "property" and types:
+        lines.remove(types[0])
+        lines[0] = f"{types[0].removeprefix(':type: ')}: {lines[0]}"
+    attribute = 0
+    for number, line in enumerate(lines):
+        if line.startswith(".. attribute:: "):
+            attribute = number
+        elif line.startswith("   :type: ") and attribute:
+            lines.insert(attribute + 1, lines.pop(number))
+            attribute = 0
 
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", hide_private)
-    app.connect("object-description-transform", hide_types_of_private, priority=400)
+    app.connect("autodoc-process-docstring", name_types_of_attributes, priority=600)  # after napoleon
     app.add_directive("option-table", OptionTable)
     app.add_lexer("picture", PictureLexer)
     app.add_post_transform(Pictures)
