@@ -44,8 +44,11 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
 
-class OptionTable(SphinxDirective):
-    """``.. option-table:: socket``: a table of the options whose names begin with ``socket.``."""
+class OptionList(SphinxDirective):
+    """``.. option-list:: socket``: the options whose names begin with ``socket.``.
+
+    The search finds those of the page "options", where each option stands once.
+    """
 
     required_arguments = 1
 
@@ -56,16 +59,21 @@ class OptionTable(SphinxDirective):
         options = [option for option in describe() if option.name.startswith(prefix)]
         if not options:
             raise self.error(f"no option begins with {prefix}")
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 14 52", ""]
-        for row in [("Option", "Default", "What it does"), *map(self._row, options)]:
-            lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
-        return self.parse_text_to_nodes(StringList(lines, "options"))
+        lines = [line for option in options for line in self._lines(option)]
+        (shown,) = self.parse_text_to_nodes(StringList(lines, "options"))
+        shown["classes"].append("options")
+        for option, item in zip(options, shown.findall(nodes.definition_list_item), strict=True):
+            (term,) = item.findall(nodes.term)
+            term["ids"].append(option.name)
+            if self.env.docname == "options":
+                self.env.domains.standard_domain.note_object("confval", option.name, option.name, location=term)
+        return [shown]
 
-    def _row(self, option: Any) -> tuple[str, str, str]:
+    def _lines(self, option: Any) -> list[str]:
         default = oct(option.default) if option.name.endswith(".mode") else repr(option.default)
         unit = f" {option.unit}" if option.unit and option.default else ""
         expected = option.expected[0].upper() + option.expected[1:]
-        return f"``{option.name}``", f"``{default}``{unit}", f"{option.doc} *{expected}.*"
+        return [f"``{option.name}``, by default ``{default}``{unit}", f"   {option.doc} *{expected}.*", ""]
 
 
 class Pictures(SphinxPostTransform):
@@ -143,9 +151,9 @@ class PictureLexer(RegexLexer):
 def hide_private(
     app: Any, kind: str, name: str, thing: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Leave parameters that begin with an underscore out of a signature."""
+    """Leave parameters that begin with an underscore out of a signature, and what is not Python."""
     # Each is the last one, and keyword-only.
-    return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "") or None, returns
+    return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "").replace("<factory>", "...") or None, returns
 
 
 def name_types_of_attributes(app: Any, kind: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
@@ -162,14 +170,14 @@ def name_types_of_attributes(app: Any, kind: str, name: str, thing: object, opti
         if line.startswith(".. attribute:: "):
             attribute = number
         elif line.startswith("   :type: ") and attribute:
-            lines.insert(attribute + 1, lines.pop(number))
+            lines.insert(attribute + 1, re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", lines.pop(number)))
             attribute = 0
 
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", hide_private)
     app.connect("autodoc-process-docstring", name_types_of_attributes, priority=600)  # after napoleon
-    app.add_directive("option-table", OptionTable)
+    app.add_directive("option-list", OptionList)
     app.add_lexer("picture", PictureLexer)
     app.add_post_transform(Pictures)
     app.add_post_transform(Tables)
