@@ -44,6 +44,10 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
 
+#: The page says this once.
+DURATION = " (in an address also like 100ms, 5s, 2m or 1h)"
+
+
 class OptionList(SphinxDirective):
     """``.. option-list:: socket``: the options whose names begin with ``socket.``.
 
@@ -72,7 +76,7 @@ class OptionList(SphinxDirective):
     def _lines(self, option: Any) -> list[str]:
         default = oct(option.default) if option.name.endswith(".mode") else repr(option.default)
         unit = f" {option.unit}" if option.unit and option.default else ""
-        expected = option.expected[0].upper() + option.expected[1:]
+        expected = option.expected[0].upper() + option.expected[1:].replace(DURATION, "")
         return [f"``{option.name}``, by default ``{default}``{unit}", f"   {option.doc} *{expected}.*", ""]
 
 
