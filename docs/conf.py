@@ -163,12 +163,15 @@ def hide_private(
 def name_types_of_attributes(app: Any, kind: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
     """Show the type of an attribute beside its name; napoleon makes a list of it, below the text.
 
-    A property has its type in its signature. There napoleon takes the words before a colon for the type: put them back.
+    A property and a result have their type in the signature. There napoleon takes the words before a colon for the
+    type: put them back.
     """
-    types = [line for line in lines if line.startswith(":type: ")]
-    if kind == "property" and types:
-        lines.remove(types[0])
-        lines[0] = f"{types[0].removeprefix(':type: ')}: {lines[0]}"
+    for field, text in ((":type: ", "" if kind == "property" else None), (":rtype: ", ":returns: ")):
+        types = [line for line in lines if line.startswith(field)]
+        if types and text is not None:
+            lines.remove(types[0])
+            (number, line) = next((number, line) for number, line in enumerate(lines) if line.startswith(text))
+            lines[number] = f"{text}{types[0].removeprefix(field)}: {line.removeprefix(text)}"
     attribute = 0
     for number, line in enumerate(lines):
         if line.startswith(".. attribute:: "):
