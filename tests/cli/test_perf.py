@@ -18,7 +18,7 @@ def test_percentiles_are_of_the_sorted_values() -> None:
     assert percentiles([float(value) for value in range(1000, 0, -1)], 0) == (
         "50% 501, 90% 901, 99% 991, 99.9% 1000, max 1000"
     )
-    assert percentiles([2.0]) == "50 % 2.0, 90 % 2.0, 99 % 2.0, 99.9 % 2.0, max 2.0"
+    assert percentiles([2.0]) == "50% 2.0, 90% 2.0, 99% 2.0, 99.9% 2.0, max 2.0"
 
 
 def test_latency_is_measured_by_the_side_that_dials(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_all_programs_are_run() -> None:
 def test_the_two_programs_of_the_quick_start(tmp_path: Path) -> None:
     shown = programs("quickstart")
     server, client = (
-        shown[name][0].replace("tcp://127.0.0.1:30001", f"ipc://{tmp_path}/quick") for name in ("server.py", "client.py")
+        shown[name][0].replace("tcp://127.0.0.1:30001", f"ipc://{tmp_path}/quick")
+        for name in ("server.py", "client.py")
     )
     with subprocess.Popen([sys.executable, "-c", server], stdin=subprocess.DEVNULL, cwd=ROOT) as process:
         try:
