@@ -166,7 +166,7 @@ def name_types_of_attributes(app: Any, kind: str, name: str, thing: object, opti
     A property and a result have their type in the signature. There napoleon takes the words before a colon for the
     type: put them back.
     """
-    for field, text in ((":type: ", "" if kind == "property" else None), (":rtype: ", ":returns: ")):
+    for field, text in ((":type: ", "" if kind in ("property", "attribute") else None), (":rtype: ", ":returns: ")):
         types = [line for line in lines if line.startswith(field)]
         if types and text is not None:
             lines.remove(types[0])

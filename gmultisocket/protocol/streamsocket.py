@@ -133,7 +133,7 @@ class StreamSocket:
         Args:
             buffer: bytes-like and writable.
             nbytes: see above.
-            flags: 0.
+            flags: must be 0.
 
         Returns:
             How many; 0 is the end of data. Raises as :meth:`recv` does.
@@ -195,7 +195,7 @@ class StreamSocket:
 
         Args:
             data: bytes-like.
-            flags: 0.
+            flags: must be 0.
 
         Raises:
             Timeout: none in time.
@@ -211,7 +211,7 @@ class StreamSocket:
 
         Args:
             data: bytes-like.
-            flags: 0.
+            flags: must be 0.
 
         Raises:
             Timeout, StreamReset, StreamClosed: as for :meth:`send`. A part may have been sent.
