@@ -30,10 +30,13 @@ copyright = f"2026, {author}"
 release = version = _setup["metadata"]["version"]
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
 exclude_patterns = ["_build"]
 highlight_language = "python"
+pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_title = f"gmultisocket {release}"
@@ -41,8 +44,15 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 
 
-class OptionTable(SphinxDirective):
-    """``.. option-table:: socket``: a table of the options whose names begin with ``socket.``."""
+#: The page says this once.
+DURATION = " (in an address also like 100ms, 5s, 2m or 1h)"
+
+
+class OptionList(SphinxDirective):
+    """``.. option-list:: socket``: the options whose names begin with ``socket.``.
+
+    The search finds those of the page "options", where each option stands once.
+    """
 
     required_arguments = 1
 
@@ -53,16 +63,21 @@ class OptionTable(SphinxDirective):
         options = [option for option in describe() if option.name.startswith(prefix)]
         if not options:
             raise self.error(f"no option begins with {prefix}")
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 34 14 52", ""]
-        for row in [("Option", "Default", "What it does"), *map(self._row, options)]:
-            lines += [f"   * - {row[0]}", f"     - {row[1]}", f"     - {row[2]}"]
-        return self.parse_text_to_nodes(StringList(lines, "options"))
+        lines = [line for option in options for line in self._lines(option)]
+        (shown,) = self.parse_text_to_nodes(StringList(lines, "options"))
+        shown["classes"].append("options")
+        for option, item in zip(options, shown.findall(nodes.definition_list_item), strict=True):
+            (term,) = item.findall(nodes.term)
+            term["ids"].append(option.name)
+            if self.env.docname == "options":
+                self.env.domains.standard_domain.note_object("confval", option.name, option.name, location=term)
+        return [shown]
 
-    def _row(self, option: Any) -> tuple[str, str, str]:
+    def _lines(self, option: Any) -> list[str]:
         default = oct(option.default) if option.name.endswith(".mode") else repr(option.default)
         unit = f" {option.unit}" if option.unit and option.default else ""
-        expected = option.expected[0].upper() + option.expected[1:]
-        return f"``{option.name}``", f"``{default}``{unit}", f"{option.doc} *{expected}.*"
+        expected = option.expected[0].upper() + option.expected[1:].replace(DURATION, "")
+        return [f"``{option.name}``, by default ``{default}``{unit}", f"   {option.doc} *{expected}.*", ""]
 
 
 class Pictures(SphinxPostTransform):
@@ -140,22 +155,36 @@ class PictureLexer(RegexLexer):
 def hide_private(
     app: Any, kind: str, name: str, thing: object, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """Leave parameters that begin with an underscore out of a signature."""
+    """Leave parameters that begin with an underscore out of a signature, and what is not Python."""
     # Each is the last one, and keyword-only.
-    return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "") or None, returns
+    return re.sub(r", \*, _\w+(?::|=).*\)$", ")", signature or "").replace("<factory>", "...") or None, returns
 
 
-def hide_types_of_private(app: Any, domain: str, kind: str, content: Any) -> None:
-    """Leave parameters that begin with an underscore out of the lists of parameters."""
-    for types in app.env.current_document.autodoc_annotations.values():
-        for name in [name for name in types if name.startswith("_")]:
-            del types[name]
+def name_types_of_attributes(app: Any, kind: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
+    """Show the type of an attribute beside its name; napoleon makes a list of it, below the text.
+
+    A property and a result have their type in the signature. There napoleon takes the words before a colon for the
+    type: put them back.
+    """
+    for field, text in ((":type: ", "" if kind in ("property", "attribute") else None), (":rtype: ", ":returns: ")):
+        types = [line for line in lines if line.startswith(field)]
+        if types and text is not None:
+            lines.remove(types[0])
+            (number, line) = next((number, line) for number, line in enumerate(lines) if line.startswith(text))
+            lines[number] = f"{text}{types[0].removeprefix(field)}: {line.removeprefix(text)}"
+    attribute = 0
+    for number, line in enumerate(lines):
+        if line.startswith(".. attribute:: "):
+            attribute = number
+        elif line.startswith("   :type: ") and attribute:
+            lines.insert(attribute + 1, re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", lines.pop(number)))
+            attribute = 0
 
 
 def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", hide_private)
-    app.connect("object-description-transform", hide_types_of_private, priority=400)
-    app.add_directive("option-table", OptionTable)
+    app.connect("autodoc-process-docstring", name_types_of_attributes, priority=600)  # after napoleon
+    app.add_directive("option-list", OptionList)
     app.add_lexer("picture", PictureLexer)
     app.add_post_transform(Pictures)
     app.add_post_transform(Tables)

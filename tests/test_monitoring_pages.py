@@ -116,7 +116,7 @@ with Pub({"socket.name": "orders"}) as pub:
     gevent.sleep(0.3)
     stop()
 """
-    shape = re.sub(r"\d+(?:\.\d+)?", "N", " ".join(re.search(r"Pub orders: .*\n.*", MONITORING)[0].split()))  # type: ignore[index]
+    shape = re.sub(r"\d+(?:\.\d+)?", "N", " ".join(re.search(r"Pub orders: .*\n.*\n.*", MONITORING)[0].split()))  # type: ignore[index]
     line = re.sub(r"\d+(?:\.\d+)?", "N", run_script(program).strip())
     assert line == shape.replace("; dropped N overflow", "")
 

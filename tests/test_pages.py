@@ -46,6 +46,14 @@ def test_what_the_page_for_contributors_names_is_there() -> None:
     assert f"def {test}(" in (ROOT / file).read_text()
 
 
+def test_the_first_page_describes_each_page_in_the_order_of_the_sidebar() -> None:
+    first = (ROOT / "docs/index.rst").read_text()
+    described = re.findall(r"^- :doc:`(.+?)`: \S", first, re.MULTILINE)
+    listed = re.findall(r"^   ([a-z][\w/-]*)$", first, re.MULTILINE)
+    assert described == listed
+    assert set(listed) >= {page.stem for page in (ROOT / "docs").glob("*.rst")} - {"index"}
+
+
 def test_the_page_says_which_versions_of_python_are_tested() -> None:
     classified = re.findall(r"Programming Language :: Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
     *first, last = classified

@@ -93,16 +93,11 @@ def test_the_quick_start_works(address: str) -> None:
 
 @needs("chromium --version")
 def test_a_page_gets_what_is_published_to_browsers(tmp_path: Path) -> None:
-    (program,), (page,) = blocks("Publish to browsers"), blocks("Publish to browsers", "html")
-    (command,) = blocks("Publish to browsers", "shell")
+    (program,), (commands,) = blocks("Publish to browsers"), blocks("Publish to browsers", "shell")
+    _, command = commands.strip().splitlines()
     name, *arguments, application = shlex.split(command)
     assert name == "gunicorn"
     (tmp_path / "live.py").write_text(program)
-    (tmp_path / "mysite.py").write_text(f"""
-def application(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/html")])
-    return [{page.encode()!r}]
-""")
     with running(tmp_path, *arguments, "--pythonpath", str(tmp_path), app=application) as server, chromium() as browser:
         with browser.tab(server.address.replace("ws:", "http:").removesuffix("ws")) as tab:
             wait_until(lambda: ":" in tab.evaluate("return clock.textContent"), PATIENCE)

@@ -95,7 +95,7 @@ def _publish(
         f"publications: {times}",
         f"deliveries: {peers * times / seconds:.0f} [msg/s]",
         f"latency to each: {percentiles(each)} [ms]",
-        f"latency to the last: {percentiles(last)} [ms]",
+        f"latency to last: {percentiles(last)} [ms]",
     ]
 
 

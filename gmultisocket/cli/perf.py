@@ -244,7 +244,7 @@ def percentiles(values: Sequence[float], digits: int = 1) -> str:
     """Return the percentiles of some values as a text, the greatest one too."""
     ordered = sorted(values)
     last = len(ordered) - 1
-    found = {f"{percent} %": ordered[min(last, int(len(ordered) * percent / 100))] for percent in _PERCENTILES}
+    found = {f"{percent}%": ordered[min(last, int(len(ordered) * percent / 100))] for percent in _PERCENTILES}
     return ", ".join(f"{name} {value:.{digits}f}" for name, value in (found | {"max": ordered[-1]}).items())
 
 

@@ -135,7 +135,7 @@ class StreamSocket:
         Args:
             buffer: bytes-like and writable. What lies behind the bytes that have come may change as well.
             nbytes: see above.
-            flags: 0.
+            flags: must be 0.
 
         Returns:
             How many; 0 is the end of data. Raises as :meth:`recv` does.
@@ -205,7 +205,7 @@ class StreamSocket:
 
         Args:
             data: bytes-like.
-            flags: 0.
+            flags: must be 0.
 
         Raises:
             Timeout: none in time.
@@ -221,7 +221,7 @@ class StreamSocket:
 
         Args:
             data: bytes-like.
-            flags: 0.
+            flags: must be 0.
 
         Raises:
             Timeout, StreamReset, StreamClosed: as for :meth:`send`. A part may have been sent.

@@ -75,7 +75,7 @@ def check_beside_hostile_peers(address: str, query: str = "") -> None:
             assert b"number %d" % number in honest.recv(timeout=20).lower()
 
 
-@pytest.mark.parametrize("page", ["README.rst", "docs/index.rst"])
+@pytest.mark.parametrize("page", ["README.rst", "docs/index.rst", "docs/quickstart.rst"])
 def test_the_server_of_a_page_beside_hostile_peers(page: str, tmp_path: Path) -> None:
     (program,) = (block for block in blocks(ROOT / page) if "server.send_to(" in block)
     address = f"ipc://{tmp_path}/page"

@@ -12,6 +12,7 @@ import pytest
 from gevent import subprocess
 
 from gmultisocket import Backplane
+from gmultisocket.testing import wait_until
 from tests.backplane.hubs import hub
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -58,6 +59,21 @@ def test_all_programs_are_run() -> None:
     assert {name for page in ("threads", "migrating") for name in programs(page)} - {name for _, name in PRINTING} == {
         "tasks.py"
     }
+
+
+def test_the_two_programs_of_the_quick_start(tmp_path: Path) -> None:
+    shown = programs("quickstart")
+    server, client = (
+        shown[name][0].replace("tcp://127.0.0.1:30001", f"ipc://{tmp_path}/quick")
+        for name in ("server.py", "client.py")
+    )
+    with subprocess.Popen([sys.executable, "-c", server], stdin=subprocess.DEVNULL, cwd=ROOT) as process:
+        try:
+            wait_until((tmp_path / "quick").exists, timeout=PATIENCE)
+            assert run(tmp_path, "client.py", client).strip() == shown["client.py"][1]
+        finally:
+            process.kill()
+            (tmp_path / "quick").unlink()
 
 
 def test_the_tests_that_the_page_shows_pass(tmp_path: Path) -> None:
