@@ -443,6 +443,9 @@ class Link:
             self._deliver(topic, content)
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
+        if self.positions is not None and not live and self.positions.history.retained(topic):
+            # It is known with its position.
+            return
         # It may be this plane's own. What nobody wants any more would never be forgotten.
         if self.interest.matches(topic) and self.values.is_new(topic, origin, sequence):
             self.delivered += 1
@@ -469,6 +472,9 @@ class Link:
     def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
         if self.positions is not None and self.interest.matches(entry.topic):
             self.delivered += 1
+            if retained:
+                # It may have had a value without a position.
+                self.values.forget(entry.topic)
             self.positions.take(entry, logged, retained, live)
 
     def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
