@@ -170,7 +170,7 @@ class NatsHistory:
         self._portion: Sequence[str] = ()
         self._fetch_to: int | None = None
         self._synchronize_to: int | None = None
-        #: The number of the last message that the consumer has brought.
+        #: The number of messages that the consumer has brought.
         self._brought = 0
         #: Whether something that was waited for has come since the last look, and for how long nothing has.
         self._heard = False
@@ -255,8 +255,7 @@ class NatsHistory:
         """The server does not allow a subject. Return whether it was used here."""
         if subject.startswith((b"$JS.API.STREAM.", b"$JS.API.CONSUMER.", self._jetstream.inbox, self._logged.reply)):
             if not self._begun.ready():
-                why = f"no permission for {snippet(subject)}, which the history needs"
-                self._refuse(why)
+                self._refuse(f"no permission for {subject.decode(errors='replace')}, which the history needs")
                 return True
             return False
         topic = self._logged.names.topic(subject)
@@ -283,7 +282,7 @@ class NatsHistory:
         """Take the next publication of the stream."""
         self._heard = True
         copy = self._copy
-        self._brought = number
+        self._brought += 1
         topic = self._logged.names.topic(subject)
         if topic is None or topic not in self.topics:
             # What planes tell each other, or what another program has published under a name that is no topic.
@@ -491,7 +490,7 @@ class NatsHistory:
     def _take_progress(self, answer: dict[str, Any]) -> None:
         """Take what the server says of the consumer: whether it has brought all."""
         delivered = answer.get("delivered")
-        brought = delivered.get("stream_seq") if isinstance(delivered, dict) else None
+        brought = delivered.get("consumer_seq") if isinstance(delivered, dict) else None
         if answer.get("num_pending") == 0 and brought == self._brought:
             self._copy.skip_to(max(self._fetch_to or 0, self._synchronize_to or 0))
             self._check()

@@ -36,12 +36,22 @@ class RecordingPlane:
         refused_patterns: with the reasons.
         got: publications of planes: topic, content, origin and sequence.
         foreign: topic and content of others.
+        epochs: of the histories, each with its last offset at that moment.
+        entries: publications with positions that came live.
+        fetched_entries: those that came otherwise.
+        fetches: by pattern: from where it is complete, and the last offset.
+        synchronized_to: the answers to ``synchronize``.
         values: changes of present values: topic, content, and whether it was live; the content None for the end of one.
     """
 
     def __init__(self) -> None:
         self.origin = os.urandom(8)
         self.history: Sequence[str] = ()
+        self.epochs: list[tuple[int, int]] = []
+        self.entries: list[Entry] = []
+        self.fetched_entries: list[Entry] = []
+        self.fetches: dict[str, tuple[int, int]] = {}
+        self.synchronized_to: list[int] = []
         self.up = False
         self.connections = 0
         self.errors: list[MultiSocketError] = []
@@ -93,16 +103,20 @@ class RecordingPlane:
         self.values.append((topic, None, True))
 
     def began(self, epoch: int, last_offset: int) -> None:
-        raise AssertionError(epoch)
+        assert self.history
+        assert not self.up
+        self.epochs.append((epoch, last_offset))
 
     def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
-        raise AssertionError(entry)
+        assert self.history
+        (self.entries if live else self.fetched_entries).append(entry)
 
     def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
-        raise AssertionError(pattern)
+        assert self.history
+        self.fetches[pattern] = complete_from, last_offset
 
     def synchronized(self, last_offset: int) -> None:
-        raise AssertionError(last_offset)
+        self.synchronized_to.append(last_offset)
 
     def gap(self, reason: str) -> None:
         raise AssertionError(reason)
@@ -142,9 +156,12 @@ class RecordingPlane:
 
 
 @contextmanager
-def client(url: str, *, wait: bool = True, options: dict[str, Any] | None = None) -> Iterator[RecordingPlane]:
+def client(
+    url: str, *, wait: bool = True, options: dict[str, Any] | None = None, history: Sequence[str] = ()
+) -> Iterator[RecordingPlane]:
     """Run an engine. Wait until it is connected, and close it at the end."""
     plane = RecordingPlane()
+    plane.history = history
     plane.engine = find_engine(url)(url, plane, PlaneOptions({"plane.prefix": "t.", **(options or {})}))
     plane.engine.start()
     try:
