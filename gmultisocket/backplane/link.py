@@ -398,8 +398,7 @@ class Link:
             if self.positions is not None:
                 self.positions.cut()
                 self.synchronizer.cut()
-            if len(self.interest):
-                self._missed = str(error)
+            self._missed = str(error) if len(self.interest) else self._missed
             self.interest.cut()
             # The server, or another one in its place, says what they are now.
             self.values.clear()
@@ -443,9 +442,6 @@ class Link:
             self._deliver(topic, content)
 
     def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None:
-        if self.positions is not None and not live and self.positions.history.retained(topic):
-            # It is known with its position.
-            return
         # It may be this plane's own. What nobody wants any more would never be forgotten.
         if self.interest.matches(topic) and self.values.is_new(topic, origin, sequence):
             self.delivered += 1
@@ -473,7 +469,6 @@ class Link:
         if self.positions is not None and self.interest.matches(entry.topic):
             self.delivered += 1
             if retained:
-                # It may have had a value without a position.
                 self.values.forget(entry.topic)
             self.positions.take(entry, logged, retained, live)
 

@@ -246,14 +246,19 @@ class NatsLink(BrokerLink):
         self._portion_confirmed = False
         self._portion: tuple[str, ...] = ()
         self._history: NatsHistory | None = None
+        self._keep(names, logged)
+        self._line.start()
+
+    def _keep(self, names: StreamNames | None, logged: LoggedTopics | None) -> None:
+        """Make what JetStream is needed for."""
+        write, plane = self._line.write, self._plane
         if logged is not None:
             self._history = NatsHistory(
-                self._line.write, plane, logged, server.name, self._acknowledged, self._end_fetch, self._lose
+                write, plane, logged, self._server.name, self._acknowledged, self._end_fetch, self._line.close
             )
         if names is not None:
             shown = self._history or plane
-            self._values = NatsValues(self._line.write, shown, names, self._decided, self._fetched, count)
-        self._line.start()
+            self._values = NatsValues(write, shown, names, self._decided, self._fetched, self._count)
 
     def begin_history(self) -> None:
         """Report the history, if the plane wants one. Blocks; the caller limits the time.
@@ -263,9 +268,6 @@ class NatsLink(BrokerLink):
         """
         if self._history is not None:
             self._plane.began(*self._history.begin())
-
-    def _lose(self, error: MultiSocketError) -> None:
-        self._line.close(error)
 
     # To the server
 

@@ -134,8 +134,9 @@ class Backplane(AllProcesses, Closable):
         options: ``plane.*``, and ``transport.tcp.*`` and ``transport.tls.*`` for the connection.
         history: patterns of the topics whose publications the engine keeps, e.g. ``["orders.>"]``: the last 10,000, and
             at most 16 MiB. A Sub that comes back to any process, with ``recover=True``, gets those that it has missed.
-            All planes of an engine that say this have to say the same. Needs ``memory://`` or a hub. Of these topics,
-            subscribers in this process get the engine's copy; while it is away, they get nothing.
+            All planes of an engine that say this have to say the same. Needs ``memory://``, a hub, or NATS with
+            JetStream. Of these topics, subscribers in this process get the engine's copy; while it is away, they get
+            nothing.
 
     Raises:
         UnknownTransport: no engine has the scheme.
@@ -147,7 +148,7 @@ class Backplane(AllProcesses, Closable):
     def __init__(self, url: str, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
         kind = find_engine(url)
         if history and not kind.keeps_history:
-            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub")
+            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub or NATS")
         for pattern in history:
             check_pattern(pattern)
         self._url = url
