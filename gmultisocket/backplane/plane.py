@@ -395,14 +395,24 @@ class Backplane(AllProcesses, Closable):
         return link is not None and link.is_served(pattern)
 
     def _wait_served(self, pattern: str) -> None:
-        """Block until the engine serves a pattern, at most ``plane.acknowledge_timeout``."""
+        """Block until the engine serves a pattern, or brings nothing for ``plane.acknowledge_timeout``."""
         link = self._link
-        if link is not None:
+        if link is None:
+            return
+        positions = link.positions
+        fetched = -1
+        while not self._closing and fetched != (before := 0 if positions is None else positions.fetched):
+            # A long history takes its time. It counts whether more of it comes.
+            fetched = before
             deadline = Deadline(self.options.get(opts.plane.acknowledge_timeout))
-            while link.wait_served(pattern, deadline) and link.positions is not None:
+            while link.wait_served(pattern, deadline):
                 # Meanwhile a pattern that nobody has wanted any more may have been left, and asked for again.
-                if not link.synchronizer.wait(deadline) or link.is_served(pattern):
+                if positions is None:
+                    return
+                if not link.synchronizer.wait(deadline):
                     break
+                if link.is_served(pattern):
+                    return
 
     def _pub_closed(self, pub: PlanePub) -> None:
         self._local.pubs = tuple(each for each in self._local.pubs if each is not pub)
