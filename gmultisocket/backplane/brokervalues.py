@@ -8,9 +8,19 @@ Pure: no gevent, no sockets.
 
 from __future__ import annotations
 
-from .engine import Plane
+from typing import Protocol
 
-__all__ = ["FetchedValues"]
+__all__ = ["FetchedValues", "ValuePlane"]
+
+
+class ValuePlane(Protocol):
+    """What takes present values: a plane, see :class:`.engine.Plane`, or what stands in front of it."""
+
+    origin: bytes
+
+    def retained(self, topic: str, content: bytes, origin: bytes, sequence: int, live: bool) -> None: ...
+    def unretained(self, topic: str) -> None: ...
+    def gap(self, reason: str) -> None: ...
 
 
 class FetchedValues:
@@ -22,7 +32,7 @@ class FetchedValues:
 
     __slots__ = ("_fetched_to", "_fetching", "_last", "_last_live", "_plane")
 
-    def __init__(self, plane: Plane) -> None:
+    def __init__(self, plane: ValuePlane) -> None:
         self._plane = plane
         self._fetching = False
         #: By topic: the number of the last change, as long as an older one may come.

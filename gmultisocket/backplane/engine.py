@@ -34,7 +34,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from ..errors import MultiSocketError
 from ..loop.waiting import Deadline
@@ -207,9 +207,6 @@ class Engine(ABC):
     #: Why the server cannot keep the present values of topics, for people; "" if it can, or while that is not known.
     no_values: str = "its engine keeps no values"
 
-    #: Whether the server keeps histories.
-    keeps_history: ClassVar[bool] = False
-
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         self.url = url
         self.plane = plane
@@ -281,7 +278,7 @@ class Engine(ABC):
         """
 
     def synchronize(self) -> None:
-        """Ask what the last offset of the history is. Called only while connected, and if ``keeps_history``."""
+        """Ask what the last offset of the history is. Called only while connected, and if the plane has one."""
         raise NotImplementedError
 
     def count(self, reason: str, number: int = 1) -> None:

@@ -91,7 +91,6 @@ class HubEngine(Engine):
     """A client of a hub."""
 
     no_values = ""
-    keeps_history = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)

@@ -396,8 +396,7 @@ class Link:
             if self.positions is not None:
                 self.positions.cut()
                 self.synchronizer.cut()
-            if len(self.interest):
-                self._missed = str(error)
+            self._missed = str(error) if len(self.interest) else self._missed
             self.interest.cut()
             # The server, or another one in its place, says what they are now.
             self.values.clear()
@@ -471,6 +470,8 @@ class Link:
     def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
         if self.positions is not None and self.interest.matches(entry.topic):
             self.delivered += 1
+            if retained:
+                self.values.forget(entry.topic)
             self.positions.take(entry, logged, retained, live)
 
     def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:

@@ -37,7 +37,6 @@ class MemoryEngine(Engine):
     """Hands publications to the other engines of the same name in the same thread."""
 
     no_values = ""
-    keeps_history = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)

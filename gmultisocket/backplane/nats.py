@@ -3,7 +3,7 @@
 A topic is the subject ``plane.prefix`` + topic, and the content of a message is a publication's content: programs in
 any language can take part with a NATS client. What is lost when: a publication that the server has confirmed reaches
 every process that has a subscription there. A subscriber that the server finds too slow is disconnected. The present
-values of topics need JetStream.
+values of topics, and their history, need JetStream.
 
 The protocol is in ``natswire.py``, a connection in ``natslink.py``.
 """
@@ -15,22 +15,22 @@ from functools import partial
 from typing import ClassVar, Final
 
 from .. import options as opts
+from ..errors import Closed, EngineRefused, MultiSocketError
 from ..options import Options
 from ..transport.base import StreamConnection
 from .brokerengine import BrokerEngine, BrokerLink
 from .brokerline import Opener
 from .brokerurl import Server
 from .engine import Plane
+from .jetstream import StreamNames
+from .natshistory import LoggedTopics
 from .natslink import NatsLink, log_in
-from .natsvalues import ValueSubjects
 from .natswire import HEADER_SIZE, Info, Parser, Subjects, encode_head
 
 __all__ = ["NatsEngine"]
 
 _NO_PREFIX: Final = "at NATS, it needs a plane.prefix"
-_NO_JETSTREAM: Final = (
-    "the NATS server keeps no values without JetStream: start it with -js, or with jetstream {} in its configuration"
-)
+_NO_JETSTREAM: Final = "without JetStream: start it with -js, or with jetstream {} in its configuration"
 
 
 class NatsEngine(BrokerEngine):
@@ -42,21 +42,41 @@ class NatsEngine(BrokerEngine):
         super().__init__(url, plane, options)
         prefix = self.options.get(opts.plane.prefix)
         self._subjects = Subjects(prefix)
-        #: None without a prefix.
-        self._values = ValueSubjects(self._subjects, prefix) if prefix else None
+        #: None without a prefix, and without history.
+        self._names = StreamNames(self._subjects, prefix) if prefix else None
+        self._logged: LoggedTopics | None = None
+        if plane.history and self._names is not None:
+            self._logged = LoggedTopics(plane.history, self._subjects, self._names, plane.origin)
         self.no_values = "" if prefix else _NO_PREFIX
 
     def head(self, topic: str) -> bytes:
-        return encode_head(self._subjects.encode(topic))
+        logged = self._logged
+        reply = logged.reply if logged is not None and topic in logged.topics else b""
+        return encode_head(self._subjects.encode(topic), reply)
 
     def _open(self, server: Server, opener: Opener) -> BrokerLink:
         connection, parser, info = self._log_in(server, opener)
         self.max_content = max(1, info.max_payload - HEADER_SIZE)
-        if self._values is not None:
-            self.no_values = "" if info.jetstream else _NO_JETSTREAM
-        values = None if self.no_values else self._values
+        if self._names is not None:
+            self.no_values = "" if info.jetstream else f"the NATS server keeps no values {_NO_JETSTREAM}"
+        names = None if self.no_values else self._names
+        if self.plane.history and names is None:
+            connection.close()
+            why = f"keeps no history {_NO_JETSTREAM}" if self._names is not None else f"keeps history, and {_NO_PREFIX}"
+            raise EngineRefused(server.name, f"the server {why}")
         probe = partial(self._probe, server)
-        return NatsLink(connection, parser, server, probe, self.plane, self._subjects, values, self.count)
+        link = NatsLink(connection, parser, server, probe, self.plane, self._subjects, names, self._logged, self.count)
+        try:
+            link.begin_history()
+        except BaseException as error:
+            link.close(error if isinstance(error, MultiSocketError) else Closed("Backplane"))
+            link.join()
+            raise
+        return link
+
+    def synchronize(self) -> None:
+        if isinstance(self._link, NatsLink):
+            self._link.synchronize()
 
     def _log_in(self, server: Server, opener: Opener) -> tuple[StreamConnection, Parser, Info]:
         return log_in(server, opener, tls=server.scheme == "nats+tls")

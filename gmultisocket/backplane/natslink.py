@@ -6,13 +6,14 @@ and those of a busy publisher need one PING for each round trip.
 A server sends a message once for each subscription that matches it. The plane recognizes the second one by the
 publisher's number. A message of another program has none: ``natscopies.py`` finds the one that counts.
 
-A present value is confirmed when JetStream has it, see ``natsvalues.py``, and what was published behind it not before.
+A present value is confirmed when JetStream has it, see ``natsvalues.py``, and a publication of a topic with history as
+well, see ``natshistory.py``. What was published behind them is not confirmed before them.
 """
 
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
@@ -28,8 +29,10 @@ from .brokerengine import BrokerLink
 from .brokerline import Line, Opener, login_errors
 from .brokerurl import Server
 from .engine import FOREIGN, SILENCE, Plane
+from .jetstream import StreamNames
 from .natscopies import Copies
-from .natsvalues import NatsValues, ValueSubjects
+from .natshistory import LoggedTopics, NatsHistory
+from .natsvalues import NatsValues
 from .natswire import HEADER_SIZE, Info, Parser, Ping, Pong, ServerError, Subjects
 
 __all__ = ["NatsLink", "log_in"]
@@ -182,7 +185,8 @@ class NatsLink(BrokerLink):
         probe: logs in on another connection, and closes it. Blocks; raises if that fails.
         plane: whom it reports to.
         subjects: translates topics.
-        values: the names for present values; None if the server cannot keep any.
+        names: of the streams; None if the server cannot keep any.
+        logged: the topics with history; None if the plane wants none.
         count: called with the reason when something is dropped.
     """
 
@@ -194,7 +198,8 @@ class NatsLink(BrokerLink):
         probe: Callable[[], object],
         plane: Plane,
         subjects: Subjects,
-        values: ValueSubjects | None,
+        names: StreamNames | None,
+        logged: LoggedTopics | None,
         count: Callable[[str], object],
     ) -> None:
         super().__init__()
@@ -214,9 +219,11 @@ class NatsLink(BrokerLink):
         self._ponged = 0
         self._confirmed = 0
         self._refused = 0
-        #: Present values that were not reported, oldest first, by their number among the publications: why one was
-        #: refused, "" if it was not, None if that is not known yet.
-        self._outcomes: dict[int, str | None] = {}
+        #: What JetStream keeps and was not reported, oldest first, by its number among the publications: why one was
+        #: refused, "" if it was not, None if that is not known yet. (Where entries leave at the front, no dict: the
+        #: more have left, the longer the search.)
+        self._outcomes: OrderedDict[int, str | None] = OrderedDict()
+        self._has_outcomes = False
         #: Subscriptions by pattern, and subjects that were refused since the last PONG.
         self._sids: dict[str, bytes] = {}
         self._last_sid = 0
@@ -237,14 +244,39 @@ class NatsLink(BrokerLink):
         #: Whether the values for the last portion are still fetched, and whether its PONG has come.
         self._fetching = False
         self._portion_confirmed = False
-        if values is not None:
-            self._values = NatsValues(self._line.write, plane, values, self._decided, self._fetched, count)
+        self._portion: tuple[str, ...] = ()
+        self._history: NatsHistory | None = None
+        self._keep(names, logged)
         self._line.start()
+
+    def _keep(self, names: StreamNames | None, logged: LoggedTopics | None) -> None:
+        """Make what JetStream is needed for."""
+        write, plane = self._line.write, self._plane
+        if logged is not None:
+            self._history = NatsHistory(
+                write, plane, logged, self._server.name, self._acknowledged, self._end_fetch, self._line.close
+            )
+        if names is not None:
+            shown = self._history or plane
+            self._values = NatsValues(write, shown, names, self._decided, self._fetched, self._count)
+
+    def begin_history(self) -> None:
+        """Report the history, if the plane wants one. Blocks; the caller limits the time.
+
+        Raises:
+            EngineRefused: the server cannot keep it, or keeps that of other topics.
+        """
+        if self._history is not None:
+            self._plane.began(*self._history.begin())
 
     # To the server
 
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         self._published += 1
+        history = self._history
+        if history is not None and history.logs(head):
+            self._outcomes[self._published] = None
+            history.published(self._published)
         self._line.write(self._format % (head, len(content) + HEADER_SIZE, sequence, content))
 
     def retain(self, head: bytes, content: bytes, sequence: int) -> None:
@@ -269,6 +301,8 @@ class NatsLink(BrokerLink):
                 portion[pattern] = None
                 continue
             portion[pattern] = subject
+            if self._history is not None and self._history.brings_all(pattern):
+                continue
             self._last_sid += 1
             sid = self._sids[pattern] = b"%d" % self._last_sid
             self._copies.add(pattern, sid)
@@ -277,12 +311,15 @@ class NatsLink(BrokerLink):
         if self._values is not None:
             self._fetching = True
             subjects = [(pattern, subject) for pattern, subject in portion.items() if subject is not None]
+            self._portion = tuple(pattern for pattern, _ in subjects)
             self._line.write(b"".join(lines))
             lines = [self._values.fetch(subjects)]
         self._ping(b"".join(lines), portion)
 
     def unsubscribe(self, patterns: Sequence[str]) -> None:
         left = [self._sids.pop(pattern) for pattern in patterns if pattern in self._sids]
+        if self._history is not None:
+            self._history.leave(patterns)
         self._copies.leave(left)
         self._ping(b"".join(map(natswire.encode_unsubscribe, left)), left=left)
 
@@ -321,6 +358,10 @@ class NatsLink(BrokerLink):
             return False
         return True
 
+    def synchronize(self) -> None:
+        assert self._history is not None
+        self._history.synchronize()
+
     # From the server
 
     def _received(self, data: bytes) -> None:
@@ -337,20 +378,30 @@ class NatsLink(BrokerLink):
                 self._line.write(natswire.PONG)
             elif isinstance(event, ServerError):
                 self._complaint(event.text)
+        if self._has_outcomes:
+            self._has_outcomes = False
+            self._confirm()
+            self._check_settled()
         if self._parser.error is not None:
             raise self._parser.error
 
     def _deliver(self, sid: bytes, subject: bytes, header: bytes, content: bytes, reply: bytes) -> None:
+        history = self._history
+        if history is not None and history.take(sid, subject, header, content, reply):
+            return
         topic = self._subjects.decode(subject)
         values = self._values
         if topic is None:
             if values is None or not values.take(sid, subject, header, content, reply):
                 self._count("garbage")
             return
+        if history is not None and topic in history.topics:
+            # The consumer brings it, in the order of the stream.
+            return
         origin, number = self._read_mark(header)
         if origin:
             self._plane.received(topic, content, origin, number)
-        elif header and values is not None and values.is_value(header):
+        elif header and values is not None and values.headers.is_value(header):
             values.live(topic, header, content)
         elif self._copies.counts(sid, topic, content):
             self._plane.received(topic, content, FOREIGN, 0)
@@ -378,26 +429,33 @@ class NatsLink(BrokerLink):
         self._confirm()
         self._check_settled()
 
+    def _acknowledged(self, number: int, reason: str) -> None:
+        """The stream of the history has a publication, or refuses it. Reported when all that was read is taken."""
+        self._outcomes[number] = reason
+        self._has_outcomes = True
+
     def _confirm(self) -> None:
         """Report the publications in front of a PONG, up to the first one about which JetStream has not decided."""
+        end = self._ponged
         while self._outcomes:
             number, outcome = next(iter(self._outcomes.items()))
-            if number > self._ponged:
+            if number > end:
                 break
-            self._report(number - 1)
             if outcome is None:
-                return
+                end = number - 1
+                break
             del self._outcomes[number]
-            self._confirmed = number
             if outcome:
+                self._report(number - 1)
+                self._confirmed = number
                 self._plane.refused(outcome)
-            else:
-                self._plane.confirmed(1)
-        self._report(self._ponged)
+        self._report(end)
 
     def _report(self, published: int) -> None:
         """Report so many publications in all. It is known how many of them were refused, but not which."""
         new = published - self._confirmed
+        if new <= 0:
+            return
         self._confirmed = published
         refused, self._refused = min(self._refused, new), 0
         if new > refused:
@@ -429,6 +487,13 @@ class NatsLink(BrokerLink):
 
     def _fetched(self) -> None:
         """All values for the last portion were reported."""
+        if self._history is not None:
+            self._history.fetch(self._portion)
+        else:
+            self._end_fetch()
+
+    def _end_fetch(self) -> None:
+        """All that the server keeps for the last portion was reported."""
         self._fetching = False
         if self._portion_confirmed:
             self._plane.subscribed()
@@ -441,6 +506,8 @@ class NatsLink(BrokerLink):
     def _complaint(self, text: str) -> None:
         """Act on an error. After most of them the server closes the connection."""
         match = _NOT_ALLOWED.search(text)
+        if match is not None and self._history is not None and self._history.denied(match[2].encode()):
+            return
         if match is not None and self._values is not None and self._values.denied(match[2].encode()):
             return
         if match is not None and match[1].lower() == "publish":
@@ -458,10 +525,12 @@ class NatsLink(BrokerLink):
 
     def close(self, reason: MultiSocketError) -> None:
         super().close(reason)
-        if self._values is not None:
-            self._values.close()
+        for each in (self._values, self._history):
+            if each is not None:
+                each.close()
 
     def join(self) -> None:
         super().join()
-        if self._values is not None:
-            self._values.join()
+        for each in (self._values, self._history):
+            if each is not None:
+                each.join()

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from binascii import a2b_base64, hexlify
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,71 +31,72 @@ from ..errors import snippet
 from ..log import ThrottledLog, get_logger
 from ..loop.ending import LOG_INTERVAL, Ended
 from ..protocol.subscriptions import is_literal
-from .brokervalues import FetchedValues
-from .engine import FOREIGN, MAX_VALUES, MAX_VALUES_SIZE, SILENCE, Plane
-from .natswire import HEADER_SIZE, Marks, Subjects, encode_subscribe, encode_unsubscribe
+from .brokervalues import FetchedValues, ValuePlane
+from .engine import FOREIGN, MAX_VALUES, MAX_VALUES_SIZE, SILENCE
+from .jetstream import (
+    NO_MESSAGE,
+    NO_STREAM,
+    NOT_ENABLED,
+    NOT_ENABLED_FOR_ACCOUNT,
+    OTHER_CONFIGURATION,
+    JetStream,
+    StreamNames,
+    acknowledged_sequence,
+    error_of,
+    header_value,
+    read_answer,
+)
+from .natswire import HEADER_SIZE, Marks, encode_subscribe, encode_unsubscribe
 
-__all__ = ["NatsValues", "ValueSubjects"]
+__all__ = ["NatsValues", "ValueHeaders", "stream_configuration"]
 
 _log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
-#: The id of the subscription to replies, and what those of consumers begin with. Others are numbers.
-_REPLIES: Final = b"r"
+#: What the ids of the subscriptions to consumers begin with. Others are numbers.
 _CONSUMER: Final = b"c"
 #: Consumers at once.
 _MOST_CONSUMERS: Final = 8
 #: Seconds between two questions to a consumer that has not brought everything: what it should have brought may have
 #: been replaced.
 _STEP: Final = 0.25
-#: Codes of errors of JetStream.
-_NO_MESSAGE: Final = 10037
-_NO_STREAM: Final = 10059
-_OTHER_CONFIGURATION: Final = 10058
-_NOT_ENABLED: Final = 10076
-_NOT_ENABLED_FOR_ACCOUNT: Final = 10039
 _END: Final = b"Gms-Value: none\r\n"
-_SAFE: Final = re.compile(rb"[^A-Za-z0-9_-]")
-
-#: Called with the headers and the content of a reply.
-_Replied = Callable[[bytes, bytes], object]
 
 
-class ValueSubjects:
-    """The names that a prefix gives to the stream and to the subjects of values.
+def stream_configuration(names: StreamNames) -> bytes:
+    """Return the JSON by which the stream of the values is made."""
+    everything, topics = names.values.decode() + ">", names.topics.decode() + ">"
+    return json.dumps({
+        "name": names.stream.decode(), "subjects": [everything], "storage": "file", "retention": "limits",
+        "max_msgs_per_subject": 1, "max_msgs": MAX_VALUES, "max_bytes": MAX_VALUES_SIZE, "discard": "old",
+        "num_replicas": 1, "republish": {"src": everything, "dest": topics},
+    }).encode()  # fmt: skip
+
+
+class ValueHeaders:
+    """Reads the headers of values.
 
     Args:
-        subjects: of the topics.
-        prefix: of the plane, e.g. ``"gms."``.
+        names: of the stream and its subjects.
     """
 
-    __slots__ = ("_size", "_subjects", "prefix", "stream")
+    __slots__ = ("_read_mark", "_republished")
 
-    def __init__(self, subjects: Subjects, prefix: str) -> None:
-        self._subjects = subjects
-        topics = subjects.encode("x")[:-1]
-        self._size = len(topics)
-        self.prefix = topics[:-1] + b"-values."
-        self.stream = b"GMS_" + _SAFE.sub(lambda found: b"_%02X" % ord(found[0]), prefix[:-1].encode())
+    def __init__(self, names: StreamNames) -> None:
+        self._read_mark = Marks().read
+        self._republished = b"\r\nNats-Subject: " + names.values
 
-    def of(self, subject: bytes) -> bytes:
-        """Return the subject of the values of a topic or pattern, by its own subject."""
-        return self.prefix + subject[self._size :]
+    def is_value(self, header: bytes) -> bool:
+        """Return whether headers say that the stream of the values has published a message again."""
+        return self._republished in header
 
-    def decode(self, subject: bytes) -> str | None:
-        """Return the topic of a subject of values; None if it is none."""
-        if not subject.startswith(self.prefix):
-            return None
-        return self._subjects.decode(self._subjects.encode("x")[:-1] + subject[len(self.prefix) :])
+    def is_end(self, header: bytes) -> bool:
+        """Return whether a topic has no value any more."""
+        return _END in header
 
-    def configuration(self) -> bytes:
-        """Return the JSON by which the stream is made."""
-        everything = self.prefix.decode() + ">"
-        topics = self._subjects.encode("x")[:-1].decode() + ">"
-        return json.dumps({
-            "name": self.stream.decode(), "subjects": [everything], "storage": "file", "retention": "limits",
-            "max_msgs_per_subject": 1, "max_msgs": MAX_VALUES, "max_bytes": MAX_VALUES_SIZE, "discard": "old",
-            "num_replicas": 1, "republish": {"src": everything, "dest": topics},
-        }).encode()  # fmt: skip
+    def identity(self, header: bytes, number: int) -> tuple[bytes, int]:
+        """Return what names a value: its origin and sequence. One of another program is named by the stream."""
+        origin, sequence = self._read_mark(header[: HEADER_SIZE - 2] + b"\r\n")
+        return (origin, sequence) if origin else (FOREIGN, number)
 
 
 class _Consumer:
@@ -130,13 +130,16 @@ class NatsValues:
         decided: called as ``decided(number, reason)`` when the stream has a publication (reason ""), or refuses it.
         fetched: called when all values for the last portion were reported.
         count: called with the reason when something is dropped.
+
+    Attributes:
+        headers: reads the headers of values.
     """
 
     def __init__(
         self,
         write: Callable[[bytes], object],
-        plane: Plane,
-        names: ValueSubjects,
+        plane: ValuePlane,
+        names: StreamNames,
         decided: Callable[[int, str], object],
         fetched: Callable[[], object],
         count: Callable[[str], object],
@@ -144,18 +147,14 @@ class NatsValues:
         self._write = write
         self._plane = plane
         self._names = names
+        self._jetstream = JetStream(write, plane.origin, b"v")
         self._decided = decided
         self._fetched = fetched
         self._count = count
         self._values = FetchedValues(plane)
-        self._read_mark = Marks().read
         self._mark = b"NATS/1.0\r\nGms: %b-%%016x\r\n" % hexlify(plane.origin)
-        self._republished = b"\r\nNats-Subject: " + names.prefix
-        self._inbox = b"_INBOX." + hexlify(plane.origin) + b"."
-        self._last_number = 0
-        #: By the last token of its subject: what takes a reply.
-        self._calls: dict[bytes, _Replied] = {}
-        self._has_inbox = False
+        self.headers = ValueHeaders(names)
+        self._last_consumer = 0
         #: Whether the stream is there; and publications that wait until it is: their numbers and what is written.
         self._has_stream = False
         self._waiting: deque[tuple[int, bytes, bytes]] = deque()
@@ -169,47 +168,19 @@ class NatsValues:
         self._may_fetch = True
         self._watcher: Greenlet[..., Any] | None = None
 
-    # Requests
-
-    def _request(self, subject: bytes, body: bytes, replied: _Replied) -> bytes:
-        """Return the lines of a request, and expect its reply."""
-        return b"PUB %b %b %d\r\n%b\r\n" % (subject, self._reply_to(replied), len(body), body)
-
-    def _ask(self, what: bytes, body: bytes, replied: Callable[[dict[str, Any]], object]) -> bytes:
-        """Return the lines of a request to JetStream. An answer that is no JSON object counts as an error."""
-
-        def read(header: bytes, content: bytes) -> None:
-            try:
-                answer = json.loads(content)
-            except ValueError:
-                answer = None
-            if not isinstance(answer, dict):
-                answer = _no_answer(header)
-            replied(answer)
-
-        return self._request(b"$JS.API." + what, body, read)
-
-    def _reply_to(self, replied: _Replied) -> bytes:
-        if not self._has_inbox:
-            self._has_inbox = True
-            self._write(encode_subscribe(self._inbox + b"*", _REPLIES))
-        self._last_number += 1
-        key = b"%d" % self._last_number
-        self._calls[key] = replied
+    def _ask(self, what: bytes, body: bytes, answered: Callable[[dict[str, Any]], object]) -> bytes:
+        """Return the lines of a request to JetStream."""
         self._watch()
-        return self._inbox + key
+        return self._jetstream.ask(what, body, answered)
 
     def take(self, sid: bytes, subject: bytes, header: bytes, content: bytes, reply: bytes) -> bool:
         """Take a message that is no publication. Return False if it does not belong here."""
-        if sid == _REPLIES:
-            replied = self._calls.pop(subject[len(self._inbox) :], None)
-            if replied is not None:
-                replied(header, content)
+        if self._jetstream.take(sid, subject, header, content):
             return True
         if sid[:1] == _CONSUMER:
             # It may have ended.
             if (consumer := self._consumers.get(sid)) is not None:
-                self._value(subject, header, content, _stream_sequence(reply))
+                self._value(subject, header, content, acknowledged_sequence(reply))
                 consumer.brought += 1
                 self._check_consumer(consumer)
             return True
@@ -228,20 +199,20 @@ class NatsValues:
             sequence: the plane's.
         """
         header = self._mark % sequence + (_END if content is None else b"") + b"\r\n"
-        subject = self._names.of(head.split(b" ", 2)[1])
+        subject = self._names.value(head.split(b" ", 2)[1])
         self._undecided[number] = monotonic() + SILENCE
         self._waiting.append((number, subject, header + (content or b"")))
         if self._has_stream:
             self._publish_waiting()
         elif len(self._waiting) == 1:
             create = b"STREAM.CREATE." + self._names.stream
-            self._write(self._ask(create, self._names.configuration(), self._stream_made))
+            self._write(self._ask(create, stream_configuration(self._names), self._stream_made))
 
     def _stream_made(self, answer: dict[str, Any]) -> None:
-        code, why = _error(answer)
+        code, why = error_of(answer)
         if not why and not (answer.get("config") or {}).get("republish"):
             why = "the server is too old to publish what a stream keeps again: 2.9 is needed"
-        if why and code != _OTHER_CONFIGURATION:
+        if why and code != OTHER_CONFIGURATION:
             _log.log("stream", logging.ERROR, "JetStream cannot keep present values: %s", snippet(why, 200))
             for number, _, _ in [*self._waiting]:
                 self._decide(number, "JetStream")
@@ -258,16 +229,13 @@ class NatsValues:
             def replied(header: bytes, content: bytes, number: int = number, ends: bool = ends) -> None:
                 self._acknowledged(number, ends, header, content)
 
-            reply = self._reply_to(replied)
+            self._watch()
+            reply = self._jetstream.reply_to(replied)
             self._write(b"HPUB %b %b %d %d\r\n%b\r\n" % (subject, reply, size, len(data), data))
 
     def _acknowledged(self, number: int, ends: bool, header: bytes, content: bytes) -> None:
-        try:
-            answer = json.loads(content) if content else _no_answer(header)
-            code, why = _error(answer)
-        except (ValueError, AttributeError):
-            answer, why = {}, "the acknowledgement makes no sense"
-        if why:
+        answer = read_answer(header, content)
+        if why := error_of(answer)[1]:
             # Perhaps somebody has deleted the stream: the next value makes it again.
             self._has_stream = False
             _log.log("value", logging.ERROR, "JetStream did not keep a present value: %s", snippet(why, 200))
@@ -284,14 +252,14 @@ class NatsValues:
 
     def denied(self, subject: bytes) -> bool:
         """The server does not allow a subject. Return whether it was used here."""
-        if subject.startswith(self._names.prefix):
+        if subject.startswith(self._names.values):
             if self._undecided:
                 self._decide(min(self._undecided), "permission")
             return True
         if subject.startswith(b"$JS.API.STREAM.CREATE"):
             self._stream_made({"error": {"description": f"no permission for {subject.decode()}"}})
             return True
-        if subject.startswith((b"$JS.", self._inbox)):
+        if subject.startswith((b"$JS.", self._jetstream.inbox)):
             self._may_fetch = False
             self._count("no permission for values")
             why = f"no permission for {subject.decode(errors='replace')}"
@@ -302,20 +270,11 @@ class NatsValues:
 
     # What the stream publishes again
 
-    def is_value(self, header: bytes) -> bool:
-        """Return whether headers say that the stream has published a message again."""
-        return self._republished in header
-
     def live(self, topic: str, header: bytes, content: bytes) -> None:
         """Take a change of a value that has come live."""
-        digits = header.partition(b"\r\nNats-Sequence: ")[2].partition(b"\r\n")[0]
-        number = int(digits) if digits.isdigit() else 0
-        self._values.live(topic, None if _END in header else content, *self._origin(header, number), number)
-
-    def _origin(self, header: bytes, number: int) -> tuple[bytes, int]:
-        """Return what names a value: its origin and sequence. One of another program is named by the stream."""
-        origin, sequence = self._read_mark(header[: HEADER_SIZE - 2] + b"\r\n")
-        return (origin, sequence) if origin else (FOREIGN, number)
+        number = header_value(header, b"Nats-Sequence")
+        value = None if self.headers.is_end(header) else content
+        self._values.live(topic, value, *self.headers.identity(header, number), number)
 
     # Fetching
 
@@ -332,14 +291,14 @@ class NatsValues:
         self._fetch_due = monotonic() + SILENCE
         lines = []
         for pattern, subject in subjects if self._may_fetch else ():
-            wanted = self._names.of(subject).decode()
+            wanted = self._names.value(subject).decode()
             if is_literal(pattern):
                 self._singles += 1
                 body = json.dumps({"last_by_subj": wanted}).encode()
                 lines.append(self._ask(b"STREAM.MSG.GET." + self._names.stream, body, self._single))
             else:
-                self._last_number += 1
-                sid = _CONSUMER + b"%d" % self._last_number
+                self._last_consumer += 1
+                sid = _CONSUMER + b"%d" % self._last_consumer
                 self._more.append(_Consumer(sid, self._configuration(sid, wanted)))
         lines += self._begin_consumers()
         if not self._fetches:
@@ -351,7 +310,7 @@ class NatsValues:
         return json.dumps({
             "stream_name": self._names.stream.decode(),
             "config": {
-                "deliver_subject": (self._inbox + sid).decode(), "deliver_policy": "last_per_subject",
+                "deliver_subject": (self._jetstream.inbox + sid).decode(), "deliver_policy": "last_per_subject",
                 "filter_subject": wanted, "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
                 "inactive_threshold": 5_000_000_000,
             },
@@ -370,7 +329,7 @@ class NatsValues:
                 self._consumer_says(consumer, answer)
 
             # A subscription to more than this subject would not do: the server wants to see one to it.
-            yield encode_subscribe(self._inbox + consumer.sid, consumer.sid)
+            yield encode_subscribe(self._jetstream.inbox + consumer.sid, consumer.sid)
             yield self._ask(b"CONSUMER.CREATE." + self._names.stream, consumer.create, created)
 
     def _single(self, answer: dict[str, Any]) -> None:
@@ -417,22 +376,22 @@ class NatsValues:
 
     def _is_there(self, answer: dict[str, Any]) -> bool:
         """Return whether there is an answer to a question for values. Some errors only mean that there are none."""
-        code, why = _error(answer)
-        if code in (_NOT_ENABLED, _NOT_ENABLED_FOR_ACCOUNT):
+        code, why = error_of(answer)
+        if code in (NOT_ENABLED, NOT_ENABLED_FOR_ACCOUNT):
             self._may_fetch = False
             self._end_fetch()
-        elif why and code not in (_NO_MESSAGE, _NO_STREAM):
+        elif why and code not in (NO_MESSAGE, NO_STREAM):
             self._give_up(why)
         return not why
 
     def _value(self, subject: bytes, header: bytes, content: bytes, number: int) -> None:
         """Report a value that was fetched, with its number in the stream."""
         self._fetch_due = monotonic() + SILENCE
-        topic = self._names.decode(subject)
+        topic = self._names.topic_of_value(subject)
         if topic is None:
             self._count("garbage")
-        elif _END not in header:
-            self._values.fetched(topic, content, *self._origin(header, number), number)
+        elif not self.headers.is_end(header):
+            self._values.fetched(topic, content, *self.headers.identity(header, number), number)
 
     def _check_fetched(self) -> None:
         if not self._fetches:
@@ -466,7 +425,7 @@ class NatsValues:
     def _watch_all(self) -> None:
         """Look after what was asked for (a greenlet while there is something)."""
         with suppress(Ended):
-            while self._calls or self._undecided or self._fetch_due:
+            while self._undecided or self._fetch_due:
                 gevent.sleep(_STEP)
                 now = monotonic()
                 for number in [number for number, due in self._undecided.items() if due < now]:
@@ -474,7 +433,7 @@ class NatsValues:
                 if self._fetch_due and self._fetch_due < now:
                     self._give_up(f"the server has not answered in {SILENCE:g} s")
                 if not self._undecided and not self._fetch_due:
-                    self._calls.clear()
+                    self._jetstream.forget()
                 for consumer in self._consumers.values():
                     if consumer.due is not None:
                         self._ask_consumer(consumer)
@@ -493,30 +452,3 @@ class NatsValues:
         """Block until the greenlet has ended, unless it is the caller."""
         if self._watcher is not None and self._watcher is not getcurrent():
             self._watcher.join()
-
-
-def _stream_sequence(reply: bytes) -> int:
-    """Return the number that a message has in the stream, by where it wants to be acknowledged; 0 for none.
-
-    It is ``$JS.ACK.STREAM.CONSUMER.DELIVERED.NUMBER...``; with a domain and an account there are two more tokens.
-    """
-    tokens = reply.split(b".")
-    digits = tokens[5 if len(tokens) < 11 else 7] if len(tokens) >= 9 else b""
-    return int(digits) if digits.isdigit() else 0
-
-
-def _no_answer(header: bytes) -> dict[str, Any]:
-    """Return an error for what is no answer. Its headers may say that nobody answers."""
-    if header.startswith(b"NATS/1.0 503"):
-        return {"error": {"err_code": _NOT_ENABLED, "description": "nobody answers: is JetStream enabled?"}}
-    return {"error": {"description": "the answer is no JSON object"}}
-
-
-def _error(answer: dict[str, Any]) -> tuple[int, str]:
-    """Return the code and the text of an error, 0 and "" if it is none."""
-    error = answer.get("error")
-    if error is None:
-        return 0, ""
-    if not isinstance(error, dict):
-        return 0, "an error without a description"
-    return error.get("err_code", 0), str(error.get("description", "")) or "an error without a description"

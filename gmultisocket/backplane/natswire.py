@@ -264,9 +264,9 @@ def encode_unsubscribe(sid: bytes) -> bytes:
     return b"UNSUB %b\r\n" % sid
 
 
-def encode_head(subject: bytes) -> bytes:
-    """Return the beginning of a publication under a subject without wildcards."""
-    return b"HPUB %b %d " % (subject, HEADER_SIZE)
+def encode_head(subject: bytes, reply: bytes = b"") -> bytes:
+    """Return the beginning of a publication under a subject without wildcards, and where to answer it."""
+    return b"HPUB %b %b%d " % (subject, reply and reply + b" ", HEADER_SIZE)
 
 
 def publication_format(origin: bytes) -> bytes:

@@ -134,20 +134,18 @@ class Backplane(AllProcesses, Closable):
         options: ``plane.*``, and ``transport.tcp.*`` and ``transport.tls.*`` for the connection.
         history: patterns of the topics whose publications the engine keeps, e.g. ``["orders.>"]``: the last 10,000, and
             at most 16 MiB. A Sub that comes back to any process, with ``recover=True``, gets those that it has missed.
-            All planes of a hub that say this have to say the same. Needs ``memory://``, a hub or Redis. Of these
-            topics, subscribers in this process get the engine's copy; while it is away, they get nothing.
+            All planes of a hub that say this have to say the same. Needs ``memory://``, a hub, Redis, or NATS with
+            JetStream. Of these topics, subscribers in this process get the engine's copy; while it is away, they get
+            nothing.
 
     Raises:
         UnknownTransport: no engine has the scheme.
         OptionError: an option is wrong.
         BadTopic: a pattern of the history is not one.
-        NotSupported: ``history``, and the engine keeps none.
     """
 
     def __init__(self, url: str, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
-        kind = find_engine(url)
-        if history and not kind.keeps_history:
-            raise NotSupported("history", f"the engine of {shown(url)} keeps none: use a hub or Redis")
+        find_engine(url)
         for pattern in history:
             check_pattern(pattern)
         self._url = url
@@ -397,14 +395,24 @@ class Backplane(AllProcesses, Closable):
         return link is not None and link.is_served(pattern)
 
     def _wait_served(self, pattern: str) -> None:
-        """Block until the engine serves a pattern, at most ``plane.acknowledge_timeout``."""
+        """Block until the engine serves a pattern, or brings nothing for ``plane.acknowledge_timeout``."""
         link = self._link
-        if link is not None:
+        if link is None:
+            return
+        positions = link.positions
+        fetched = -1
+        while not self._closing and fetched != (before := 0 if positions is None else positions.fetched):
+            # A long history takes its time. It counts whether more of it comes.
+            fetched = before
             deadline = Deadline(self.options.get(opts.plane.acknowledge_timeout))
-            while link.wait_served(pattern, deadline) and link.positions is not None:
+            while link.wait_served(pattern, deadline):
                 # Meanwhile a pattern that nobody has wanted any more may have been left, and asked for again.
-                if not link.synchronizer.wait(deadline) or link.is_served(pattern):
+                if positions is None:
+                    return
+                if not link.synchronizer.wait(deadline):
                     break
+                if link.is_served(pattern):
+                    return
 
     def _pub_closed(self, pub: PlanePub) -> None:
         self._local.pubs = tuple(each for each in self._local.pubs if each is not pub)

@@ -81,6 +81,8 @@ class PlaneHistory(History):
         self._by_topic: dict[str, list[Entry]] = {}
         self._size = 0
         self._retained: dict[str, Entry] = {}
+        #: Present values without a position, by topic.
+        self._unnumbered: dict[str, bytes] = {}
         #: By topic: the last offset that was forgotten here: there were too many, or it was a value.
         self._lost: dict[str, int] = {}
         #: By pattern that was fetched: what is behind the first offset is here; what was published up to the second
@@ -191,11 +193,19 @@ class PlaneHistory(History):
         return topic in self._retained or topic in self.topics
 
     def append(self, topic: str, content: bytes, retain: bool = False) -> Entry | None:
-        """Return None: only what has no history is published here. The engine numbers all else."""
-        assert not retain
+        """Return None: only what has no position is published here. The engine numbers all else."""
+        if retain:
+            self._unnumbered[topic] = content
         return None
 
+    def unnumbered(self, pattern: str) -> Sequence[tuple[str, bytes]]:
+        if is_literal(pattern):
+            return [(pattern, self._unnumbered[pattern])] if pattern in self._unnumbered else []
+        return [value for value in self._unnumbered.items() if matches(pattern, value[0])]
+
     def unretain(self, topic: str) -> bool:
+        if self._unnumbered.pop(topic, None) is not None:
+            return True
         value = self._retained.pop(topic, None)
         if value is None:
             return False
@@ -230,7 +240,7 @@ class PlaneHistory(History):
         return Since([found[each] for each in sorted(found)], offset >= max(floor, lost))
 
     def retained_topics(self) -> list[str]:
-        return [*self._retained]
+        return [*self._retained, *self._unnumbered]
 
     def retained(self, pattern: str) -> list[Entry]:
         if is_literal(pattern):

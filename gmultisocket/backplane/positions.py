@@ -41,15 +41,17 @@ class PositionedPublications:
     Attributes:
         history: what is here.
         is_catching_up: whether not all patterns are served again.
+        fetched: how many publications have come that the engine had when a pattern was asked for.
     """
 
-    __slots__ = ("_gathered", "_knows_epoch", "_local", "history", "is_catching_up")
+    __slots__ = ("_gathered", "_knows_epoch", "_local", "fetched", "history", "is_catching_up")
 
     def __init__(self, patterns: Sequence[str], local: LocalHistory) -> None:
         self.history = PlaneHistory(HistoryTopics(patterns))
         self._local = local
         self._knows_epoch = False
         self.is_catching_up = True
+        self.fetched = 0
         #: By offset.
         self._gathered: dict[int, tuple[Entry, bool]] = {}
 
@@ -65,6 +67,7 @@ class PositionedPublications:
     def take(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
         """Take a publication."""
         is_new = self.history.add(entry, logged, retained)
+        self.fetched += not live
         if self.is_catching_up:
             self._gathered[entry.offset] = entry, retained
         elif live:

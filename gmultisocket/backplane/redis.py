@@ -48,7 +48,6 @@ class RedisEngine(BrokerEngine):
     }  # fmt: skip
     database = True
     no_values = ""
-    keeps_history = True
 
     def __init__(self, url: str, plane: Plane, options: Options) -> None:
         super().__init__(url, plane, options)

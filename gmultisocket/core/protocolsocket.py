@@ -336,7 +336,7 @@ class ProtocolSocket:
 
         Then each peer gets them in one system call. Without it, the first message leaves alone.
         """
-        self._sender.gather()
+        self._sender.scheduler.gather()
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, under every ``socket.send_overflow``.

@@ -130,6 +130,13 @@ class History(ABC):
     def retained(self, pattern: str) -> Sequence[Kept]:
         """Return the retained values of the topics that match a pattern, oldest first."""
 
+    def unnumbered(self, pattern: str) -> Sequence[tuple[str, bytes]]:
+        """Return the topics that match a pattern and have a retained value without a position, and these values.
+
+        Every new subscription gets them, also one that says its positions.
+        """
+        return ()
+
 
 class _Topic:
     """What a history knows of a topic.

@@ -71,6 +71,8 @@ class Keeper:
         """
         if ask is not None:
             self._all_replays().ask(remote, ask)
+            if is_new and ask.retained:
+                self.retained.subscribed(*remote, pattern, unnumbered=True)
         elif is_new:
             self.retained.subscribed(*remote, pattern)
         return self._replays is not None and self._replays.waits(*remote, pattern)

@@ -27,6 +27,19 @@ __all__ = ["Retained", "topics_with_value"]
 _PORTION: Final = 256
 
 
+class _New:
+    """A new subscription.
+
+    Attributes:
+        unnumbered: it gets only the values without a position.
+    """
+
+    __slots__ = ("unnumbered",)
+
+    def __init__(self, unnumbered: bool) -> None:
+        self.unnumbered = unnumbered
+
+
 class Retained:
     """The retained values of one Pub.
 
@@ -49,19 +62,24 @@ class Retained:
         self._history = history
         #: By pipe: the sources and patterns of new subscriptions, each with an object of its own: one that ended and
         #: began again is another one. Has no pipe without any.
-        self._queues: dict[Pipe, OrderedDict[tuple[bytes, str], object]] = {}
+        self._queues: dict[Pipe, OrderedDict[tuple[bytes, str], _New]] = {}
 
-    def subscribed(self, pipe: Pipe, source: bytes, pattern: str) -> None:
-        """Send the values that a new subscription matches, later. Neither blocks nor switches greenlets."""
+    def subscribed(self, pipe: Pipe, source: bytes, pattern: str, unnumbered: bool = False) -> None:
+        """Send the values that a new subscription matches, later. Neither blocks nor switches greenlets.
+
+        Args:
+            pipe, source, pattern: the subscription.
+            unnumbered: only the values without a position; the others come otherwise.
+        """
         history = self._history()
-        if history is None or not history.last_offset:
+        if history is None or not (history.last_offset or history.retained_topics()):
             return
         queue = self._queues.get(pipe)
         if queue is None:
             queue = self._queues[pipe] = OrderedDict()
             self._spawn(self._send, pipe, queue)
         # At most one for each subscription, so the limits of subscriptions bound them.
-        queue[source, pattern] = object()
+        queue[source, pattern] = _New(unnumbered)
 
     def unsubscribed(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
@@ -69,7 +87,7 @@ class Retained:
         if queue is not None:
             queue.pop((source, pattern), None)
 
-    def _send(self, pipe: Pipe, queue: OrderedDict[tuple[bytes, str], object]) -> None:
+    def _send(self, pipe: Pipe, queue: OrderedDict[tuple[bytes, str], _New]) -> None:
         """Send the values for the new subscriptions by one pipe (a greenlet for each pipe, while there are any)."""
         try:
             while queue:
@@ -85,7 +103,10 @@ class Retained:
                     # Checked only now: during the wait, it may have changed or ended.
                     if queue.get(key) is not present:
                         break
-                    for _, _, same, content in history.retained(topic):
+                    values = [*history.unnumbered(topic)]
+                    if not present.unnumbered:
+                        values += [(topic, content) for _, _, _, content in history.retained(topic)]
+                    for same, content in values:
                         self._core.put(pipe, Message(TO_DEST, destination=source, content=publication(same, content)))
                 if queue.get(key) is present:
                     del queue[key]

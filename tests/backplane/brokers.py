@@ -39,11 +39,10 @@ class RecordingPlane:
         gathered: how often several publications came together.
         values: changes of present values: topic, content, and whether it was live; the content None for the end of one.
         all_history: the patterns of topics with history of which the engine has told.
-        epochs: of ``began``.
-        last_offset: the last one that it was told.
-        synchronizations: how often it was told that.
-        entries: what was ``positioned``.
-        complete_from: by pattern that was ``fetched``.
+        epochs, began_at: of each ``began``: the epoch, and the last offset.
+        positions: what was ``positioned``.
+        fetches: by pattern that was ``fetched``: from where it is complete, and the last offset.
+        synchronized_to: the answers to ``synchronize``.
     """
 
     def __init__(self, history: Sequence[str] = ()) -> None:
@@ -51,10 +50,10 @@ class RecordingPlane:
         self.history = history
         self.all_history: set[str] = set()
         self.epochs: list[int] = []
-        self.last_offset = 0
-        self.synchronizations = 0
-        self.entries: list[tuple[Entry, bool, bool, bool]] = []
-        self.complete_from: dict[str, int] = {}
+        self.began_at: list[int] = []
+        self.positions: list[tuple[Entry, bool, bool, bool]] = []
+        self.fetches: dict[str, tuple[int, int]] = {}
+        self.synchronized_to: list[int] = []
         self.up = False
         self.connections = 0
         self.errors: list[MultiSocketError] = []
@@ -113,20 +112,21 @@ class RecordingPlane:
         self.all_history.update(patterns)
 
     def began(self, epoch: int, last_offset: int) -> None:
+        assert self.history
         assert not self.up
         self.epochs.append(epoch)
-        self.last_offset = last_offset
+        self.began_at.append(last_offset)
 
     def positioned(self, entry: Entry, logged: bool, retained: bool, live: bool) -> None:
         assert self.history
-        self.entries.append((entry, logged, retained, live))
+        self.positions.append((entry, logged, retained, live))
 
     def fetched(self, pattern: str, complete_from: int, last_offset: int) -> None:
-        self.complete_from[pattern] = complete_from
+        assert self.history
+        self.fetches[pattern] = complete_from, last_offset
 
     def synchronized(self, last_offset: int) -> None:
-        self.synchronizations += 1
-        self.last_offset = last_offset
+        self.synchronized_to.append(last_offset)
 
     def gap(self, reason: str) -> None:
         raise AssertionError(reason)
@@ -144,9 +144,9 @@ class RecordingPlane:
 
     def synchronize(self) -> None:
         """Wait until all that was published before has come."""
-        wanted = self.synchronizations + 1
+        wanted = len(self.synchronized_to) + 1
         self.engine.synchronize()
-        wait_until(lambda: self.synchronizations == wanted)
+        wait_until(lambda: len(self.synchronized_to) == wanted)
 
     def publish(self, topic: str, content: bytes) -> None:
         self.sequence += 1
@@ -166,6 +166,16 @@ class RecordingPlane:
 
     def topics(self) -> list[str]:
         return [topic for topic, *_ in self.got]
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The publications with positions that came live."""
+        return [entry for entry, _, _, live in self.positions if live]
+
+    @property
+    def fetched_entries(self) -> list[Entry]:
+        """Those that came otherwise, each once, in their order."""
+        return sorted({entry for entry, _, _, live in self.positions if not live})
 
     def contents(self) -> list[bytes]:
         return [content for _, content, *_ in self.got]

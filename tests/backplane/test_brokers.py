@@ -29,6 +29,7 @@ class TestNats(_BrokerChecks):
 
 class TestNatsWithJetStream(_BrokerChecks):
     kind = JetStreamServer
+    history = ("h.>",)
 
 
 class TestRedis(_BrokerChecks):

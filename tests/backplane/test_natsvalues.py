@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gmultisocket.backplane import Backplane
-from gmultisocket.backplane.natsvalues import NatsValues, ValueSubjects
+from gmultisocket.backplane.jetstream import StreamNames
+from gmultisocket.backplane.natsvalues import NatsValues, stream_configuration
 from gmultisocket.backplane.natswire import HEADER_SIZE, Subjects, encode_head
 from gmultisocket.errors import NotSupported
 from gmultisocket.testing import wait_until
@@ -71,8 +72,8 @@ def test_a_value_that_ends_leaves_nothing_at_the_server(server: JetStreamServer)
 
 
 def test_a_stream_that_is_there_is_used_as_it_is(server: JetStreamServer) -> None:
-    names = ValueSubjects(Subjects("t."), "t.")
-    mine = {**json.loads(names.configuration()), "max_msgs": 2, "storage": "memory"}
+    names = StreamNames(Subjects("t."), "t.")
+    mine = {**json.loads(stream_configuration(names)), "max_msgs": 2, "storage": "memory"}
     assert "error" not in ask(server, "STREAM.CREATE.GMS_t", mine)
     with client(server.url) as plane:
         for topic in ("a", "b", "c"):
@@ -196,23 +197,23 @@ def test_a_user_who_may_get_no_replies_has_everything_but_values(tmp_path: Path)
 
 
 def test_the_names_of_a_prefix() -> None:
-    names = ValueSubjects(Subjects("my shop."), "my shop.")
-    assert (names.prefix, names.stream) == (b"my%20shop-values.", b"GMS_my_20shop")
-    assert names.of(Subjects("my shop.").encode("a b")) == b"my%20shop-values.a%20b"
-    assert names.decode(b"my%20shop-values.a%20b") == "a b"
-    assert names.decode(b"my%20shop.a") is names.decode(b"my%20shop-values.") is None
+    names = StreamNames(Subjects("my shop."), "my shop.")
+    assert (names.values, names.stream) == (b"my%20shop-values.", b"GMS_my_20shop")
+    assert names.value(Subjects("my shop.").encode("a b")) == b"my%20shop-values.a%20b"
+    assert names.topic_of_value(b"my%20shop-values.a%20b") == "a b"
+    assert names.topic_of_value(b"my%20shop.a") is names.topic_of_value(b"my%20shop-values.") is None
 
 
 def test_a_server_that_does_not_publish_again_is_too_old(caplog: pytest.LogCaptureFixture) -> None:
     decided: list[tuple[int, str]] = []
     plane = RecordingPlane()
-    names = ValueSubjects(Subjects("t."), "t.")
+    names = StreamNames(Subjects("t."), "t.")
     values = NatsValues(lambda data: None, plane, names, lambda *each: decided.append(each), list, lambda reason: None)
     values.publish(1, encode_head(b"t.a"), b"1", 1)
-    inbox = values._inbox + b"1"
+    inbox = values._jetstream.inbox + b"1"
     try:
         with caplog.at_level("DEBUG", "gmultisocket"):
-            values.take(b"r", inbox, b"", json.dumps({"config": {"name": "GMS_t"}, "did_create": True}).encode(), b"")
+            values.take(b"v", inbox, b"", json.dumps({"config": {"name": "GMS_t"}, "did_create": True}).encode(), b"")
             assert decided == [(1, "JetStream")]
             wait_until(lambda: "the server is too old" in caplog.text)
     finally:

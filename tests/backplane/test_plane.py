@@ -12,7 +12,9 @@ import gevent
 import pytest
 
 from gmultisocket import Backplane, Sub
-from gmultisocket.backplane import PlaneEvent
+from gmultisocket.backplane import PlaneEvent, link
+from gmultisocket.backplane.hubhistory import HubHistory
+from gmultisocket.backplane.memory import MemoryEngine
 from gmultisocket.core.pipes.writepipe import WritePipe
 from gmultisocket.errors import (
     AddressError,
@@ -20,7 +22,6 @@ from gmultisocket.errors import (
     BadTopic,
     Closed,
     EngineRefused,
-    NotSupported,
     Timeout,
     UnknownTransport,
 )
@@ -255,5 +256,49 @@ def test_what_memory_keeps_lives_as_long_as_any_plane() -> None:
 def test_a_history_is_checked_when_a_plane_is_made() -> None:
     with pytest.raises(BadTopic):
         Backplane("memory://kept", history=["a..b"])
-    with pytest.raises(NotSupported, match="the engine of nats://a keeps none"):
-        Backplane("nats://:secret@a", history=["a"])
+
+
+class _SlowFetch(MemoryEngine):
+    """Fetches one publication after the other, with a pause in front of each."""
+
+    def _fetch(self, history: HubHistory, pattern: str) -> None:
+        def pause() -> None:
+            gevent.sleep(0.02)
+
+        reports: list[tuple[object, ...]] = []
+        report = self._report
+        self._report = lambda *each: reports.append(each)  # type: ignore[method-assign]
+        try:
+            super()._fetch(history, pattern)
+        finally:
+            self._report = report  # type: ignore[method-assign]
+        for each in reports:
+            self._report(pause)
+            self._report(*each)
+
+
+def test_a_fetch_that_takes_long_is_no_gap_while_more_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "find_engine", lambda url: _SlowFetch)
+    options = {"plane.acknowledge_timeout": 0.1, "plane.linger": 0.0}
+    gaps: list[object] = []
+    url = "memory://slow"
+    with Backplane(url, options, history=["h"]) as one, Backplane(url, options, history=["h"]) as two:
+        with Sub({"connector.dialer.reconnect": False}) as sub:
+            sub.on_gap(gaps.append)
+            sub.dial(one.pub().listen("tcp://127.0.0.1:0").address)
+            sub.subscribe("h", 10, recover=True)
+            for number in range(40):
+                one.publish("h", b"%d" % number)
+            assert [sub.recv(10)[1] for _ in range(20)] == [b"%d" % number for number in range(20)]
+            for pipe in [*sub.pipes.values()]:
+                pipe.close()
+            wait_until(lambda: not sub.pipes)
+            one.publish("h", b"last")
+            one.flush(10)
+            # That takes 41 pauses.
+            sub.dial(two.pub().listen("tcp://127.0.0.1:0").address)
+            got = [sub.recv(10)[1]]
+            while got[-1] != b"last":
+                got.append(sub.recv(10)[1])
+            assert gaps == []
+            assert got == [*(b"%d" % number for number in range(20, 40)), b"last"]

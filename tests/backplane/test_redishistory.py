@@ -16,10 +16,9 @@ from gmultisocket.backplane import redisfetch, redishistory, redisvalues
 from gmultisocket.backplane.hubhistory import HubHistory
 from gmultisocket.backplane.redishistory import Limits, read_begin, read_news, read_patterns, read_state
 from gmultisocket.errors import BadMessage, EngineRefused
-from gmultisocket.protocol.history import Entry
 from gmultisocket.protocol.subscriptions import matches
 from gmultisocket.testing import wait_until
-from tests.backplane.brokers import PlainClient, RecordingPlane, client
+from tests.backplane.brokers import PlainClient, client
 from tests.backplane.servers import RedisServer
 
 pytest.importorskip("hiredis", reason="hiredis is not installed")
@@ -53,15 +52,6 @@ def limit_log(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
     """Let the server keep less from now on."""
     monkeypatch.setattr(redishistory, "_LIMITS", limits)
     monkeypatch.setattr(redisvalues, "_CHANGE", redishistory.numbering(limits) + redisvalues._FORGET)
-
-
-def fetched(plane: RecordingPlane) -> list[Entry]:
-    """Return what was fetched, oldest first, each once."""
-    return sorted({entry for entry, _, _, live in plane.entries if not live})
-
-
-def live(plane: RecordingPlane) -> list[Entry]:
-    return [entry for entry, _, _, is_live in plane.entries if is_live]
 
 
 # The scripts keep what a hub keeps
@@ -115,20 +105,20 @@ def test_the_scripts_keep_what_a_hub_keeps(
                 plane.publish(topic, content)
         plane.wait_answered()
         plane.synchronize()
-        offsets = {entry.content: entry.offset for entry in live(plane)}
+        offsets = {entry.content: entry.offset for entry in plane.entries}
     with client(server.url, history=["a.>", "b"]) as plane:
         for pattern in _PATTERNS:
-            plane.entries.clear()
+            plane.positions.clear()
             plane.subscribe(pattern)
             kept, _ = model.history.fetch(pattern)
             wanted = [(entry.topic, entry.content) for entry in kept]
             # It may fetch more than was asked for: the plane drops that.
-            mine = [entry for entry in plane.entries if matches(pattern, entry[0].topic)]
+            mine = [entry for entry in plane.positions if matches(pattern, entry[0].topic)]
             assert [entry[2:] for entry in sorted({entry for entry, *_ in mine})] == wanted, pattern
             values = {entry[2:] for entry, _, retained, _ in mine if retained}
             assert values == {(topic, content) for _, _, topic, content in model.history.retained(pattern)}
             # Of each publication it is known whether all behind it are there.
-            ours = plane.complete_from[pattern]
+            ours = plane.fetches[pattern][0]
             for content, offset in model.offsets.items():
                 complete = model.history.since(pattern, offset).complete
                 assert (offsets[content] >= ours) == complete, (pattern, content)
@@ -187,17 +177,17 @@ def test_over_a_restart_with_its_data_nothing_is_missing(own_server: RedisServer
             plane.publish(f"h.{number % 3}", b"%d" % number)
         plane.wait_answered()
         plane.synchronize()
-        before = live(plane)
+        before = plane.entries
         assert command(own_server, b"SAVE") == b"+OK\r\n"
         own_server.kill()
         wait_until(lambda: not plane.up)
         own_server.start()
         plane.wait_up()
         plane.subscribe("h.*")
-        assert fetched(plane) == before
+        assert plane.fetched_entries == before
         assert len(before) == 20
         assert plane.epochs[0] == plane.epochs[-1]
-        assert plane.complete_from["h.*"] <= before[0].offset
+        assert plane.fetches["h.*"][0] <= before[0].offset
 
 
 def test_a_restart_with_older_data_is_another_history(own_server: RedisServer) -> None:
@@ -207,7 +197,7 @@ def test_a_restart_with_older_data_is_another_history(own_server: RedisServer) -
             publisher.publish("h.a", b"1")
             publisher.wait_answered()
             reader.synchronize()
-            [before] = live(reader)
+            [before] = reader.entries
         assert command(own_server, b"SAVE") == b"+OK\r\n"
         publisher.publish("h.b", b"2")
         publisher.wait_answered()
@@ -221,9 +211,9 @@ def test_a_restart_with_older_data_is_another_history(own_server: RedisServer) -
         publisher.wait_answered()
         with client(own_server.url, history=["h.>"]) as reader:
             reader.subscribe("h.a")
-            [after] = fetched(reader)
+            [after] = reader.fetched_entries
             assert reader.epochs == publisher.epochs[-1:]
-            assert reader.complete_from["h.a"] < after.offset
+            assert reader.fetches["h.a"][0] < after.offset
             assert after.content == b"3"
             assert after.offset > before.offset, "an offset was used twice"
 
@@ -251,15 +241,15 @@ def test_planes_with_different_patterns_share_the_history_of_all(server: RedisSe
             each.wait_answered()
         one.synchronize()
         other.synchronize()
-        assert [entry.content for entry in live(one)] == [entry.content for entry in live(other)] == [b"0", b"1", b"2"]
-        assert [entry.previous for entry in live(one)[1:]] == [entry.offset for entry in live(one)[:-1]]
+        assert [entry.content for entry in one.entries] == [entry.content for entry in other.entries] == [b"0", b"1", b"2"]
+        assert [entry.previous for entry in one.entries[1:]] == [entry.offset for entry in one.entries[:-1]]
         wait_until(lambda: len(script.contents()) == 4)
         assert script.contents() == [b"early", b"0", b"1", b"2"]
         # What was published before somebody wanted its history is not in it, and nobody says that it is.
         late = stack.enter_context(client(server.url, history=["b.>"]))
         late.subscribe("b.x")
-        assert [entry.content for entry in fetched(late)] == [b"0", b"1", b"2"]
-        assert 0 < late.complete_from["b.x"] < fetched(late)[0].offset
+        assert [entry.content for entry in late.fetched_entries] == [b"0", b"1", b"2"]
+        assert 0 < late.fetches["b.x"][0] < late.fetched_entries[0].offset
 
 
 def test_other_prefixes_are_other_histories(server: RedisServer) -> None:
@@ -281,12 +271,12 @@ def test_large_publications_come_in_several_steps_and_the_oldest_go_first(
             plane.publish(f"h.{number % 2}", bytes([number]) * 700_000)
         plane.wait_answered()
         plane.subscribe("h.1")
-        assert [entry.content[0] for entry in fetched(plane)] == [5, 7]
+        assert [entry.content[0] for entry in plane.fetched_entries] == [5, 7]
         plane.subscribe("h.*")
-        assert [entry.content[0] for entry in fetched(plane)] == [4, 5, 6, 7, 8]
+        assert [entry.content[0] for entry in plane.fetched_entries] == [4, 5, 6, 7, 8]
         # In front of the first that is kept of each topic.
-        assert plane.complete_from["h.1"] == fetched(plane)[1].previous
-        assert plane.complete_from["h.*"] == max(entry.previous for entry in fetched(plane)[:2])
+        assert plane.fetches["h.1"][0] == plane.fetched_entries[1].previous
+        assert plane.fetches["h.*"][0] == max(entry.previous for entry in plane.fetched_entries[:2])
 
 
 def test_many_topics_of_which_nothing_is_kept_are_found(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,14 +287,14 @@ def test_many_topics_of_which_nothing_is_kept_are_found(server: RedisServer, mon
             plane.publish(topic, b"")
         plane.wait_answered()
         plane.synchronize()
-        [first] = live(plane)
+        [first] = plane.entries
         plane.subscribe("h.*.x", "h.first.*", "h.none.*")
-        assert plane.complete_from["h.*.x"] == plane.complete_from["h.first.*"] == first.offset
-        assert plane.complete_from["h.none.*"] < first.offset
+        assert plane.fetches["h.*.x"][0] == plane.fetches["h.first.*"][0] == first.offset
+        assert plane.fetches["h.none.*"][0] < first.offset
         # With fewer looks it says less, but nothing wrong.
         monkeypatch.setattr(redisfetch, "_MAX_LOOKS", 1)
         plane.subscribe("*.first.*")
-        assert plane.complete_from["*.first.*"] > first.offset
+        assert plane.fetches["*.first.*"][0] > first.offset
 
 
 def test_a_server_without_memory_refuses_what_it_would_keep_and_nothing_else(server: RedisServer) -> None:
@@ -324,7 +314,7 @@ def test_a_server_without_memory_refuses_what_it_would_keep_and_nothing_else(ser
         plane.synchronize()
         assert plane.refused_reasons == {"out of memory": 1}
         assert plane.contents() == [b"plain"]
-        one, three = live(plane)
+        one, three = plane.entries
         assert (one.content, three.content) == (b"1", b"3")
         assert three.previous == one.offset, "the refused one has left traces"
 

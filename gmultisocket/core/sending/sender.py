@@ -58,6 +58,7 @@ class Sender:
         max_content: the longest content that may be sent, in bytes.
         counters: losses that belong to no pipe.
         requeue: to-one messages whose pipe closed before they left.
+        scheduler: of the pipes.
     """
 
     __slots__ = (
@@ -71,7 +72,6 @@ class Sender:
         "_overflow",
         "_patience",
         "_pipes",
-        "_scheduler",
         "_send_waiters",
         "_to_all",
         "_to_destination",
@@ -79,12 +79,13 @@ class Sender:
         "counters",
         "max_content",
         "requeue",
+        "scheduler",
         "ttl",
     )
 
     def __init__(self, hub: Hub, options: Options, pipes: Mapping[int, Pipe], scheduler: WriteScheduler) -> None:
         self._pipes = pipes
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._options = options
         #: Why nothing is sent any more, "" while the socket is open.
         self._closed = ""
@@ -168,7 +169,7 @@ class Sender:
             content = as_content(content)
         if len(content) > self.max_content:
             raise MessageTooLong(len(content), self.max_content)
-        if (not self._fast_path or self._scheduler.over_budget) and not self._wait_to_send(timeout):
+        if (not self._fast_path or self.scheduler.over_budget) and not self._wait_to_send(timeout):
             return
         writable = self._writable
         pipe = writable.first
@@ -179,7 +180,7 @@ class Sender:
 
     def next_pipe(self, timeout: float | None) -> Pipe | None:
         """Return the pipe for a to-one message, which the caller puts there; see ``ProtocolSocket.next_pipe``."""
-        if (not self._fast_path or self._scheduler.over_budget) and not self._wait_to_send(timeout):
+        if (not self._fast_path or self.scheduler.over_budget) and not self._wait_to_send(timeout):
             return None
         return self._writable.take()
 
@@ -263,18 +264,14 @@ class Sender:
         """Check that something may be sent. Return whether others have run, because this turn's budget was spent."""
         if self._closed or self._no_send:
             self._check_open()
-        if not self._scheduler.over_budget:
+        if not self.scheduler.over_budget:
             return False
         self._yield()
         return True
 
-    def gather(self) -> None:
-        """See ``ProtocolSocket.gather``."""
-        self._scheduler.gather()
-
     def _yield(self) -> None:
         """Yield to other greenlets. Called before a message is taken, not after."""
-        self._scheduler.yield_turn()
+        self.scheduler.yield_turn()
         self._check_open()
 
     # To one
@@ -288,11 +285,11 @@ class Sender:
         deadline = Deadline(timeout)
         woken = False
         # A greenlet that tries again and again must not keep the loop, whatever the result.
-        self._scheduler.spend(1, 0)
+        self.scheduler.spend(1, 0)
         try:
             while True:
                 self._check_open()
-                if self._scheduler.over_budget and not woken:
+                if self.scheduler.over_budget and not woken:
                     self._yield()
                 if woken or not self._send_waiters.waiters:
                     if self._has_writable():
@@ -319,7 +316,7 @@ class Sender:
 
     def _has_writable(self) -> bool:
         """Return whether a pipe is writable now."""
-        if not self._scheduler.queue_limit:
+        if not self.scheduler.queue_limit:
             # Without a queue, an in-process pipe is writable only while its peer waits for a message. A peer that
             # waited when the pipe became writable may have stopped since.
             while (pipe := self._writable.first) is not None:
@@ -431,7 +428,7 @@ class Sender:
     def _update_fast_path(self) -> None:
         """Recompute whether ``send`` can take the fast path."""
         # Without a queue, each send must find out again which pipes are writable.
-        usual = self._writable.first is not None and self._scheduler.queue_limit and not self._send_waiters.waiters
+        usual = self._writable.first is not None and self.scheduler.queue_limit and not self._send_waiters.waiters
         self._fast_path = bool(usual and not (self._closed or self._no_send))
 
     def _wake_senders(self) -> None:
