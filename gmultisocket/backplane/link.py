@@ -222,11 +222,13 @@ class Link:
         if kind == "publish":
             self._engine_publish(head, content, sequence)
         else:
-            self._change_value(head, content, sequence, kind)
+            self._hand_over(head, content, sequence, kind)
         self._direct = ledger.is_open
 
-    def _change_value(self, head: bytes, content: bytes, sequence: int, kind: Kind) -> None:
-        if kind == "retain":
+    def _hand_over(self, head: bytes, content: bytes, sequence: int, kind: Kind) -> None:
+        if kind == "publish":
+            self._engine_publish(head, content, sequence)
+        elif kind == "retain":
             self.engine.retain(head, content, sequence)
         else:
             self.engine.unretain(head, sequence)
@@ -261,10 +263,7 @@ class Link:
             if not ledger.in_flight:
                 self._progress = monotonic()
             ledger.hand_over(kept.size)
-            if kept.kind == "publish":
-                self.engine.publish(kept.head, kept.content, kept.sequence)
-            else:
-                self._change_value(*kept)
+            self._hand_over(*kept)
             number += 1
             if number % _PORTION == 0:
                 yield_to_loop()

@@ -64,7 +64,7 @@ class LongWay:
     def __init__(self, hub: Hub, source: Receiver, target: Sender, max_ttl: int, filtered: bool = False) -> None:
         self._source = source
         self._target = target
-        self._scheduler = target._scheduler
+        self._scheduler = target.scheduler
         self._max_ttl = max_ttl
         #: The pipe whose message has been taken from the queue and is not forwarded yet; 0 if none is.
         self._holding = 0
