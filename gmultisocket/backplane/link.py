@@ -256,7 +256,7 @@ class Link:
         number = 0
         while self.is_connected and ledger.buffered and ledger.is_open:
             kept = ledger.take()
-            if (reason := self._unfit(kept)) is not None:
+            if (reason := _unfit(kept, self.engine)) is not None:
                 ledger.drop(reason)
                 self._changes.wake_all()
                 continue
@@ -268,15 +268,6 @@ class Link:
             if number % _PORTION == 0:
                 yield_to_loop()
         self._direct = self.is_connected and not ledger.buffered and ledger.is_open
-
-    def _unfit(self, kept: Kept) -> str | None:
-        """Return why a publication cannot be sent that was published before it was known what the server can do."""
-        if self.engine.max_content and len(kept.content) > self.engine.max_content:
-            return "too long"
-        if kept.kind != "publish" and self.engine.no_values:
-            _log.log("no values", logging.ERROR, "a present value was dropped: %s", self.engine.no_values)
-            return "not supported"
-        return None
 
     # Patterns
 
@@ -395,7 +386,8 @@ class Link:
             if self.positions is not None:
                 self.positions.cut()
                 self.synchronizer.cut()
-            self._missed = str(error) if len(self.interest) else self._missed
+            if len(self.interest):
+                self._missed = str(error)
             self.interest.cut()
             # The server, or another one in its place, says what they are now.
             self.values.clear()
@@ -510,6 +502,16 @@ class Link:
     def abandon(self) -> None:
         """Close descriptors in a forked child. Never switches greenlets."""
         self.engine.abandon()
+
+
+def _unfit(kept: Kept, engine: Engine) -> str | None:
+    """Return why a publication cannot be sent that was published before it was known what the server can do."""
+    if engine.max_content and len(kept.content) > engine.max_content:
+        return "too long"
+    if kept.kind != "publish" and engine.no_values:
+        _log.log("no values", logging.ERROR, "a present value was dropped: %s", engine.no_values)
+        return "not supported"
+    return None
 
 
 def _ignore(content: bytes) -> None:

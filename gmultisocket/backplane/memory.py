@@ -14,6 +14,7 @@ from ..loop import owner
 from ..loop.ending import end
 from ..loop.waiting import Deadline
 from ..options import Options
+from ..protocol.history import Entry
 from ..protocol.subscriptions import Subscriptions, matches
 from .engine import Engine, Plane
 from .hubhistory import HubHistory
@@ -100,7 +101,7 @@ class MemoryEngine(Engine):
         entry = history.append(topic, content) if history is not None and topic in history.topics else None
         for engine in _exchanges.get(self._key, Subscriptions()).match(topic):
             if entry is not None and engine.plane.history:
-                engine._report(engine.plane.positioned, entry, True, False, True)
+                engine._report(engine.plane.positioned, Entry(*entry), True, False, True)
             elif engine is not self:
                 engine._report(engine.plane.received, topic, content, self.plane.origin, sequence)
         self._report(self.plane.confirmed, 1)
@@ -112,7 +113,7 @@ class MemoryEngine(Engine):
         entry = None if history is None else history.append(topic, content, True)
         for engine in _exchanges.get(self._key, Subscriptions()).match(topic):
             if history is not None and entry is not None and engine.plane.history:
-                engine._report(engine.plane.positioned, entry, topic in history.topics, True, True)
+                engine._report(engine.plane.positioned, Entry(*entry), topic in history.topics, True, True)
             else:
                 engine._report(engine.plane.retained, topic, content, self.plane.origin, sequence, True)
         self._report(self.plane.confirmed, 1)
