@@ -38,7 +38,7 @@ def test_it_has_of_its_patterns_what_the_engine_has(data: st.DataObject) -> None
         if step == "retain" or (step == "publish" and topic in engine.topics):
             entry = engine.append(topic, b"", step == "retain")
             if entry is not None and wanted:
-                here.add(entry, topic in engine.topics, step == "retain")
+                here.add(Entry(*entry), topic in engine.topics, step == "retain")
             here.advance(engine.last_offset)
         elif step == "unretain":
             engine.unretain(topic)
