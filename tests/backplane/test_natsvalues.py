@@ -139,9 +139,12 @@ def test_what_planes_tell_each_other_is_not_asked_for(server: JetStreamServer, m
     # A server of version 2.9.10 that is asked for the last message of a subject, while it makes the stream, may crash.
     asked: list[bytes] = []
     ask_jetstream = JetStream.ask
-    monkeypatch.setattr(
-        JetStream, "ask", lambda self, what, body, answered: asked.append(body) or ask_jetstream(self, what, body, answered)
-    )
+
+    def ask_and_note(self: JetStream, what: bytes, body: bytes, answered: Any) -> bytes:
+        asked.append(body)
+        return ask_jetstream(self, what, body, answered)
+
+    monkeypatch.setattr(JetStream, "ask", ask_and_note)
     with client(server.url) as plane:
         plane.subscribe("$plane.all", "$plane.to.me")
         assert asked == []
