@@ -19,7 +19,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from gevent.event import AsyncResult
 
@@ -56,10 +56,13 @@ _log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 _ACKNOWLEDGEMENTS: Final = b"ha"
 _CONSUMER: Final = b"hc"
 _DELETED: Final = b"hd"
+_DELETED_SUBJECT: Final = b"$JS.EVENT.ADVISORY.STREAM.DELETED."
 #: Publications that are reported before others run.
 _PORTION: Final = 256
 #: Seconds between two looks whether the server answers.
 _STEP: Final = 0.25
+#: Seconds between two heartbeats of the consumer.
+_HEARTBEAT: Final = 1.0
 #: Seconds that the server may leave everything unanswered.
 _PATIENCE: Final = 2 * SILENCE
 _ACKNOWLEDGED: Final = b'{"stream":'
@@ -107,6 +110,17 @@ class LoggedTopics:
             "max_msgs": MAX_HISTORY, "max_bytes": MAX_HISTORY_SIZE, "discard": "old", "num_replicas": 1,
         }).encode()  # fmt: skip
 
+    def consumer(self, subject: bytes) -> bytes:
+        """Return the JSON by which a consumer is made that brings everything to a subject."""
+        return json.dumps({
+            "stream_name": self.names.log.decode(),
+            "config": {
+                "deliver_subject": subject.decode(), "deliver_policy": "all", "ack_policy": "none",
+                "mem_storage": True, "num_replicas": 1, "inactive_threshold": 5_000_000_000,
+                "idle_heartbeat": int(_HEARTBEAT * 1e9),
+            },
+        }).encode()  # fmt: skip
+
 
 class NatsHistory:
     """The history, over one connection. Stands between the present values and the plane, too.
@@ -123,6 +137,8 @@ class NatsHistory:
     Attributes:
         origin: of the plane.
         topics: the topics with history.
+        brings_all: returns whether all that matches a pattern comes by the consumer.
+        gap: the plane's.
     """
 
     def __init__(
@@ -137,6 +153,8 @@ class NatsHistory:
     ) -> None:
         self.origin = plane.origin
         self.topics = logged.topics
+        self.brings_all = logged.covers
+        self.gap = plane.gap
         self._write = write
         self._plane = plane
         self._logged = logged
@@ -175,8 +193,11 @@ class NatsHistory:
         #: Whether something that was waited for has come since the last look, and for how long nothing has.
         self._heard = False
         self._silent = 0.0
+        #: The same for the consumer, which sends heartbeats when it has nothing else.
+        self._beats = False
+        self._still = 0.0
         self._closed = False
-        self._watch = Periodic(lambda: _STEP if self._waits and not self._closed else 0.0, self._look)
+        self._watch = Periodic(self._interval, self._look)
 
     # The stream
 
@@ -186,7 +207,7 @@ class NatsHistory:
         Raises:
             EngineRefused: the server cannot keep the history, or keeps that of other topics.
         """
-        deleted = b"$JS.EVENT.ADVISORY.STREAM.DELETED." + self._stream
+        deleted = _DELETED_SUBJECT + self._stream
         self._write(encode_subscribe(self._logged.reply, _ACKNOWLEDGEMENTS) + encode_subscribe(deleted, _DELETED))
         create = b"STREAM.CREATE." + self._stream
         self._write(self._jetstream.ask(create, self._logged.configuration(), self._made))
@@ -225,10 +246,6 @@ class NatsHistory:
         self._begun.set_exception(EngineRefused(self._server, why))
 
     # Publications
-
-    def brings_all(self, pattern: str) -> bool:
-        """Return whether all that matches a pattern comes by the consumer."""
-        return self._logged.covers(pattern)
 
     def logs(self, head: bytes) -> bool:
         """Return whether a publication goes into the stream."""
@@ -280,6 +297,10 @@ class NatsHistory:
 
     def _take_next(self, subject: bytes, header: bytes, content: bytes, number: int) -> None:
         """Take the next publication of the stream."""
+        self._beats = True
+        if not number:
+            # A heartbeat.
+            return
         self._heard = True
         copy = self._copy
         self._brought += 1
@@ -337,10 +358,6 @@ class NatsHistory:
         if topic not in self.topics:
             self._plane.unretained(topic)
 
-    def gap(self, reason: str) -> None:
-        """Pass on that values are missing."""
-        self._plane.gap(reason)
-
     # Fetching
 
     def fetch(self, patterns: Sequence[str]) -> None:
@@ -354,20 +371,13 @@ class NatsHistory:
             self._write(self._make_consumer())
         self._expect()
         self._fetch_to = -1
-        self._ask_last(self._fetch_up_to)
+        self._ask_last("_fetch_to")
 
     def _make_consumer(self) -> bytes:
         subject = self._jetstream.inbox[:-2] + _CONSUMER
-        body = json.dumps({
-            "stream_name": self._stream.decode(),
-            "config": {
-                "deliver_subject": subject.decode(), "deliver_policy": "all", "ack_policy": "none",
-                "mem_storage": True, "num_replicas": 1, "inactive_threshold": 5_000_000_000,
-            },
-        }).encode()  # fmt: skip
-        return encode_subscribe(subject, _CONSUMER) + self._jetstream.ask(
-            b"CONSUMER.CREATE." + self._stream, body, self._consumer_made
-        )
+        create = b"CONSUMER.CREATE." + self._stream
+        asking = self._jetstream.ask(create, self._logged.consumer(subject), self._consumer_made)
+        return encode_subscribe(subject, _CONSUMER) + asking
 
     def _consumer_made(self, answer: dict[str, Any]) -> None:
         _, why = error_of(answer)
@@ -379,10 +389,10 @@ class NatsHistory:
         """Find out what the last number is, and tell the plane when all up to it has come."""
         self._expect()
         self._synchronize_to = -1
-        self._ask_last(self._synchronize_up_to)
+        self._ask_last("_synchronize_to")
 
-    def _ask_last(self, answered: Callable[[int], object]) -> None:
-        """Ask for the last number of the stream."""
+    def _ask_last(self, waits: Literal["_fetch_to", "_synchronize_to"]) -> None:
+        """Ask for the last number of the stream, and wait for it in one of two attributes."""
 
         def read(answer: dict[str, Any]) -> None:
             last = _last_number(answer)
@@ -391,16 +401,10 @@ class NatsHistory:
                 self._end(f"the history cannot be fetched: {snippet(why, 200)}")
                 return
             self._heard = True
-            answered(last)
+            setattr(self, waits, last)
             self._check()
 
         self._write(self._jetstream.ask(b"STREAM.INFO." + self._stream, b"", read))
-
-    def _fetch_up_to(self, last: int) -> None:
-        self._fetch_to = last
-
-    def _synchronize_up_to(self, last: int) -> None:
-        self._synchronize_to = last
 
     def _has_come(self, number: int | None) -> bool:
         """Return whether all up to a number has come, if this is waited for."""
@@ -471,15 +475,23 @@ class NatsHistory:
             self._silent = 0.0
         self._watch.start()
 
+    def _interval(self) -> float:
+        if self._closed:
+            return 0.0
+        return _STEP if self._waits else _HEARTBEAT if self._has_consumer else 0.0
+
     def _look(self, elapsed: float, late: float) -> None:
-        if self._heard:
-            self._heard, self._silent = False, 0.0
-            return
         # A process that was stopped itself has heard nobody in that time.
-        self._silent += elapsed - late
+        passed = elapsed - late
+        self._still = 0.0 if self._beats else self._still + passed
+        self._silent = 0.0 if self._heard or not self._waits else self._silent + passed
+        heard, self._beats, self._heard = self._heard, False, False
         if self._silent >= _PATIENCE:
             self._end(f"JetStream does not answer, for {self._silent:.1f} s")
-        elif self._has_consumer and self._consumer_name and self._waits_for_more():
+        elif self._has_consumer and self._still >= _PATIENCE:
+            # The server does not always tell that a stream was deleted.
+            self._end(f"the consumer of the history is silent, for {self._still:.1f} s")
+        elif not heard and self._consumer_name and self._waits_for_more():
             # What should come may have been deleted.
             what = b"CONSUMER.INFO.%b.%b" % (self._stream, self._consumer_name)
             self._write(self._jetstream.ask(what, b"", self._take_progress))

@@ -28,7 +28,7 @@ from . import natswire
 from .brokerengine import BrokerLink
 from .brokerline import Line, Opener, login_errors
 from .brokerurl import Server
-from .engine import FOREIGN, SILENCE, Plane
+from .engine import FOREIGN, RESERVED, SILENCE, Plane
 from .jetstream import StreamNames
 from .natscopies import Copies
 from .natshistory import LoggedTopics, NatsHistory
@@ -312,6 +312,8 @@ class NatsLink(BrokerLink):
             self._fetching = True
             subjects = [(pattern, subject) for pattern, subject in portion.items() if subject is not None]
             self._portion = tuple(pattern for pattern, _ in subjects)
+            # What planes tell each other has no values.
+            subjects = [each for each in subjects if not each[0].startswith(RESERVED)]
             self._line.write(b"".join(lines))
             lines = [self._values.fetch(subjects)]
         self._ping(b"".join(lines), portion)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gmultisocket.backplane import Backplane
+from gmultisocket.backplane import Backplane, natshistory
 from gmultisocket.errors import EngineRefused
 from gmultisocket.protocol import Sub
 from gmultisocket.testing import wait_until
@@ -96,9 +96,19 @@ def test_a_stream_that_is_deleted_is_another_history(server: JetStreamServer) ->
         plane.wait_answered()
         assert ask(server, f"STREAM.DELETE.{STREAM}", {})["success"]
         wait_until(lambda: plane.connections == 2, LIMIT)
-        assert "was deleted" in str(plane.errors[0])
         assert plane.epochs[0] != plane.epochs[1]
         assert plane.began_at[1] == 0
+
+
+def test_a_stream_whose_end_nobody_tells_is_missed(server: JetStreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natshistory, "_DELETED_SUBJECT", b"t.nobody.")
+    monkeypatch.setattr(natshistory, "_HEARTBEAT", 0.1)
+    monkeypatch.setattr(natshistory, "_PATIENCE", 0.5)
+    with client(server.url, history=HISTORY) as plane:
+        plane.subscribe("h.*")
+        assert ask(server, f"STREAM.DELETE.{STREAM}", {})["success"]
+        wait_until(lambda: plane.connections == 2, LIMIT)
+        assert "is silent" in str(plane.errors[0])
 
 
 @pytest.mark.parametrize("storage", ["file", "memory"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gmultisocket.backplane import Backplane
-from gmultisocket.backplane.jetstream import StreamNames
+from gmultisocket.backplane.jetstream import JetStream, StreamNames
 from gmultisocket.backplane.natsvalues import NatsValues, stream_configuration
 from gmultisocket.backplane.natswire import HEADER_SIZE, Subjects, encode_head
 from gmultisocket.errors import NotSupported
@@ -133,6 +133,23 @@ def test_another_program_sets_and_ends_values(server: JetStreamServer) -> None:
         assert len([each for each in plane.values if each[0] == "a"]) == 2, "a copy counted"
         assert values_of(server.url, "a", "*") == [("first", b"")]
         assert plane.foreign == []
+
+
+def test_what_planes_tell_each_other_is_not_asked_for(server: JetStreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A server of version 2.9.10 that is asked for the last message of a subject, while it makes the stream, may crash.
+    asked: list[bytes] = []
+    ask_jetstream = JetStream.ask
+
+    def ask_and_note(self: JetStream, what: bytes, body: bytes, answered: Any) -> bytes:
+        asked.append(body)
+        return ask_jetstream(self, what, body, answered)
+
+    monkeypatch.setattr(JetStream, "ask", ask_and_note)
+    with client(server.url) as plane:
+        plane.subscribe("$plane.all", "$plane.to.me")
+        assert asked == []
+        plane.subscribe("$plane.all.x", "a")
+        assert asked == [b'{"last_by_subj": "t-values.a"}']
 
 
 # What is not there, or not allowed
