@@ -189,7 +189,7 @@ class HistoryChecks(EngineBench):
                 while got[1] != content:
                     assert got[0] == topic
                     got = sub.recv(self.limit)
-            assert gaps[0] == [], "of this topic nothing is missing"
+            assert gaps[0] == [] or not self.exact_gaps, "of this topic nothing is missing"
             wait_until(lambda: gaps[1], self.limit, "a gap is reported")
 
     def test_while_the_server_is_away_an_asking_is_answered_with_a_gap(self) -> None:

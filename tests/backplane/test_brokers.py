@@ -30,6 +30,7 @@ class TestNats(_BrokerChecks):
 class TestNatsWithJetStream(_BrokerChecks):
     kind = JetStreamServer
     history = ("h.>",)
+    exact_gaps = False
 
 
 class TestRedis(_BrokerChecks):

@@ -16,6 +16,7 @@ from gmultisocket.backplane import redisfetch, redishistory, redisvalues
 from gmultisocket.backplane.hubhistory import HubHistory
 from gmultisocket.backplane.redishistory import Limits, read_begin, read_news, read_patterns, read_state
 from gmultisocket.errors import BadMessage, EngineRefused
+from gmultisocket.protocol.history import Entry
 from gmultisocket.protocol.subscriptions import matches
 from gmultisocket.testing import wait_until
 from tests.backplane.brokers import PlainClient, client
@@ -79,7 +80,7 @@ class _Model:
         elif kind == "retain" or topic in self.history.topics:
             entry = self.history.append(topic, content, kind == "retain")
             assert entry is not None
-            self.offsets[content] = entry.offset
+            self.offsets[content] = Entry(*entry).offset
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
