@@ -126,8 +126,6 @@ class EngineBench:
     limit: ClassVar[float] = 15.0
     patterns: ClassVar[int] = 2000
     history: ClassVar[Sequence[str]] = ()
-    #: Whether the engine knows of each topic what its history has lost. If not, it may tell a gap where nothing is
-    #: missing.
     exact_gaps: ClassVar[bool] = True
 
     def make(self, options: dict[str, Any] | None = None, history: Sequence[str] = ()) -> Backplane:
