@@ -418,7 +418,7 @@ class EngineChecks(_PublicationChecks, ValueChecks, HistoryChecks, _LifeChecks):
         limit: the longest that any one step may take, in seconds.
         patterns: how many patterns a plane has in the check of many.
         history: the patterns whose history the server keeps: ``("h.>",)``. Empty for an engine that keeps none.
-        exact_gaps: whether the history knows of each topic what it has lost. If not, a gap may be told though nothing is
+        exact_gaps: whether the history knows of each topic what it has lost. If not, it may tell a gap where nothing is
             missing.
     """
 

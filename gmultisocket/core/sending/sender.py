@@ -196,7 +196,7 @@ class Sender:
         self.begin()
         return self._to_all.send((TO_ALL | flags, self.ttl, b"", b"", content), timeout)
 
-    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None, flags: int = 0) -> int:
+    def put_group(self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None, flags: int = 0) -> int:
         """Send to some pipes after :meth:`begin`; see ``ProtocolSocket.put_group``."""
         fields = (TO_ALL | flags, self.ttl, b"", b"", content)
         # If that is all pipes, a fan-out puts the message once, and not into each.
