@@ -119,16 +119,19 @@ def test_a_forked_child_does_not_go_on_with_greenlets_of_its_parent() -> None:
 
 def test_a_forked_child_lets_go_of_the_loop_of_a_thread_that_has_ended() -> None:
     turns = []
+    # Not a Thread: with gevent's locks, to join one that was not made by gevent needs its loop.
+    ended = original("_thread", "allocate_lock")()
+    ended.acquire()
 
     def thread() -> None:
         hub = gevent.get_hub()
         turns.append(turn_of(hub))
         yield_to_loop()
         hub.destroy(destroy_loop=True)
+        ended.release()
 
-    worker = original("threading", "Thread")(target=thread)
-    worker.start()
-    worker.join()
+    original("_thread", "start_new_thread")(thread, ())
+    ended.acquire()
     in_forked_child(lambda report: turns[0]._abandon())
 
 
