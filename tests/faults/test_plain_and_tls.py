@@ -43,7 +43,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "a" * 63, "a.long." + "name." * 40])
+@pytest.mark.parametrize("name", ["127.0.0.1", "a" * 63, "a.long." + "name." * 40, "name." * 45])
 def test_a_tls_client_at_a_plain_listener_is_refused_and_noted_once(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

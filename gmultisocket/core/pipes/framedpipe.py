@@ -301,14 +301,23 @@ class FramedPipe(BytesPipe):
 
     def _decode(self, data: bytes) -> list[Fields]:
         decoder = self._decoder
-        messages = decoder.feed_fields(data)
+        try:
+            messages = decoder.feed_fields(data)
+        except BadMessage:
+            # As a header, that of some lengths means too long a content.
+            self._check_tls(data)
+            raise
         if decoder.flagged:
             decoder.flagged = False
-            if self.bytes_received == len(data) and _begins_tls(data):
-                raise BadMessage("the peer speaks TLS, as over tls+tcp or wss, and this is a plain connection")
+            self._check_tls(data)
             messages = self._filter(messages)
         self._error = decoder.error
         return messages
+
+    def _check_tls(self, data: bytes) -> None:
+        """Raise BadMessage if these are the first bytes of the connection, and TLS."""
+        if self.bytes_received == len(data) and _begins_tls(data):
+            raise BadMessage("the peer speaks TLS, as over tls+tcp or wss, and this is a plain connection")
 
     def _filter(self, messages: list[Fields]) -> list[Fields]:
         """Remove internal messages, and the flag of raw pipes, which only this side may set."""
