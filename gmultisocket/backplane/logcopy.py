@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 from ..protocol.history import Entry
-from ..protocol.subscriptions import is_literal, matches
+from ..protocol.subscriptions import matching
 from .engine import MAX_HISTORY, MAX_HISTORY_SIZE
 
 __all__ = ["LogCopy"]
@@ -71,7 +71,4 @@ class LogCopy:
 
     def matching(self, pattern: str) -> list[Entry]:
         """Return the publications whose topics match a pattern, oldest first."""
-        if is_literal(pattern):
-            return [*self._by_topic.get(pattern, ())]
-        found = [kept for topic, kept in self._by_topic.items() if matches(pattern, topic)]
-        return sorted(entry for kept in found for entry in kept)
+        return sorted(entry for _, kept in matching(pattern, self._by_topic) for entry in kept)

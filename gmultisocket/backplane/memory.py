@@ -15,7 +15,7 @@ from ..loop.ending import end
 from ..loop.waiting import Deadline
 from ..options import Options
 from ..protocol.history import Entry
-from ..protocol.subscriptions import Subscriptions, matches
+from ..protocol.subscriptions import Subscriptions, matching
 from .engine import Engine, Plane
 from .hubhistory import HubHistory
 
@@ -135,9 +135,8 @@ class MemoryEngine(Engine):
             if self.plane.history:
                 self._fetch(_histories[self._key], pattern)
                 continue
-            for topic, value in _values.get(self._key, {}).items():
-                if matches(pattern, topic):
-                    self._report(self.plane.retained, topic, *value, False)
+            for topic, value in matching(pattern, _values.get(self._key, {})):
+                self._report(self.plane.retained, topic, *value, False)
         self._report(self.plane.subscribed)
 
     def _fetch(self, history: HubHistory, pattern: str) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 
 from ..protocol.history import Entry, History, Since
 from ..protocol.pubsubwire import LIMIT
-from ..protocol.subscriptions import Subscriptions, is_literal, matches
+from ..protocol.subscriptions import Subscriptions, matching
 from .engine import MAX_HISTORY, MAX_HISTORY_SIZE, RESERVED
 from .interest import PatternTree
 
@@ -199,9 +199,7 @@ class PlaneHistory(History):
         return None
 
     def unnumbered(self, pattern: str) -> Sequence[tuple[str, bytes]]:
-        if is_literal(pattern):
-            return [(pattern, self._unnumbered[pattern])] if pattern in self._unnumbered else []
-        return [value for value in self._unnumbered.items() if matches(pattern, value[0])]
+        return matching(pattern, self._unnumbered)
 
     def unretain(self, topic: str) -> bool:
         if self._unnumbered.pop(topic, None) is not None:
@@ -224,10 +222,8 @@ class PlaneHistory(History):
     def since(self, pattern: str, offset: int) -> Since:
         if offset > self._last_offset:
             return Since([], False)
-        topics = [pattern] if is_literal(pattern) else [each for each in self._by_topic if matches(pattern, each)]
         found: dict[int, Entry] = {}
-        for topic in topics:
-            kept = self._by_topic.get(topic, ())
+        for _, kept in matching(pattern, self._by_topic):
             for entry in reversed(kept):
                 if entry.offset <= offset:
                     break
@@ -236,13 +232,11 @@ class PlaneHistory(History):
             if entry.offset > offset:
                 found[entry.offset] = entry
         floor = min((self._fetched[each][0] for each in self._serving(pattern)), default=offset + 1)
-        lost = max((at for topic, at in self._lost.items() if matches(pattern, topic)), default=0)
+        lost = max((at for _, at in matching(pattern, self._lost)), default=0)
         return Since([found[each] for each in sorted(found)], offset >= max(floor, lost))
 
     def retained_topics(self) -> list[str]:
         return [*self._retained, *self._unnumbered]
 
     def retained(self, pattern: str) -> list[Entry]:
-        if is_literal(pattern):
-            return [self._retained[pattern]] if pattern in self._retained else []
-        return sorted(entry for topic, entry in self._retained.items() if matches(pattern, topic))
+        return sorted(entry for _, entry in matching(pattern, self._retained))

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Final, NamedTuple
 
 from .pubsubwire import LIMIT
-from .subscriptions import Subscriptions, check_pattern, is_literal, matches
+from .subscriptions import Subscriptions, check_pattern, is_literal, matches, matching
 
 __all__ = ["Entry", "History", "Kept", "MemoryHistory", "Since", "publication"]
 
@@ -336,9 +336,7 @@ class MemoryHistory(History):
         return [*self._retained]
 
     def retained(self, pattern: str) -> Sequence[Kept]:
-        if is_literal(pattern):
-            return [self._retained[pattern]] if pattern in self._retained else []
-        return sorted(entry for topic, entry in self._retained.items() if matches(pattern, topic))
+        return sorted(entry for _, entry in matching(pattern, self._retained))
 
     def trim(self) -> None:
         """Forget publications that are too old or too many."""

@@ -14,14 +14,14 @@ Pure: no gevent, no sockets. A subscriber may be anything that a dictionary take
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from itertools import islice
 from typing import Final, Generic, TypeVar
 
 from ..errors import BadTopic
 
 __all__ = ["MAX_TOKENS", "MAX_TOPIC", "ONE", "REST", "SEPARATOR", "Subscriptions", "check_pattern", "check_topic",
-           "is_literal", "matches", "overlap"]  # fmt: skip
+           "is_literal", "matches", "matching", "overlap"]  # fmt: skip
 
 SEPARATOR: Final = "."
 ONE: Final = "*"
@@ -37,6 +37,7 @@ _SAMPLE: Final = 256
 _LEAST_SHARE: Final = 1 / 64
 
 Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
 def check_topic(topic: str) -> bytes:
@@ -100,6 +101,13 @@ def matches(pattern: str, topic: str) -> bool:
     elif len(tokens) != len(wanted):
         return False
     return all(one in (ONE, token) for one, token in zip(wanted, tokens, strict=False))
+
+
+def matching(pattern: str, by_topic: Mapping[str, Value]) -> list[tuple[str, Value]]:
+    """Return the items of a mapping whose topics match a pattern, in their order. The pattern must be valid."""
+    if is_literal(pattern):
+        return [(pattern, by_topic[pattern])] if pattern in by_topic else []
+    return [item for item in by_topic.items() if matches(pattern, item[0])]
 
 
 def overlap(one: str, other: str) -> bool:

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gmultisocket.errors import BadTopic, MultiSocketError
-from gmultisocket.protocol.subscriptions import MAX_TOKENS, MAX_TOPIC, Subscriptions, check_pattern, check_topic
+from gmultisocket.protocol.subscriptions import (
+    MAX_TOKENS,
+    MAX_TOPIC,
+    Subscriptions,
+    check_pattern,
+    check_topic,
+    matching,
+)
 
 WORDS = ["a", "b", "c"]
 TOPICS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=5).map(".".join)
@@ -125,6 +132,11 @@ def count_lookups(node: Any) -> None:
         node.below = CountingDict(node.below)
         for below in node.below.values():
             count_lookups(below)
+
+
+@given(PATTERNS, st.dictionaries(TOPICS, KEYS, max_size=12))
+def test_of_a_mapping_the_items_are_found_that_a_plain_matcher_finds(pattern: str, by_topic: dict[str, int]) -> None:
+    assert matching(pattern, by_topic) == [item for item in by_topic.items() if matches(pattern, item[0])]
 
 
 def test_what_a_topic_costs_depends_on_its_tokens_and_not_on_the_patterns() -> None:
