@@ -1,7 +1,7 @@
 """Requests to JetStream over one connection to NATS, and what its answers say.
 
-All answers come under one inbox. A request that is never answered is
-forgotten with the connection, or by :meth:`JetStream.forget`.
+All answers come under one inbox. A request that is never answered is forgotten with the connection, or by
+:meth:`JetStream.forget`.
 
 Pure: no gevent, no sockets.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from binascii import hexlify
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from .natswire import Subjects, encode_subscribe
@@ -25,10 +25,12 @@ __all__ = [
     "JetStream",
     "StreamNames",
     "acknowledged_sequence",
+    "consumer_json",
     "error_of",
     "header_value",
     "inbox_of",
     "read_answer",
+    "stream_json",
 ]
 
 #: Codes of errors.
@@ -132,6 +134,38 @@ class JetStream:
     def forget(self) -> None:
         """Expect no answers any more."""
         self._calls.clear()
+
+
+def stream_json(name: bytes, subjects: Sequence[str], max_messages: int, max_bytes: int, **more: Any) -> bytes:
+    """Return the JSON by which a stream is made that drops its oldest messages when it has too many.
+
+    Args:
+        name: of the stream.
+        subjects: what it takes.
+        max_messages, max_bytes: its limits.
+        more: other parts of its configuration.
+    """
+    return json.dumps({
+        "name": name.decode(), "subjects": subjects, "storage": "file", "retention": "limits",
+        "max_msgs": max_messages, "max_bytes": max_bytes, "discard": "old", "num_replicas": 1, **more,
+    }).encode()  # fmt: skip
+
+
+def consumer_json(stream: bytes, subject: bytes, **more: Any) -> bytes:
+    """Return the JSON by which a consumer is made that needs no acknowledgements, and ends with its connection.
+
+    Args:
+        stream: what it reads.
+        subject: where it brings the messages.
+        more: other parts of its configuration.
+    """
+    return json.dumps({
+        "stream_name": stream.decode(),
+        "config": {
+            "deliver_subject": subject.decode(), "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
+            "inactive_threshold": 5_000_000_000, **more,
+        },
+    }).encode()  # fmt: skip
 
 
 def inbox_of(origin: bytes) -> bytes:

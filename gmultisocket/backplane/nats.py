@@ -74,10 +74,6 @@ class NatsEngine(BrokerEngine):
             raise
         return link
 
-    def synchronize(self) -> None:
-        if isinstance(self._link, NatsLink):
-            self._link.synchronize()
-
     def _log_in(self, server: Server, opener: Opener) -> tuple[StreamConnection, Parser, Info]:
         return log_in(server, opener, tls=server.scheme == "nats+tls")
 

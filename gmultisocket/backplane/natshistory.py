@@ -1,6 +1,6 @@
 """How NATS keeps the history of topics: a JetStream stream that takes all publications of these topics.
 
-The stream takes what is published under the subjects of the topics, by whom ever: other planes and other programs need
+The stream takes what is published under the subjects of the topics, by any client: other planes and other programs need
 not know of it. Its numbers are the offsets, and the moment at which it was made is the epoch. A plane with history asks
 for an acknowledgement of what it publishes there.
 
@@ -15,7 +15,6 @@ A present value of such a topic comes into this stream when the stream of the va
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,9 +38,11 @@ from .jetstream import (
     JetStream,
     StreamNames,
     acknowledged_sequence,
+    consumer_json,
     error_of,
     header_value,
     inbox_of,
+    stream_json,
 )
 from .logcopy import LogCopy
 from .natsvalues import ValueHeaders
@@ -105,21 +106,11 @@ class LoggedTopics:
 
     def configuration(self) -> bytes:
         """Return the JSON by which the stream is made."""
-        return json.dumps({
-            "name": self.names.log.decode(), "subjects": self.subjects, "storage": "file", "retention": "limits",
-            "max_msgs": MAX_HISTORY, "max_bytes": MAX_HISTORY_SIZE, "discard": "old", "num_replicas": 1,
-        }).encode()  # fmt: skip
+        return stream_json(self.names.log, self.subjects, MAX_HISTORY, MAX_HISTORY_SIZE)
 
     def consumer(self, subject: bytes) -> bytes:
         """Return the JSON by which a consumer is made that brings everything to a subject."""
-        return json.dumps({
-            "stream_name": self.names.log.decode(),
-            "config": {
-                "deliver_subject": subject.decode(), "deliver_policy": "all", "ack_policy": "none",
-                "mem_storage": True, "num_replicas": 1, "inactive_threshold": 5_000_000_000,
-                "idle_heartbeat": int(_HEARTBEAT * 1e9),
-            },
-        }).encode()  # fmt: skip
+        return consumer_json(self.names.log, subject, deliver_policy="all", idle_heartbeat=int(_HEARTBEAT * 1e9))
 
 
 class NatsHistory:

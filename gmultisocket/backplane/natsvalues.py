@@ -42,9 +42,11 @@ from .jetstream import (
     JetStream,
     StreamNames,
     acknowledged_sequence,
+    consumer_json,
     error_of,
     header_value,
     read_answer,
+    stream_json,
 )
 from .natswire import HEADER_SIZE, Marks, encode_subscribe, encode_unsubscribe
 
@@ -65,11 +67,10 @@ _END: Final = b"Gms-Value: none\r\n"
 def stream_configuration(names: StreamNames) -> bytes:
     """Return the JSON by which the stream of the values is made."""
     everything, topics = names.values.decode() + ">", names.topics.decode() + ">"
-    return json.dumps({
-        "name": names.stream.decode(), "subjects": [everything], "storage": "file", "retention": "limits",
-        "max_msgs_per_subject": 1, "max_msgs": MAX_VALUES, "max_bytes": MAX_VALUES_SIZE, "discard": "old",
-        "num_replicas": 1, "republish": {"src": everything, "dest": topics},
-    }).encode()  # fmt: skip
+    republish = {"src": everything, "dest": topics}
+    return stream_json(
+        names.stream, [everything], MAX_VALUES, MAX_VALUES_SIZE, max_msgs_per_subject=1, republish=republish
+    )
 
 
 class ValueHeaders:
@@ -307,14 +308,12 @@ class NatsValues:
         return b"".join(lines)
 
     def _configuration(self, sid: bytes, wanted: str) -> bytes:
-        return json.dumps({
-            "stream_name": self._names.stream.decode(),
-            "config": {
-                "deliver_subject": (self._jetstream.inbox + sid).decode(), "deliver_policy": "last_per_subject",
-                "filter_subject": wanted, "ack_policy": "none", "mem_storage": True, "num_replicas": 1,
-                "inactive_threshold": 5_000_000_000,
-            },
-        }).encode()  # fmt: skip
+        return consumer_json(
+            self._names.stream,
+            self._jetstream.inbox + sid,
+            deliver_policy="last_per_subject",
+            filter_subject=wanted,
+        )
 
     @property
     def _fetches(self) -> bool:

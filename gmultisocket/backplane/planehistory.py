@@ -38,17 +38,17 @@ class HistoryTopics:
     __slots__ = ("_index", "_known", "patterns")
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self.patterns = frozenset(patterns)
+        self.patterns: frozenset[str] = frozenset()
         self._index: Subscriptions[None] = Subscriptions()
-        for pattern in self.patterns:
-            self._index.add(pattern, None)
         self._known: dict[str, bool] = {}
+        self.add(patterns)
 
     def add(self, patterns: Iterable[str]) -> None:
         """Give more topics a history."""
-        for pattern in set(patterns) - self.patterns:
+        new = frozenset(patterns) - self.patterns
+        for pattern in new:
             self._index.add(pattern, None)
-        self.patterns |= set(patterns)
+        self.patterns |= new
         self._known.clear()
 
     def __contains__(self, topic: str) -> bool:

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final
 
-from ..errors import BadMessage
 from ..protocol.subscriptions import is_literal, matches
 from .redishistory import HistoryCommands, State, read_state
 from .redisvalues import Fetch, ValueCommands
-from .rediswire import Change, Channels, first_tokens, read_change, shortest
+from .rediswire import Change, Channels, bad_reply, first_tokens, read_change, shortest
 
 __all__ = ["HistoryFetch"]
 
@@ -98,7 +97,7 @@ class HistoryFetch:
         while asked:
             reply = yield self._commands.follow([word for _, *words in asked for word in words])
             if not isinstance(reply, list) or len(reply) != 4 or not isinstance(reply[1], list):
-                raise BadMessage("the reply of a script has another form")
+                raise bad_reply()
             count, ends, rest, found = reply
             self._take_all(found)
             for (topic, _, _), end in zip(asked, ends, strict=False):
@@ -147,7 +146,7 @@ class HistoryFetch:
         match reply:
             case [int(number), list(found)]:
                 return number, found
-        raise BadMessage("the reply of a script has another form")
+        raise bad_reply()
 
     def _take_all(self, found: list[bytes]) -> None:
         for channel, value in zip(found[::2], found[1::2], strict=True):

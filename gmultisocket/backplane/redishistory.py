@@ -35,7 +35,7 @@ from ..protocol.pubsubwire import LIMIT
 from ..protocol.subscriptions import check_pattern
 from .engine import MAX_HISTORY, MAX_HISTORY_SIZE
 from .planehistory import HistoryTopics
-from .rediswire import LOGGED, Channels, encode_command, encode_mark, encode_words
+from .rediswire import LOGGED, Channels, bad_reply, encode_command, encode_mark, encode_words
 
 __all__ = [
     "KEYS",
@@ -442,7 +442,7 @@ def read_begin(reply: Any) -> tuple[int, int, list[str]]:
         BadMessage: it is no such reply.
     """
     if not isinstance(reply, list) or len(reply) != 3:
-        raise _bad_reply()
+        raise bad_reply()
     epoch, last = _numbers(reply[:2], 2)
     return epoch, last, read_patterns(reply[2])
 
@@ -454,7 +454,7 @@ def read_patterns(reply: Any) -> list[str]:
         BadMessage: it is no such reply.
     """
     if not isinstance(reply, (list, set)) or not all(isinstance(each, bytes) for each in reply):
-        raise _bad_reply()
+        raise bad_reply()
     found = []
     for each in reply:
         with suppress(BadTopic, UnicodeDecodeError):
@@ -475,9 +475,5 @@ def read_news(content: bytes) -> list[str]:
 
 def _numbers(reply: Any, count: int) -> list[int]:
     if not isinstance(reply, list) or len(reply) != count or not all(type(each) is int for each in reply):
-        raise _bad_reply()
+        raise bad_reply()
     return reply
-
-
-def _bad_reply() -> BadMessage:
-    return BadMessage("the reply of a script has another form")

@@ -16,11 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from ..errors import BadMessage
 from ..protocol.subscriptions import is_literal
 from .engine import MAX_VALUES, MAX_VALUES_SIZE
 from .redishistory import KEYS, Limits, key_names, numbering
-from .rediswire import RETAINED, UNRETAINED, Channels, encode_command, encode_mark, first_tokens, shortest
+from .rediswire import RETAINED, UNRETAINED, Channels, bad_reply, encode_command, encode_mark, first_tokens, shortest
 
 __all__ = ["Fetch", "ValueCommands"]
 
@@ -177,7 +176,7 @@ class Fetch:
             BadMessage: it is no such reply.
         """
         if not isinstance(reply, list) or len(reply) != 4 or not isinstance(reply[3], list):
-            raise BadMessage("the reply of a script has another form")
+            raise bad_reply()
         everything, count, last, found = reply
         step = self._steps[-1]
         if everything:

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from struct import Struct
 from typing import Final, NamedTuple
 
+from ..errors import BadMessage
 from ..protocol.subscriptions import ONE, REST, SEPARATOR
 from .brokertopics import TopicNames
 
@@ -37,6 +38,7 @@ __all__ = [
     "Change",
     "Channels",
     "Globs",
+    "bad_reply",
     "encode_command",
     "encode_mark",
     "encode_publish",
@@ -69,6 +71,11 @@ _GLOB_SPECIAL: Final = re.compile(rb"[*?\[\]\\^-]")
 def encode_command(*words: bytes) -> bytes:
     """Return a command: its name and its arguments, which may have any bytes."""
     return b"*%d\r\n%b" % (len(words), encode_words(*words))
+
+
+def bad_reply() -> BadMessage:
+    """Return the error for what is no reply of the script that was called."""
+    return BadMessage("the reply of a script has another form")
 
 
 def encode_words(*words: bytes) -> bytes:
