@@ -68,6 +68,9 @@ _HEARTBEAT: Final = 1.0
 _PATIENCE: Final = 2 * SILENCE
 _ACKNOWLEDGED: Final = b'{"stream":'
 
+#: For what the copy of the stream must be complete.
+_Purpose = Literal["fetch", "synchronize"]
+
 
 class LoggedTopics:
     """The topics with history, and what the server calls them.
@@ -174,11 +177,10 @@ class NatsHistory:
         self._last_values: dict[str, int] = {}
         #: By topic: what names the value that was reported without a position. It may come once more, with one.
         self._early: dict[str, tuple[bytes, int]] = {}
-        #: The patterns of the portion that is fetched; and up to which number the copy must have come for them, and for
-        #: ``synchronize``. -1 while the server has not said that; None if nothing is asked.
+        #: The patterns of the portion that is fetched; and up to which number the copy must have come for "fetch" and
+        #: for "synchronize", while they wait for that: -1 while the server has not said it.
         self._portion: Sequence[str] = ()
-        self._fetch_to: int | None = None
-        self._synchronize_to: int | None = None
+        self._goals: dict[_Purpose, int] = {}
         #: The number of messages that the consumer has brought.
         self._brought = 0
         #: Whether something that was waited for has come since the last look, and for how long nothing has.
@@ -314,7 +316,7 @@ class NatsHistory:
                 self._plane.positioned(entry, True, False, False)
             else:
                 self._report(entry, True)
-        if self._fetch_to is not None or self._synchronize_to is not None:
+        if self._goals:
             self._check()
 
     def _note_value(self, topic: str, number: int) -> None:
@@ -360,9 +362,7 @@ class NatsHistory:
         if not self._has_consumer:
             self._has_consumer = True
             self._write(self._make_consumer())
-        self._expect()
-        self._fetch_to = -1
-        self._ask_last("_fetch_to")
+        self._ask_last("fetch")
 
     def _make_consumer(self) -> bytes:
         subject = self._jetstream.inbox[:-2] + _CONSUMER
@@ -378,12 +378,12 @@ class NatsHistory:
 
     def synchronize(self) -> None:
         """Find out what the last number is, and tell the plane when all up to it has come."""
-        self._expect()
-        self._synchronize_to = -1
-        self._ask_last("_synchronize_to")
+        self._ask_last("synchronize")
 
-    def _ask_last(self, waits: Literal["_fetch_to", "_synchronize_to"]) -> None:
-        """Ask for the last number of the stream, and wait for it in one of two attributes."""
+    def _ask_last(self, purpose: _Purpose) -> None:
+        """Ask for the last number of the stream, and wait until all up to it has come."""
+        self._expect()
+        self._goals[purpose] = -1
 
         def read(answer: dict[str, Any]) -> None:
             last = _last_number(answer)
@@ -392,24 +392,23 @@ class NatsHistory:
                 self._end(f"the history cannot be fetched: {snippet(why, 200)}")
                 return
             self._heard = True
-            setattr(self, waits, last)
+            self._goals[purpose] = last
             self._check()
 
         self._write(self._jetstream.ask(b"STREAM.INFO." + self._stream, b"", read))
 
-    def _has_come(self, number: int | None) -> bool:
-        """Return whether all up to a number has come, if this is waited for."""
-        return number is not None and number >= 0 and (self._copy.last >= number or not self._has_consumer)
+    def _has_come(self, purpose: _Purpose) -> bool:
+        """Return whether all has come for a purpose that waits."""
+        number = self._goals.get(purpose, -1)
+        return number >= 0 and (self._copy.last >= number or not self._has_consumer)
 
     def _check(self) -> None:
         """Report what was waited for, if it has come. Lets others run meanwhile (in the reader's greenlet)."""
-        if self._has_come(self._fetch_to):
-            self._fetch_to = None
+        if self._has_come("fetch"):
+            del self._goals["fetch"]
             self._report_fetched()
-        if self._has_come(self._synchronize_to):
-            last, self._synchronize_to = self._synchronize_to, None
-            assert last is not None
-            self._plane.synchronized(last)
+        if self._has_come("synchronize"):
+            self._plane.synchronized(self._goals.pop("synchronize"))
 
     def _report_fetched(self) -> None:
         """Report what the copy has of the portion."""
@@ -458,7 +457,7 @@ class NatsHistory:
 
     @property
     def _waits(self) -> bool:
-        return bool(self._undecided) or self._fetch_to is not None or self._synchronize_to is not None
+        return bool(self._undecided or self._goals)
 
     def _expect(self) -> None:
         """Something is to come from now on. Called before it is written down what."""
@@ -482,20 +481,22 @@ class NatsHistory:
         elif self._has_consumer and self._still >= _PATIENCE:
             # The server does not always tell that a stream was deleted.
             self._end(f"the consumer of the history is silent, for {self._still:.1f} s")
-        elif not heard and self._consumer_name and self._waits_for_more():
+        elif not heard and self._consumer_name and self._last_goal > self._copy.last:
             # What should come may have been deleted.
             what = b"CONSUMER.INFO.%b.%b" % (self._stream, self._consumer_name)
             self._write(self._jetstream.ask(what, b"", self._take_progress))
 
-    def _waits_for_more(self) -> bool:
-        return max(self._fetch_to or 0, self._synchronize_to or 0) > self._copy.last
+    @property
+    def _last_goal(self) -> int:
+        """Up to which number the copy must have come for all purposes that wait."""
+        return max(self._goals.values(), default=0)
 
     def _take_progress(self, answer: dict[str, Any]) -> None:
         """Take what the server says of the consumer: whether it has brought all."""
         delivered = answer.get("delivered")
         brought = delivered.get("consumer_seq") if isinstance(delivered, dict) else None
         if answer.get("num_pending") == 0 and brought == self._brought:
-            self._copy.skip_to(max(self._fetch_to or 0, self._synchronize_to or 0))
+            self._copy.skip_to(self._last_goal)
             self._check()
 
     def _end(self, why: str) -> None:
