@@ -126,7 +126,7 @@ class NatsHistory:
         server: the server's name, for errors.
         decided: called as ``decided(number, reason)`` when the stream has a publication (reason ""), or refuses it.
         fetched: called when all was reported that the server has for the last portion.
-        lost: called with an error when the connection is of no use any more.
+        lost: called with an error when the connection cannot be used any more.
 
     Attributes:
         origin: of the plane.

@@ -145,6 +145,7 @@ class Backplane(AllProcesses, Closable):
     """
 
     def __init__(self, url: str, options: OptionValues | None = None, *, history: Sequence[str] = ()) -> None:
+        # A wrong URL or pattern is an error here, and not only at the first use.
         find_engine(url)
         for pattern in history:
             check_pattern(pattern)

@@ -12,7 +12,7 @@ protocol.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from gevent.hub import Hub
 
@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 __all__ = ["ProtocolSocket"]
 
 _Relay = TypeVar("_Relay", bound="LongWay")
+
+
+class _PutGroup(Protocol):
+    """What ``ProtocolSocket.put_group`` is."""
+
+    def __call__(
+        self, pipes: Collection[Pipe], content: bytes, timeout: float | None = None, flags: int = 0
+    ) -> int: ...
 
 
 class ProtocolSocket:
@@ -247,7 +255,7 @@ class ProtocolSocket:
         return sender.put_group(pipes, content, timeout, flags)
 
     @property
-    def put_group(self) -> Callable[..., int]:
+    def put_group(self) -> _PutGroup:
         """A function that sends as :meth:`send_group` does, right after :meth:`begin`. It checks nothing again.
 
         It has the arguments of :meth:`send_group`; the content is not longer than :meth:`begin` says.

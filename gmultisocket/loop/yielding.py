@@ -7,10 +7,10 @@ watcher of the highest priority: the loop looks at everything once, and calls it
 
 The time between two such looks is shared by all greenlets of a hub. They go on in the order in which they came.
 
-One look may also wake thousands of greenlets, each of which has a little to do: their peers have sent something at the
-same moment, or have all gone. Whoever waits by :meth:`Turn.wait_for`, or calls :func:`keep_to_turn` when it was woken,
-goes on at once only as long as the turn is short. The others go on in the next turns, so the loop looks at the rest in
-between.
+One look may also wake thousands of greenlets, each of which has a little to do: their peers have all sent something, or
+have all gone, at the same moment. A greenlet that waits by :meth:`Turn.wait_for`, or calls :func:`keep_to_turn` when a
+timer has woken it, goes on at once only while the turn is short. The others go on in the next turns. In between, the
+loop looks at everything else.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def flush(server: RedisServer) -> None:
 
 
 def limit_log(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
-    """Let the server keep less from now on."""
+    """Lower the limits of what the server keeps."""
     monkeypatch.setattr(redishistory, "_LIMITS", limits)
     monkeypatch.setattr(redisvalues, "_CHANGE", redishistory.numbering(limits) + redisvalues._FORGET)
 

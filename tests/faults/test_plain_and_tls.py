@@ -43,7 +43,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("name", ["127.0.0.1", "a" * 63, "a.long." + "name." * 40, "name." * 45])
+@pytest.mark.parametrize("name", ["127.0.0.1", "a" * 63, "a.long." + "name." * 40])
 def test_a_tls_client_at_a_plain_listener_is_refused_and_noted_once(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -55,6 +55,22 @@ def test_a_tls_client_at_a_plain_listener_is_refused_and_noted_once(
                 assert closed_by(peer)
         (warning,) = warnings_of(caplog)
         assert "TLS" in warning
+
+
+@pytest.mark.parametrize("size", [0x0200, 0x0201, 0x02FF, 0x0400])
+def test_a_tls_client_is_told_apart_by_a_first_record_of_any_length(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As a header, these mean contents of 64 KiB and of up to 4 GiB.
+    data = bytearray(hello())
+    data[3:5] = size.to_bytes(2, "big")
+    with Socket() as server:
+        port = port_of(server.listen("tcp://127.0.0.1:0").address)
+        with gsocket.create_connection(("127.0.0.1", port), timeout=5) as peer:
+            peer.sendall(data)
+            assert closed_by(peer)
+        (warning,) = warnings_of(caplog)
+        assert "the peer speaks TLS" in warning
 
 
 def test_a_tls_dialer_at_a_plain_listener_is_told_at_once() -> None:

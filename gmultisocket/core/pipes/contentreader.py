@@ -4,8 +4,8 @@ Contents of one sender mostly have the same header. So one system call reads wha
 header, and further contents, each to its place. If a header turns out to be another one, what was read behind it is
 decoded as usual.
 
-The pipe's reader greenlet reads. While it waits for more, or has let others run, a greenlet that asks for the bytes may
-read in its place: it then has them without any switch of greenlets.
+The pipe's reader greenlet reads. While it waits for more, or has yielded, a greenlet that asks for the bytes may
+read in its place: it then has them without a switch of greenlets.
 """
 
 from __future__ import annotations
