@@ -99,8 +99,9 @@ def _connect(address: str) -> socket.socket:
     scheme, _, place = address.partition("://")
     if scheme == "ipc":
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(_CONNECT_TIMEOUT)
+        # With a timeout, as a socket that does not block, it would fail while the listener's backlog is full.
         connection.connect(place)
+        connection.settimeout(_CONNECT_TIMEOUT)
         return connection
     port = re.match(rf"{_HOST}:([0-9]+)", place)
     assert port, f"{address} has no port of {_HOST}"
