@@ -60,8 +60,8 @@ _TOPIC = takers.pattern(0)
 _OVERHEAD = 10
 #: Seconds that one system may take.
 _SECONDS = 150.0
-#: Subscribers of a worker.
-CROWD, LARGE_CROWD = 500, 5000
+#: Subscribers of a worker: few, and the most that a :class:`Target` gives to one.
+CROWD, LARGE_CROWD = 500, 10_000
 
 
 # The model
@@ -230,7 +230,7 @@ class Target:
     publications: float
     wanted_by: float
     together: float = 10
-    peers_per_worker: int = 10_000
+    peers_per_worker: int = LARGE_CROWD
     busy: float = 0.6
     cores: int = 16
     memory_gib: float = 64
