@@ -21,6 +21,7 @@ import gevent
 from gevent import socket as gsocket
 from gevent.event import Event
 
+from ..loop.yielding import keep_to_turn
 from .stream import abandon_socket
 
 __all__ = ["Race", "alternate"]
@@ -132,6 +133,8 @@ class Race:
             elif self._running:
                 self._news.wait(max(0.0, next_begin - monotonic()) if self._addresses else None)
                 self._news.clear()
+                # One look of the loop may bring the answers to thousands.
+                keep_to_turn()
                 if self._abandoned:
                     raise ConnectionAbortedError(errno.ECONNABORTED, "the process was forked")
         return None
