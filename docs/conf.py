@@ -36,6 +36,8 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 exclude_patterns = ["_build"]
 highlight_language = "python"
+#: Only dashes: texts of programs, such as "", are shown with their own quotes.
+smartquotes_action = "D"
 pygments_dark_style = "github-dark"
 
 html_theme = "furo"
@@ -113,9 +115,14 @@ class Tables(SphinxPostTransform):
 
     default_priority = 400
     formats = ("html",)
+    #: Where a long name may be broken, and the name of a test.
+    _in_name = re.compile(r"(?<=[./])(?=\w)")
+    _in_test = re.compile(r"(?<=[./_])(?=\w)|(?<=::)")
 
     def run(self, **options: Any) -> None:
         for table in list(self.document.findall(nodes.table)):
+            for literal in list(table.findall(nodes.literal)):
+                self._allow_breaks(literal)
             (group,) = table.findall(nodes.tgroup)
             heads = [entry.astext() for head in group.findall(nodes.thead) for entry in head.findall(nodes.entry)]
             (body,) = group.findall(nodes.tbody)
@@ -127,6 +134,16 @@ class Tables(SphinxPostTransform):
                 table["classes"].append("stacked")
                 if group["cols"] > 2:
                     self._name_cells(heads, rows, first=1)
+
+    def _allow_breaks(self, literal: nodes.literal) -> None:
+        """Let a long name be broken between its parts, and not only anywhere."""
+        text = literal.astext()
+        parts = (self._in_test if "::" in text else self._in_name).split(text)
+        if len(text) < 20 or len(parts) == 1:
+            return
+        literal.clear()
+        for part in parts:
+            literal += [nodes.Text(part), nodes.raw("", "<wbr>", format="html")]
 
     def _name_cells(self, heads: list[str], rows: list[list[nodes.entry]], first: int) -> None:
         """Put the heads of the columns into the cells, from a column on."""

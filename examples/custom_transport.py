@@ -1,4 +1,4 @@
-"""A custom transport: it connects Sockets of one process by name, through pairs of unix sockets.
+"""A custom transport: it connects Sockets of one process by name.
 
     python3 examples/custom_transport.py
 
@@ -19,7 +19,10 @@ listeners = {}
 
 
 class PairConnection(SocketConnection):
-    """A gevent socket as a connection. For another kind of stream, subclass StreamConnection."""
+    """A gevent socket as a connection.
+
+    For another kind of stream, subclass StreamConnection.
+    """
 
     local_address = peer_address = "pair://"
 

@@ -464,7 +464,7 @@ class ConnectionFailed(MultiSocketError):
 
 
 class ConnectionRefused(ConnectionFailed, ConnectionRefusedError):
-    """Nobody listens at the address."""
+    """Nobody listens at the address, or the peer of a Stream accepts no connection."""
 
 
 class EngineRefused(ConnectionFailed):

@@ -29,11 +29,13 @@ from gmultisocket.protocol import Deadline, Outbox, ProtocolBase, WaitList
 from gmultisocket.wire import CONTROL, SEND_TYPE_MASK, TO_DEST, first_id
 
 AT_ONCE = define(
-    "protocol.jobs.at_once", int, 1, minimum=1, maximum=255, unit="messages", doc="Jobs that a Worker takes at a time."
-)
+    "protocol.jobs.at_once", int, 1, minimum=1, maximum=255, unit="messages",
+    doc="Jobs that a Worker takes at a time.",
+)  # fmt: skip
 MAX_WAITING = define(
-    "protocol.jobs.max_waiting", int, 1000, minimum=1, unit="messages", doc="Jobs that wait before put() blocks."
-)
+    "protocol.jobs.max_waiting", int, 1000, minimum=1, unit="messages",
+    doc="Jobs that wait before put() blocks.",
+)  # fmt: skip
 READY, DONE, FAILED = b"\1", b"\2", b"\3"
 ID_SIZE = 4
 MAX_WORKERS = 10_000
@@ -51,10 +53,11 @@ class JobQueue(ProtocolBase):
         #: Jobs that are done, jobs that have failed, and how often one was given again.
         self.done = self.failed = self.given_again = 0
         self._last_id = 0
-        #: The jobs that wait, each with its number in front; and those that workers have, by source and number.
+        #: The jobs that wait, each with its number in front; and those that workers have, by
+        #: source and number.
         self._waiting: deque[bytes] = deque()
         self._given: dict[tuple[bytes, bytes], bytes] = {}
-        #: The sources of all workers; and for each job that a worker can take now, its source.
+        #: The sources of all workers; and one entry for each job that a worker can take now.
         self._workers: set[bytes] = set()
         self._free: deque[bytes] = deque()
         # Callers of put() and of wait_done(). The condition is what they wait for.
@@ -69,12 +72,13 @@ class JobQueue(ProtocolBase):
 
         Raises:
             Timeout: too many jobs waited all the time. It was not added.
-            MessageTooLong: with its 4 bytes of number it is over ``socket.max_send_content_length``.
+            MessageTooLong: with the 4 bytes of its number it is too long.
             Closed: the queue is closed.
         """
         self._check_open()
         self._last_id += 1
-        job = self._core.check_content((self._last_id % 2**32).to_bytes(ID_SIZE) + content)
+        number = (self._last_id % 2**32).to_bytes(ID_SIZE)
+        job = self._core.check_content(number + content)
         deadline = Deadline(timeout)
         while not self._has_room():
             if not self._putters.wait(deadline.left()):
@@ -137,8 +141,8 @@ class JobQueue(ProtocolBase):
     def _on_pipe(self, kind: str, pipe: Pipe) -> None:
         """Take back the jobs of workers that have left, the oldest first again."""
         if kind == "remove":
-            self._workers = {source for source in self._workers if first_id(source) != pipe.id}
-            self._free = deque(source for source in self._free if first_id(source) != pipe.id)
+            self._workers = {each for each in self._workers if first_id(each) != pipe.id}
+            self._free = deque(each for each in self._free if first_id(each) != pipe.id)
             lost = [key for key in self._given if first_id(key[0]) == pipe.id]
             self._waiting.extendleft(self._given.pop(key) for key in reversed(lost))
             self.given_again += len(lost)
@@ -180,7 +184,8 @@ class Job:
         return self._answer(FAILED)
 
     def _answer(self, kind: bytes) -> bool:
-        answer = Message(CONTROL | TO_DEST, destination=self.source, content=kind + self._id)
+        content = kind + self._id
+        answer = Message(CONTROL | TO_DEST, destination=self.source, content=content)
         try:
             self._worker.socket.send_msg(answer)
         except BrokenPath:
@@ -226,7 +231,8 @@ class Worker(ProtocolBase):
                 try:
                     handler(job.content)
                 except (Exception, gevent.Timeout) as error:
-                    self._report("a handler of a Worker failed", error, pipe_id=first_id(job.source))
+                    pipe_id = first_id(job.source)
+                    self._report("a handler of a Worker failed", error, pipe_id=pipe_id)
                     job.fail()
                 else:
                     job.done()

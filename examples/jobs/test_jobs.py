@@ -23,7 +23,11 @@ class TestJobQueue(ProtocolChecks):
     address = "tcp://127.0.0.1:0"
     lacks = ("send", "recv")
     waits = ()
-    garbage = (*ProtocolChecks.garbage, Message(content=b"\1\1"), Message(flags=CONTROL, content=b"\2\0"))
+    garbage = (
+        *ProtocolChecks.garbage,
+        Message(content=b"\1\1"),
+        Message(flags=CONTROL, content=b"\2\0"),
+    )
 
     def make(self, options: Any = None) -> JobQueue:
         return JobQueue(options)
@@ -43,12 +47,16 @@ class TestJobQueue(ProtocolChecks):
         protocol.put(content, self.limit)
         job = sock.recv_msg(self.limit)
         number, arrived = job.content[:4], job.content[4:]
-        sock.send_msg(Message(flags=CONTROL | TO_DEST, destination=job.source, content=b"\2" + number), self.limit)
+        done = Message(CONTROL | TO_DEST, destination=job.source, content=b"\2" + number)
+        sock.send_msg(done, self.limit)
         protocol.wait_done(self.limit)
         return arrived
 
     def calls(self, protocol: JobQueue) -> dict[str, Any]:
-        return {"put": lambda timeout: protocol.put(b"", timeout), "wait_done": protocol.wait_done}
+        return {
+            "put": lambda timeout: protocol.put(b"", timeout),
+            "wait_done": protocol.wait_done,
+        }
 
 
 class TestWorker(ProtocolChecks):

@@ -235,7 +235,7 @@ class ProtocolSocket:
         pipe._put(message.flags, message.ttl, message.source, message.destination, message.content)
 
     def send_group(self, pipes: Collection[Pipe], content: Buffer, timeout: float | None = None, flags: int = 0) -> int:
-        """Send to some pipes, as ``Socket.send_all`` sends to all. It is as fast where they are all that there are.
+        """Send to some pipes, as ``Socket.send_all`` sends to all. If these are all pipes of the socket, it is as fast.
 
         Args:
             pipes: each once, and none that ``on_pipe`` has reported removed.

@@ -66,11 +66,12 @@ class Since(NamedTuple):
 
 
 class History(ABC):
-    """The contract of a history. A Pub does not ask where its history lives.
+    """The contract of a history, wherever its publications are stored.
 
-    No method blocks or switches greenlets, so a history that lives elsewhere has here what its Pub may be asked for:
-    it gets that when a pattern is first wanted (``Pub.on_interest``), and holds the acknowledgements back until then
-    (``Pub.hold_acknowledgements``). If others add publications to it, each goes to ``Pub.publish_entry`` when it comes.
+    No method may block or switch greenlets. So a history that is stored elsewhere keeps a copy here of what its Pub may
+    be asked for. It fetches the copy when a pattern is first wanted (``Pub.on_interest``), and holds acknowledgements
+    back until the copy is there (``Pub.hold_acknowledgements``). If others add publications, it passes each of them to
+    ``Pub.publish_entry``.
 
     Attributes:
         epoch: names the history. All publishers that serve the same history say the same epoch. At least 1, and below
@@ -116,9 +117,9 @@ class History(ABC):
         """
 
     def begins(self, pattern: str) -> int:
-        """Return an offset: what was published up to it was published before a pattern was first wanted here.
+        """Return the offset of the last publication from before a pattern was first wanted here.
 
-        0 for a history that is here as a whole. A subscriber that comes for the first time gets none of that.
+        0 for a history that is here as a whole. A subscriber that comes for the first time gets nothing up to there.
         """
         return 0
 
@@ -133,7 +134,7 @@ class History(ABC):
     def unnumbered(self, pattern: str) -> Sequence[tuple[str, bytes]]:
         """Return the topics that match a pattern and have a retained value without a position, and these values.
 
-        Every new subscription gets them, also one that says its positions.
+        Every new subscription gets them, also one that asks with positions.
         """
         return ()
 

@@ -170,9 +170,9 @@ class Sub(ProtocolBase):
         ``"overflow"``: they were dropped at a full queue on the way. ``"history"``: the publisher does not have them
         any more, or they were not asked for. ``"gone"``: after a reconnect nobody had their history.
 
-        The callback runs in the greenlet that receives, before that gets the first publication behind the gap: so a
-        loop over publications finds at the right place what the callback has left for it. While nobody receives,
-        nothing is told. It concerns topics with history or retained values only. An error of the callback is logged.
+        The callback runs in the greenlet that receives, just before this greenlet gets the publication after the gap.
+        So a loop over publications sees the effect of the callback at the right place. While nobody receives, it is
+        not called. Only topics with history or retained values have gaps. An error of the callback is logged.
 
         Returns:
             A callable that ends it.

@@ -64,7 +64,10 @@ class ProtocolChecks(ProtocolSetup):
                 return sock.recv(self.limit)
 
             def calls(self, protocol):
-                return {"hear": lambda timeout: protocol.hear(timeout), "say": lambda timeout: protocol.say(b"")}
+                return {
+                    "hear": lambda timeout: protocol.hear(timeout),
+                    "say": lambda timeout: protocol.say(b""),
+                }
 
             waits = ("hear",)
 

@@ -152,9 +152,12 @@ def test_a_content_that_is_too_long_for_one_pub_reaches_the_others() -> None:
         assert small.counters.drops["too long"] == 1
 
 
-def test_what_is_published_after_an_acknowledgement_comes() -> None:
-    with Backplane("memory://plane") as one, Backplane("memory://plane") as other, Sub() as sub:
+def test_what_is_published_after_an_acknowledgement_comes(tmp_path: Path) -> None:
+    # A hub, and not memory://, where a pattern is wanted by all before anything can be acknowledged.
+    address = f"ipc://{tmp_path}/hub"
+    with hub(address), Backplane(address) as one, Backplane(address) as other, Sub() as sub:
         sub.dial(one.pub().listen("inproc://plane-acknowledged").address)
+        other.connect(LIMIT)
         for number in range(50):
             sub.subscribe(f"t.{number}", LIMIT)
             other.publish(f"t.{number}", b"")

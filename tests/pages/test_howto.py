@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -11,9 +12,13 @@ from pathlib import Path
 import pytest
 from gevent import subprocess
 
-from gmultisocket import Backplane
+from gmultisocket import Backplane, Sub
+from gmultisocket.errors import RequestRefused, SubscriptionRefused
 from gmultisocket.testing import wait_until
 from tests.backplane.hubs import hub
+from tests.browser.chromium import chromium
+from tests.contrib.gunicorns import running
+from tests.faults.process import needs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 50
@@ -112,3 +117,21 @@ def test_a_plane_that_was_made_before_the_pool_forked_publishes_from_each_proces
         assert [subscription.recv(PATIENCE) for _ in range(2)] == [
             ("users.ann.reports", b"ready"), ("users.bob.reports", b"ready"),
         ]  # fmt: skip
+
+
+@needs("chromium --version")
+def test_the_program_for_browsers_shows_the_present_values_and_refuses_what_it_should(tmp_path: Path) -> None:
+    code, _ = programs("browsers")["news.py"]
+    (tmp_path / "news.py").write_text(code)
+    (command,) = re.findall(r"^    gunicorn (.+)$", (ROOT / "docs/browsers.rst").read_text(), re.MULTILINE)
+    *arguments, application = shlex.split(command)
+    with running(tmp_path, *arguments, "--pythonpath", str(tmp_path), app=application) as server:
+        with chromium() as browser, browser.tab(server.address.replace("ws:", "http:").removesuffix("ws")) as tab:
+            wait_until(lambda: tab.evaluate("return news.textContent") == "news.weather: rain", PATIENCE)
+        with Sub() as stranger, pytest.raises(RequestRefused, match="log in"):
+            stranger.dial(server.address)
+        with Sub({"transport.ws.headers": {"Cookie": "session=c00c1e"}}) as ann:
+            ann.dial(server.address)
+            ann.subscribe("users.ann.*", PATIENCE)
+            with pytest.raises(SubscriptionRefused, match="not yours"):
+                ann.subscribe("users.*.inbox", PATIENCE)

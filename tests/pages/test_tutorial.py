@@ -40,7 +40,8 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "board"
-        self._folder.mkdir()
+        for made in re.findall(r"mkdir -p (\S+)", PAGE):
+            (folder / made).mkdir(parents=True)
         self._ports = {address: f"127.0.0.1:{free_port()}" for address in (FEED, WEB)}
         self._terminals: dict[str, Any] = {}
         commands = folder / "bin"
@@ -74,7 +75,6 @@ class Reader:
             else:
                 name, _, where = caption.partition(", ")
                 file = self._folder / name
-                file.parent.mkdir(exist_ok=True)
                 assert where in ("", "at the end")
                 file.write_text((file.read_text() + "\n" if where else "") + code)
 

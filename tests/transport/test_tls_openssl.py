@@ -114,7 +114,16 @@ def tls_1_2_context(options: int) -> ssl.SSLContext:
     return context
 
 
-def test_renegotiation_is_refused(tmp_path: Path) -> None:
+def test_renegotiation_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = ssl.create_default_context
+
+    def make_as_before_openssl_3(*arguments: Any, **named: Any) -> ssl.SSLContext:
+        context = make(*arguments, **named)
+        context.options |= ALLOW_RENEGOTIATION
+        return context
+
+    # Since version 3 OpenSSL itself refuses it by default.
+    monkeypatch.setattr(ssl, "create_default_context", make_as_before_openssl_3)
     files = write_certificate(tmp_path, server_certificate(), "server")
     with Socket() as server:
         listener = server.listen("tls+tcp://127.0.0.1:0", files | RAW)

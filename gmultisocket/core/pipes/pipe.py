@@ -282,7 +282,7 @@ class Pipe(StateMachine, ABC):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the transport knows for sure about the peer (uid, certificate, ...)."""
+        """What is known for sure about the peer: its uid, its certificate, or what ``authorize`` returned."""
         return self._connection.identity
 
     @property
