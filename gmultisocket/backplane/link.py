@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final, Literal
 
 import gevent
-from gevent import Greenlet, get_hub, getcurrent
+from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 from gevent.event import Event
 
 from .. import options as opts
@@ -343,14 +343,20 @@ class Link:
     # The greenlet
 
     def _work(self) -> None:
-        while True:
-            self._wake.clear()
-            now = monotonic()
-            try:
-                self._work_once(now)
-            except Exception as error:
-                survive(_log, "work", error, "the work of a backplane has failed, and goes on")
-            self._wake.wait(self._pause(now))
+        try:
+            while True:
+                self._wake.clear()
+                now = monotonic()
+                try:
+                    self._work_once(now)
+                except Exception as error:
+                    survive(_log, "work", error, "the work of a backplane has failed, and goes on")
+                self._wake.wait(self._pause(now))
+        except Ended:
+            pass
+        except GreenletExit as error:
+            survive(_log, "killed", error, "something has killed the greenlet of a backplane, and another one goes on")
+            self._greenlet = gevent.spawn(self._work)
 
     def _work_once(self, now: float) -> None:
         self.interest.expire(now)
@@ -486,6 +492,10 @@ class Link:
         """Wait until publications have left, then close the engine. Return how many are lost or may be."""
         try:
             self.flush(deadline)
+        except BaseException:
+            # The caller was killed, or its time is over: the rest must not take the time that was allowed.
+            deadline = Deadline(0)
+            raise
         finally:
             self._closed = True
             self._direct = False
