@@ -197,7 +197,7 @@ class Link:
     def start(self) -> None:
         """Begin to connect. Does not block."""
         self._started = monotonic()
-        self._greenlet = gevent.spawn(self._work)
+        self._greenlet = gevent.spawn(_keep_working, self)
         self.engine.start()
 
     # Publications
@@ -343,20 +343,14 @@ class Link:
     # The greenlet
 
     def _work(self) -> None:
-        try:
-            while True:
-                self._wake.clear()
-                now = monotonic()
-                try:
-                    self._work_once(now)
-                except Exception as error:
-                    survive(_log, "work", error, "the work of a backplane has failed, and goes on")
-                self._wake.wait(self._pause(now))
-        except Ended:
-            pass
-        except GreenletExit as error:
-            survive(_log, "killed", error, "something has killed the greenlet of a backplane, and another one goes on")
-            self._greenlet = gevent.spawn(self._work)
+        while True:
+            self._wake.clear()
+            now = monotonic()
+            try:
+                self._work_once(now)
+            except Exception as error:
+                survive(_log, "work", error, "the work of a backplane has failed, and goes on")
+            self._wake.wait(self._pause(now))
 
     def _work_once(self, now: float) -> None:
         self.interest.expire(now)
@@ -491,14 +485,10 @@ class Link:
     def close(self, deadline: Deadline) -> int:
         """Wait until publications have left, then close the engine. Return how many are lost or may be."""
         try:
-            self.flush(deadline)
-        except BaseException:
-            # The caller was killed, or its time is over: the rest must not take the time that was allowed.
-            deadline = Deadline(0)
-            raise
+            with deadline.ending():
+                self.flush(deadline)
         finally:
-            self._closed = True
-            self._direct = False
+            self._closed, self._direct = True, False
             try:
                 self.engine.close(deadline)
             finally:
@@ -512,6 +502,17 @@ class Link:
     def abandon(self) -> None:
         """Close descriptors in a forked child. Never switches greenlets."""
         self.engine.abandon()
+
+
+def _keep_working(link: Link) -> None:
+    """Do the work of a link until it is closed (its greenlet)."""
+    try:
+        link._work()
+    except Ended:
+        pass
+    except GreenletExit as error:
+        survive(_log, "killed", error, "something has killed the greenlet of a backplane, and another one goes on")
+        link._greenlet = gevent.spawn(_keep_working, link)
 
 
 def _unfit(kept: Kept, engine: Engine) -> str | None:

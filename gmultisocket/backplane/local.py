@@ -286,6 +286,18 @@ class LocalSubscribers:
         self._index.remove(subscription.pattern, subscription)
         self._topics.clear()
 
+    def close(self, deadline: Deadline) -> None:
+        """Close all of them, one after the other. Blocks until the deadline at most."""
+        for subscription in [*self.subscriptions]:
+            subscription.close()
+        try:
+            with deadline.ending():
+                for pub in self.pubs:
+                    pub.close(deadline.left())
+        finally:
+            for pub in self.pubs:
+                pub.close(0)
+
     def forget(self, topic: str) -> None:
         """Remove the present value of a topic from all Pubs."""
         for pub in self.pubs:

@@ -494,20 +494,11 @@ class Backplane(AllProcesses, Closable):
         if link is None:
             return 0
         try:
-            for subscription in [*self._local.subscriptions]:
-                subscription.close()
             if control is not None:
                 control.close()
             try:
-                for pub in self._local.pubs:
-                    pub.close(deadline.left())
-            except BaseException:
-                # The caller was killed, or its time is over: nothing stays open all the same.
-                deadline = Deadline(0)
-                raise
+                self._local.close(deadline)
             finally:
-                for pub in self._local.pubs:
-                    pub.close(0)
                 lost = link.close(deadline)
             if control is not None:
                 control.join()
