@@ -172,6 +172,15 @@ def test_headers_and_replies_of_other_programs_are_left_out(tmp_path: Path) -> N
             wait_until(lambda: plane.foreign == [("a", b"abc")])
 
 
+def test_a_subject_of_another_program_may_have_white_space_that_separates_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as server, client(server.url) as plane, PlainClient("nats", server.port) as plain:
+        plane.subscribe("a.>")
+        plane.subscribe("b")
+        plain.publish([(b"t.a.\v2", b"of the first"), (b"t.a.\f2", b"as well"), (b"t.b", b"of the second")])
+        wait_until(lambda: len(plane.foreign) == 3)
+        assert plane.foreign == [("a.\v2", b"of the first"), ("a.\f2", b"as well"), ("b", b"of the second")]
+
+
 def test_another_program_gets_the_content_as_it_is(tmp_path: Path) -> None:
     with running(tmp_path) as server, client(server.url) as plane:
         with PlainClient("nats", server.port) as plain:
