@@ -232,14 +232,21 @@ class BrokerEngine(Engine):
 
     def close(self, deadline: Deadline) -> None:
         self._closing = True
-        link, greenlet = self._link, self._greenlet
-        if greenlet is not None and greenlet is not getcurrent():
-            greenlet.kill(Ended)
-        if link is not None:
-            self._link = None
-            link.finish(deadline)
-            link.close(Closed("Backplane"))
-            link.join()
+        link = None
+        try:
+            if self._greenlet is not None and self._greenlet is not getcurrent():
+                self._greenlet.kill(Ended)
+            # Only now: the greenlet may have made one in its last moment.
+            link, self._link = self._link, None
+            if link is not None:
+                link.finish(deadline)
+        finally:
+            # Also if the caller was killed meanwhile: nothing stays open.
+            link = link or self._link
+            if link is not None:
+                self._link = None
+                link.close(Closed("Backplane"))
+                link.join()
 
     def abandon(self) -> None:
         self._closing = True

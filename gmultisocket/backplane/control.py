@@ -14,10 +14,12 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 import gevent
-from gevent import Greenlet, get_hub
+from gevent import get_hub, getcurrent
+from gevent.pool import Group
 
+from .. import usercode
 from ..core.pipes.pipe import Pipe
-from ..errors import Disconnected
+from ..errors import Closed, Disconnected
 from ..log import get_logger
 from ..loop.ending import end
 from ..loop.periodic import Periodic
@@ -71,10 +73,11 @@ class Control:
         self._mine = f"{RESERVED}to.{self._me}"
         #: By member: when it was last heard.
         self._members: dict[str, float] = {}
-        self._listens = False
+        self._listens = self._closed = False
         #: When the engine began to serve the two topics; None: not yet.
         self._since: float | None = None
-        self._greeter: Greenlet[..., Any] | None = None
+        #: The greenlets that act on messages, and the one that sends the first.
+        self._greenlets = Group()
         #: By question: the answers so far, by member: the number of subscribers, and their names.
         self._questions: dict[int, dict[str, tuple[int, list[str] | None]]] = {}
         self._numbers = count(1)
@@ -88,7 +91,7 @@ class Control:
             self._listens = True
             self._link.want(_ALL)
             self._link.want(self._mine)
-            self._greeter = gevent.spawn(self._greet)
+            self._greenlets.spawn(self._greet)
 
     def _greet(self) -> None:
         """Send the first message as soon as the answers can arrive (a greenlet)."""
@@ -102,12 +105,22 @@ class Control:
         self._answered.wake_all()
 
     def close(self) -> None:
-        """Stop, and tell the others. Does not block."""
+        """Stop, and tell the others. Those who wait for answers get Closed. Does not block."""
+        self._closed = True
+        for greenlet in [*self._greenlets]:
+            end(greenlet)
+        self._answered.wake_all()
         if self._listens:
-            end(self._greeter)
             self._beats.stop()
             if self._since is not None:
                 self._say(_ALL, {"do": "bye"})
+
+    def join(self) -> None:
+        """Block until the greenlets of the closed object have ended, except the caller."""
+        self._beats.join()
+        for greenlet in [*self._greenlets]:
+            if greenlet is not getcurrent():
+                greenlet.join()
 
     def _beat(self, elapsed: float, late: float) -> None:
         self._say(_ALL, {"do": "here"})
@@ -122,18 +135,20 @@ class Control:
     # Presence
 
     def presence(self, pattern: str, timeout: float) -> PlanePresence:
-        """Ask all processes how many subscribers they have. Blocks until all have answered, or the time is up."""
+        """Ask all processes how many subscribers they have. Blocks until all have answered, or the time is up.
+
+        Raises:
+            Closed: the plane was closed meanwhile.
+        """
         deadline = Deadline(timeout)
         self.listen()
-        while not self._knows_all() and self._answered.wait(deadline.left()):
-            pass
+        self._wait_until(self._knows_all, deadline)
         number = next(self._numbers)
         answers = self._questions[number] = {}
         try:
             self._say(_ALL, {"do": "count", "id": number, "pattern": pattern})
             answers[self._me] = self._count(pattern)
-            while not self._has_all(answers) and self._answered.wait(deadline.left()):
-                pass
+            self._wait_until(lambda: self._has_all(answers), deadline)
         finally:
             del self._questions[number]
         found = [names for _, names in answers.values() if names is not None]
@@ -142,6 +157,12 @@ class Control:
             tuple(sorted({name for names in found for name in names})) if found else None,
             self._link.is_up and self._has_all(answers),
         )
+
+    def _wait_until(self, condition: Callable[[], bool], deadline: Deadline) -> None:
+        """Block until something has come that makes a condition true, or the time is up. Raises as presence does."""
+        while not condition() and self._answered.wait(deadline.left()):
+            if self._closed:
+                raise Closed("backplane")
 
     def _has_all(self, answers: Mapping[str, object]) -> bool:
         """Return whether all others are known, and have answered."""
@@ -183,7 +204,7 @@ class Control:
     def _do(self, message: dict[str, Any]) -> None:
         apply = self._action(message)
         self._say(_ALL, message)
-        gevent.spawn(self._for_each, message["identity"], apply)
+        self._greenlets.spawn(self._for_each, message["identity"], apply)
 
     @staticmethod
     def _action(message: Mapping[str, Any]) -> Callable[[PlanePub, Pipe], object]:
@@ -225,20 +246,24 @@ class Control:
                 self._say(f"{RESERVED}to.{sender}", {"do": "here too"})
             self._members[sender] = monotonic()
             if what == "count":
-                gevent.spawn(self._answer, sender, message["id"], str(message["pattern"]))
+                self._greenlets.spawn(self._answer, sender, message["id"], str(message["pattern"]))
             elif what == "answer":
                 answers = self._questions.get(message["id"])
                 if answers is not None:
                     answers[sender] = int(message["number"]), message["names"]
                     self._answered.wake_all()
             elif what in ("revoke", "disconnect"):
-                gevent.spawn(self._for_each, {**message["identity"]}, self._action(message))
+                self._greenlets.spawn(self._for_each, {**message["identity"]}, self._action(message))
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("a control message of another plane makes no sense: %s", error)
 
     def _answer(self, sender: str, number: object, pattern: str) -> None:
         """Count, and say so (a greenlet for each question: counting may block)."""
-        subscribers, names = self._count(pattern)
+        try:
+            subscribers, names = self._count(pattern)
+        except (Exception, gevent.Timeout) as error:
+            usercode.report(logger.name, "the presence_names of a Pub failed", error, self)
+            return
         self._say(f"{RESERVED}to.{sender}", {"do": "answer", "id": number, "number": subscribers, "names": names})
 
 

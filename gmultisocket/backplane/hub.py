@@ -7,12 +7,12 @@ Where nobody has started a hub at an ipc path, the first plane does. A hub for s
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import error as struct_error
 from typing import Any, Final, Literal
 
 import gevent
-from gevent import Greenlet, getcurrent
+from gevent import Greenlet, GreenletExit, getcurrent
 from gevent.event import Event
 
 from .. import options as opts
@@ -41,6 +41,7 @@ from ..protocol.upstream import control
 from ..transport import find
 from ..wire import SEND_TYPE_MASK, Message
 from . import hubwire
+from .brokertopics import remember
 from .engine import MAX_BACKOFF, SILENCE, Engine, Plane
 from .hublock import HubStarter
 
@@ -52,10 +53,9 @@ _length, _stamp = hubwire.length, hubwire.stamp
 #: The first pause before another attempt to connect, in seconds, and the factor by which the next ones are longer.
 _FIRST_PAUSE: Final = 0.05
 _FACTOR: Final = 1.5
+_KILLED: Final = "something has killed a greenlet of this Backplane"
 #: Messages that are taken from the receive queue at once.
 _PORTION: Final = 64
-#: Topics that are remembered.
-_MAX_TOPICS: Final = 1024
 
 
 class HubClient(ProtocolBase):
@@ -128,7 +128,22 @@ class HubEngine(Engine):
 
     def start(self) -> None:
         self._client = HubClient(self._options)
-        self._greenlets = [gevent.spawn(self._connect, self._client), gevent.spawn(self._receive, self._client)]
+        for work in (self._connect, self._receive):
+            self._greenlets.append(gevent.spawn(self._run, work, self._client))
+
+    def _run(self, work: Callable[[HubClient], object], client: HubClient) -> None:
+        """Do one of the two works of this engine until it is closed (a greenlet for each)."""
+        try:
+            work(client)
+        except Ended:
+            pass
+        except GreenletExit as error:
+            survive(_log, "killed", error, "something has killed a greenlet of a Backplane, and another one goes on")
+            if client.pipe is not None:
+                # What this greenlet was about to do is lost: the plane has to know that.
+                client.pipe.close(_KILLED)
+            others = [each for each in self._greenlets if each is not getcurrent()]
+            self._greenlets = [*others, gevent.spawn(self._run, work, client)]
 
     def close(self, deadline: Deadline) -> None:
         if self._client is None:
@@ -180,16 +195,27 @@ class HubEngine(Engine):
                 pipe.close("the hub has not answered")
                 raise ConnectionFailed(self._address.bare, f"the hub has not answered in {SILENCE:g} s")
             client.lost.wait()
-            worked, self._pipe = self._pipe is pipe, None
-            self._asked = set()
+            worked = self._forget_pipe()
             if self._refusal:
                 raise EngineRefused(self._address.bare, self._refusal)
             error = ConnectionFailed(self._address.bare, f"the connection was lost: {pipe.reason}")
             if not worked:
                 raise error
             self.plane.disconnected(error)
+        except Ended:
+            raise
+        except GreenletExit:
+            if self._forget_pipe():
+                self.plane.disconnected(ConnectionFailed(self._address.bare, _KILLED))
+            raise
         finally:
             dialer.close()
+
+    def _forget_pipe(self) -> bool:
+        """Forget the connection, which is lost. Return whether it has worked."""
+        worked, self._pipe = self._pipe is not None, None
+        self._asked = set()
+        return worked
 
     # Sending
 
@@ -292,9 +318,7 @@ class HubEngine(Engine):
     def _topic(self, encoded: bytes) -> str:
         topic = encoded.decode()
         check_topic(topic)
-        if len(self._topics) >= _MAX_TOPICS:
-            self._topics.clear()
-        self._topics[encoded] = topic
+        remember(self._topics, encoded, topic)
         return topic
 
     def _on_control(self, client: HubClient, message: Message) -> None:

@@ -14,6 +14,7 @@ from binascii import hexlify
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+from ..protocol.pubsubwire import LIMIT
 from .natswire import Subjects, encode_subscribe
 
 __all__ = [
@@ -39,6 +40,9 @@ NO_STREAM: Final = 10059
 OTHER_CONFIGURATION: Final = 10058
 NOT_ENABLED: Final = 10076
 NOT_ENABLED_FOR_ACCOUNT: Final = 10039
+
+#: Digits of a number below ``LIMIT``.
+_MOST_DIGITS: Final = 16
 
 _SAFE: Final = re.compile(rb"[^A-Za-z0-9_-]")
 
@@ -198,8 +202,7 @@ def error_of(answer: dict[str, Any]) -> tuple[int, str]:
 
 def header_value(header: bytes, name: bytes) -> int:
     """Return the number in the first header line of a name; 0 for none."""
-    digits = header.partition(b"\r\n%b: " % name)[2].partition(b"\r\n")[0]
-    return int(digits) if digits.isdigit() else 0
+    return _number(header.partition(b"\r\n%b: " % name)[2].partition(b"\r\n")[0])
 
 
 def acknowledged_sequence(reply: bytes) -> int:
@@ -208,5 +211,13 @@ def acknowledged_sequence(reply: bytes) -> int:
     It is ``$JS.ACK.STREAM.CONSUMER.DELIVERED.NUMBER...``; with a domain and an account there are two more tokens.
     """
     tokens = reply.split(b".")
-    digits = tokens[5 if len(tokens) < 11 else 7] if len(tokens) >= 9 else b""
-    return int(digits) if digits.isdigit() else 0
+    return _number(tokens[5 if len(tokens) < 11 else 7] if len(tokens) >= 9 else b"")
+
+
+def _number(digits: bytes) -> int:
+    """Return the number of a message in a stream; 0 if it is none, or larger than any that a server writes.
+
+    Any client may have written it.
+    """
+    number = int(digits) if digits.isdigit() and len(digits) <= _MOST_DIGITS else 0
+    return number if number < LIMIT else 0

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final, Literal
 
 import gevent
-from gevent import Greenlet, get_hub, getcurrent
+from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 from gevent.event import Event
 
 from .. import options as opts
@@ -197,7 +197,7 @@ class Link:
     def start(self) -> None:
         """Begin to connect. Does not block."""
         self._started = monotonic()
-        self._greenlet = gevent.spawn(self._work)
+        self._greenlet = gevent.spawn(_keep_working, self)
         self.engine.start()
 
     # Publications
@@ -485,10 +485,10 @@ class Link:
     def close(self, deadline: Deadline) -> int:
         """Wait until publications have left, then close the engine. Return how many are lost or may be."""
         try:
-            self.flush(deadline)
+            with deadline.ending():
+                self.flush(deadline)
         finally:
-            self._closed = True
-            self._direct = False
+            self._closed, self._direct = True, False
             try:
                 self.engine.close(deadline)
             finally:
@@ -502,6 +502,17 @@ class Link:
     def abandon(self) -> None:
         """Close descriptors in a forked child. Never switches greenlets."""
         self.engine.abandon()
+
+
+def _keep_working(link: Link) -> None:
+    """Do the work of a link until it is closed (its greenlet)."""
+    try:
+        link._work()
+    except Ended:
+        pass
+    except GreenletExit as error:
+        survive(_log, "killed", error, "something has killed the greenlet of a backplane, and another one goes on")
+        link._greenlet = gevent.spawn(_keep_working, link)
 
 
 def _unfit(kept: Kept, engine: Engine) -> str | None:

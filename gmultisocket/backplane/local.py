@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gevent import get_hub
 
@@ -19,15 +19,13 @@ from ..protocol.history import Entry, History
 from ..protocol.pubsub import Pub
 from ..protocol.rights import Authorize, RemoteSub
 from ..protocol.subscriptions import Subscriptions
+from .brokertopics import remember
 from .ledger import Overflow
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["LocalSubscribers", "PlanePub", "Subscription"]
-
-#: Topics whose subscriptions are remembered, until one changes.
-_MAX_TOPICS: Final = 1024
 
 
 class _PubOwner(Protocol):
@@ -288,6 +286,18 @@ class LocalSubscribers:
         self._index.remove(subscription.pattern, subscription)
         self._topics.clear()
 
+    def close(self, deadline: Deadline) -> None:
+        """Close all of them, one after the other. Blocks until the deadline at most."""
+        for subscription in [*self.subscriptions]:
+            subscription.close()
+        try:
+            with deadline.ending():
+                for pub in self.pubs:
+                    pub.close(deadline.left())
+        finally:
+            for pub in self.pubs:
+                pub.close(0)
+
     def forget(self, topic: str) -> None:
         """Remove the present value of a topic from all Pubs."""
         for pub in self.pubs:
@@ -334,9 +344,8 @@ class LocalSubscribers:
             return ()
         found = self._topics.get(topic)
         if found is None:
-            if len(self._topics) >= _MAX_TOPICS:
-                self._topics.clear()
-            found = self._topics[topic] = tuple(self._index.match(topic))
+            found = tuple(self._index.match(topic))
+            remember(self._topics, topic, found)
         return found
 
     def pipes(self) -> Iterator[tuple[PlanePub, Pipe]]:

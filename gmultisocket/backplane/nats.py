@@ -78,5 +78,9 @@ class NatsEngine(BrokerEngine):
         return log_in(server, opener, tls=server.scheme == "nats+tls")
 
     def _probe(self, server: Server) -> None:
-        connection, _, _ = self._log_in(server, Opener(self.options))
-        connection.close()
+        # Nothing else uses the opener while there is a link.
+        try:
+            connection, _, _ = self._log_in(server, self._opener)
+            connection.close()
+        finally:
+            self._opener.done()

@@ -20,16 +20,12 @@ import logging
 from binascii import a2b_base64, hexlify
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from time import monotonic
 from typing import Any, Final
-
-import gevent
-from gevent import Greenlet, getcurrent
 
 from ..errors import snippet
 from ..log import ThrottledLog, get_logger
-from ..loop.ending import LOG_INTERVAL, Ended
+from ..loop.ending import LOG_INTERVAL
+from ..loop.periodic import Periodic
 from ..protocol.subscriptions import is_literal
 from .brokervalues import FetchedValues, ValuePlane
 from .engine import FOREIGN, MAX_VALUES, MAX_VALUES_SIZE, SILENCE
@@ -159,19 +155,22 @@ class NatsValues:
         #: Whether the stream is there; and publications that wait until it is: their numbers and what is written.
         self._has_stream = False
         self._waiting: deque[tuple[int, bytes, bytes]] = deque()
-        #: By the number of a publication that the stream has not decided about: when that is due.
+        #: Seconds for which something was awaited, without those for which this process did something else.
+        self._clock = 0.0
+        #: By the number of a publication that the stream has not decided about: when that is due, by this clock.
         self._undecided: dict[int, float] = {}
         #: What is fetched: consumers by their sid, those that were not begun, and values of single topics.
         self._consumers: dict[bytes, _Consumer] = {}
         self._more: deque[_Consumer] = deque()
         self._singles = 0
-        self._fetch_due = 0.0
+        #: When the next of it is due; None while nothing is fetched.
+        self._fetch_due: float | None = None
         self._may_fetch = True
-        self._watcher: Greenlet[..., Any] | None = None
+        self._watch = Periodic(lambda: _STEP if self._waits else 0.0, self._look)
 
     def _ask(self, what: bytes, body: bytes, answered: Callable[[dict[str, Any]], object]) -> bytes:
         """Return the lines of a request to JetStream."""
-        self._watch()
+        self._watch.start()
         return self._jetstream.ask(what, body, answered)
 
     def take(self, sid: bytes, subject: bytes, header: bytes, content: bytes, reply: bytes) -> bool:
@@ -201,7 +200,7 @@ class NatsValues:
         """
         header = self._mark % sequence + (_END if content is None else b"") + b"\r\n"
         subject = self._names.value(head.split(b" ", 2)[1])
-        self._undecided[number] = monotonic() + SILENCE
+        self._undecided[number] = self._clock + SILENCE
         self._waiting.append((number, subject, header + (content or b"")))
         if self._has_stream:
             self._publish_waiting()
@@ -230,7 +229,7 @@ class NatsValues:
             def replied(header: bytes, content: bytes, number: int = number, ends: bool = ends) -> None:
                 self._acknowledged(number, ends, header, content)
 
-            self._watch()
+            self._watch.start()
             reply = self._jetstream.reply_to(replied)
             self._write(b"HPUB %b %b %d %d\r\n%b\r\n" % (subject, reply, size, len(data), data))
 
@@ -289,7 +288,7 @@ class NatsValues:
             The requests.
         """
         self._values.begin()
-        self._fetch_due = monotonic() + SILENCE
+        self._fetch_due = self._clock + SILENCE
         lines = []
         for pattern, subject in subjects if self._may_fetch else ():
             wanted = self._names.value(subject).decode()
@@ -343,7 +342,7 @@ class NatsValues:
                 self._value(subject, a2b_base64(message.get("hdrs", "")), data, int(message["seq"]))
             except (TypeError, KeyError, AttributeError, ValueError):
                 self._count("garbage")
-        if self._fetch_due:
+        if self._fetch_due is not None:
             self._check_fetched()
 
     def _consumer_says(self, consumer: _Consumer, answer: dict[str, Any]) -> None:
@@ -385,7 +384,7 @@ class NatsValues:
 
     def _value(self, subject: bytes, header: bytes, content: bytes, number: int) -> None:
         """Report a value that was fetched, with its number in the stream."""
-        self._fetch_due = monotonic() + SILENCE
+        self._fetch_due = self._clock + SILENCE
         topic = self._names.topic_of_value(subject)
         if topic is None:
             self._count("garbage")
@@ -397,18 +396,18 @@ class NatsValues:
             self._has_fetched()
 
     def _has_fetched(self) -> None:
-        self._fetch_due = 0.0
+        self._fetch_due = None
         self._values.end()
         self._fetched()
 
     def _give_up(self, why: str) -> None:
         """End a fetch that has failed: what it should have brought is missing here."""
-        if self._fetch_due:
+        if self._fetch_due is not None:
             self._plane.gap(f"present values could not be fetched: {snippet(why, 200)}")
             self._end_fetch()
 
     def _end_fetch(self) -> None:
-        if self._fetch_due:
+        if self._fetch_due is not None:
             self._singles = 0
             self._more.clear()
             self._write(b"".join(map(encode_unsubscribe, self._consumers)))
@@ -417,26 +416,23 @@ class NatsValues:
 
     # What takes too long
 
-    def _watch(self) -> None:
-        if self._watcher is None:
-            self._watcher = gevent.spawn(self._watch_all)
+    @property
+    def _waits(self) -> bool:
+        return bool(self._undecided) or self._fetch_due is not None
 
-    def _watch_all(self) -> None:
-        """Look after what was asked for (a greenlet while there is something)."""
-        with suppress(Ended):
-            while self._undecided or self._fetch_due:
-                gevent.sleep(_STEP)
-                now = monotonic()
-                for number in [number for number, due in self._undecided.items() if due < now]:
-                    self._decide(number, "JetStream")
-                if self._fetch_due and self._fetch_due < now:
-                    self._give_up(f"the server has not answered in {SILENCE:g} s")
-                if not self._undecided and not self._fetch_due:
-                    self._jetstream.forget()
-                for consumer in self._consumers.values():
-                    if consumer.due is not None:
-                        self._ask_consumer(consumer)
-        self._watcher = None
+    def _look(self, elapsed: float, late: float) -> None:
+        """Look after what was asked for."""
+        # A process that was stopped itself has heard nobody in that time.
+        now = self._clock = self._clock + elapsed - late
+        for number in [number for number, due in self._undecided.items() if due < now]:
+            self._decide(number, "JetStream")
+        if self._fetch_due is not None and self._fetch_due < now:
+            self._give_up(f"the server has not answered in {SILENCE:g} s")
+        if not self._waits:
+            self._jetstream.forget()
+        for consumer in [*self._consumers.values()]:
+            if consumer.due is not None:
+                self._ask_consumer(consumer)
 
     def _ask_consumer(self, consumer: _Consumer) -> None:
         what = b"CONSUMER.INFO.%b.%b" % (self._names.stream, consumer.name.encode())
@@ -444,10 +440,8 @@ class NatsValues:
 
     def close(self) -> None:
         """End the greenlet. Does not block."""
-        if self._watcher is not None and self._watcher is not getcurrent():
-            self._watcher.kill(Ended, block=False)
+        self._watch.stop()
 
     def join(self) -> None:
         """Block until the greenlet has ended, unless it is the caller."""
-        if self._watcher is not None and self._watcher is not getcurrent():
-            self._watcher.join()
+        self._watch.join()

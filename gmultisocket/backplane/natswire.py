@@ -61,6 +61,9 @@ _MAX_LINE: Final = 1 << 20
 #: The most bytes of a message: the highest ``max_payload`` that a server allows.
 _MAX_MESSAGE: Final = 64 << 20
 
+#: What is between the words of a line. Other white space may be part of a subject: it separates nothing at the server.
+_BLANKS: Final = re.compile(rb"[ \t]+")
+
 _HEADER: Final = b"NATS/1.0\r\nGms: "
 #: Where an origin ends in the headers of a publication, and how many bytes these have.
 _ORIGIN_END: Final = len(_HEADER) + 16
@@ -189,7 +192,7 @@ class Parser:
 
         It is remembered: messages of the same size under the same subject have the same line.
         """
-        words = line.split()
+        words = _BLANKS.split(line)
         if len(words) >= 4 and words[0] == b"MSG":
             header_size, sizes = 0, 1
         elif len(words) >= 5 and words[0] == b"HMSG":

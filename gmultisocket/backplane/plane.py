@@ -39,6 +39,7 @@ from ..protocol.rights import Authorize, RemoteSub
 from ..protocol.subscriptions import check_pattern, check_topic
 from . import totals
 from .allprocesses import AllProcesses
+from .brokertopics import remember
 from .control import Control
 from .engine import RESERVED, SILENCE
 from .engines import find_engine
@@ -54,8 +55,6 @@ __all__ = ["Backplane", "PlaneCounters", "PlaneEvent", "ThreadsafePublisher"]
 
 _current_thread = owner.current_thread
 
-#: Topics whose head is remembered.
-_MAX_TOPICS: Final = 1024
 #: Publications after which others run.
 _PORTION: Final = 1000
 #: Events that may wait for a callback.
@@ -286,9 +285,7 @@ class Backplane(AllProcesses, Closable):
         if topic.startswith(RESERVED):
             raise BadTopic(topic, f"topics that begin with {RESERVED} are reserved")
         head = link.engine.head(topic)
-        if len(self._heads) >= _MAX_TOPICS:
-            self._heads.clear()
-        self._heads[topic] = head
+        remember(self._heads, topic, head)
         return head
 
     def pub(
@@ -497,15 +494,14 @@ class Backplane(AllProcesses, Closable):
         if link is None:
             return 0
         try:
-            for subscription in [*self._local.subscriptions]:
-                subscription.close()
             if control is not None:
                 control.close()
             try:
-                for pub in self._local.pubs:
-                    pub.close(deadline.left())
+                self._local.close(deadline)
             finally:
                 lost = link.close(deadline)
+            if control is not None:
+                control.join()
             return lost
         finally:
             totals.remove(self)

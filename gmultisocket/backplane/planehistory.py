@@ -17,13 +17,12 @@ from typing import Final
 from ..protocol.history import Entry, History, Since
 from ..protocol.pubsubwire import LIMIT
 from ..protocol.subscriptions import Subscriptions, matching
+from .brokertopics import remember
 from .engine import MAX_HISTORY, MAX_HISTORY_SIZE, RESERVED
 from .interest import PatternTree
 
 __all__ = ["HistoryTopics", "PlaneHistory"]
 
-#: Topics of which it is remembered whether they have history.
-_MAX_TOPICS: Final = 1 << 12
 #: So many publications more than the limit are kept at times.
 _MORE: Final = 64
 
@@ -54,9 +53,8 @@ class HistoryTopics:
     def __contains__(self, topic: str) -> bool:
         known = self._known.get(topic)
         if known is None:
-            if len(self._known) >= _MAX_TOPICS:
-                self._known.clear()
-            known = self._known[topic] = bool(self._index.match(topic)) and not topic.startswith(RESERVED)
+            known = bool(self._index.match(topic)) and not topic.startswith(RESERVED)
+            remember(self._known, topic, known)
         return known
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..protocol.subscriptions import is_literal, matches
 from .redishistory import HistoryCommands, State, read_state
 from .redisvalues import Fetch, ValueCommands
-from .rediswire import Change, Channels, bad_reply, first_tokens, read_change, shortest
+from .rediswire import LOGGED, RETAINED, Change, Channels, bad_reply, first_tokens, pairs, shortest
 
 __all__ = ["HistoryFetch"]
 
@@ -88,8 +88,7 @@ class HistoryFetch:
         fetch = Fetch(self._patterns, self._channels)
         while (step := fetch.next) is not None:
             reply = yield self._value_commands.fetch(step)
-            for channel, value in fetch.take(reply):
-                self._take(channel, value, True)
+            self._take(fetch.take(reply), True)
 
     def _follow(self) -> _Steps:
         """Read the topics of patterns without wildcards, each from its last publication back."""
@@ -99,7 +98,7 @@ class HistoryFetch:
             if not isinstance(reply, list) or len(reply) != 4 or not isinstance(reply[1], list):
                 raise bad_reply()
             count, ends, rest, found = reply
-            self._take_all(found)
+            self._take(pairs(found), False)
             for (topic, _, _), end in zip(asked, ends, strict=False):
                 self.lost[topic] = self._go_back(topic, end)
             del asked[:count]
@@ -111,8 +110,8 @@ class HistoryFetch:
         start = 0
         while True:
             reply = yield self._commands.scan(start, self._beginnings)
-            start, found = self._pair(reply)
-            self._take_all(found)
+            start, found = self._numbered(reply)
+            self._take(found, False)
             if not start:
                 break
         for topic, known in self._found.items():
@@ -126,8 +125,8 @@ class HistoryFetch:
         below = b""
         for _ in range(_MAX_LOOKS):
             reply = yield self._commands.lost(key, below, self._beginnings)
-            number, found = self._pair(reply)
-            for channel, last in zip(found[::2], found[1::2], strict=True):
+            number, found = self._numbered(reply)
+            for channel, last in found:
                 topic = self._channels.decode(channel)
                 if topic is None or last in self._found.get(topic, ()):
                     continue
@@ -141,22 +140,17 @@ class HistoryFetch:
             self.lost[pattern] = max(self.lost[pattern], number)
 
     @staticmethod
-    def _pair(reply: Any) -> tuple[int, list[Any]]:
-        """Return a number and a list in a reply."""
+    def _numbered(reply: Any) -> tuple[int, list[tuple[Any, Any]]]:
+        """Return the number and the pairs in a reply."""
         match reply:
-            case [int(number), list(found)]:
-                return number, found
+            case [int(number), found]:
+                return number, pairs(found)
         raise bad_reply()
 
-    def _take_all(self, found: list[bytes]) -> None:
-        for channel, value in zip(found[::2], found[1::2], strict=True):
-            self._take(channel, value, False)
-
-    def _take(self, channel: bytes, value: bytes, retained: bool) -> None:
-        topic, change = self._channels.decode(channel), read_change(value)
-        if topic is None or change is None:
-            self._count("garbage")
-        else:
+    def _take(self, found: list[tuple[bytes, bytes]], retained: bool) -> None:
+        """Report present values, or publications of the log, which may be values as well."""
+        kinds = (RETAINED,) if retained else (LOGGED, RETAINED)
+        for topic, change in self._channels.read_changes(found, kinds, self._count):
             self._found.setdefault(topic, {})[change.number] = change.previous
             self._report(topic, change, retained)
 

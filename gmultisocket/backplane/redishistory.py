@@ -33,6 +33,7 @@ from typing import Any, Final, NamedTuple
 from ..errors import BadMessage, BadTopic
 from ..protocol.pubsubwire import LIMIT
 from ..protocol.subscriptions import check_pattern
+from .brokertopics import remember
 from .engine import MAX_HISTORY, MAX_HISTORY_SIZE
 from .planehistory import HistoryTopics
 from .rediswire import LOGGED, Channels, bad_reply, encode_command, encode_mark, encode_words
@@ -250,8 +251,6 @@ return {tonumber(some[1024]), found}
 """
 #: The most bytes of messages that one step returns, less the last one.
 _STEP_BYTES: Final = 1 << 20
-#: Channels of which it is remembered whether they are of topics with history.
-_MAX_KNOWN: Final = 1 << 12
 
 
 def key_names(prefix: str, names: Iterable[str]) -> list[bytes]:
@@ -318,10 +317,9 @@ class LoggedChannels:
     def __contains__(self, channel: bytes) -> bool:
         known = self._known.get(channel)
         if known is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
             topic = self._channels.decode(channel)
-            known = self._known[channel] = topic is not None and topic in self._topics
+            known = topic is not None and topic in self._topics
+            remember(self._known, channel, known)
         return known
 
 

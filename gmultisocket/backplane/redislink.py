@@ -670,10 +670,7 @@ class RedisLink(BrokerLink):
             self._count("no permission for values")
             _log.log("values", logging.ERROR, "present values cannot be fetched: %s", _refusal(reply, self._server))
         else:
-            for channel, value in fetch.take(reply):
-                topic, change = self._commands.channels.decode(channel), read_change(value)
-                if topic is None or change is None or change.kind != RETAINED:
-                    self._count("garbage")
-                else:
-                    self._values.fetched(topic, change.content, change.origin, change.sequence, change.number)
+            found = fetch.take(reply)
+            for topic, change in self._commands.channels.read_changes(found, (RETAINED,), self._count):
+                self._values.fetched(topic, change.content, change.origin, change.sequence, change.number)
         self._fetch_next(fetch)

@@ -13,13 +13,23 @@ Pure: no gevent, no sockets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ..protocol.subscriptions import is_literal
 from .engine import MAX_VALUES, MAX_VALUES_SIZE
 from .redishistory import KEYS, Limits, key_names, numbering
-from .rediswire import RETAINED, UNRETAINED, Channels, bad_reply, encode_command, encode_mark, first_tokens, shortest
+from .rediswire import (
+    RETAINED,
+    UNRETAINED,
+    Channels,
+    bad_reply,
+    encode_command,
+    encode_mark,
+    first_tokens,
+    pairs,
+    shortest,
+)
 
 __all__ = ["Fetch", "ValueCommands"]
 
@@ -169,13 +179,13 @@ class Fetch:
         """The arguments of the next step, None after the last one."""
         return self._steps[-1] if self._steps else None
 
-    def take(self, reply: Any) -> Iterator[tuple[bytes, bytes]]:
+    def take(self, reply: Any) -> list[tuple[bytes, bytes]]:
         """Return the channels and values in the reply to a step, and go on to the next one.
 
         Raises:
             BadMessage: it is no such reply.
         """
-        if not isinstance(reply, list) or len(reply) != 4 or not isinstance(reply[3], list):
+        if not isinstance(reply, list) or len(reply) != 4:
             raise bad_reply()
         everything, count, last, found = reply
         step = self._steps[-1]
@@ -185,4 +195,4 @@ class Fetch:
             del step[:count]
         else:
             step[1] = b"(" + last
-        return zip(found[::2], found[1::2], strict=True)
+        return pairs(found)

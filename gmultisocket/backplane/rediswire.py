@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..errors import BadMessage
 from ..protocol.subscriptions import ONE, REST, SEPARATOR
@@ -44,6 +44,7 @@ __all__ = [
     "encode_publish",
     "encode_words",
     "first_tokens",
+    "pairs",
     "read_change",
     "read_mark",
     "shortest",
@@ -143,6 +144,17 @@ def read_change(value: bytes) -> Change | None:
     return Change(kind, value[CHANGE_SIZE:], *numbers)
 
 
+def pairs(found: Any) -> list[tuple[Any, Any]]:
+    """Return the pairs in a list in the reply of a script.
+
+    Raises:
+        BadMessage: it is no such list.
+    """
+    if not isinstance(found, list) or len(found) % 2:
+        raise bad_reply()
+    return [*zip(found[::2], found[1::2], strict=True)]
+
+
 class Channels(TopicNames):
     """Translates topics to channels, and back."""
 
@@ -151,6 +163,23 @@ class Channels(TopicNames):
     def encode_tokens(self, tokens: Iterable[str]) -> bytes:
         """Return what all channels below some first tokens begin with."""
         return self.encode("".join(token + SEPARATOR for token in tokens))
+
+    def read_changes(
+        self, found: Iterable[tuple[bytes, bytes]], kinds: Container[bytes], count: Callable[[str], object]
+    ) -> Iterator[tuple[str, Change]]:
+        """Yield what a script has found under some channels, each with its topic.
+
+        Args:
+            found: channels and values.
+            kinds: of the changes that may be there.
+            count: called with ``"garbage"`` for each value that is none of them, or has no topic.
+        """
+        for channel, value in found:
+            topic, change = self.decode(channel), read_change(value)
+            if topic is None or change is None or change.kind not in kinds:
+                count("garbage")
+            else:
+                yield topic, change
 
     def glob(self, tokens: Iterable[str]) -> bytes:
         """Return the glob of all channels below some first tokens."""

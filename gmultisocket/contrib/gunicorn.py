@@ -135,6 +135,11 @@ class _HubKeeper:
             self._process.terminate()
 
     def _start(self) -> Any:
+        """Start the hub. Return its process.
+
+        Raises:
+            OSError: there is no memory for it, for example.
+        """
         from subprocess import PIPE, Popen
 
         # The hub ends when its input does: with the master and all workers, even if nobody could end it.
@@ -160,6 +165,24 @@ class _HubKeeper:
                 quick = self._clock() - started < _SHORT_LIFE
                 if quick and self._stopping.acquire(timeout=_PAUSE):
                     return
-                self._process = self._start()
+                if not self._start_again():
+                    return
         finally:
             self._running.release()
+
+    def _start_again(self) -> bool:
+        """Start the hub, after some attempts if it must be. Return False if the master stops."""
+        failed = False
+        while True:
+            try:
+                self._process = self._start()
+                return True
+            except OSError as error:
+                # Python itself may be missing for a moment, while it is replaced.
+                if not failed:
+                    self._log.error(
+                        "The hub at %s cannot be started, and will be tried again: %s", self._address, error
+                    )
+                failed = True
+            if self._stopping.acquire(timeout=_PAUSE):
+                return False

@@ -163,8 +163,15 @@ class Reports:
         """Choose an id for this process, and lock the file of that name. A report may be written only after that."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = secrets.token_hex(8)
-        lock = os.open(self._folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = self._folder / f"{name}.lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            # Not every file system has locks.
+            os.close(lock)
+            path.unlink()
+            raise
         self._id, self._lock = name, lock
         owner.register(self)
 

@@ -210,7 +210,7 @@ class ThreadsafeHandle(Flushable):
     def _abandon(self) -> None:
         """Become unusable in a forked child. The watcher would keep the child's loop alive."""
         self._closed = True
-        self._watcher.close()
+        owner.stop_abandoned(self._watcher)
 
 
 class ThreadsafeSender(ThreadsafeHandle):

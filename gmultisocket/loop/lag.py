@@ -108,7 +108,7 @@ class LoopLag:
 
     def _abandon(self) -> None:
         """Stop in a forked child, whose loop is not this one's."""
-        self._timer.stop()
+        owner.stop_abandoned(self._timer)
 
 
 #: By the hub of their thread.
@@ -134,10 +134,11 @@ def lag_of(hub: Hub) -> LoopLag | None:
     May be called in any thread. Never blocks.
 
     Returns:
-        None if this is not the hub's thread, and the measuring has not begun yet: it does soon.
+        None if this is not the hub's thread, and the measuring has not begun yet: it does soon. And None for a hub that
+        was destroyed before it has.
     """
     lag = _measured.get(hub)
-    if lag is None:
+    if lag is None and hub.loop is not None:
         if hub.thread_ident == owner.current_thread():
             lag = _measured[hub] = LoopLag(hub)
         elif hub not in _asked:

@@ -12,6 +12,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -19,7 +20,17 @@ from gevent.hub import Hub
 
 from ..errors import ForkedSocketError, MultiSocketError, WrongThread
 
-__all__ = ["FORKED", "check_thread", "current_thread", "live", "original", "register", "unregister", "wrong_owner"]
+__all__ = [
+    "FORKED",
+    "check_thread",
+    "current_thread",
+    "live",
+    "original",
+    "register",
+    "stop_abandoned",
+    "unregister",
+    "wrong_owner",
+]
 
 
 def original(module: str, name: str) -> Any:
@@ -82,10 +93,27 @@ def check_thread(hub: Hub) -> None:
         raise WrongThread
 
 
+def stop_abandoned(*watchers: Any) -> None:
+    """Stop watchers in a forked child; None is no watcher. Never switches greenlets."""
+    for watcher in watchers:
+        # gevent refuses that if their loop was destroyed, as that of a thread which has ended.
+        with suppress(ValueError):
+            if watcher is not None:
+                watcher.stop()
+
+
 def _abandon_all() -> None:
+    failed = None
     for owned in list(_live):
-        owned._abandon()
+        try:
+            owned._abandon()
+        except Exception as error:
+            # The child must not use the others.
+            failed = error
     _live.clear()
+    if failed is not None:
+        # Python prints it, and the child goes on.
+        raise failed
 
 
 os.register_at_fork(after_in_child=_abandon_all)

@@ -10,7 +10,8 @@ runs has consumed nothing, and the next waiter is woken instead.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Final
 
@@ -41,6 +42,15 @@ class Deadline:
         if self._end is None:
             return None
         return max(0.0, self._end - monotonic())
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """Give up now if the block is left by an error: its greenlet was killed, say, and the rest must not wait."""
+        try:
+            yield
+        except BaseException:
+            self._end = monotonic()
+            raise
 
 
 class WaitList:

@@ -16,7 +16,6 @@ loop looks at everything else.
 from __future__ import annotations
 
 from collections import deque
-from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -119,9 +118,7 @@ class Turn:
         """Forget the parent's greenlets in a forked child."""
         self._waiters.clear()
         self._end()
-        # gevent refuses to stop a watcher of a loop that was destroyed, as that of a thread which has ended.
-        with suppress(ValueError):
-            self._idle.stop()
+        owner.stop_abandoned(self._idle)
 
 
 def turn_of(hub: Any) -> Turn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import gevent
@@ -11,6 +12,7 @@ from gevent import socket as gsocket
 from gevent.event import Event
 
 from ..errors import Closed
+from ..loop.owner import stop_abandoned
 from .stream import abandon_socket
 
 __all__ = ["ListeningSockets"]
@@ -77,12 +79,12 @@ class ListeningSockets:
         self._stop()
         for sock in self._socks:
             if not sock.closed:
-                try:
+                if not self._shared:
                     # While a greenlet waits for a socket, the event loop closes it later. The port must be free now.
-                    if not self._shared:
+                    # Not every system can do that with a socket that listens.
+                    with suppress(OSError):
                         sock.shutdown(gsocket.SHUT_RDWR)
-                finally:
-                    sock.close()
+                sock.close()
         self._news.set()
 
     def _stop(self) -> None:
@@ -93,7 +95,8 @@ class ListeningSockets:
 
     def abandon(self) -> None:
         """Close the descriptors in a forked child, without switching greenlets."""
-        self._stop()
+        stop_abandoned(*self._watchers)
+        self._watchers = []
         for sock in self._socks:
             abandon_socket(sock)
 

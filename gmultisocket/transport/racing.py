@@ -21,6 +21,7 @@ import gevent
 from gevent import socket as gsocket
 from gevent.event import Event
 
+from ..loop.owner import stop_abandoned
 from ..loop.yielding import keep_to_turn
 from .stream import abandon_socket
 
@@ -204,5 +205,6 @@ class Race:
         self._abandoned = True
         self._addresses.clear()
         for attempt in self._running:
-            attempt.stop()
+            stop_abandoned(attempt.watcher)
+            attempt.watcher = None
             abandon_socket(attempt.sock)

@@ -15,7 +15,7 @@ from typing import Any
 
 from gevent import socket as gsocket
 
-from ..loop.owner import original
+from ..loop.owner import original, stop_abandoned
 from ..loop.yielding import turn_of
 from .base import StreamConnection
 
@@ -43,8 +43,7 @@ def abandon_socket(sock: Any) -> None:
     the object must not close that other descriptor. Nothing here may switch greenlets.
     """
     try:
-        sock._read_event.stop()
-        sock._write_event.stop()
+        stop_abandoned(sock._read_event, sock._write_event)
         _close_now(sock._sock.detach())
     except (OSError, AttributeError):
         # The socket was closed or incomplete at the fork.

@@ -21,6 +21,7 @@ from gevent import socket as gsocket
 from gevent.ssl import SSLSocket
 
 from ..address import Address
+from ..loop.owner import stop_abandoned
 from ..loop.yielding import turn_of
 from ..options import Options
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
@@ -358,6 +359,8 @@ class TLSConnection(StreamConnection):
         self._sock.close()
 
     def abandon(self) -> None:
+        stop_abandoned(self._watcher)
+        self._watcher = None
         self._free()
         abandon_socket(self._sock)
 

@@ -11,6 +11,7 @@ less protected than its options say.
 from __future__ import annotations
 
 import logging
+import os
 from abc import abstractmethod
 from http import HTTPStatus
 from time import monotonic
@@ -18,6 +19,7 @@ from typing import Any, Final, Protocol
 
 import gevent
 from gevent import Greenlet, getcurrent
+from gevent.event import Event
 from gevent.hub import Hub
 from websockets.http11 import Request
 
@@ -341,11 +343,12 @@ def _drain(stream: StreamConnection) -> None:
 
 #: The open ports by hub, scheme, and host and port.
 _ports: dict[tuple[Hub, str, str], Port] = {}
+#: By the same: set when a listener has opened its port, or has failed. Looking its host name up may take long.
+_opening: dict[tuple[Hub, str, str], Event] = {}
+os.register_at_fork(after_in_child=_opening.clear)
 
 
-def join_port(
-    route: Route, listener: TransportListener, address: Address, shown: str, options: Options
-) -> Port:
+def join_port(route: Route, listener: TransportListener, address: Address, shown: str, options: Options) -> Port:
     """Add a WebSocket listener to the open port at an address, or open one for it. Return the port.
 
     Blocks while a host name is looked up.
@@ -361,11 +364,20 @@ def join_port(
         AddressInUse, ConnectionFailed: nothing is left bound.
     """
     hub = gevent.get_hub()
-    port = _ports.get((hub, address.scheme, address.location))
-    if port is None:
-        port = Port(address.scheme, listener, options)
+    key = hub, address.scheme, address.location
+    while key in _opening:
+        # Another listener looks the same name up: perhaps its port will be open then.
+        _opening[key].wait()
+    port = _ports.get(key)
+    if port is not None:
         port.join(route, options, shown)
+        return port
+    port = Port(address.scheme, listener, options)
+    port.join(route, options, shown)
+    _opening[key] = opening = Event()
+    try:
         port.open(hub)
-    else:
-        port.join(route, options, shown)
+    finally:
+        del _opening[key]
+        opening.set()
     return port

@@ -20,7 +20,7 @@ from gmultisocket.protocol.history import Entry
 from gmultisocket.testing import wait_until
 from tests.backplane.servers import BrokerServer
 
-__all__ = ["PlainClient", "RecordingPlane", "answering", "client", "publish_until"]
+__all__ = ["PlainClient", "RecordingPlane", "answering", "client", "publish_until", "values_of"]
 
 
 class RecordingPlane:
@@ -195,6 +195,14 @@ def client(
         yield plane
     finally:
         plane.engine.close(Deadline(5))
+
+
+def values_of(url: str, *patterns: str) -> list[tuple[str, bytes | None]]:
+    """Return the present values that a new engine fetches, sorted."""
+    with client(url) as plane:
+        plane.subscribe(*patterns)
+        assert not any(live for *_, live in plane.values)
+        return sorted((topic, content) for topic, content, _ in plane.values)
 
 
 def publish_until(publisher: RecordingPlane, server: BrokerServer, logged: str) -> int:

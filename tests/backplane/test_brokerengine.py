@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 from gevent import socket as gsocket
 from gevent.event import Event
 
-from gmultisocket.backplane import brokerengine, brokerline, natslink
+from gmultisocket.backplane import Backplane, brokerengine, brokerline, natslink
 from gmultisocket.backplane.brokerline import Line
 from gmultisocket.errors import BadTopic, ConnectionFailed, ConnectionRefused, MultiSocketError
 from gmultisocket.loop.waiting import Deadline
@@ -339,6 +340,55 @@ def test_nothing_is_left_whenever_it_closes(server: BrokerServer) -> None:
         server.kill()
         with client(server.url, wait=False) as plane:
             wait_until(lambda: plane.errors)
+
+
+def test_nothing_is_left_when_it_closes_in_the_moment_in_which_it_connects(server: BrokerServer) -> None:
+    with nothing_left():
+        with client(server.url, wait=False) as plane:
+            engine: Any = plane.engine
+            connect = engine._open
+            closers = []
+
+            def connect_while_it_closes(*args: Any) -> Any:
+                made = connect(*args)
+                closers.append(gevent.spawn(engine.close, Deadline(5)))
+                # It has told this greenlet to end by now, which this greenlet hears of when it waits again.
+                gevent.sleep(0)
+                return made
+
+            engine._open = connect_while_it_closes
+            wait_until(lambda: closers and closers[0].ready())
+            assert closers[0].successful() and engine._link is None
+
+
+def test_nothing_is_left_when_a_close_is_given_up(server: BrokerServer) -> None:
+    with nothing_left():
+        with client(server.url) as plane:
+            server.pause()
+            plane.publish("a", b"never confirmed")
+            closer = gevent.spawn(plane.engine.close, Deadline(60))
+            gevent.sleep(0)
+            assert not closer.ready()
+            closer.kill()
+            server.resume()
+
+
+def test_a_plane_whose_close_is_given_up_waits_for_nothing_more(
+    server: BrokerServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else it would end by itself, because the server is silent.
+    monkeypatch.setattr(brokerline, "SILENCE", 60.0)
+    with nothing_left():
+        plane = Backplane(server.url)
+        plane.connect(10)
+        server.pause()
+        plane.publish("a", b"never confirmed")
+        closer = gevent.spawn(plane.close, 60)
+        wait_until(lambda: plane._link._changes.waiters)  # type: ignore[union-attr]
+        closer.kill(block=False)
+        wait_until(closer.ready)
+        assert plane.closed
+        server.resume()
 
 
 def test_an_engine_goes_on_when_its_greenlet_is_killed_or_the_plane_fails(server: BrokerServer) -> None:

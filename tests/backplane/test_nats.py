@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import gevent
@@ -14,10 +15,15 @@ from gmultisocket.errors import AddressError, EngineRefused, HandshakeFailed, Un
 from gmultisocket.loop.waiting import Deadline
 from gmultisocket.options import PlaneOptions
 from gmultisocket.testing import nothing_left, wait_until
+from gmultisocket.testing._fork import in_forked_child
 from tests import certificates
 from tests.backplane.brokers import PlainClient, RecordingPlane, answering, client, publish_until
 from tests.backplane.servers import NatsServer
 from tests.faults.peers import free_port
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def running(folder: Path, config: str = "", *extra: str) -> NatsServer:
@@ -152,9 +158,17 @@ def test_nothing_is_left_when_it_closes_while_it_asks_on_another_connection(
         plane.engine = NatsEngine(server.url, plane, PlaneOptions())
         plane.engine.start()
         plane.wait_up()
+        connected = descriptors()
         server.pause()
         plane.publish("a", b"x")
-        wait_until(lambda: probes, 20)
+        wait_until(lambda: probes and descriptors() > connected, 20)
+
+        def child(report: int) -> None:
+            before = descriptors()
+            plane.engine.abandon()
+            assert descriptors() == before - 2
+
+        in_forked_child(child)
         plane.engine.close(Deadline(0))
         server.resume()
         assert plane.errors == []
@@ -170,6 +184,15 @@ def test_headers_and_replies_of_other_programs_are_left_out(tmp_path: Path) -> N
             plain.write(b"HPUB t.a reply.to 24 27\r\nNATS/1.0\r\nKey: value\r\n\r\nabc\r\nPING\r\n")
             plain.read_until(b"PONG\r\n")
             wait_until(lambda: plane.foreign == [("a", b"abc")])
+
+
+def test_a_subject_of_another_program_may_have_white_space_that_separates_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as server, client(server.url) as plane, PlainClient("nats", server.port) as plain:
+        plane.subscribe("a.>")
+        plane.subscribe("b")
+        plain.publish([(b"t.a.\v2", b"of the first"), (b"t.a.\f2", b"as well"), (b"t.b", b"of the second")])
+        wait_until(lambda: len(plane.foreign) == 3)
+        assert plane.foreign == [("a.\v2", b"of the first"), ("a.\f2", b"as well"), ("b", b"of the second")]
 
 
 def test_another_program_gets_the_content_as_it_is(tmp_path: Path) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
-from gmultisocket.backplane import Backplane
-from gmultisocket.backplane.jetstream import JetStream, StreamNames
+from gmultisocket.backplane import Backplane, natsvalues
+from gmultisocket.backplane.jetstream import JetStream, StreamNames, acknowledged_sequence
 from gmultisocket.backplane.natsvalues import NatsValues, stream_configuration
 from gmultisocket.backplane.natswire import HEADER_SIZE, Subjects, encode_head
 from gmultisocket.errors import NotSupported
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
-from tests.backplane.brokers import PlainClient, RecordingPlane, client
+from tests.backplane.brokers import PlainClient, RecordingPlane, client, values_of
 from tests.backplane.servers import JetStreamServer, NatsServer
 
 LIMIT = 20.0
@@ -36,14 +38,6 @@ def ask(server: NatsServer, subject: str, body: dict[str, Any]) -> Any:
         plain.read_until(b"MSG answer 1 ")
         size = int(plain.read_until(b"\r\n"))
         return json.loads(plain.read_until(b"\r\n")[:size])
-
-
-def values_of(url: str, *patterns: str) -> list[tuple[str, bytes | None]]:
-    """Return what a new engine fetches, sorted."""
-    with client(url) as plane:
-        plane.subscribe(*patterns)
-        assert not any(live for *_, live in plane.values)
-        return sorted((topic, content) for topic, content, _ in plane.values)
 
 
 def test_a_value_of_the_longest_topic_and_content_is_kept(server: JetStreamServer) -> None:
@@ -133,6 +127,52 @@ def test_another_program_sets_and_ends_values(server: JetStreamServer) -> None:
         assert len([each for each in plane.values if each[0] == "a"]) == 2, "a copy counted"
         assert values_of(server.url, "a", "*") == [("first", b"")]
         assert plane.foreign == []
+
+
+@pytest.mark.parametrize(
+    "digits", [b"9" * 5000, b"9" * 30, b"0" * 17, b"-1", b"", b"1x5"], ids=lambda digits: digits[:8].decode() or "none"
+)
+def test_a_number_that_no_server_writes_ends_no_connection(server: JetStreamServer, digits: bytes) -> None:
+    with client(server.url) as plane, PlainClient("nats", server.port) as plain:
+        plane.subscribe("a")
+        header = b"NATS/1.0\r\nNats-Subject: t-values.a\r\nNats-Sequence: %b\r\n\r\n" % digits
+        plain.write(b"HPUB t.a %d %d\r\n%b\r\n" % (len(header), len(header), header))
+        plain.publish([(b"t.a", b"the next one")])
+        wait_until(lambda: plane.foreign == [("a", b"the next one")])
+        assert plane.values == [] and plane.errors == []
+        assert acknowledged_sequence(b"$JS.ACK.S.C.1.%b.1.1.0" % digits) == 0
+
+
+def test_a_program_that_stood_still_has_lost_no_value(server: JetStreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(natsvalues, "SILENCE", 0.3)
+    with client(server.url) as plane:
+        plane.retain("a", b"1")
+        plane.wait_answered()
+        plane.retain("a", b"2")
+        plane.engine.subscribe(["a", "*"])
+        # All of it is written.
+        gevent.sleep(0)
+        # This is what is tested: for so long nothing that has come is read.
+        time.sleep(0.6)
+        plane.wait_answered()
+        assert plane.refused_reasons == {}
+        wait_until(lambda: plane.portions == 1)
+        assert plane.values[-1][:2] == ("a", b"2")
+
+
+def test_values_are_looked_after_when_something_has_killed_the_greenlet(
+    server: JetStreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(natsvalues, "SILENCE", 0.3)
+    with client(server.url) as plane:
+        link: Any = plane.engine._link  # type: ignore[attr-defined]
+        monkeypatch.setattr(JetStream, "take", lambda self, sid, *rest: sid == b"v")
+        for number in (1, 2):
+            plane.retain("a", b"never decided")
+            if number == 1:
+                gevent.sleep(0)
+                link._values._watch._greenlet.kill()
+            wait_until(lambda: plane.refused_reasons == {"JetStream": number})  # noqa: B023
 
 
 def test_what_planes_tell_each_other_is_not_asked_for(server: JetStreamServer, monkeypatch: pytest.MonkeyPatch) -> None:

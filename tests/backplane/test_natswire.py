@@ -68,6 +68,16 @@ def test_a_large_message_may_come_byte_by_byte() -> None:
     assert events == [(b"1", b"a", b"", content, b"")]
 
 
+@pytest.mark.parametrize("white", [b"\v", b"\f", b"\r", b"\x1c", b"\x85"])
+def test_a_subject_with_white_space_that_separates_nothing_at_the_server_is_no_other_subscription(
+    white: bytes,
+) -> None:
+    """Any client may publish under it, and could choose the subscription by which it seems to come."""
+    subject = b"a%b7" % white
+    events, _ = parse(b"MSG %b 1 2\r\nxy\r\nMSG\t%b  1\tre 2\r\nxy\r\n" % (subject, subject))
+    assert events == [(b"1", subject, b"", b"xy", b""), (b"1", subject, b"", b"xy", b"re")]
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [

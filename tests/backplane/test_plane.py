@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
@@ -25,6 +26,7 @@ from gmultisocket.errors import (
     Timeout,
     UnknownTransport,
 )
+from gmultisocket.protocol import RemoteSub
 from gmultisocket.testing import nothing_left, wait_until
 from gmultisocket.testing.engines import ServerProcess
 from tests.backplane.hubs import hub
@@ -305,3 +307,72 @@ def test_a_fetch_that_takes_long_is_no_gap_while_more_comes(monkeypatch: pytest.
                 got.append(sub.recv(10)[1])
             assert gaps == []
             assert got == [*(b"%d" % number for number in range(20, 40)), b"last"]
+
+
+def test_a_close_that_is_given_up_closes_all_pubs() -> None:
+    with nothing_left(), Backplane("memory://given-up") as plane, Sub({"socket.recv_queue_size": 1}) as behind:
+        slow, other = plane.pub(), plane.pub()
+        other.listen("tcp://127.0.0.1:0")
+        behind.dial(slow.listen("tcp://127.0.0.1:0").address)
+        behind.subscribe("t", LIMIT)
+        (pipe,) = slow.pipes.values()
+        while not pipe.queued:
+            plane.publish("t", bytes(100_000))
+            gevent.sleep(0)
+        closer = gevent.spawn(plane.close, 60)
+        wait_until(lambda: slow._closing, LIMIT)
+        closer.kill(block=False)
+        wait_until(closer.ready)
+        assert slow.closed and other.closed, "a Pub is open after its plane has closed"
+        behind.close(0)
+
+
+def test_an_error_of_presence_names_at_another_process_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(subscriber: RemoteSub) -> str:
+        raise KeyError("no such user")
+
+    url = "memory://presence-fails"
+    with caplog.at_level("DEBUG", "gmultisocket"), Backplane(url) as one, Backplane(url) as other, Sub() as sub:
+        one.connect(LIMIT)
+        sub.dial(other.pub(presence_names=fail).listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("a", LIMIT)
+        wait_until(lambda: one.presence("b", 0.1).complete, LIMIT)
+        presence = one.presence("a", 0.1)
+        assert (presence.subscribers, presence.complete) == (0, False)
+        wait_until(lambda: "presence_names" in caplog.text and "no such user" in caplog.text)
+
+
+def test_who_asks_for_presence_hears_that_the_plane_closes(tmp_path: Path) -> None:
+    with nothing_left():
+        plane = Backplane(f"ipc://{tmp_path}/nobody", {"plane.start_hub": False})
+        asking = gevent.spawn(plane.presence, "a", 60)
+        wait_until(lambda: plane._control is not None and plane._control._answered.waiters)
+        plane.close(0)
+        with pytest.raises(Closed):
+            asking.get(timeout=5)
+
+
+def test_a_plane_goes_on_when_something_has_killed_its_greenlets() -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    with hub(url), Backplane(url, {"plane.hold": 0.0}) as one, Backplane(url) as other:
+        received = one.subscribe("t.>", LIMIT)
+        other.connect(LIMIT)
+        events: list[str] = []
+        one.on_event(lambda event: events.append(event.kind))
+        link: Any = one._link
+        # A new greenlet of the engine is the last of its list, so the third time it is the other one's turn.
+        first_of_engine = lambda: link.engine._greenlets[0]  # noqa: E731
+        for number, find in enumerate((lambda: link._greenlet, first_of_engine, first_of_engine)):
+            killed = find()
+            killed.kill()
+            assert find() is not killed
+            one.connect(LIMIT)
+            topic = f"t.{number}"
+            later = one.subscribe(f"x.{number}", LIMIT)
+            other.publish(topic, b"1")
+            other.publish(f"x.{number}", b"2")
+            assert received.recv(LIMIT) == (topic, b"1")
+            assert later.recv(LIMIT) == (f"x.{number}", b"2")
+            one.publish("from", b"here")
+            one.flush(LIMIT)
+        wait_until(lambda: events.count("down") == events.count("gap") == 2)

@@ -12,7 +12,7 @@ from gmultisocket.backplane.redisvalues import Fetch
 from gmultisocket.backplane.rediswire import Channels
 from gmultisocket.errors import BadMessage
 from gmultisocket.testing import wait_until
-from tests.backplane.brokers import PlainClient, client
+from tests.backplane.brokers import PlainClient, client, values_of
 from tests.backplane.servers import RedisServer
 
 pytest.importorskip("hiredis", reason="hiredis is not installed")
@@ -22,14 +22,6 @@ pytest.importorskip("hiredis", reason="hiredis is not installed")
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as started:
         yield started
-
-
-def values_of(url: str, *patterns: str) -> list[tuple[str, bytes | None]]:
-    """Return what a new engine fetches, sorted."""
-    with client(url) as plane:
-        plane.subscribe(*patterns)
-        assert not any(live for *_, live in plane.values)
-        return sorted((topic, content) for topic, content, _ in plane.values)
 
 
 def size_of(server: RedisServer) -> int:
@@ -140,8 +132,9 @@ def test_the_steps_of_a_fetch() -> None:
     assert sorted(ranges, key=str)[-2:] == [[b"", b"[t.b.", b"(t.b/"], [b"", b"[t.d.", b"(t.d/"]]
     assert [b"", b"(t.z", asked[0][2]] == asked[1], "the rest of a range was not asked for"
     assert [step for step in asked if step[0]] == [[b"t.a", b"t.b.c"]]
-    with pytest.raises(BadMessage):
-        Fetch(["a"], Channels("t.")).take(b"OK")
+    for wrong in (b"OK", [1, 1, b"", b""], [1, 1, b"", [b"a channel without a value"]]):
+        with pytest.raises(BadMessage):
+            Fetch(["a"], Channels("t.")).take(wrong)
 
 
 def test_without_a_prefix_all_channels_are_a_range() -> None:

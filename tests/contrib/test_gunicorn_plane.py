@@ -20,7 +20,7 @@ from gmultisocket import Sub
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, PRELUDE, node
 from tests.contrib.gunicorns import PATIENCE, ROOT, Gunicorn, running, standing_still
-from tests.faults.process import needs
+from tests.faults.process import needs, run_script
 
 SUBSCRIBERS = 40
 POSTS = 200
@@ -29,6 +29,36 @@ import sys
 from gmultisocket import Backplane
 with Backplane(sys.argv[1]) as plane:
     plane.publish("said", sys.argv[2].encode())
+"""
+#: As gunicorn's master does, with a Python that is replaced while the hub dies.
+_KEEPER = """
+import sys
+from gmultisocket.backplane.hublock import path_of
+from gmultisocket.contrib import gunicorn
+from gmultisocket.testing import wait_until
+from tests.backplane.hubs import listens
+
+class Log:
+    lines = []
+
+    def error(self, text, *args):
+        self.lines.append(text % args)
+        print(self.lines[-1], flush=True)
+
+address, python = sys.argv[1], sys.executable
+gunicorn._PAUSE = 0.05
+keeper = gunicorn._HubKeeper(address, (), Log())
+wait_until(lambda: listens(address), 20)
+sys.executable = "/no/such/python"
+first = keeper._process
+first.kill()
+wait_until(lambda: len(Log.lines) == 2, 20)
+sys.executable = python
+wait_until(lambda: keeper._process is not first and listens(address), 20)
+last = keeper._process
+keeper.stop()
+assert last.poll() is not None and not listens(address)
+print("a hub is there again, and ends with the keeper")
 """
 
 
@@ -215,6 +245,14 @@ def test_subscribers_that_come_back_to_new_workers_have_missed_nothing(
         assert gaps == []
         assert "gap" not in [event["type"] for event in js.evaluate("return kept.events")]
         assert "close" in [event["type"] for event in js.evaluate("return kept.events")], "nobody has lost a connection"
+
+
+def test_a_hub_that_cannot_be_started_for_a_while_is_started_then(tmp_path: Path) -> None:
+    printed = run_script(_KEEPER, f"ipc://{tmp_path}/hub").splitlines()
+    assert len(printed) == 3, printed
+    assert "has ended: it starts again" in printed[0]
+    assert "cannot be started, and will be tried again" in printed[1] and "/no/such/python" in printed[1]
+    assert printed[2] == "a hub is there again, and ends with the keeper"
 
 
 @pytest.mark.parametrize("fate", ["it is killed", "its path is removed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -261,6 +262,21 @@ def test_a_folder_that_cannot_be_used_is_an_error_and_no_file_is_left(tmp_path: 
     assert not files(tmp_path, "new")
     one._more.clear()
     one.stop()
+
+
+def test_a_file_system_without_locks_is_an_error_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*args: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(module.fcntl, "flock", flock)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(OSError, match="No locks"):
+            Process(tmp_path).read()
+    assert os.listdir("/proc/self/fd") == before
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_has_one_report_of_each_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

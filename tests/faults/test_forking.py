@@ -18,7 +18,7 @@ from gmultisocket.errors import Closed, ForkedSocketError
 from gmultisocket.testing import wait_until
 from gmultisocket.testing._fork import in_forked_child
 from tests.faults.peers import connected, messages, read_until_closed
-from tests.faults.process import spawn_script
+from tests.faults.process import run_script, spawn_script
 
 SCHEMES = ["tcp", "ipc", "inproc"]
 
@@ -289,3 +289,52 @@ def test_another_threads_sockets_are_let_go_of_as_well() -> None:
     finally:
         there.clear()
         pool.kill()
+
+
+LEFT_OPEN = """
+import os, sys, threading
+import gevent
+from gmultisocket import Socket
+from gmultisocket.errors import ForkedSocketError
+from gmultisocket.loop.lag import lag_of
+
+left, own = [], [Socket() for _ in range(20)]
+
+def work():
+    server, client = Socket(), Socket()
+    client.dial(server.listen(sys.argv[1]).address)
+    server.wait_pipes(1, timeout=20)
+    lag_of(gevent.get_hub())
+    left.extend([server, client, server.threadsafe()])
+    gevent.get_hub().destroy()
+
+for sock in own:
+    sock.listen("tcp://127.0.0.1:0")
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+child = os.fork()
+if not child:
+    for sock in own:
+        try:
+            sock.send_all(b"x")
+        except ForkedSocketError:
+            print("not the child's")
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink("/proc/self/fd/" + name).startswith("socket:"):
+                print("a socket is left")
+        except OSError:
+            pass
+    sys.stdout.flush()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_a_thread_has_left_open_keeps_a_child_from_letting_go_of_nothing(scheme: str, tmp_path: Path) -> None:
+    """Its loop was destroyed with it, and gevent refuses to stop watchers of such a loop."""
+    assert run_script(LEFT_OPEN, address_of(scheme, tmp_path)) == "not the child's\n" * 20
+    # The program has not closed it.
+    (tmp_path / "socket").unlink(missing_ok=True)

@@ -89,7 +89,7 @@ def test_made_up_sources_do_not_let_a_peer_guess_on(kind: str, address: str) -> 
 def test_a_guesser_that_connects_again_gets_no_more_guesses(address: str) -> None:
     with switched(address) as (_, joined, where):
         # The first one begins the window; the others are new in it.
-        for connection in range(100):
+        for connection in range(30):
             with Socket() as guesser:
                 guesser.dial(where)
                 guess(guesser, 100, made_up())

@@ -17,6 +17,7 @@ from gmultisocket.core.connecting.listener import Listener
 from gmultisocket.errors import BadOptionValue, NoPeers, Timeout
 from gmultisocket.protocol import Pull, Push
 from gmultisocket.testing import wait_until
+from gmultisocket.transport import wsport
 from gmultisocket.wire import INTERNAL, Decoder
 from tests.certificates import authority, dial_options, listen_options
 from tests.faults.peers import connected, frame, read_message, read_until_closed
@@ -208,7 +209,11 @@ HEALTH = {"transport.ws.listener.health_path": "/healthz"}
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
-def test_a_health_path_is_answered_and_nothing_else_changes(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_health_path_is_answered_and_nothing_else_changes(
+    scheme: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With TLS, the connection of a peer that waits for its end stays for that long.
+    monkeypatch.setattr(wsport, "_CLOSE_TIMEOUT", 0.1)
     with Socket() as server, Socket() as client:
         secure = scheme == "wss"
         listener = server.listen(f"{scheme}://localhost:0/ws", HEALTH | (listen_options() if secure else {}))

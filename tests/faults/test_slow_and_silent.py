@@ -65,7 +65,7 @@ def has_answered_a_ping(pipe: Pipe) -> bool:
 
 @pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
 def test_a_peer_on_a_slow_link_that_reads_steadily_is_not_cut(transport: str, new_address: Callable[[], str]) -> None:
-    """A ping to it waits behind 3 MB in the kernel, for longer than a silent peer may be silent."""
+    """A ping to it waits behind 1.5 MB in the kernel, for longer than a silent peer may be silent."""
     options = {**BEATS, "connector.dialer.reconnect": False}
     with Socket(options) as server:
         listener = server.listen(new_address())
@@ -75,9 +75,9 @@ def test_a_peer_on_a_slow_link_that_reads_steadily_is_not_cut(transport: str, ne
             server.wait_pipes(1, timeout=5)
             pipe = only_pipe(server)
             wait_until(lambda: has_answered_a_ping(pipe))
-            for number in range(30):
+            for number in range(15):
                 server.send(b"%d." % number + bytes(100_000))
-            for number in range(30):
+            for number in range(15):
                 assert client.recv(timeout=20).startswith(b"%d." % number)
             several_limits()
             assert not pipe.closed
@@ -151,7 +151,8 @@ def test_a_rep_whose_handler_takes_longer_than_the_keepalive_loses_no_peer(addre
     skip_inproc(address)
 
     def handler(request: bytes) -> bytes:
-        several_limits()
+        if request.startswith(b"0."):
+            several_limits()
         return request[:10]
 
     with Rep(handler, {**BEATS, "socket.recv_queue_size": 1}) as rep, Req(BEATS) as req:
@@ -161,12 +162,10 @@ def test_a_rep_whose_handler_takes_longer_than_the_keepalive_loses_no_peer(addre
         (pipe,) = req.pipes.values()
         wait_until(lambda: has_answered_a_ping(pipe))
         # More than two, so that the queue of the Rep is full.
-        requests = [req.request_async(b"%d" % number + bytes(60_000)) for number in range(20)]
-        assert [request.get(timeout=30)[:1] for request in requests[:2]] == [b"0", b"1"]
+        requests = [req.request_async(b"%d." % number + bytes(60_000)) for number in range(20)]
+        replies = [request.get(timeout=30) for request in requests]
+        assert [reply.partition(b".")[0] for reply in replies] == [b"%d" % number for number in range(20)]
         assert not pipe.closed
-        for request in requests[2:]:
-            request.cancel()
-        rep.close(linger=0)
 
 
 def test_a_side_that_does_not_read_shows_that_it_lives_to_those_who_want_to_know_it() -> None:
@@ -229,8 +228,7 @@ def test_what_a_peer_had_sent_before_it_left_is_not_lost_by_the_pongs_to_it(
         for number in range(20):
             boss.send(b"%d." % number + bytes(1000))
         boss.close()
-        for _ in range(2):
-            several_limits()
+        several_limits()
         assert [worker.recv(timeout=5).split(b".")[0] for _ in range(20)] == [b"%d" % number for number in range(20)]
 
 

@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from gmultisocket import Socket
+from gmultisocket.core.pipes import bytespipe
 from gmultisocket.protocol import Rep, Req, Respondent
 from gmultisocket.testing import wait_until
 from tests import addresses
@@ -25,8 +26,10 @@ def answer(content: bytes) -> bytes:
 @pytest.mark.parametrize("kind", [Rep, Respondent])
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_unread_replies_are_bounded_in_bytes(
-    transport: str, kind: type[Rep] | type[Respondent], tmp_path: Path
+    transport: str, kind: type[Rep] | type[Respondent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # For how long a peer that may not be written to any more can have sent something that nobody receives.
+    monkeypatch.setattr(bytespipe, "DRAIN_TIMEOUT", 0.1)
     limit = 2_000_000
     options: dict[str, Any] = {"protocol.answers.max_waiting_bytes": limit}
     with kind(answer, options) as server, Socket({"socket.recv_queue_size": 1}) as stuck:

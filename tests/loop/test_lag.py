@@ -93,6 +93,30 @@ def test_another_thread_may_ask_and_begin() -> None:
     assert hub.threadpool.apply(lag_of, (hub,)) is lag_of(hub)
 
 
+def test_a_loop_that_was_destroyed_with_its_thread_is_not_measured_and_is_no_error() -> None:
+    """A thread of a pool ends so. Who still has one of its sockets may ask for all numbers."""
+    program = """
+import threading
+import gevent
+from gmultisocket import Socket
+from gmultisocket.stats import process_stats
+
+left = []
+
+def work():
+    left.append(Socket())
+    gevent.get_hub().destroy()
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+for _ in range(2):
+    assert left[0].stats()["loop_lag"] is None
+    print(process_stats()["groups"][0]["sockets"])
+"""
+    assert run_script(program, timeout=30) == "1\n1\n"
+
+
 def test_a_forked_child_begins_anew() -> None:
     parents = lag_of(get_hub())
     assert parents is not None

@@ -43,6 +43,27 @@ def test_what_is_registered_is_let_go_of_in_a_child_and_in_no_other_place() -> N
         owner.unregister(kept)
 
 
+def test_what_cannot_be_let_go_of_keeps_nothing_else_from_it() -> None:
+    class Stuck(Thing):
+        def _abandon(self) -> None:
+            raise LookupError("for the test")
+
+    # They are let go of in no known order.
+    things = [Thing() for _ in range(50)] + [Stuck()]
+    for thing in things:
+        owner.register(thing)
+
+    def child(report: int) -> None:
+        assert [thing.abandoned for thing in things] == [1] * 50 + [0]
+        assert not [*owner.live()]
+
+    try:
+        in_forked_child(child)
+    finally:
+        for thing in things:
+            owner.unregister(thing)
+
+
 def test_nothing_is_kept_alive_by_being_registered() -> None:
     owner.register(Thing())
     assert not [thing for thing in owner.live() if isinstance(thing, Thing)]

@@ -244,3 +244,13 @@ def _take_if_in_time(shop: Shop) -> object:
         return shop.take(timeout=0.00001)
     except TimeoutError:
         return None
+
+
+def test_a_deadline_ends_when_what_it_is_for_ends_by_an_error() -> None:
+    for deadline in (Deadline(60), Deadline(None)):
+        with deadline.ending():
+            pass
+        assert deadline.left() != 0.0
+        with pytest.raises(gevent.GreenletExit), deadline.ending():
+            raise gevent.GreenletExit
+        assert deadline.left() == 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -81,6 +82,8 @@ class WithShortSearches(AgainstAnIndex):
 
 TestAgainstAnIndex = AgainstAnIndex.TestCase
 TestWithShortSearches = WithShortSearches.TestCase
+# Each example has 50 steps, and all is checked after each of them.
+TestAgainstAnIndex.settings = TestWithShortSearches.settings = settings(max_examples=50)
 
 
 def remembered(*topics: str) -> TopicCache[int]:

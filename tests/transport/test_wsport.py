@@ -16,10 +16,12 @@ from gevent.monkey import get_original
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
+from gmultisocket.errors import AddressInUse, ConnectionFailed
 from gmultisocket.testing import wait_until
 from gmultisocket.transport import wsport
 from gmultisocket.wire import encode
 from tests.certificates import authority, dial_options, listen_options
+from tests.faults.peers import free_port
 from tests.transport.wspeers import RawPeer, frame, request, upgraded
 
 WS = "ws://127.0.0.1:0"
@@ -44,6 +46,31 @@ def exchange(server: Socket, address: str) -> None:
 def only_port() -> wsport.Port:
     (port,) = wsport._ports.values()
     return port
+
+
+def test_listeners_that_look_up_the_same_name_at_once_share_the_port(server: Socket) -> None:
+    port = free_port()
+    addresses = [f"ws://localhost:{port}/{path}" for path in "abc"]
+    listening = [gevent.spawn(server.listen, address) for address in addresses]
+    gevent.joinall(listening, raise_error=True)
+    assert [each.get().address for each in listening] == addresses
+    for address in addresses:
+        exchange(server, address)
+    only_port()
+    server.stop_listen(addresses[0])
+    with Socket() as other:
+        with pytest.raises(AddressInUse):
+            gevent.joinall([gevent.spawn(other.listen, addresses[1])], raise_error=True)
+        other.listen(addresses[0])
+
+
+def test_one_whose_name_is_unknown_keeps_no_other_from_the_port(server: Socket) -> None:
+    def listen(path: str) -> None:
+        with pytest.raises(ConnectionFailed):
+            server.listen(f"ws://no-such-host.invalid:{port}/{path}")
+
+    port = free_port()
+    gevent.joinall([gevent.spawn(listen, path) for path in "ab"], raise_error=True)
 
 
 @pytest.mark.timeout(120)
