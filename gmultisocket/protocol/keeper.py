@@ -11,7 +11,7 @@ from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
 from ..options import Options
 from ..wire import CONTROL
-from .history import History, Kept, MemoryHistory
+from .history import History, Kept
 from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
 from .rights import RemoteSub
@@ -58,6 +58,8 @@ class Keeper:
 
     def _make_history(self) -> History:
         if self.history is None:
+            from .memoryhistory import MemoryHistory
+
             self.history = MemoryHistory()
         return self.history
 

@@ -1,0 +1,128 @@
+"""A log of publications that may be read in portions, while new ones come and the oldest leave.
+
+The publications lie in chunks, and none ever moves: a chunk grows at its end until it is full, and is left to whoever
+still reads it when its last publication has left the log. So a :class:`View` of millions takes no time to make, and
+what is in it stays in it.
+
+Pure: no gevent, no sockets.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Final
+
+from .history import Kept
+
+__all__ = ["CHUNK", "PORTION", "EntryLog", "View"]
+
+#: A chunk with so many publications is full.
+CHUNK: Final = 512
+#: Publications that are looked at in one portion.
+PORTION: Final = 256
+
+_offset_of = itemgetter(0)
+
+
+def _first_of(chunk: list[Kept]) -> int:
+    return chunk[0][0]
+
+
+class EntryLog:
+    """Publications in the order of their offsets.
+
+    Attributes:
+        tail: the chunk that grows: ``tail.append(entry)`` adds a publication. :meth:`close_chunk` begins another one.
+    """
+
+    __slots__ = ("_chunks", "_closed", "_start", "tail")
+
+    def __init__(self) -> None:
+        self.tail: list[Kept] = []
+        #: Only the tail may be empty.
+        self._chunks: list[list[Kept]] = [self.tail]
+        #: What has left the first chunk; and how many publications all chunks before the tail have, with those.
+        self._start = 0
+        self._closed = 0
+
+    def __len__(self) -> int:
+        return self._closed + len(self.tail) - self._start
+
+    @property
+    def first_offset(self) -> int:
+        """The offset of the oldest publication, 0 if there is none."""
+        chunk = self._chunks[0]
+        return chunk[self._start][0] if len(chunk) > self._start else 0
+
+    def close_chunk(self) -> None:
+        """Begin another chunk, unless the last one is empty."""
+        if self.tail:
+            self._closed += len(self.tail)
+            self.tail = []
+            self._chunks.append(self.tail)
+
+    def pop_oldest(self, count: int) -> list[Kept]:
+        """Remove the oldest publications, and return them, the oldest one first. There must be so many."""
+        chunks = self._chunks
+        gone: list[Kept] = []
+        while count:
+            chunk = chunks[0]
+            part = chunk[self._start : self._start + count]
+            gone += part
+            count -= len(part)
+            self._start += len(part)
+            if self._start == len(chunk):
+                self.close_chunk()
+                del chunks[0]
+                self._closed -= len(chunk)
+                self._start = 0
+        return gone
+
+    def view(self) -> View:
+        """Return what is in the log now."""
+        chunks = self._chunks if self.tail else self._chunks[:-1]
+        return View(chunks[:], self._start, self.tail[-1][0] if self.tail else chunks[-1][-1][0] if chunks else 0)
+
+
+class View:
+    """What was in a log at one moment. It stays the same, whatever leaves the log.
+
+    Args:
+        chunks: its chunks; none is empty.
+        start: what had left the first one.
+        last: the offset of the newest publication.
+    """
+
+    __slots__ = ("_chunks", "_last", "_start")
+
+    def __init__(self, chunks: list[list[Kept]], start: int, last: int) -> None:
+        self._chunks = chunks
+        self._start = start
+        self._last = last
+
+    def _chunk(self, offset: int) -> int:
+        """Return the number of the last chunk that begins at an offset or before it, -1 if there is none."""
+        return bisect_left(self._chunks, offset + 1, key=_first_of) - 1
+
+    def find(self, offset: int) -> Kept | None:
+        """Return the publication with an offset, None if it is not here."""
+        number = self._chunk(offset)
+        if number < 0 or offset > self._last:
+            return None
+        chunk = self._chunks[number]
+        place = bisect_left(chunk, offset, 0 if number else self._start, key=_offset_of)
+        return chunk[place] if place < len(chunk) and chunk[place][0] == offset else None
+
+    def behind(self, offset: int) -> Iterator[list[Kept]]:
+        """Yield the publications behind an offset in portions, the oldest ones first. None is empty."""
+        number = max(self._chunk(offset), 0)
+        for chunk in self._chunks[number:]:
+            place = bisect_left(chunk, offset + 1, 0 if number else self._start, key=_offset_of)
+            number += 1
+            end = len(chunk)
+            if chunk[-1][0] > self._last:
+                end = bisect_left(chunk, self._last + 1, key=_offset_of)
+            for begin in range(place, end, PORTION):
+                yield chunk[begin : min(begin + PORTION, end)]
