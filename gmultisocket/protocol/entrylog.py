@@ -74,7 +74,8 @@ class EntryLog:
             count -= len(part)
             self._start += len(part)
             if self._start == len(chunk):
-                self.close_chunk()
+                if chunk is self.tail:
+                    self.close_chunk()
                 del chunks[0]
                 self._closed -= len(chunk)
                 self._start = 0
@@ -106,14 +107,37 @@ class View:
         """Return the number of the last chunk that begins at an offset or before it, -1 if there is none."""
         return bisect_left(self._chunks, offset + 1, key=_first_of) - 1
 
-    def find(self, offset: int) -> Kept | None:
-        """Return the publication with an offset, None if it is not here."""
-        number = self._chunk(offset)
-        if number < 0 or offset > self._last:
-            return None
-        chunk = self._chunks[number]
-        place = bisect_left(chunk, offset, 0 if number else self._start, key=_offset_of)
-        return chunk[place] if place < len(chunk) and chunk[place][0] == offset else None
+    def chain(self, last: int, offset: int) -> Iterator[list[Kept]]:
+        """Yield publications of one topic in portions, the newest ones first. None is empty.
+
+        Args:
+            last: the offset of the first one. Then comes the one before it in its topic, and so on ...
+            offset: ... down to this offset, without that one, or until one is not here.
+        """
+        found: list[Kept] = []
+        chunk: list[Kept] = []
+        number = place = 0
+        while offset < last <= self._last:
+            # Mostly it is the neighbour.
+            place -= 1
+            if place < 0 or chunk[place][0] != last:
+                number = self._chunk(last)
+                if number < 0:
+                    break
+                chunk = self._chunks[number]
+                place = bisect_left(chunk, last, key=_offset_of)
+                if place == len(chunk) or chunk[place][0] != last:
+                    break
+            if number == 0 and place < self._start:
+                break
+            entry = chunk[place]
+            found.append(entry)
+            last = entry[1]
+            if len(found) == PORTION:
+                yield found
+                found = []
+        if found:
+            yield found
 
     def behind(self, offset: int) -> Iterator[list[Kept]]:
         """Yield the publications behind an offset in portions, the oldest ones first. None is empty."""

@@ -256,29 +256,31 @@ class MemoryHistory(History):
         if known is None:
             yield Since((), offset >= self._forgotten)
             return
-        view = self._log.view()
         found: list[Kept] = []
         last = known.last
-        while last > offset and (entry := view.find(last)) is not None:
-            found.append(entry)
-            last = entry[1]
-            if len(found) % PORTION == 0:
+        for number, entries in enumerate(self._log.view().chain(last, offset)):
+            if number:
                 yield Since((), True)
+            found += entries
+            last = found[-1][1]
         if value is not None and offset < value[0] <= last:
             # Those between are lost, if there were any.
             found.append(value)
             last = value[1] if value[0] == last else last
-        found.reverse()
         complete = last <= offset
-        yield Since(found[:PORTION], complete)
-        for begin in range(PORTION, len(found), PORTION):
-            yield Since(found[begin : begin + PORTION], complete)
+        if not found:
+            yield Since((), complete)
+        while found:
+            portion = found[: -PORTION - 1 : -1]
+            del found[-PORTION:]
+            yield Since(portion, complete)
 
     def _since_of_pattern(self, pattern: str, offset: int) -> Iterator[Since]:
         last = self._last_offset
         nothing_lost = offset >= self._lost_to
         complete = nothing_lost or offset >= self._forgotten
-        topics = () if nothing_lost or not complete else (*self._topics,)
+        # As of a plain dict: to copy the order of an OrderedDict takes five times as long.
+        topics = [] if nothing_lost or not complete else [*dict.keys(self._topics)]
         #: By topic: the offset up to which nothing is missing.
         seen: dict[str, int] = {}
         for entries in self._behind(self._log.view(), offset):
@@ -327,12 +329,9 @@ class MemoryHistory(History):
         """
         known = self._topics.get(topic)
         last = self._forgotten if known is None else known.last
-        view = self._log.view() if last > end else None
-        while view is not None and last > end:
-            entry = view.find(last)
-            if entry is None:
-                break
-            last = entry[1]
+        if last > end:
+            for entries in self._log.view().chain(last, end):
+                last = entries[-1][1]
         return last
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmultisocket.protocol.entrylog import EntryLog, Kept, View
+from gmultisocket.protocol.entrylog import EntryLog
+from gmultisocket.protocol.history import Kept
 
 from .pubsubmodel import portions_of
 
 
-def entry(offset: int) -> Kept:
-    return (offset, 0, "a", b"")
-
-
-def read(view: View, offset: int, size: int) -> list[Kept]:
-    portions = [*view.behind(offset)]
-    assert all(1 <= len(portion) <= size for portion in portions)
-    return [each for portion in portions for each in portion]
+def joined(portions: Iterator[list[Kept]], size: int) -> list[Kept]:
+    found = []
+    for portion in portions:
+        assert 1 <= len(portion) <= size
+        found += portion
+    return found
 
 
 @given(
@@ -26,13 +27,17 @@ def read(view: View, offset: int, size: int) -> list[Kept]:
 )
 def test_it_is_a_list_from_which_the_oldest_leave(steps: list[tuple[str, int]], size: int) -> None:
     log, model, last = EntryLog(), list[Kept](), 0
-    views = [(log.view(), [*model])]
+    last_of = {"a": 0, "b": 0}
+    views = [(log.view(), [*model], {**last_of})]
     for kind, number in steps:
         if kind == "append":
             # Not every offset is in the log.
             last += number
-            log.tail.append(entry(last))
-            model.append(entry(last))
+            topic = "a" if number < 4 else "b"
+            entry = (last, last_of[topic], topic, b"")
+            last_of[topic] = last
+            log.tail.append(entry)
+            model.append(entry)
         elif kind == "pop":
             count = min(number, len(model))
             assert log.pop_oldest(count) == model[:count]
@@ -40,21 +45,22 @@ def test_it_is_a_list_from_which_the_oldest_leave(steps: list[tuple[str, int]], 
         elif kind == "close":
             log.close_chunk()
         else:
-            views.append((log.view(), [*model]))
+            views.append((log.view(), [*model], {**last_of}))
         assert len(log) == len(model)
         assert log.first_offset == (model[0][0] if model else 0)
     with portions_of(size):
-        for view, was in views:
-            there = {each[0]: each for each in was}
+        for view, was, ends in views:
             for offset in range(-1, last + 2):
-                assert read(view, offset, size) == [each for each in was if each[0] > offset]
-                assert view.find(offset) == there.get(offset)
+                assert joined(view.behind(offset), size) == [each for each in was if each[0] > offset]
+                for topic, end in ends.items():
+                    wanted = [each for each in was if each[0] > offset and each[2] == topic]
+                    assert joined(view.chain(end, offset), size) == wanted[::-1]
 
 
 def test_a_chunk_leaves_with_its_last_publication() -> None:
     log = EntryLog()
     for offset in range(1, 101):
-        log.tail.append(entry(offset))
+        log.tail.append((offset, offset - 1, "a", b""))
         if offset % 10 == 0:
             log.close_chunk()
     log.pop_oldest(95)
