@@ -16,14 +16,23 @@ from typing import Final
 
 from .history import Kept
 
-__all__ = ["CHUNK", "PORTION", "EntryLog", "View"]
+__all__ = ["CHUNK", "OVERHEAD", "PORTION", "EntryLog", "View", "size_of"]
 
 #: A chunk with so many publications is full.
 CHUNK: Final = 512
 #: Publications that are looked at in one portion.
 PORTION: Final = 256
 
+#: What a publication takes in memory besides its topic and its content, in bytes, about.
+OVERHEAD: Final = 200
+
 _offset_of = itemgetter(0)
+
+
+def size_of(entry: Kept) -> int:
+    """Return what a publication takes in memory, in bytes, about."""
+    _, _, topic, content = entry
+    return OVERHEAD + len(topic) + len(content)
 
 
 def _first_of(chunk: list[Kept]) -> int:
@@ -33,19 +42,28 @@ def _first_of(chunk: list[Kept]) -> int:
 class EntryLog:
     """Publications in the order of their offsets.
 
+    Who adds one does ``tail.append(entry)``, and adds ``size_of(entry)`` to ``bytes_in``.
+
     Attributes:
-        tail: the chunk that grows: ``tail.append(entry)`` adds a publication. :meth:`close_chunk` begins another one.
+        tail: the chunk that grows. :meth:`close_chunk` begins another one.
+        bytes_in: what all publications take that were ever in the log.
+        bytes_out: what those take that have left it, or less: see :meth:`count_out`.
     """
 
-    __slots__ = ("_chunks", "_closed", "_start", "tail")
+    __slots__ = ("_chunks", "_closed", "_counted", "_ends", "_start", "bytes_in", "bytes_out", "tail")
 
     def __init__(self) -> None:
         self.tail: list[Kept] = []
-        #: Only the tail may be empty.
+        self.bytes_in = 0
+        self.bytes_out = 0
+        #: Only the tail may be empty. The others are closed: for each, ``bytes_in`` at its end.
         self._chunks: list[list[Kept]] = [self.tail]
-        #: What has left the first chunk; and how many publications all chunks before the tail have, with those.
-        self._start = 0
+        self._ends: list[int] = []
+        #: How many publications the closed chunks have; how many of the first chunk have left; and how many of those
+        #: ``bytes_out`` has.
         self._closed = 0
+        self._start = 0
+        self._counted = 0
 
     def __len__(self) -> int:
         return self._closed + len(self.tail) - self._start
@@ -60,26 +78,35 @@ class EntryLog:
         """Begin another chunk, unless the last one is empty."""
         if self.tail:
             self._closed += len(self.tail)
+            self._ends.append(self.bytes_in)
             self.tail = []
             self._chunks.append(self.tail)
 
-    def pop_oldest(self, count: int) -> list[Kept]:
-        """Remove the oldest publications, and return them, the oldest one first. There must be so many."""
-        chunks = self._chunks
-        gone: list[Kept] = []
-        while count:
-            chunk = chunks[0]
-            part = chunk[self._start : self._start + count]
-            gone += part
-            count -= len(part)
-            self._start += len(part)
-            if self._start == len(chunk):
-                if chunk is self.tail:
-                    self.close_chunk()
-                del chunks[0]
-                self._closed -= len(chunk)
-                self._start = 0
-        return gone
+    def remove_oldest(self, count: int) -> int:
+        """Remove the oldest publications, of which there are so many, at least one. Return the offset of the last one.
+
+        They are not looked at: most have not been for long, and memory that is used again is slow.
+        """
+        while True:
+            chunk = self._chunks[0]
+            left = len(chunk) - self._start
+            if count < left:
+                self._start += count
+                return chunk[self._start - 1][0]
+            count -= left
+            if chunk is self.tail:
+                self.close_chunk()
+            del self._chunks[0]
+            self._closed -= len(chunk)
+            self.bytes_out = self._ends.pop(0)
+            self._start = self._counted = 0
+            if not count:
+                return chunk[-1][0]
+
+    def count_out(self) -> None:
+        """Let ``bytes_out`` be what all publications take that have left."""
+        self.bytes_out += sum(map(size_of, self._chunks[0][self._counted : self._start]))
+        self._counted = self._start
 
     def view(self) -> View:
         """Return what is in the log now."""

@@ -16,15 +16,13 @@ from itertools import takewhile
 from time import monotonic
 from typing import Final
 
-from .entrylog import CHUNK, PORTION, EntryLog, View
+from .entrylog import CHUNK, OVERHEAD, PORTION, EntryLog, View, size_of
 from .history import History, Kept, Since
 from .pubsubwire import LIMIT
 from .subscriptions import Subscriptions, check_pattern, is_literal, matches, matching
 
 __all__ = ["MemoryHistory"]
 
-#: What an entry takes in memory besides its topic and its content, in bytes, about.
-_OVERHEAD: Final = 200
 #: Topics that are remembered, besides those of which something is kept.
 _MAX_TOPICS: Final = 1 << 16
 #: So many topics are looked at, to forget them, when one more comes.
@@ -106,12 +104,9 @@ class MemoryHistory(History):
         #: The kept publications, and when each came, if that matters.
         self._log = EntryLog()
         self._times: deque[float] = deque()
-        #: What all publications take that were ever in the log; those that have left it; and those before its last
-        #: chunk, together with those that have left it.
-        self._bytes_in = 0
-        self._bytes_out = 0
+        #: The ``bytes_in`` of the log when its last chunk began.
         self._chunk_from = 0
-        #: With a publication that has this offset, or when ``_bytes_in`` is higher, there is something to do.
+        #: With a publication that has this offset, or when ``bytes_in`` is higher, there is something to do.
         self._trim_at = 1
         self._trim_bytes = 0
         self._topics: OrderedDict[str, _Topic] = OrderedDict()
@@ -137,7 +132,7 @@ class MemoryHistory(History):
             if len(self._topics) >= _MAX_TOPICS:
                 self._forget_topics()
             logged = bool(self._wanted.match(topic))
-            found = self._topics[topic] = _Topic(logged, self._forgotten, _OVERHEAD + len(topic))
+            found = self._topics[topic] = _Topic(logged, self._forgotten, OVERHEAD + len(topic))
         return found
 
     def _forget_topics(self) -> None:
@@ -157,19 +152,20 @@ class MemoryHistory(History):
         logged = known.logged
         if not logged and not retain and topic not in self._retained:
             return None
+        log = self._log
         offset = self._last_offset = self._last_offset + 1
         entry = (offset, known.last, topic, content)
         known.last = offset
         if logged:
-            self._log.tail.append(entry)
-            self._bytes_in += known.size + len(content)
+            log.tail.append(entry)
+            log.bytes_in += known.size + len(content)
             if self._max_age:
                 self._times.append(monotonic())
         elif not retain:
             self._lost_to = offset
         if retain:
             self._retain(entry)
-        if offset >= self._trim_at or self._bytes_in > self._trim_bytes:
+        if offset >= self._trim_at or log.bytes_in > self._trim_bytes:
             self.trim()
         return entry
 
@@ -177,7 +173,7 @@ class MemoryHistory(History):
         topic = entry[2]
         self.unretain(topic)
         self._retained[topic] = entry
-        self._retained_bytes += _size(entry)
+        self._retained_bytes += size_of(entry)
         while len(self._retained) > self._max_retained or (
             self._retained_bytes > self._max_retained_bytes and len(self._retained) > 1
         ):
@@ -188,7 +184,7 @@ class MemoryHistory(History):
         entry = self._retained.pop(topic, None)
         if entry is None:
             return False
-        self._retained_bytes -= _size(entry)
+        self._retained_bytes -= size_of(entry)
         if not self._in_log(entry):
             self._lost_to = max(self._lost_to, entry[0])
         return True
@@ -202,8 +198,11 @@ class MemoryHistory(History):
         log = self._log
         if len(log) > self._max_entries:
             self._forget(len(log) - self._max_entries, "entries")
-        while self._bytes_in - self._bytes_out > self._max_bytes and len(log) > 1:
-            self._forget(1, "bytes")
+        if log.bytes_in - log.bytes_out > self._max_bytes:
+            log.count_out()
+            while log.bytes_in - log.bytes_out > self._max_bytes and len(log) > 1:
+                self._forget(1, "bytes")
+                log.count_out()
         # Several at once take less time than one by one.
         more = self._max_entries - len(log) + _MORE
         if self._max_age:
@@ -212,20 +211,15 @@ class MemoryHistory(History):
                 self._forget(1, "age")
             more = min(more, _MORE)
         chunk_bytes = self._max_bytes // _CHUNK_SHARE
-        if len(log.tail) >= CHUNK or self._bytes_in - self._chunk_from >= chunk_bytes:
+        if len(log.tail) >= CHUNK or log.bytes_in - self._chunk_from >= chunk_bytes:
             log.close_chunk()
-            self._chunk_from = self._bytes_in
+            self._chunk_from = log.bytes_in
         self._trim_at = self._last_offset + 1 + min(more, CHUNK - len(log.tail))
-        self._trim_bytes = min(self._bytes_out + self._max_bytes, self._chunk_from + chunk_bytes)
+        self._trim_bytes = min(log.bytes_out + self._max_bytes, self._chunk_from + chunk_bytes)
 
     def _forget(self, count: int, reason: str) -> None:
         """Forget the oldest publications."""
-        gone = self._log.pop_oldest(count)
-        size = count * _OVERHEAD
-        for _, _, topic, content in gone:
-            size += len(topic) + len(content)
-        self._bytes_out += size
-        self._lost_to = max(self._lost_to, gone[-1][0])
+        self._lost_to = max(self._lost_to, self._log.remove_oldest(count))
         for _ in range(min(count, len(self._times))):
             self._times.popleft()
         self._count(reason, count)
@@ -333,8 +327,3 @@ class MemoryHistory(History):
             for entries in self._log.view().chain(last, end):
                 last = entries[-1][1]
         return last
-
-
-def _size(entry: Kept) -> int:
-    _, _, topic, content = entry
-    return _OVERHEAD + len(topic) + len(content)
