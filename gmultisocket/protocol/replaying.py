@@ -2,9 +2,10 @@
 
 A subscription with a 0x05 passes through three states. While it waits, nothing goes to it. Then its replay runs: what
 the history has at the beginning is found and pinned, and what is published meanwhile comes behind that. When all is
-found, the replay is sent: first its head, which says whether something is missing. Behind the last publication the
-replay ends, and live publications follow, in the same order. The last publication, the end and the switch to live are
-one step: no other greenlet runs between.
+found, the replay is sent: first its head, which says whether something is missing. If more was published meanwhile than
+may wait, the replay goes on with what the history has of that. Behind the last publication the replay ends, and live
+publications follow, in the same order. The last publication, the end and the switch to live are one step: no other
+greenlet runs between.
 
 A greenlet for each pipe finds and sends the replays by it, in portions and in turn, when the pipe is writable. So a
 long history or a subscriber that does not read holds up nobody else, and a publication never waits for a replay. What a
@@ -40,7 +41,7 @@ __all__ = ["Replays", "Split"]
 _PORTION: Final = 64
 #: Subscriptions that are forgotten, or publications that are unpinned, before others run.
 _FORGOTTEN: Final = 256
-#: Publications that may wait for one subscriber because they came during its replay. More are dropped.
+#: Publications that may wait for one subscriber because they came during its replay. More are read from the history.
 _MAX_ADDED: Final = 4096
 #: Topics of which it is remembered who gets what.
 _MAX_SPLITS: Final = 1024
@@ -77,10 +78,13 @@ class _Asking:
         index: the index that it is in: None while it waits.
         beginning: has what its replay has still to send of the history; None when that does not run.
         steps: the search for that; None when all is found.
-        added: what was published since the replay began; None if nothing was.
+        head: what begins its replay; None before all is found, and when it was sent.
+        is_answered: it was sent.
+        added: what was published since the search began; None if nothing was.
+        behind: what is behind this offset is not in ``added``, and is to be found later; 0 if there is none.
     """
 
-    __slots__ = ("accepted", "added", "ask", "beginning", "index", "remote", "steps")
+    __slots__ = ("accepted", "added", "ask", "beginning", "behind", "head", "index", "is_answered", "remote", "steps")
 
     def __init__(self, remote: RemoteSub, ask: Ask, accepted: int) -> None:
         self.remote = remote
@@ -88,13 +92,11 @@ class _Asking:
         self.accepted = accepted
         self.index: Subscriptions[Any] | None = None
         self.beginning: Beginning | None = None
-        self.steps: Generator[None, None, Replay] | None = None
+        self.steps: Generator[None, None, Replay | None] | None = None
+        self.head: Replay | None = None
+        self.is_answered = False
         self.added: deque[Kept] | None = None
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether the head of its replay was sent."""
-        return self.index is not None and self.steps is None
+        self.behind = 0
 
 
 #: By source and pattern. (Where entries leave at the front, no dict: the more have left, the longer the search.)
@@ -248,7 +250,9 @@ class Replays:
         for entries in (None if asking.beginning is None else asking.beginning.entries, asking.added):
             if entries:
                 self._unneeded.append(entries)
-        asking.beginning = asking.steps = asking.added = None
+        asking.beginning = asking.steps = asking.head = asking.added = None
+        asking.is_answered = False
+        asking.behind = 0
 
     def _move(self, asking: _Asking, index: Subscriptions[Any] | None) -> None:
         """Put a subscription into another index."""
@@ -279,12 +283,13 @@ class Replays:
         It need not be called while ``queues`` is empty.
         """
         for asking in self._running.match(entry[2]):
+            if asking.behind:
+                continue
             added = asking.added = deque() if asking.added is None else asking.added
             if len(added) < _MAX_ADDED and self._pins.add((entry,)):
                 added.append(entry)
             else:
-                # The subscriber finds that out by the next publication of the topic.
-                self._core.count_drop("overflow", asking.remote.pipe.id)
+                asking.behind = entry[0] - 1
 
     def split(self, topic: str, wanted: Collection[Any]) -> Split:
         """Find out who gets a publication in which way, and remember it.
@@ -356,59 +361,67 @@ class Replays:
                 # Before a replay begins, those that have ended give their memory back.
                 self._forget_portion()
                 return True
-            if asking.is_answered:
-                self._send_next(asking)
-            elif not self._find_some(asking):
+            if not self._go_on(asking):
                 return True
             if asking.index is self._live:
                 del queue[key]
                 return True
         return True
 
-    def _find_some(self, asking: _Asking) -> bool:
-        """Find a portion of what belongs to a replay. When that is everything, send its head, and return True."""
-        if asking.steps is None:
+    def _go_on(self, asking: _Asking) -> bool:
+        """Send the next message of a replay. Return False if it is still to be found, and others may run first."""
+        if asking.beginning is None:
             asking.beginning = Beginning(self.history, asking.ask, asking.accepted, self._pins)
             asking.steps = asking.beginning.steps()
             self._move(asking, self._running)
             self.splits.clear()
         beginning = asking.beginning
-        assert beginning is not None
-        try:
-            next(asking.steps)
+        if asking.steps is not None and not self._find_some(asking, beginning, asking.steps):
             return False
-        except StopIteration as end:
-            head: Replay = end.value
-        except Exception as error:
-            usercode.report("gmultisocket.protocol", "a history failed", error, self)
-            head = beginning.head(False, True)
-        asking.steps = None
+        head, asking.head = asking.head, None
+        if head is None:
+            self._send_next(asking, beginning)
         if not beginning.entries and not asking.added:
-            head = head._replace(end=True)
-            self._end(asking)
-        self._put(asking, head)
+            if asking.behind:
+                asking.steps = beginning.more(asking.behind)
+                asking.behind = 0
+            else:
+                last = self.history.last_offset
+                head = (head or Replay(asking.ask.id, self.history.epoch, last))._replace(end=True)
+                asking.beginning = asking.added = None
+                self._move(asking, self._live)
+                self.splits.clear()
+        if head is not None:
+            asking.is_answered = True
+            self._put(asking, head)
         return True
 
-    def _send_next(self, asking: _Asking) -> None:
-        """Send the next publication of a replay, and behind the last one its end."""
-        beginning = asking.beginning
-        assert beginning is not None
-        entries = beginning.entries or asking.added
-        assert entries
-        entry = entries.popleft()
-        self._pins.remove(entry)
-        epoch = self.history.epoch
-        offset, previous, topic, content = entry
-        self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
-        if not beginning.entries and not asking.added:
-            self._put(asking, Replay(asking.ask.id, epoch, self.history.last_offset, end=True))
-            self._end(asking)
+    def _find_some(self, asking: _Asking, beginning: Beginning, steps: Generator[None, None, Replay | None]) -> bool:
+        """Find a portion of what belongs to a replay. Return whether that is all."""
+        try:
+            next(steps)
+            return False
+        except StopIteration as end:
+            asking.head = end.value
+        except Exception as error:
+            usercode.report("gmultisocket.protocol", "a history failed", error, self)
+            asking.head = beginning.head(False, True)
+        asking.steps = None
+        if asking.is_answered and asking.head is not None:
+            # Something is missing. The subscriber finds that out by the next publication of the topic.
+            self._core.count_drop("overflow", asking.remote.pipe.id)
+            asking.head = None
+        return True
 
-    def _end(self, asking: _Asking) -> None:
-        """Send live publications to a subscription from now on."""
-        asking.beginning = asking.added = None
-        self._move(asking, self._live)
-        self.splits.clear()
+    def _send_next(self, asking: _Asking, beginning: Beginning) -> None:
+        """Send the next publication of a replay, if there is one."""
+        entries = beginning.entries or asking.added
+        if entries:
+            entry = entries.popleft()
+            self._pins.remove(entry)
+            offset, previous, topic, content = entry
+            epoch = self.history.epoch
+            self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
 
     def _put(self, asking: _Asking, message: Replay | Positioned) -> None:
         self._core.put(asking.remote.pipe, control(message.encode(), asking.remote.source))

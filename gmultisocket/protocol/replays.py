@@ -59,7 +59,7 @@ class Beginning:
         first = self._position is None
         return Replay(self._ask.id, self._epoch, self._last, complete and not first, gap, first)
 
-    def steps(self) -> Generator[None, None, Replay]:
+    def steps(self) -> Generator[None, None, Replay | None]:
         """Find the publications that are in the history now. Return the head of the replay.
 
         Between two portions others may run, publish, and make the history forget something. What is published meanwhile
@@ -82,6 +82,16 @@ class Beginning:
                     yield from self._clear()
             return self.head(False, True)
         return self.head(complete, not complete)
+
+    def more(self, offset: int) -> Generator[None, None, Replay | None]:
+        """Find what was published behind an offset until now. Return a head if something of it is missing, or None."""
+        self._last = self._history.last_offset
+        self._full = False
+        return self._more(offset)
+
+    def _more(self, offset: int) -> Generator[None, None, Replay | None]:
+        complete = yield from self._add_since(offset)
+        return None if complete and not self._full else self.head(False, True)
 
     def _add(self, entries: Sequence[Kept]) -> Generator[None, None, None]:
         """Add publications. If there is not enough memory, nothing more is added."""

@@ -23,7 +23,7 @@ from gmultisocket.protocol.subscriptions import matches
 #: Live publications that wait on a link; more are dropped.
 QUEUE = 4
 #: Publications that wait in a replay.
-REPLAY = 8
+REPLAY = 3
 
 
 class ModelHistory(MemoryHistory):
@@ -71,13 +71,14 @@ class ModelReplay:
     def __init__(self, ask: Ask, history: ModelHistory, pins: Pins) -> None:
         self.ask = ask
         self.beginning = Beginning(history, ask, history.last_offset, pins)
-        self.steps = self.beginning.steps()
+        self.steps: Iterator[None] | None = self.beginning.steps()
         self.answered = False
         self.added: deque[Kept] = deque()
+        self.behind = 0
 
     @property
     def is_over(self) -> bool:
-        return self.answered and not self.beginning.entries and not self.added
+        return self.answered and not (self.beginning.entries or self.added or self.behind or self.steps)
 
 
 class ModelPub:
@@ -114,8 +115,11 @@ class ModelPub:
         if any(matches(pattern, topic) for pattern in self.live) and len(link.down) < QUEUE:
             link.down.append(self._message(0, entry))
         for pattern, replay in self.replays.items():
-            if matches(pattern, topic) and len(replay.added) < REPLAY and self.pins.add((entry,)):
-                replay.added.append(entry)
+            if matches(pattern, topic) and not replay.behind:
+                if len(replay.added) < REPLAY and self.pins.add((entry,)):
+                    replay.added.append(entry)
+                else:
+                    replay.behind = entry[0] - 1
 
     def receive(self) -> None:
         """Take the next message of the Sub. What is found at once of a replay begins it."""
@@ -132,19 +136,27 @@ class ModelPub:
         """Find a portion of a replay, or send one publication of it; behind the last one, the end, and go live."""
         assert self.link is not None
         replay = self.replays[pattern]
-        if not replay.answered:
+        head = None
+        waiting = replay.beginning.entries or replay.added
+        if replay.steps is not None:
             try:
                 next(replay.steps)
+                return
             except StopIteration as end:
+                replay.steps = None
+                head = None if replay.answered else end.value
                 replay.answered = True
-                self.link.down.append(end.value._replace(end=replay.is_over))
-        else:
-            entry = (replay.beginning.entries or replay.added).popleft()
+        elif waiting:
+            entry = waiting.popleft()
             self.pins.remove(entry)
             self.link.down.append(self._message(replay.ask.id, entry))
-            if replay.is_over:
-                last = self.history.last_offset
-                self.link.down.append(Replay(replay.ask.id, self.history.epoch, last, end=True))
+        if replay.behind and not (replay.beginning.entries or replay.added):
+            replay.steps = replay.beginning.more(replay.behind)
+            replay.behind = 0
+        if replay.is_over:
+            head = (head or Replay(replay.ask.id, self.history.epoch, self.history.last_offset))._replace(end=True)
+        if head is not None:
+            self.link.down.append(head)
         if replay.is_over:
             del self.replays[pattern]
             self.live.add(pattern)

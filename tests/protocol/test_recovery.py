@@ -547,7 +547,7 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
                 pub.publish("a", b"%d" % number)
                 assert sub.recv(LONG) == ("a", b"%d" % number)
             (pipe,) = (pipe for pipe in replays.queues)
-            assert pipe.counters.drops["overflow"] == 5
+            assert "overflow" not in pipe.counters.drops, "the history has what does not wait"
         wait_until(lambda: not replays.queues and not replays._pins.size)
         wait_until(lambda: not replays._running and len(replays.askings) == 1)
 

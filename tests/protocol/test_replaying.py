@@ -10,6 +10,7 @@ import pytest
 
 from gmultisocket import Socket
 from gmultisocket.protocol import History, MemoryHistory, Pub, RemoteSub, Since, Sub
+from gmultisocket.protocol import replaying as replaying_module
 from gmultisocket.protocol.entrylog import PORTION
 from gmultisocket.protocol.history import everything_since
 from gmultisocket.protocol.pubsubwire import Ask, Position, Positioned, Replay
@@ -127,6 +128,48 @@ def test_what_is_published_or_forgotten_while_a_replay_is_found_makes_no_gap() -
         got = answers(by_hand, 3002)
         assert got[0] == Replay(1, epoch, 1000, recovered=True) and got[-1] == Replay(1, epoch, 3000, end=True)
         assert [each.offset for each in got[1:-1] if isinstance(each, Positioned)] == [*range(1, 3001)]
+        wait_until(lambda: is_idle(pub))
+
+
+def test_what_is_published_during_a_replay_and_may_not_wait_is_read_from_the_history(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replaying_module, "_MAX_ADDED", 5)
+    history = Watched("a", held_at=0)
+    with Pub(history=history) as pub, hand("reads-on", pub, **{"socket.recv_queue_size": 5000}) as by_hand:
+        pub.publish("a", b"")
+        ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
+        wait_until(lambda: history.holding)
+        for _ in range(2000):
+            pub.publish("a", b"")
+        history.held_at = None
+        got = answers(by_hand, 2003)
+        assert got[0] == Replay(1, history.epoch, 1, recovered=True)
+        assert got[-1] == Replay(1, history.epoch, 2001, end=True)
+        assert [each.offset for each in got[1:-1] if isinstance(each, Positioned)] == [*range(1, 2002)]
+        pub.publish("a", b"")
+        assert answers(by_hand, 1) == [Positioned(0, history.epoch, 2002, 2001, b"\0\1a")]
+        assert "overflow" not in pub.counters.drops
+        wait_until(lambda: is_idle(pub))
+
+
+def test_what_the_history_has_forgotten_of_that_is_counted_and_seen_at_the_next_publication(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replaying_module, "_MAX_ADDED", 5)
+    history = Watched("a", max_entries=100, held_at=0)
+    with Pub(history=history) as pub, hand("forgets", pub, **{"socket.recv_queue_size": 5000}) as by_hand:
+        pub.publish("a", b"")
+        ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
+        wait_until(lambda: history.holding)
+        for _ in range(1000):
+            pub.publish("a", b"")
+        history.held_at = None
+        got = answers(by_hand, 108)
+        found = [(each.offset, each.previous) for each in got[1:-1] if isinstance(each, Positioned)]
+        assert found == [(offset, offset - 1) for offset in (*range(1, 7), *range(902, 1002))]
+        assert got[-1] == Replay(1, history.epoch, 1001, end=True)
+        assert pub.counters.drops == {"overflow": 1}
         wait_until(lambda: is_idle(pub))
 
 
