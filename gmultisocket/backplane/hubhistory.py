@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..protocol.history import Entry, MemoryHistory
+from ..protocol.history import Entry, everything_since
+from ..protocol.memoryhistory import MemoryHistory
 from ..protocol.subscriptions import is_literal, matches
 from .engine import MAX_HISTORY, MAX_HISTORY_SIZE, MAX_VALUES, MAX_VALUES_SIZE
 from .planehistory import HistoryTopics
@@ -50,7 +51,7 @@ class HubHistory(MemoryHistory):
 
     def fetch(self, pattern: str) -> tuple[list[Entry], int]:
         """Return all that is kept of a pattern, oldest first, and an offset behind which that is everything."""
-        kept, complete = self.since(pattern, 0)
+        kept, complete = everything_since(self, pattern, 0)
         entries = [Entry(*entry) for entry in kept]
         if complete:
             return entries, 0
@@ -59,13 +60,17 @@ class HubHistory(MemoryHistory):
         for _, previous, topic, _ in entries:
             firsts.setdefault(topic, previous)
         low, high = max(firsts.values(), default=0), self.last_offset
-        if self.since(pattern, low).complete:
+        if self._is_complete(pattern, low):
             return entries, low
         # There are topics of which nothing is kept any more. To look at few offsets is enough.
         for _ in range(_LOOKS):
             middle = (low + high) // 2
-            if self.since(pattern, middle).complete:
+            if self._is_complete(pattern, middle):
                 high = middle
             else:
                 low = middle
         return entries, high
+
+    def _is_complete(self, pattern: str, offset: int) -> bool:
+        """Return whether everything behind an offset is kept."""
+        return all(portion.complete for portion in self.since(pattern, offset))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ..protocol.history import Entry, History, Since
@@ -217,9 +217,10 @@ class PlaneHistory(History):
         """Return the patterns that were fetched, and with them a pattern."""
         return [each for each in (pattern, *self._tree.covering(pattern)) if each in self._fetched]
 
-    def since(self, pattern: str, offset: int) -> Since:
+    def since(self, pattern: str, offset: int) -> Iterator[Since]:
         if offset > self._last_offset:
-            return Since([], False)
+            yield Since((), False)
+            return
         found: dict[int, Entry] = {}
         for _, kept in matching(pattern, self._by_topic):
             for entry in reversed(kept):
@@ -231,7 +232,7 @@ class PlaneHistory(History):
                 found[entry.offset] = entry
         floor = min((self._fetched[each][0] for each in self._serving(pattern)), default=offset + 1)
         lost = max((at for _, at in matching(pattern, self._lost)), default=0)
-        return Since([found[each] for each in sorted(found)], offset >= max(floor, lost))
+        yield Since([found[each] for each in sorted(found)], offset >= max(floor, lost))
 
     def retained_topics(self) -> list[str]:
         return [*self._retained, *self._unnumbered]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .answering import Handler, ReceivedRequest
     from .base import Deadline, ProtocolBase, ProtocolSocket, WaitList
     from .bus import Bus
-    from .history import Entry, History, MemoryHistory, Since
+    from .history import Entry, History, Since
     from .outbox import Outbox
     from .pair import Pair
     from .pipeline import Pull, Push
@@ -76,7 +76,7 @@ _MODULES = {
     "Gap": "positions",
     "Handler": "answering",
     "History": "history",
-    "MemoryHistory": "history",
+    "MemoryHistory": "memoryhistory",
     "Outbox": "outbox",
     "Pair": "pair",
     "PlainReceiver": "plain",

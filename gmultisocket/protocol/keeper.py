@@ -11,7 +11,7 @@ from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
 from ..options import Options
 from ..wire import CONTROL
-from .history import History, Kept, MemoryHistory
+from .history import History, Kept
 from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
 from .rights import RemoteSub
@@ -58,6 +58,8 @@ class Keeper:
 
     def _make_history(self) -> History:
         if self.history is None:
+            from .memoryhistory import MemoryHistory
+
             self.history = MemoryHistory()
         return self.history
 
@@ -111,7 +113,7 @@ class Keeper:
         self,
         topic: str,
         content: bytes,
-        head: bytes,
+        publication: bytes,
         wanted: Collection[Any],
         timeout: float | None,
         retain: bool,
@@ -122,25 +124,26 @@ class Keeper:
         Args:
             topic: must be valid.
             content: its content.
-            head: what comes before the content.
+            publication: the topic's length, the topic and the content.
             wanted: the pipes that want it; or the subscribers, if each gets its own copy.
             timeout: seconds.
             retain: whether it is the topic's present value.
             longest: the most bytes that a message may have.
         """
         history = self.history or self._make_history()
-        if len(head) + len(content) > longest - POSITION_SIZE:
-            self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + head + content)
+        if len(publication) > longest - POSITION_SIZE:
+            self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
         replays = self._replays
         if replays is None:
-            return self._send(wanted, head + content, timeout)
+            return self._send(wanted, publication, timeout)
         split = replays.splits.get(topic)
         if entry is not None and split is not None and split.same is wanted and not replays.queues:
             # Nearly all: each that wants it gets it with its position.
-            position = pack_positioned(POSITIONED, 0, history.epoch, entry[0], entry[1])
-            return self._send(split.positioned, position + head + content, timeout, CONTROL)
-        return self.send(entry, head + content, topic, wanted, timeout)
+            offset, previous, _, _ = entry
+            head = pack_positioned(POSITIONED, 0, history.epoch, offset, previous)
+            return self._send(wanted, head + publication, timeout, CONTROL)
+        return self.send(entry, publication, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
         """Keep the present value of a topic for later subscriptions, without sending it to those that are there.

@@ -186,11 +186,11 @@ class Pub(ProtocolBase):
         head, pipes = self._groups.get(topic) or self._find(topic)
         if type(content) is not bytes:
             content = core.check_content(content)
+        publication = head + content
         if retain or self._keeper.history is not None:
             if self._closing:
                 self._check_open()
-            return self._keeper.publish(topic, content, head, pipes, timeout, retain, longest)
-        publication = head + content
+            return self._keeper.publish(topic, content, publication, pipes, timeout, retain, longest)
         if len(publication) > longest:
             core.check_content(publication)
         if self._own_copies:

@@ -1,23 +1,27 @@
 """Sends a Pub's history to the subscribers that ask for it (0x05), and decides who gets publications with positions.
 
 A subscription with a 0x05 passes through three states. While it waits, nothing goes to it. Then its replay runs: what
-the history has at the beginning is pinned, and what is published meanwhile comes behind that. Behind the last
-publication the replay ends, and live publications follow, in the same order. The last publication, the end and the
-switch to live are one step: no other greenlet runs between.
+the history has at the beginning is found and pinned, and what is published meanwhile comes behind that. When all is
+found, the replay is sent: first its head, which says whether something is missing. If more was published meanwhile than
+may wait, the replay goes on with what the history has of that. Behind the last publication the replay ends, and live
+publications follow, in the same order. The last publication, the end and the switch to live are one step: no other
+greenlet runs between.
 
-A greenlet for each pipe sends the replays by it, in portions and in turn, when the pipe is writable. So a subscriber
-that does not read holds up nobody else, and a publication never waits for a replay.
+A greenlet for each pipe finds and sends the replays by it, in portions and in turn, when the pipe is writable. So a
+long history or a subscriber that does not read holds up nobody else, and a publication never waits for a replay. What a
+replay that is broken off has not sent is unpinned in portions, too.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import Any, Final, NamedTuple
 
 from gevent import Greenlet
 
 from .. import options as opts
+from .. import usercode
 from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
@@ -25,8 +29,7 @@ from ..loop.yielding import yield_to_loop
 from ..options import Options
 from .history import History, Kept, publication
 from .pubsubwire import Ask, Positioned, Replay
-from .replays import Pins, begin_replay
-from .retained import topics_with_value
+from .replays import Beginning, Pins
 from .rights import RemoteSub
 from .subscribers import Peer
 from .subscriptions import Subscriptions, matches
@@ -36,9 +39,9 @@ __all__ = ["Replays", "Split"]
 
 #: Publications of one replay that are sent before another one has its turn.
 _PORTION: Final = 64
-#: Subscriptions that are forgotten before others run.
+#: Subscriptions that are forgotten, or publications that are unpinned, before others run.
 _FORGOTTEN: Final = 256
-#: Publications that may wait for one subscriber because they came during its replay. More are dropped.
+#: Publications that may wait for one subscriber because they came during its replay. More are read from the history.
 _MAX_ADDED: Final = 4096
 #: Topics of which it is remembered who gets what.
 _MAX_SPLITS: Final = 1024
@@ -71,21 +74,29 @@ class _Asking:
     Attributes:
         remote: the subscriber.
         ask: the 0x05.
-        entries: what is still to be sent while its replay runs; None while it waits, and when it is live.
-        added: how many of them were published since the replay began.
         accepted: the last offset of the history when the subscription was accepted.
-        index: the index that it is in.
+        index: the index that it is in: None while it waits.
+        beginning: has what its replay has still to send of the history; None when that does not run.
+        steps: the search for that; None when all is found.
+        head: what begins its replay; None before all is found, and when it was sent.
+        is_answered: it was sent.
+        added: what was published since the search began; None if nothing was.
+        behind: what is behind this offset is not in ``added``, and is to be found later; 0 if there is none.
     """
 
-    __slots__ = ("accepted", "added", "ask", "entries", "index", "remote")
+    __slots__ = ("accepted", "added", "ask", "beginning", "behind", "head", "index", "is_answered", "remote", "steps")
 
     def __init__(self, remote: RemoteSub, ask: Ask, accepted: int) -> None:
         self.remote = remote
         self.ask = ask
         self.accepted = accepted
-        self.entries: deque[Kept] | None = None
-        self.added = 0
         self.index: Subscriptions[Any] | None = None
+        self.beginning: Beginning | None = None
+        self.steps: Generator[None, None, Replay | None] | None = None
+        self.head: Replay | None = None
+        self.is_answered = False
+        self.added: deque[Kept] | None = None
+        self.behind = 0
 
 
 #: By source and pattern. (Where entries leave at the front, no dict: the more have left, the longer the search.)
@@ -110,8 +121,8 @@ class Replays:
         splits: who gets what, by topic, as far as it is remembered.
     """
 
-    __slots__ = ("_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_running", "_spawn",
-                 "askings", "history", "queues", "splits")  # fmt: skip
+    __slots__ = ("__weakref__", "_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_running", "_spawn",
+                 "_unneeded", "askings", "history", "queues", "splits")  # fmt: skip
 
     def __init__(
         self,
@@ -134,6 +145,8 @@ class Replays:
         self.splits: dict[str, Split] = {}
         #: Subscriptions by pipes that have closed, which are still in an index.
         self._gone: deque[_Asking] = deque()
+        #: Publications that replays do not send any more, and that are still pinned. None is empty.
+        self._unneeded: deque[deque[Kept]] = deque()
         self._forgetting = False
 
     # Subscriptions
@@ -153,6 +166,7 @@ class Replays:
         if asking is None or asking.ask.id != ask.id:
             if asking is not None:
                 self._drop(asking)
+                self._forget_some()
             asking = askings[key] = _Asking(remote, ask, self.history.last_offset)
             self.splits.clear()
         elif asking.index is not None:
@@ -174,7 +188,7 @@ class Replays:
         """Return whether the answer to a 0x05 is still to come."""
         queue = self.queues.get(pipe)
         asking = None if queue is None else queue.get((source, pattern))
-        return asking is not None and asking.entries is None
+        return asking is not None and not asking.is_answered
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
@@ -190,6 +204,7 @@ class Replays:
         if queue is not None:
             queue.pop((source, pattern), None)
         self._drop(asking)
+        self._forget_some()
         self.splits.clear()
 
     def remove_pipe(self, pipe: Pipe) -> None:
@@ -200,29 +215,44 @@ class Replays:
             return
         self._gone.extend(askings.values())
         self._forget_some()
-        if self._gone and not self._forgetting:
+
+    def _forget_some(self) -> None:
+        """Forget what has gone and is unneeded: all at once or, if it is much, in portions. Does not block."""
+        self._forget_portion()
+        if (self._gone or self._unneeded) and not self._forgetting:
             self._forgetting = True
             self._spawn(self._forget_rest)
 
     def _forget_rest(self) -> None:
-        """Forget those that have gone (a greenlet while there are any)."""
+        """Forget what has gone and is unneeded (a greenlet while there is some)."""
         try:
-            while self._gone:
+            while self._gone or self._unneeded:
                 yield_to_loop()
-                self._forget_some()
+                self._forget_portion()
         finally:
             self._forgetting = False
 
-    def _forget_some(self) -> None:
-        for _ in range(min(_FORGOTTEN, len(self._gone))):
-            self._drop(self._gone.popleft())
+    def _forget_portion(self) -> None:
+        for _ in range(_FORGOTTEN):
+            if self._unneeded:
+                entries = self._unneeded[-1]
+                self._pins.remove(entries.pop())
+                if not entries:
+                    self._unneeded.pop()
+            elif self._gone:
+                self._drop(self._gone.popleft())
+            else:
+                return
 
     def _drop(self, asking: _Asking) -> None:
-        """Take a subscription out of its state."""
+        """Take a subscription out of its state. Call ``_forget_some()`` then."""
         self._move(asking, None)
-        for entry in asking.entries or ():
-            self._pins.remove(entry)
-        asking.entries = None
+        for entries in (None if asking.beginning is None else asking.beginning.entries, asking.added):
+            if entries:
+                self._unneeded.append(entries)
+        asking.beginning = asking.steps = asking.head = asking.added = None
+        asking.is_answered = False
+        asking.behind = 0
 
     def _move(self, asking: _Asking, index: Subscriptions[Any] | None) -> None:
         """Put a subscription into another index."""
@@ -242,6 +272,7 @@ class Replays:
                 self._drop(asking)
                 asking.accepted = self.history.last_offset
                 self._start(pipe, key, asking)
+        self._forget_some()
         self.splits.clear()
 
     # Publications
@@ -252,15 +283,13 @@ class Replays:
         It need not be called while ``queues`` is empty.
         """
         for asking in self._running.match(entry[2]):
-            if asking.entries is None:
+            if asking.behind:
                 continue
-            if asking.added < _MAX_ADDED and self._pins.fits((entry,)):
-                self._pins.add((entry,))
-                asking.entries.append(entry)
-                asking.added += 1
+            added = asking.added = deque() if asking.added is None else asking.added
+            if len(added) < _MAX_ADDED and self._pins.add((entry,)):
+                added.append(entry)
             else:
-                # The subscriber finds that out by the next publication of the topic.
-                self._core.count_drop("overflow", asking.remote.pipe.id)
+                asking.behind = entry[0] - 1
 
     def split(self, topic: str, wanted: Collection[Any]) -> Split:
         """Find out who gets a publication in which way, and remember it.
@@ -321,67 +350,78 @@ class Replays:
             del self.queues[pipe]
 
     def _send_portion(self, pipe: Pipe, queue: _Queue, key: tuple[bytes, str], asking: _Asking) -> bool:
-        """Send a portion of one replay. Return whether the pipe is open."""
-        topics: set[str] = set()
-        seen = 0
-        if asking.entries is None:
-            seen = self.history.last_offset
-            if asking.ask.retained:
-                topics = {*topics_with_value(self.history, asking.ask.pattern)}
+        """Find or send a portion of one replay. Return whether the pipe is open."""
         for _ in range(_PORTION):
             if not self._core.wait_writable(pipe):
                 return False
             # Checked only now: during the wait, it may have changed or ended.
             if queue.get(key) is not asking:
                 return True
-            if asking.entries is None:
-                self._begin(asking, topics, seen)
-            else:
-                self._send_next(asking)
+            if self._unneeded and asking.index is None:
+                # Before a replay begins, those that have ended give their memory back.
+                self._forget_portion()
+                return True
+            if not self._go_on(asking):
+                return True
             if asking.index is self._live:
                 del queue[key]
                 return True
         return True
 
-    def _begin(self, asking: _Asking, topics: set[str], seen: int) -> None:
-        """Send the head of a replay.
-
-        Args:
-            asking: the subscription.
-            topics: those that match and had a retained value ...
-            seen: ... when the history had this last offset.
-        """
-        history = self.history
-        if asking.ask.retained and history.last_offset > seen:
-            topics.update(topic for _, _, topic, _ in history.since(asking.ask.pattern, seen).entries)
-        retained = sorted(entry for topic in topics for entry in history.retained(topic))
-        head, entries = begin_replay(history, asking.ask, asking.accepted, retained, self._pins.fits)
-        if entries:
-            self._pins.add(entries)
-            asking.entries = deque(entries)
+    def _go_on(self, asking: _Asking) -> bool:
+        """Send the next message of a replay. Return False if it is still to be found, and others may run first."""
+        if asking.beginning is None:
+            asking.beginning = Beginning(self.history, asking.ask, asking.accepted, self._pins)
+            asking.steps = asking.beginning.steps()
             self._move(asking, self._running)
-        else:
-            head = head._replace(end=True)
-            self._move(asking, self._live)
-        self.splits.clear()
-        self._put(asking, head)
-
-    def _send_next(self, asking: _Asking) -> None:
-        """Send the next publication of a replay, and behind the last one its end."""
-        entries = asking.entries
-        assert entries
-        entry = entries.popleft()
-        self._pins.remove(entry)
-        asking.added = min(asking.added, len(entries))
-        history = self.history
-        epoch = history.epoch
-        offset, previous, topic, content = entry
-        self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
-        if not entries:
-            asking.entries = None
-            self._put(asking, Replay(asking.ask.id, epoch, history.last_offset, end=True))
-            self._move(asking, self._live)
             self.splits.clear()
+        beginning = asking.beginning
+        if asking.steps is not None and not self._find_some(asking, beginning, asking.steps):
+            return False
+        head, asking.head = asking.head, None
+        if head is None:
+            self._send_next(asking, beginning)
+        if not beginning.entries and not asking.added:
+            if asking.behind:
+                asking.steps = beginning.more(asking.behind)
+                asking.behind = 0
+            else:
+                last = self.history.last_offset
+                head = (head or Replay(asking.ask.id, self.history.epoch, last))._replace(end=True)
+                asking.beginning = asking.added = None
+                self._move(asking, self._live)
+                self.splits.clear()
+        if head is not None:
+            asking.is_answered = True
+            self._put(asking, head)
+        return True
+
+    def _find_some(self, asking: _Asking, beginning: Beginning, steps: Generator[None, None, Replay | None]) -> bool:
+        """Find a portion of what belongs to a replay. Return whether that is all."""
+        try:
+            next(steps)
+            return False
+        except StopIteration as end:
+            asking.head = end.value
+        except Exception as error:
+            usercode.report("gmultisocket.protocol", "a history failed", error, self)
+            asking.head = beginning.head(False, True)
+        asking.steps = None
+        if asking.is_answered and asking.head is not None:
+            # Something is missing. The subscriber finds that out by the next publication of the topic.
+            self._core.count_drop("overflow", asking.remote.pipe.id)
+            asking.head = None
+        return True
+
+    def _send_next(self, asking: _Asking, beginning: Beginning) -> None:
+        """Send the next publication of a replay, if there is one."""
+        entries = beginning.entries or asking.added
+        if entries:
+            entry = entries.popleft()
+            self._pins.remove(entry)
+            offset, previous, topic, content = entry
+            epoch = self.history.epoch
+            self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
 
     def _put(self, asking: _Asking, message: Replay | Positioned) -> None:
         self._core.put(asking.remote.pipe, control(message.encode(), asking.remote.source))

@@ -18,12 +18,11 @@ from ..core.protocolsocket import ProtocolSocket
 from ..errors import Closed, ForkedSocketError
 from ..loop.yielding import yield_to_loop
 from ..wire import TO_DEST, Message
-from .history import History, publication
-from .subscriptions import is_literal, matches
+from .history import History, publication, topics_with_value
 
-__all__ = ["Retained", "topics_with_value"]
+__all__ = ["Retained"]
 
-#: Topics that are compared with a pattern, or values that are sent, before others run.
+#: Values that are sent before others run.
 _PORTION: Final = 256
 
 
@@ -95,7 +94,7 @@ class Retained:
                 source, pattern = key
                 history = self._history()
                 assert history is not None
-                for number, topic in enumerate(topics_with_value(history, pattern), 1):
+                for number, topic in enumerate(_find_topics(history, pattern), 1):
                     if number % _PORTION == 0:
                         yield_to_loop()
                     if not self._core.wait_writable(pipe):
@@ -116,14 +115,11 @@ class Retained:
             del self._queues[pipe]
 
 
-def topics_with_value(history: History, pattern: str) -> list[str]:
+def _find_topics(history: History, pattern: str) -> list[str]:
     """Return the topics that have a value and match a pattern; the topic if it is one. Lets others run meanwhile."""
-    if is_literal(pattern):
-        return [pattern]
     found = []
-    for number, topic in enumerate(history.retained_topics(), 1):
-        if number % _PORTION == 0:
+    for number, topics in enumerate(topics_with_value(history, pattern)):
+        if number:
             yield_to_loop()
-        if matches(pattern, topic):
-            found.append(topic)
+        found += topics
     return found

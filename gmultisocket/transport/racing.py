@@ -174,12 +174,13 @@ class Race:
         """Return the first connection, and whether an attempt has failed."""
         failed = False
         for attempt in [attempt for attempt in self._running if attempt.over]:
-            try:
-                error = attempt.result()
-                if error is not None:
-                    raise error
-                self._finish(attempt.sock)
-            except OSError as error:
+            error = attempt.result()
+            if error is None:
+                try:
+                    self._finish(attempt.sock)
+                except OSError as useless:
+                    error = useless
+            if error is not None:
                 self._fail(attempt, error)
                 failed = True
                 continue
@@ -190,7 +191,8 @@ class Race:
         return None, failed
 
     def _fail(self, attempt: _Attempt, error: OSError) -> None:
-        self.failures.append((attempt.name, error))
+        # With its traceback it would refer to this race: only the garbage collector could free the two.
+        self.failures.append((attempt.name, error.with_traceback(None)))
         self._running.remove(attempt)
         attempt.stop()
         attempt.sock.close()

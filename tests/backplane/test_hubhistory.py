@@ -6,6 +6,7 @@ import pytest
 
 from gmultisocket.backplane import hubhistory
 from gmultisocket.backplane.hubhistory import HubHistory
+from gmultisocket.protocol.history import everything_since
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 30, 200])
@@ -17,10 +18,10 @@ def test_it_finds_from_where_a_pattern_is_complete(count: int, monkeypatch: pyte
         history.append("value", b"", True)
     for pattern in ("a.>", "a.1", "a.none", "value", ">"):
         entries, found = history.fetch(pattern)
-        assert entries == history.since(pattern, 0).entries
-        assert history.since(pattern, found).complete
+        assert entries == everything_since(history, pattern, 0).entries
+        assert everything_since(history, pattern, found).complete
         if all(entry.topic in history.topics for entry in entries):
-            assert not found or not history.since(pattern, found - 1).complete
+            assert not found or not everything_since(history, pattern, found - 1).complete
 
 
 def test_it_is_careful_where_topics_have_lost_everything(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +30,7 @@ def test_it_is_careful_where_topics_have_lost_everything(monkeypatch: pytest.Mon
     for number in range(1000):
         history.append(f"a.{number}", b"")
     entries, found = history.fetch("a.>")
-    assert history.since("a.>", found).complete
+    assert everything_since(history, "a.>", found).complete
     assert 800 < found < 950
     assert len(entries) == 100
 

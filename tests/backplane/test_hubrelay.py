@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gmultisocket import Pipe
 from gmultisocket.backplane.hubserver import HubServer
 from gmultisocket.backplane.hubwire import CONFIRM, RETAIN, confirm, length, stamp
+from gmultisocket.protocol.history import everything_since
 from gmultisocket.protocol.pubsubwire import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, SEND_TYPE_MASK, TO_ALL, TO_ONE
@@ -100,7 +101,7 @@ class Hub:
             "confirmed": [self.confirmed(client) for client in range(len(self.streams))],
             "taken": self.server.taken,
             "passed on": self.server.passed_on,
-            "kept": self.server._history.since("k.>", 0),
+            "kept": everything_since(self.server._history, "k.>", 0),
             "drops": self.server.counters.drops,
             "read": [pipe.counters.messages_received for pipe in self.pipes],
             "closed": [pipe.closed for pipe in self.pipes],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gmultisocket.backplane import planehistory
 from gmultisocket.backplane.hubhistory import HubHistory
 from gmultisocket.backplane.planehistory import HistoryTopics, PlaneHistory
-from gmultisocket.protocol.history import Entry
+from gmultisocket.protocol.history import Entry, everything_since
 from gmultisocket.protocol.subscriptions import matches
 
 TOPICS = ["a.x", "a.y", "b.x", "v.x"]
@@ -54,7 +54,7 @@ def test_it_has_of_its_patterns_what_the_engine_has(data: st.DataObject) -> None
             here.cut()
     for pattern in PATTERNS:
         for offset in range(engine.last_offset + 2):
-            mine, theirs = here.since(pattern, offset), engine.since(pattern, offset)
+            mine, theirs = everything_since(here, pattern, offset), everything_since(engine, pattern, offset)
             if pattern in held:
                 assert mine.complete <= theirs.complete, "something is missing, and that is not said"
                 # A value that was replaced was never here, if it was fetched.
@@ -67,15 +67,15 @@ def test_it_has_of_its_patterns_what_the_engine_has(data: st.DataObject) -> None
 def test_what_nobody_has_fetched_is_not_complete() -> None:
     here = PlaneHistory(HistoryTopics(["a"]))
     here.begin(7, 3)
-    assert here.since("a", 3) == ([], False)
+    assert everything_since(here, "a", 3) == ([], False)
     here.fetched("a", 2, 3)
-    assert here.since("a", 3) == ([], True)
-    assert here.since("a", 2).complete
-    assert not here.since("a", 1).complete, "the engine has said that it has lost something"
-    assert not here.since("a", 4).complete, "an offset from the future"
+    assert everything_since(here, "a", 3) == ([], True)
+    assert everything_since(here, "a", 2).complete
+    assert not everything_since(here, "a", 1).complete, "the engine has said that it has lost something"
+    assert not everything_since(here, "a", 4).complete, "an offset from the future"
     assert (here.begins("a"), here.begins("b")) == (3, 0)
     here.cut()
-    assert not here.since("a", 3).complete
+    assert not everything_since(here, "a", 3).complete
     assert (here.epoch, here.last_offset) == (7, 3)
 
 
@@ -83,10 +83,10 @@ def test_a_pattern_is_served_by_one_that_covers_it() -> None:
     here = PlaneHistory(HistoryTopics(["a.>"]))
     here.begin(7, 5)
     here.fetched("a.>", 0, 5)
-    assert here.since("a.b", 0).complete
+    assert everything_since(here, "a.b", 0).complete
     assert here.begins("a.*") == 5
     here.left(["a.>"], lambda topic: False)
-    assert not here.since("a.b", 5).complete
+    assert not everything_since(here, "a.b", 5).complete
 
 
 def test_the_oldest_are_forgotten_and_then_older_positions_are_not_complete(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,14 +97,14 @@ def test_the_oldest_are_forgotten_and_then_older_positions_are_not_complete(monk
     for offset in range(1, 301):
         here.add(Entry(offset, max(0, offset - 2), f"a.{offset % 2}", b"x"), True, False)
         here.advance(offset)
-    kept = here.since("a.>", 0).entries
+    kept = everything_since(here, "a.>", 0).entries
     assert 100 <= len(kept) <= 164
     first = kept[0].offset
-    assert here.since("a.>", first - 1).complete
-    assert not here.since("a.>", first - 2).complete
+    assert everything_since(here, "a.>", first - 1).complete
+    assert not everything_since(here, "a.>", first - 2).complete
     here.add(Entry(301, 299, "a.1", bytes(4990)), True, False)
     here.advance(301)
-    assert sum(len(entry.content) for entry in here.since("a.>", 0).entries) <= 5000
+    assert sum(len(entry.content) for entry in everything_since(here, "a.>", 0).entries) <= 5000
 
 
 def test_topics_by_which_planes_talk_have_no_history() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gmultisocket.backplane.positions import PositionedPublications
-from gmultisocket.protocol.history import Entry
+from gmultisocket.protocol.history import Entry, everything_since
 
 
 class Local:
@@ -53,7 +53,7 @@ def test_what_was_missed_comes_in_order_when_all_patterns_are_served_again() -> 
     positions, local = up()
     positions.take(entry(11), True, False, True)
     positions.cut()
-    assert positions.history.since("a", 11).complete is False
+    assert everything_since(positions.history, "a", 11).complete is False
     positions.connected(5, 15)
     for offset, live in ((16, True), (11, False), (14, False), (17, True), (12, False), (14, False)):
         positions.take(entry(offset), True, False, live)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gmultisocket import Pub, Session
-from gmultisocket.protocol.history import MemoryHistory
+from gmultisocket.protocol.memoryhistory import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import PATIENCE, PRELUDE
 from tests.browser.chromium import Chromium, Tab, chromium

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from gmultisocket import Pub, Session, Socket
-from gmultisocket.protocol.history import MemoryHistory
+from gmultisocket.protocol.memoryhistory import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, Node
 from tests.browser.test_client import drop

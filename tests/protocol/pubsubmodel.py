@@ -8,18 +8,22 @@ between two publications is told before the second one.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
-from gmultisocket.protocol.history import Entry, Kept, MemoryHistory
+from gmultisocket.protocol.history import Entry, Kept
+from gmultisocket.protocol.memoryhistory import MemoryHistory
 from gmultisocket.protocol.positions import Gap, Positions
 from gmultisocket.protocol.pubsubwire import Ask, Positioned, Replay
-from gmultisocket.protocol.replays import begin_replay
+from gmultisocket.protocol.replays import Beginning, Pins
 from gmultisocket.protocol.subscriptions import matches
 
 #: Live publications that wait on a link; more are dropped.
 QUEUE = 4
 #: Publications that wait in a replay.
-REPLAY = 8
+REPLAY = 3
 
 
 class ModelHistory(MemoryHistory):
@@ -46,23 +50,62 @@ class Link:
         self.down: deque[Replay | Positioned] = deque()
 
 
+@contextmanager
+def portions_of(size: int) -> Iterator[None]:
+    """Let histories and replays do their work in portions of this size. Histories must be made within it."""
+    package = "gmultisocket.protocol"
+    with (
+        patch(f"{package}.entrylog.PORTION", size),
+        patch(f"{package}.memoryhistory.PORTION", size),
+        patch(f"{package}.memoryhistory.CHUNK", size + 1),
+        patch(f"{package}.memoryhistory._MORE", 1),
+        patch(f"{package}.history._PORTION", size),
+        patch(f"{package}.replays._PORTION", size),
+    ):
+        yield
+
+
+class ModelReplay:
+    """A replay: what is still to be found and to be sent for one asking, and what was published meanwhile."""
+
+    def __init__(self, ask: Ask, history: ModelHistory, pins: Pins) -> None:
+        self.ask = ask
+        self.beginning = Beginning(history, ask, history.last_offset, pins)
+        self.steps: Iterator[None] | None = self.beginning.steps()
+        self.answered = False
+        self.added: deque[Kept] = deque()
+        self.behind = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.answered and not (self.beginning.entries or self.added or self.behind or self.steps)
+
+
 class ModelPub:
     """A publisher. Several may share one history, as the workers behind a backplane do."""
 
-    def __init__(self, history: ModelHistory) -> None:
+    def __init__(self, history: ModelHistory, replay_bytes: int = 1 << 20) -> None:
         self.history = history
         self.link: Link | None = None
         self.live: set[str] = set()
-        #: By pattern: the asking, and what is still to be sent for it.
-        self.replays: dict[str, tuple[Ask, deque[Kept]]] = {}
+        self.pins = Pins(lambda: replay_bytes)
+        #: By pattern.
+        self.replays: dict[str, ModelReplay] = {}
 
     def connect(self, link: Link) -> None:
         self.link = link
-        self.live.clear()
-        self.replays.clear()
 
     def cut(self) -> None:
         self.link = None
+        self.live.clear()
+        for pattern in [*self.replays]:
+            self.drop(pattern)
+
+    def drop(self, pattern: str) -> None:
+        replay = self.replays.pop(pattern, None)
+        if replay is not None:
+            for entry in (*replay.beginning.entries, *replay.added):
+                self.pins.remove(entry)
 
     def published(self, entry: Kept) -> None:
         link = self.link
@@ -71,36 +114,50 @@ class ModelPub:
         topic = entry[2]
         if any(matches(pattern, topic) for pattern in self.live) and len(link.down) < QUEUE:
             link.down.append(self._message(0, entry))
-        for pattern, (_, waiting) in self.replays.items():
-            if matches(pattern, topic) and len(waiting) < REPLAY:
-                waiting.append(entry)
+        for pattern, replay in self.replays.items():
+            if matches(pattern, topic) and not replay.behind:
+                if len(replay.added) < REPLAY and self.pins.add((entry,)):
+                    replay.added.append(entry)
+                else:
+                    replay.behind = entry[0] - 1
 
     def receive(self) -> None:
-        """Take the next message of the Sub."""
+        """Take the next message of the Sub. What is found at once of a replay begins it."""
         assert self.link is not None
         message = self.link.up.popleft()
-        if isinstance(message, str):
-            self.live.discard(message)
-            self.replays.pop(message, None)
-            return
-        retained = self.history.retained(message.pattern) if message.retained else []
-        head, entries = begin_replay(self.history, message, self.history.last_offset, retained, lambda entries: True)
-        self.live.discard(message.pattern)
-        self.replays.pop(message.pattern, None)
-        if entries:
-            self.replays[message.pattern] = (message, deque(entries))
-            self.link.down.append(head)
-        else:
-            self.link.down.append(head._replace(end=True))
-            self.live.add(message.pattern)
+        pattern = message if isinstance(message, str) else message.pattern
+        self.live.discard(pattern)
+        self.drop(pattern)
+        if isinstance(message, Ask):
+            self.replays[pattern] = ModelReplay(message, self.history, self.pins)
+            self.pump(pattern)
 
     def pump(self, pattern: str) -> None:
-        """Send one publication of a replay; behind the last one, the end, and go live."""
+        """Find a portion of a replay, or send one publication of it; behind the last one, the end, and go live."""
         assert self.link is not None
-        ask, waiting = self.replays[pattern]
-        self.link.down.append(self._message(ask.id, waiting.popleft()))
-        if not waiting:
-            self.link.down.append(Replay(ask.id, self.history.epoch, self.history.last_offset, end=True))
+        replay = self.replays[pattern]
+        head = None
+        waiting = replay.beginning.entries or replay.added
+        if replay.steps is not None:
+            try:
+                next(replay.steps)
+                return
+            except StopIteration as end:
+                replay.steps = None
+                head = None if replay.answered else end.value
+                replay.answered = True
+        elif waiting:
+            entry = waiting.popleft()
+            self.pins.remove(entry)
+            self.link.down.append(self._message(replay.ask.id, entry))
+        if replay.behind and not (replay.beginning.entries or replay.added):
+            replay.steps = replay.beginning.more(replay.behind)
+            replay.behind = 0
+        if replay.is_over:
+            head = (head or Replay(replay.ask.id, self.history.epoch, self.history.last_offset))._replace(end=True)
+        if head is not None:
+            self.link.down.append(head)
+        if replay.is_over:
             del self.replays[pattern]
             self.live.add(pattern)
 

@@ -13,7 +13,7 @@ from gmultisocket.protocol.positions import Gap, Positions
 from gmultisocket.protocol.pubsubwire import MAX_POSITIONS, Positioned, Replay, read_ask
 from gmultisocket.wire import pack_id
 
-from .pubsubmodel import Link, ModelHistory, ModelPub, ModelSub
+from .pubsubmodel import Link, ModelHistory, ModelPub, ModelSub, portions_of
 
 TOPICS = ["a.x", "a.y", "b"]
 PATTERNS = ["a.>", "a.x", "*.x", ">", "b"]
@@ -22,10 +22,11 @@ PATTERNS = ["a.>", "a.x", "*.x", ">", "b"]
 class Net:
     """Two publishers with one history, a third one with another, and a Sub."""
 
-    def __init__(self) -> None:
+    def __init__(self, replay_bytes: int = 1 << 20) -> None:
         shared = ModelHistory("a.>", max_entries=5)
+        self.replay_bytes = replay_bytes
         self.sub = ModelSub()
-        self.pubs = [ModelPub(shared), ModelPub(shared), ModelPub(self.other_history())]
+        self.pubs = [ModelPub(history, replay_bytes) for history in (shared, shared, self.other_history())]
         self.links: list[Link | None] = [None] * 3
         self.count = 0
 
@@ -55,7 +56,7 @@ class Net:
     def restart(self) -> None:
         """The third publisher is started again: it has a new history."""
         self.cut(2)
-        self.pubs[2] = ModelPub(self.other_history())
+        self.pubs[2] = ModelPub(self.other_history(), self.replay_bytes)
 
     def up(self, which: int) -> None:
         link = self.links[which]
@@ -110,16 +111,25 @@ class Net:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([40, 150, 400]))
-def test_the_promise_holds_whatever_happens(seed: int, steps: int) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([40, 150, 400]),
+    st.sampled_from([1, 2, 256]),
+    st.sampled_from([120, 1 << 20]),
+)
+def test_the_promise_holds_whatever_happens(seed: int, steps: int, portion: int, replay_bytes: int) -> None:
     chance = random.Random(seed)
-    net = Net()
-    for _ in range(steps):
-        net.step(chance)
-    for pattern in list(net.sub.patterns):
-        net.sub.unsubscribe(pattern)
+    with portions_of(portion):
+        net = Net(replay_bytes)
+        for _ in range(steps):
+            net.step(chance)
+        for pattern in list(net.sub.patterns):
+            net.sub.unsubscribe(pattern)
+        for which in range(3):
+            net.cut(which)
     positions = net.sub.positions
     assert not positions._askings and not positions._meetings
+    assert [pub.pins.size for pub in net.pubs] == [0, 0, 0]
 
 
 @pytest.fixture

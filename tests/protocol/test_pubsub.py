@@ -22,7 +22,7 @@ from gmultisocket.errors import BadTopic, Closed, MessageTooLong, SubscriptionRe
 from gmultisocket.loop import yielding
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.protocol import gatekeeper as gatekeeper_module
-from gmultisocket.protocol.history import MemoryHistory
+from gmultisocket.protocol.memoryhistory import MemoryHistory
 from gmultisocket.protocol.pubsubwire import Ask
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Decoder, Message, encode

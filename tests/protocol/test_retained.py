@@ -10,8 +10,9 @@ import pytest
 from gmultisocket import Socket
 from gmultisocket.errors import BadTopic, Closed, MessageTooLong, SubscriptionRefused
 from gmultisocket.protocol import Pub, RemoteSub, Sub
+from gmultisocket.protocol import history as history_module
 from gmultisocket.protocol import retained as retained_module
-from gmultisocket.protocol.history import MemoryHistory
+from gmultisocket.protocol.memoryhistory import MemoryHistory
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message
 from tests.protocol.net import Net
@@ -106,6 +107,7 @@ def test_values_that_are_kept_without_being_sent_push_others_out_and_that_is_cou
 
 def test_values_keep_to_the_order_of_what_is_published_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retained_module, "_PORTION", 3)
+    monkeypatch.setattr(history_module, "_PORTION", 3)
     with Pub() as pub, Sub({"socket.recv_queue_size": 1}) as sub:
         for topic in range(50):
             pub.publish(f"a.{topic}", b"0", retain=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -126,6 +127,24 @@ def test_a_dialer_in_the_background_tries_until_somebody_listens(address: str) -
         client.send(b"at last", timeout=5)
         assert server.recv(timeout=5) == b"at last"
         assert (dialer.last_error, dialer.reconnects) == (None, 0)
+
+
+def test_failed_attempts_leave_nothing_for_the_garbage_collector(address: str) -> None:
+    # Thousands of dialers that have lost their peer would make it look at everything, again and again.
+    with Socket() as nobody:
+        address = nobody.listen(address).address
+    often = {"connector.dialer.min_reconnect_time": 0.001, "connector.dialer.max_reconnect_time": 0.002}
+    with Socket({**ASYNC, **often}) as sock:
+        dialer = sock.dial(address)
+        wait_until(lambda: dialer.attempts > 5)
+        gc.collect()
+        gc.disable()
+        try:
+            before = dialer.attempts
+            wait_until(lambda: dialer.attempts >= before + 20)
+            assert gc.collect() < 20
+        finally:
+            gc.enable()
 
 
 def test_a_peer_that_accepts_and_hangs_up_at_once_does_not_end_the_redialing() -> None:
