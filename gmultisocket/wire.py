@@ -431,7 +431,9 @@ class Decoder:
         flagged: set by every :meth:`feed` that returns a message with INTERNAL or RAW; the pipe resets it.
         head: flags, ttl, source and destination of the message whose content has begun, or of the last such one.
         head_size: the size of header and paths of the last large frame, and probably of the next one.
-        missing: how many bytes are missing of a content that has begun; 0 if none has.
+        missing: how many bytes are missing of a content that has begun; 0 if none has. May be set while
+            :attr:`holds_nothing`, to what is missing after bytes that were read elsewhere: of this content, or of
+            another one with the same header, paths and :attr:`repeated_size`.
     """
 
     __slots__ = (
@@ -470,36 +472,19 @@ class Decoder:
         """The number of bytes that have arrived of an incomplete frame; 0 between two frames."""
         return self._frame_size - self.missing if self.missing else len(self._rest)
 
-    @property
-    def between_frames(self) -> bool:
-        """Whether no frame is incomplete."""
-        return not self.missing and not self._rest
-
     # A content that is read elsewhere
 
     @property
-    def missing_whole(self) -> int:
-        """As :attr:`missing`, but 0 if the decoder has a part of the content already."""
-        return 0 if self._pieces else self.missing
+    def holds_nothing(self) -> bool:
+        """Whether the decoder has no bytes of a message but, perhaps, its header and paths."""
+        return not self._pieces and not self._rest
 
     @property
-    def content_size(self) -> int:
-        """The size of the whole content of the last large frame."""
-        return self._frame_size - self.head_size
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether another content of the same size would be accepted: ``max_content`` may be lower now."""
-        return not self.max_content or self._frame_size - self.head_size <= self.max_content
-
-    def leave_out(self, missing: int) -> None:
-        """Decode as if all bytes were not there up to a place where so many bytes of a content are missing.
-
-        Args:
-            missing: less than :attr:`missing_whole`: of its content. Otherwise of another one, whose header and paths
-                have the same bytes, and which must not be longer than ``max_content``.
-        """
-        self.missing = missing
+    def repeated_size(self) -> int:
+        """The size of a content with the header of the last large one; 0 if ``max_content``, which may have changed,
+        does not allow it."""
+        size = self._frame_size - self.head_size
+        return size if not self.max_content or size <= self.max_content else 0
 
     def keep(self, beginning: bytes) -> None:
         """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""

@@ -20,7 +20,7 @@ from ..options import Options
 from ..wire import TO_DEST, TO_ONE, Fields, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
-from .pipes.pipe import Pipe
+from .pipes.pipe import Pipe, PipeState
 from .receiving.receiver import ContentBuffer, Receiver
 from .sending.sender import Sender
 
@@ -345,6 +345,11 @@ class ProtocolSocket:
         Then each peer gets them in one system call. Without it, the first message leaves alone.
         """
         self._sender.scheduler.gather()
+
+    def may_put(self, pipe: Pipe) -> bool:
+        """Return whether :meth:`put` may be called for a pipe without :meth:`wait_writable` before."""
+        sender = self._sender
+        return not (pipe.full or sender.scheduler.over_budget or sender._closed) and pipe.state is PipeState.OPEN
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, under every ``socket.send_overflow``.

@@ -241,7 +241,10 @@ class FramedPipe(BytesPipe):
         return self._read_buffer or self._decoder.read_size
 
     def _read_contents(self) -> None:
-        if self._decoder.missing_whole < LARGE or self._read_buffer or not self._connection.reads_into:
+        decoder = self._decoder
+        if decoder.missing < LARGE or not decoder.holds_nothing:
+            return
+        if self._read_buffer or not self._connection.reads_into:
             return
         if self._contents is None:
             # Few programs need it.
