@@ -442,6 +442,7 @@ class Decoder:
         "_pieces",
         "_pipe_id",
         "_rest",
+        "_whole_size",
         "error",
         "flagged",
         "head",
@@ -466,6 +467,8 @@ class Decoder:
         # Of the last frame whose content was incomplete: its size, and the size of its header and paths.
         self._frame_size = 0
         self.head_size = HEADER_SIZE
+        # The size of the last frame whose beginning was kept, 0 if none was since.
+        self._whole_size = 0
 
     @property
     def pending(self) -> int:
@@ -487,9 +490,15 @@ class Decoder:
         return size if not self.max_content or size <= self.max_content else 0
 
     def keep(self, beginning: bytes) -> None:
-        """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""
+        """Keep the beginning of a valid frame: the next bytes are decoded behind it. Only between two frames.
+
+        From now on reads end where a frame of this size would end.
+        """
         self._rest = beginning
         self._frame_size = 0
+        if len(beginning) >= HEADER_SIZE:
+            shape, length = _unpack_header(beginning)
+            self._whole_size = layout(shape)[4] + length
 
     def take_kept(self) -> bytes:
         """Return the beginning of the frame of which no content has begun, and forget it."""
@@ -503,9 +512,14 @@ class Decoder:
         A large content is read to its end and no further. The next read then asks for as many bytes as its header and
         paths had. So the next large content can arrive in one read, and is passed on without a copy.
         """
+        missing = self.missing
+        if self._whole_size and not missing:
+            # What is missing of the first frame, and further ones. Large ones are passed on without a copy.
+            size = self._whole_size
+            first, most = size - len(self._rest), _READ_SIZE if size < _SMALL_PIECE else _MAX_READ_SIZE
+            return first + max(0, most - first) // size * size
         if self._frame_size < _LARGE or self._rest:
             return _READ_SIZE
-        missing = self.missing
         if not missing:
             return self.head_size
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
@@ -639,6 +653,7 @@ class Decoder:
         self._rest = b""
         self.head = (flags, ttl, source, data[position + destination_start : start])
         self._frame_size = stop - position
+        self._whole_size = 0
         self.head_size = content_start
         self.missing = length
         self._continue_content(memoryview(data)[start:], messages)

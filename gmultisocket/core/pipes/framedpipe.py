@@ -47,6 +47,8 @@ _CLOSE, _PING, _PONG = b"\x00", b"\x01", b"\x02"
 #: Large messages of one stream that are written in one system call. With more of them, streams that share a pipe would
 #: drift apart further.
 _PIECES: Final = 2
+#: Bytes that a switch passes on and that may wait for the end of the turn. With more, one more write costs little.
+_SMALL_BATCH: Final = 1 << 14
 #: Bytes that a ping may carry. A longer one is not answered.
 _MAX_ECHO: Final = 125
 
@@ -129,14 +131,18 @@ class FramedPipe(BytesPipe):
             self._leave_fan_out()
         scheduler, count, size = self._scheduler, batch.count, batch.size
         if self._busy == _TURN:
-            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < scheduler.flush_bytes:
+            most = min(scheduler.flush_bytes, _SMALL_BATCH)
+            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < most:
                 self._queue += batch
                 self._queued_bytes += size
                 return count
             self._flush()
             if self.state is not PipeState.OPEN:
                 return 0
-        return self._write_batch(batch, count, size, lambda: self._send(batch.joined()))
+        return self._write_batch(batch, count, size, lambda: self._send_buffers(batch.buffers()))
+
+    def _send_buffers(self, buffers: list[bytes | memoryview]) -> int:
+        return self._send(buffers[0]) if len(buffers) == 1 else self._connection.sendmsg(buffers)
 
     def _write_batch(self, batch: Iterable[Frame], count: int, size: int, write: Callable[[], int]) -> int:
         """Send frames, none of which waits for the end of the turn, as many as the kernel and the queue take now.
