@@ -193,7 +193,7 @@ class ProtocolSocket:
         """
         flags, _, source, destination, content, _ = message
         if flags == TO_ONE and not source:
-            pipe._put_one(self._sender.ttl, content)
+            pipe._put_one(self._sender.headers, content)
         else:
             pipe._put(flags, self._sender.ttl, source, destination, content)
 
@@ -228,7 +228,7 @@ class ProtocolSocket:
 
     def put_one(self, pipe: Pipe, content: bytes) -> None:
         """Send a content to the peer of one pipe, as a to-one message. Never blocks; see :meth:`put`."""
-        pipe._put_one(self._sender.ttl, content)
+        pipe._put_one(self._sender.headers, content)
 
     def pass_on(self, pipe: Pipe, message: Message) -> None:
         """Send a message further along its path by one pipe, with its own ttl. Never blocks; see :meth:`put`."""

@@ -29,11 +29,10 @@ from ...wire import (
     Message,
     encode_frame,
     encode_header,
-    pack_bare_header,
 )
 from ..receiving.receiver import ContentBuffer, Relay
 from .bytespipe import BATCH, BytesPipe
-from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .pipe import Headers, PipeEndpoint, PipeOwner, PipeState
 from .writepipe import _BLOCKED, _TURN, LARGE, Frame, LargeFrame
 
 if TYPE_CHECKING:
@@ -190,12 +189,12 @@ class FramedPipe(BytesPipe):
             count += 1
         return count
 
-    def _put_one(self, ttl: int, content: bytes) -> None:
+    def _put_one(self, headers: Headers, content: bytes) -> None:
         size = len(content)
         if size >= LARGE:
-            self._put(TO_ONE, ttl, b"", b"", content)
+            self._put(TO_ONE, headers.ttl, b"", b"", content)
             return
-        frame = pack_bare_header(TO_ONE, ttl, 0, size) + content
+        frame = headers[size] + content
         if not self._busy or self._fan_out is not None:
             self._push(frame)
             return
