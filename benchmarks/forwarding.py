@@ -16,7 +16,7 @@ from .worker import say
 __all__ = ["rows"]
 
 #: Content bytes -> messages in a round, full and part.
-_COUNTS = {64: (100_000, 15_000), 1024: (60_000, 10_000)}
+_COUNTS = {64: (100_000, 15_000), 1024: (60_000, 10_000), 65536: (6_000, 900)}
 _QUICK_COUNT = 500
 
 

@@ -20,7 +20,7 @@ __all__ = ["main"]
 #: The file of a plot, and the rows that it shows.
 _PLOTS = {
     "throughput": ("oneway-tcp-64", "oneway-tcp-1024", "oneway-tcp-65536", "oneway-ipc-64", "pipeline"),
-    "switch": ("switch-64", "switch-1024"),
+    "switch": ("switch-64", "switch-1024", "switch-65536"),
     "latency": ("roundtrip-tcp", "roundtrip-ipc", "roundtrip-ws", "reqrep-single", "pubsub-100-patterns"),
     "fanout": ("fanout-single", "fanout-burst", "fanout-ws", "fanout-10000", "pubsub-1-pattern"),
     "browsers": ("browsers-single", "browsers-burst"),

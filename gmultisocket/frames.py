@@ -4,12 +4,12 @@ A message that is received and sent again has changed in three places: its ttl i
 pipe stands in front of its source, and a TO_DEST message has lost the first id of its destination. The content is the
 same. :func:`take_batch` makes these changes in the bytes that were read, without a message in between, and returns the
 frames that go the same way together. Frames with equal headers, as most senders send them in a row, are compared and
-rewritten by a few calls for all of them.
+rewritten by a few calls for all of them. A content of 2 KiB or more is not copied: it is sent from where it was read.
 
 It looks at every header, and takes a frame only if nothing about it needs a decision. It stops at any other: one that
 breaks a rule or is not for users, whose ttl ends here or is larger than allowed, whose paths have no space for one more
-id, whose destination ends here, or whose content is long. Such frames are for :class:`~.wire.Decoder`, and so is one
-that is not whole.
+id, whose destination ends here, or whose content is too long. Such frames are for :class:`~.wire.Decoder`, and so is
+one that is not whole.
 
 For each frame that it takes, the result is byte for byte what the decoder and :func:`~.wire.encode_frame` would make.
 
@@ -27,12 +27,14 @@ from typing import Final
 from .errors import BadMessage
 from .wire import HEADER_SIZE, INTERNAL, RAW, SEND_TYPE_MASK, TO_DEST, contents_of, count_equal, first_id, layout
 
-__all__ = ["LONG", "MOST", "REPEATED", "Batch", "frame_size", "is_beginning", "take_batch", "take_equal"]
+__all__ = ["MOST", "REPEATED", "Batch", "frame_size", "is_beginning", "take_batch", "take_equal"]
 
 _ID_SIZE: Final = 4
-#: Bytes. Such a content and any longer one is passed on by itself, without a copy. The beginning of a frame with a
-#: shorter one is kept until the rest has come, and then copied in front of it.
-LONG: Final = 1 << 15
+#: Bytes. Such a content and any longer one is not copied behind its header.
+_APART: Final = 2048
+#: Buffers are joined if there are more of them, or if they have fewer bytes on average.
+_MOST_BUFFERS: Final = 64
+_SMALL_BUFFERS: Final = 1024
 #: At most this number of frames is taken at once.
 MOST: Final = 1024
 #: After this number of frames in a row with the same header, all further ones that have it are taken together.
@@ -50,8 +52,9 @@ class Batch:
     Args:
         kind: the send type.
         pipe_id: the pipe that frames along a path go to, 0 for other send types.
-        parts: frames, and joined frames of one size.
-        joined_counts: of the parts that are joined frames, by their index, how many these are.
+        parts: whole frames; joined frames of one size; and headers, each followed by its content.
+        counts: of the parts that are not one whole frame, by their index: how many frames are joined in it; 0 for the
+            header of the content that follows.
 
     Attributes:
         kind, pipe_id: see above.
@@ -59,32 +62,37 @@ class Batch:
         size: how many bytes.
     """
 
-    __slots__ = ("_joined", "_joined_counts", "_parts", "count", "kind", "pipe_id", "size")
+    __slots__ = ("_buffers", "_counts", "_parts", "count", "kind", "pipe_id", "size")
 
-    def __init__(self, kind: int, pipe_id: int, parts: list[bytes], joined_counts: dict[int, int]) -> None:
+    def __init__(self, kind: int, pipe_id: int, parts: list[bytes | memoryview], counts: dict[int, int]) -> None:
         self.kind = kind
         self.pipe_id = pipe_id
         self._parts = parts
-        self._joined_counts = joined_counts
-        self._joined = b""
-        self.count = len(parts) - len(joined_counts) + sum(joined_counts.values())
+        self._counts = counts
+        self._buffers: list[bytes | memoryview] = []
+        # A header and its content are two parts and one frame.
+        self.count = len(parts) - len(counts) + sum(counts.values())
         self.size = sum(map(len, parts))
 
-    def joined(self) -> bytes:
-        """Return all frames, joined."""
-        # More than one pipe may need it.
-        if not self._joined:
-            self._joined = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        return self._joined
+    def buffers(self) -> list[bytes | memoryview]:
+        """Return all frames, for one system call."""
+        # More than one pipe may need them.
+        if not self._buffers:
+            few = len(self._parts) <= min(_MOST_BUFFERS, 1 + self.size // _SMALL_BUFFERS)
+            self._buffers = self._parts if few else [b"".join(self._parts)]
+        return self._buffers
 
     def __iter__(self) -> Iterator[bytes]:
-        for index, part in enumerate(self._parts):
-            count = self._joined_counts.get(index, 1)
-            if count == 1:
-                yield part
+        numbered = enumerate(self._parts)
+        for index, part in numbered:
+            count = self._counts.get(index, 1)
+            if not count:
+                yield b"".join((part, next(numbered)[1]))
+            elif count == 1:
+                yield bytes(part)
             else:
                 size = len(part) // count
-                yield from [part[start : start + size] for start in range(0, len(part), size)]
+                yield from [bytes(part[start : start + size]) for start in range(0, len(part), size)]
 
     def size_of(self, count: int) -> int:
         """Return the size of the first ``count`` frames."""
@@ -124,24 +132,24 @@ def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_conte
         position: where in it a frame begins.
         local: the id of the pipe that has read it, as in a path.
         max_ttl: frames that arrive with a larger ttl need a closer look.
-        max_content: frames with a longer content do too, and so do all with a long content.
+        max_content: frames with a longer content do too.
 
     Returns:
         The frames from ``position`` on that go the same way, without a gap; None if there is none at ``position`` that
         is whole and needs no closer look.
     """
-    end, last_header, limit = len(data), len(data) - HEADER_SIZE, min(max_content, LONG - 1)
-    parts: list[bytes] = []
-    joined_counts: dict[int, int] = {}
+    end, last_header, view = len(data), len(data) - HEADER_SIZE, memoryview(data)
+    parts: list[bytes | memoryview] = []
+    counts: dict[int, int] = {}
     known, known_length, known_path = -1, -1, b""
-    way, repeated, frame = (-1, b""), 0, b""
+    way, repeated, head = (-1, b""), 0, b""
     layout: _Layout | None = None
     most = MOST
     while position <= last_header and len(parts) < most:
         shape, length = _unpack_header(data, position)
         if shape != known:
             layout = _layout(shape, max_ttl)
-        if layout is None or length > limit:
+        if layout is None or length > max_content:
             break
         new_shape, kind, source_end, rest_start, content_start = layout
         start = position + content_start
@@ -149,32 +157,32 @@ def take_batch(data: bytes, position: int, local: bytes, max_ttl: int, max_conte
         if stop > end:
             break
         path = data[position + HEADER_SIZE : start] if content_start != HEADER_SIZE else b""
-        if shape == known and length == known_length and path == known_path:
-            repeated += 1
-            if repeated == REPEATED:
-                repeated = 0
-                head = frame[: len(frame) - length]
-                count, frames = take_equal(data, position, content_start, length, head, most - len(parts))
-                joined_counts[len(parts)] = count
-                parts.append(frames)
-                most -= count - 1
-                position += count * (stop - position)
-                continue
-        else:
-            next_id = data[position + rest_start : position + rest_start + _ID_SIZE] if kind == TO_DEST else b""
+        if shape != known or length != known_length or path != known_path:
+            source, rest = path[: source_end - HEADER_SIZE], path[rest_start - HEADER_SIZE :]
+            next_id = rest[:_ID_SIZE] if kind == TO_DEST else b""
             if parts and way != (kind, next_id):
                 break
             way = (kind, next_id)
             repeated = 0
             known, known_length, known_path = shape, length, path
-        frame = _pack_head(new_shape, length, local)
-        if kind == TO_DEST:
-            frame += data[position + HEADER_SIZE : position + source_end] + data[position + rest_start : stop]
+            head = _pack_head(new_shape, length, local) + source + rest
+        elif length < _APART:
+            repeated += 1
+            if repeated == REPEATED:
+                repeated = 0
+                count, frames = take_equal(data, position, content_start, length, head, most - len(parts))
+                counts[len(parts)] = count
+                parts.append(frames)
+                most -= count - 1
+                position += count * (stop - position)
+                continue
+        if length < _APART:
+            parts.append(head + data[start:stop])
         else:
-            frame += data[position + HEADER_SIZE : stop]
-        parts.append(frame)
+            counts[len(parts)] = 0
+            parts += head, view[start:stop]
         position = stop
-    return Batch(way[0], first_id(way[1]), parts, joined_counts) if parts else None
+    return Batch(way[0], first_id(way[1]), parts, counts) if parts else None
 
 
 def take_equal(
@@ -195,7 +203,7 @@ def take_equal(
     """
     stride = content_start + length
     count = count_equal(data, position, content_start, stride, min((len(data) - position) // stride, most))
-    return count, head + head.join(contents_of(data, position, content_start, length, count))
+    return count, head.join((b"", *contents_of(data, position, content_start, length, count)))
 
 
 def frame_size(data: bytes, position: int) -> int:
@@ -208,11 +216,11 @@ def frame_size(data: bytes, position: int) -> int:
 
 
 def is_beginning(data: bytes, position: int, max_ttl: int, max_content: int) -> bool:
-    """Return whether a frame begins at ``position`` that is not whole, and is not long and will need no closer look."""
+    """Return whether a frame begins at ``position`` that is not whole, and will probably need no closer look."""
     size = frame_size(data, position)
     if not size:
         return True
     shape, length = _unpack_header(data, position)
-    if length > min(max_content, LONG - 1) or len(data) - position >= size:
+    if length > max_content or len(data) - position >= size:
         return False
     return _layout(shape, max_ttl) is not None

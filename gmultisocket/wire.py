@@ -431,7 +431,9 @@ class Decoder:
         flagged: set by every :meth:`feed` that returns a message with INTERNAL or RAW; the pipe resets it.
         head: flags, ttl, source and destination of the message whose content has begun, or of the last such one.
         head_size: the size of header and paths of the last large frame, and probably of the next one.
-        missing: how many bytes are missing of a content that has begun; 0 if none has.
+        missing: how many bytes are missing of a content that has begun; 0 if none has. May be set while
+            :attr:`holds_nothing`, to what is missing after bytes that were read elsewhere: of this content, or of
+            another one with the same header, paths and :attr:`repeated_size`.
     """
 
     __slots__ = (
@@ -440,6 +442,7 @@ class Decoder:
         "_pieces",
         "_pipe_id",
         "_rest",
+        "_whole_size",
         "error",
         "flagged",
         "head",
@@ -464,47 +467,38 @@ class Decoder:
         # Of the last frame whose content was incomplete: its size, and the size of its header and paths.
         self._frame_size = 0
         self.head_size = HEADER_SIZE
+        # The size of the last frame whose beginning was kept, 0 if none was since.
+        self._whole_size = 0
 
     @property
     def pending(self) -> int:
         """The number of bytes that have arrived of an incomplete frame; 0 between two frames."""
         return self._frame_size - self.missing if self.missing else len(self._rest)
 
-    @property
-    def between_frames(self) -> bool:
-        """Whether no frame is incomplete."""
-        return not self.missing and not self._rest
-
     # A content that is read elsewhere
 
     @property
-    def missing_whole(self) -> int:
-        """As :attr:`missing`, but 0 if the decoder has a part of the content already."""
-        return 0 if self._pieces else self.missing
+    def holds_nothing(self) -> bool:
+        """Whether the decoder has no bytes of a message but, perhaps, its header and paths."""
+        return not self._pieces and not self._rest
 
     @property
-    def content_size(self) -> int:
-        """The size of the whole content of the last large frame."""
-        return self._frame_size - self.head_size
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether another content of the same size would be accepted: ``max_content`` may be lower now."""
-        return not self.max_content or self._frame_size - self.head_size <= self.max_content
-
-    def leave_out(self, missing: int) -> None:
-        """Decode as if all bytes were not there up to a place where so many bytes of a content are missing.
-
-        Args:
-            missing: less than :attr:`missing_whole`: of its content. Otherwise of another one, whose header and paths
-                have the same bytes, and which must not be longer than ``max_content``.
-        """
-        self.missing = missing
+    def repeated_size(self) -> int:
+        """The size of a content with the header of the last large one; 0 if ``max_content``, which may have changed,
+        does not allow it."""
+        size = self._frame_size - self.head_size
+        return size if not self.max_content or size <= self.max_content else 0
 
     def keep(self, beginning: bytes) -> None:
-        """Keep the beginning of a frame: the next bytes are decoded behind it. Only between two frames."""
+        """Keep the beginning of a valid frame: the next bytes are decoded behind it. Only between two frames.
+
+        From now on reads end where a frame of this size would end.
+        """
         self._rest = beginning
         self._frame_size = 0
+        if len(beginning) >= HEADER_SIZE:
+            shape, length = _unpack_header(beginning)
+            self._whole_size = layout(shape)[4] + length
 
     def take_kept(self) -> bytes:
         """Return the beginning of the frame of which no content has begun, and forget it."""
@@ -518,9 +512,14 @@ class Decoder:
         A large content is read to its end and no further. The next read then asks for as many bytes as its header and
         paths had. So the next large content can arrive in one read, and is passed on without a copy.
         """
+        missing = self.missing
+        if self._whole_size and not missing:
+            # What is missing of the first frame, and further ones. Large ones are passed on without a copy.
+            size = self._whole_size
+            first, most = size - len(self._rest), _READ_SIZE if size < _SMALL_PIECE else _MAX_READ_SIZE
+            return first + max(0, most - first) // size * size
         if self._frame_size < _LARGE or self._rest:
             return _READ_SIZE
-        missing = self.missing
         if not missing:
             return self.head_size
         return missing if missing < _MAX_READ_SIZE else _MAX_READ_SIZE
@@ -654,6 +653,7 @@ class Decoder:
         self._rest = b""
         self.head = (flags, ttl, source, data[position + destination_start : start])
         self._frame_size = stop - position
+        self._whole_size = 0
         self.head_size = content_start
         self.missing = length
         self._continue_content(memoryview(data)[start:], messages)

@@ -68,6 +68,7 @@ TINY = {
     "oneway-tls-65536": 65536,
     "roundtrip-ipc": 64,
     "switch-64": 64,
+    "switch-65536": 65536,
     "inproc-64": 64,
     "fanout-burst": 64,
     "fanout-stuck": 64,

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gmultisocket.errors import BadMessage
-from gmultisocket.frames import LONG, Batch, frame_size, is_beginning, take_batch
+from gmultisocket.frames import Batch, frame_size, is_beginning, take_batch
 from gmultisocket.wire import (
     CONTROL,
     INTERNAL,
@@ -65,7 +65,10 @@ frames = st.builds(
     flags=st.sampled_from([TO_ONE, TO_ONE, TO_ALL, TO_DEST, TO_DEST, TO_ALL | CONTROL, NO_SOURCE, INTERNAL, RAW, 3]),
     ttl=st.sampled_from([16, 16, 16, 0, 1, 2, 63, 64, 65, 66, 255]),
     paths=st.tuples(paths, paths).filter(lambda both: len(both[0] + both[1]) <= 4 * MAX_IDS),
-    content=st.one_of(st.binary(max_size=12), st.sampled_from([b"x" * 64, bytes(200), b"\0\x10\0\0\0\0\0\x08" * 3])),
+    content=st.one_of(
+        st.binary(max_size=12),
+        st.sampled_from([b"x" * 64, bytes(200), b"\0\x10\0\0\0\0\0\x08" * 3, b"y" * 2047, b"z" * 2048, bytes(4000)]),
+    ),
 )
 streams = st.lists(st.tuples(frames, st.sampled_from([1, 1, 2, 3, 16, 17, 18, 80, 300])), max_size=6)
 
@@ -87,7 +90,8 @@ def test_each_frame_is_what_the_decoder_and_the_encoder_make_of_it(stream: list[
             continue
         made = list(batch)
         assert made == [long_way(each) for each in whole[number : number + batch.count]]
-        assert batch.joined() == b"".join(made)
+        assert b"".join(batch.buffers()) == b"".join(made)
+        assert len(batch.buffers()) <= 64
         assert (batch.count, batch.size) == (len(made), sum(map(len, made)))
         assert {each[0] & SEND_TYPE_MASK for each in made} == {batch.kind}
         for count in (1, len(made) // 2, len(made)):
@@ -133,14 +137,33 @@ def test_frames_along_paths_are_together_only_if_they_go_to_one_pipe() -> None:
     assert first_id(far[4:]) == 6
 
 
-def test_a_long_content_is_not_taken_and_neither_is_the_beginning_of_one() -> None:
-    for most in (MAX_CONTENT, 1 << 20):
-        limit = min(most, LONG - 1)
-        for length, is_short in ((limit, True), (limit + 1, False)):
-            whole = frame(bytes(length))
-            assert (take_batch(whole, 0, pack_id(LOCAL), MAX_TTL, most) is not None) == is_short
-            assert is_beginning(whole[:-1], 0, MAX_TTL, most) == is_short
-            assert not is_beginning(whole, 0, MAX_TTL, most)
+def test_a_content_of_2_kib_is_sent_from_where_it_was_read_and_a_shorter_one_with_its_header() -> None:
+    data = frame(b"a" * 2048, TO_ONE, 9) + frame(b"b" * 2047, TO_ONE, 9)
+    batch = take(data)
+    assert batch is not None
+    head, content, short = batch.buffers()
+    assert isinstance(content, memoryview)
+    assert content.obj is data
+    assert head + content == frame(b"a" * 2048, TO_ONE, 8, pack_id(LOCAL))
+    assert short == frame(b"b" * 2047, TO_ONE, 8, pack_id(LOCAL))
+
+
+def test_what_would_be_many_small_buffers_is_joined() -> None:
+    for count in (33, 100):
+        batch = take(frame(b"a" * 2048) * count)
+        assert batch is not None
+        assert [len(each) for each in batch.buffers()] == [count * (12 + 2048)]
+    batch = take(b"".join(frame(b"%d" % number * 300) for number in range(8, 12)) + frame(bytes(2048)))
+    assert batch is not None
+    assert len(batch.buffers()) == 1
+
+
+def test_a_content_over_the_limit_is_not_taken_and_neither_is_the_beginning_of_one() -> None:
+    for length, is_short in ((MAX_CONTENT, True), (MAX_CONTENT + 1, False)):
+        whole = frame(bytes(length))
+        assert (take(whole) is not None) == is_short
+        assert is_beginning(whole[:-1], 0, MAX_TTL, MAX_CONTENT) == is_short
+        assert not is_beginning(whole, 0, MAX_TTL, MAX_CONTENT)
 
 
 def test_one_batch_has_a_bounded_number_of_frames() -> None:

@@ -657,6 +657,22 @@ def test_read_size_follows_a_large_content_up_to_a_bound() -> None:
     assert decoder.read_size == 262_144
 
 
+def test_after_the_beginning_of_a_frame_was_kept_reads_end_where_a_frame_ends() -> None:
+    decoder = Decoder(PIPE_ID)
+    for length, usual in ((1000, 65 * 1008), (30_000, 8 * 30_008), (100_000, 2 * 100_008)):
+        decoder.keep(header(length=length) + bytes(300))
+        assert decoder.read_size == usual - 308
+        decoder.take_kept()
+        assert decoder.read_size == usual
+    # It is not known yet how long this frame is.
+    decoder.keep(b"\0\x10")
+    assert decoder.read_size == 2 * 100_008 - 2
+    decoder.feed(header(length=110_000)[2:])
+    assert decoder.read_size == 110_000
+    decoder.feed(bytes(110_000))
+    assert decoder.read_size == HEADER_SIZE
+
+
 def test_a_content_read_alone_is_not_copied() -> None:
     decoder = Decoder(PIPE_ID)
     decoder.feed(header(length=100_000))

@@ -22,11 +22,12 @@ from gevent.hub import Hub
 
 from ..core.pipes.framedpipe import FramedPipe
 from ..core.pipes.pipe import Pipe, PipeState
+from ..core.pipes.writepipe import LARGE
 from ..core.receiving.receiver import Receiver
 from ..core.sending.relay import TOGETHER, LongWay
 from ..core.sending.sender import Sender
 from ..errors import BadTopic
-from ..frames import LONG, MOST, REPEATED, Batch, take_equal
+from ..frames import MOST, REPEATED, Batch, take_equal
 from ..wire import HEADER_SIZE, TO_ALL, TO_ONE, first_id, pack_bare_header
 from .hubwire import length, stamp
 
@@ -68,7 +69,7 @@ class _Part:
 
     def __init__(self, targets: frozenset[Pipe]) -> None:
         self.targets = targets
-        self.frames: list[bytes] = []
+        self.frames: list[bytes | memoryview] = []
         self.joined_counts: dict[int, int] = {}
 
     def add(self, other: _Part) -> None:
@@ -95,6 +96,9 @@ class HubRelay(LongWay):
         count: called as ``count(sender, taken, copies)`` with numbers of publications that came from a client, and of
             their copies that left. The sender is None if it has left meanwhile.
     """
+
+    # The short way copies contents.
+    _longest = LARGE - 1
 
     def __init__(
         self,
@@ -128,7 +132,7 @@ class HubRelay(LongWay):
             # Nothing may block here.
             return position, 0, TOGETHER
         start = position
-        parts, count, position = self._take(data, position, min(max_content, LONG - 1))
+        parts, count, position = self._take(data, position, self._limit(max_content))
         if not count:
             return start, 0, self._count_special(data, start)
         sender = self._target._pipes.get(first_id(local))

@@ -20,7 +20,7 @@ from ..options import Options
 from ..wire import TO_DEST, TO_ONE, Fields, Message
 from .connecting.connector import Connector
 from .connecting.events import CallbackGreenlet
-from .pipes.pipe import Pipe
+from .pipes.pipe import Pipe, PipeState
 from .receiving.receiver import ContentBuffer, Receiver
 from .sending.sender import Sender
 
@@ -193,7 +193,7 @@ class ProtocolSocket:
         """
         flags, _, source, destination, content, _ = message
         if flags == TO_ONE and not source:
-            pipe._put_one(self._sender.ttl, content)
+            pipe._put_one(self._sender.headers, content)
         else:
             pipe._put(flags, self._sender.ttl, source, destination, content)
 
@@ -228,7 +228,7 @@ class ProtocolSocket:
 
     def put_one(self, pipe: Pipe, content: bytes) -> None:
         """Send a content to the peer of one pipe, as a to-one message. Never blocks; see :meth:`put`."""
-        pipe._put_one(self._sender.ttl, content)
+        pipe._put_one(self._sender.headers, content)
 
     def pass_on(self, pipe: Pipe, message: Message) -> None:
         """Send a message further along its path by one pipe, with its own ttl. Never blocks; see :meth:`put`."""
@@ -345,6 +345,11 @@ class ProtocolSocket:
         Then each peer gets them in one system call. Without it, the first message leaves alone.
         """
         self._sender.scheduler.gather()
+
+    def may_put(self, pipe: Pipe) -> bool:
+        """Return whether :meth:`put` may be called for a pipe without :meth:`wait_writable` before."""
+        sender = self._sender
+        return not (pipe.full or sender.scheduler.over_budget or sender._closed) and pipe.state is PipeState.OPEN
 
     def wait_writable(self, pipe: Pipe, timeout: float | None = None) -> bool:
         """Block until one pipe can take another message, under every ``socket.send_overflow``.

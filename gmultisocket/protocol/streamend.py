@@ -73,6 +73,9 @@ MAX_PIECE: Final = 131072
 #: a little behind the half has to wait for data that it sends by this credit, behind those of all other streams.
 _PORTIONS: Final = 3
 
+#: More bytes than are ever sent.
+_ANY: Final = 1 << 62
+
 #: The highest number that a credit's 4 bytes can hold.
 _MAX_CREDIT: Final = 2**32 - 1
 
@@ -161,11 +164,11 @@ class SendingHalf(StateMachine):
         state: a :class:`SendingState`.
         sent: bytes sent from the start.
         knows_credit: whether credit has come: then the peer is no Go program, and also knows the end of data.
-        allowed: bytes that may be sent, from the start; None for any number.
+        credit: bytes that may be sent now.
         writers: greenlets that wait for credit.
     """
 
-    __slots__ = ("allowed", "knows_credit", "sent", "state", "writers")
+    __slots__ = ("credit", "knows_credit", "sent", "state", "writers")
 
     _moves = {
         SendingState.UNKNOWN: {
@@ -187,13 +190,8 @@ class SendingHalf(StateMachine):
         self.state = SendingState.UNKNOWN
         self.sent = 0
         self.knows_credit = False
-        self.allowed: int | None = FIRST_CREDIT
+        self.credit = FIRST_CREDIT
         self.writers = WaitList(hub, self._may_write)
-
-    @property
-    def credit(self) -> int:
-        """The number of bytes that may be sent now."""
-        return MAX_PIECE if self.allowed is None else self.allowed - self.sent
 
     def _may_write(self) -> bool:
         return self.credit > 0 or self.state is _SHUT or self.state is _OVER
@@ -206,35 +204,37 @@ class SendingHalf(StateMachine):
         """Add credit that has come."""
         self.knows_credit = True
         if self.state is _GRANTED:
-            self.allowed = (self.allowed or 0) + size
+            self.credit += size
         elif self._move(SendingState.GRANTED):
-            self.allowed = size
+            self.credit = size - self.sent
         self.writers.wake()
 
     def lift_limit(self) -> None:
         """Allow any number of bytes: the peer knows no credit."""
         if self._move(SendingState.UNLIMITED):
-            self.allowed = None
+            self.credit = _ANY
             self.writers.wake()
 
     def shut(self) -> bool:
         """Send nothing more. Return False if that was decided before."""
         if not self._move(SendingState.SHUT):
             return False
+        self.credit = 0
         self.writers.wake_all()
         return True
 
     def end(self) -> None:
         """Wake all writers: the end was closed or has failed."""
         self._move(SendingState.OVER)
+        self.credit = 0
         self.writers.wake_all()
 
 
 class ReaderBuffer:
-    """The memory of a reader that waits: large pieces of data are read into it as they come.
+    """The memory of a reader: large pieces of data are read into it as they come, until :meth:`end` is called.
 
-    A context manager. At its end nothing more is read into the memory. What has come and was not taken goes to the
-    front of the half's buffer: so a reader that is killed, or whose time is over, loses nothing.
+    What has come by then and was not taken goes to the front of the half's buffer: so a reader that is killed, or whose
+    time is over, loses nothing.
 
     Args:
         half: the receiving half. Its buffer is empty, and no other memory is lent to it.
@@ -242,21 +242,17 @@ class ReaderBuffer:
 
     Attributes:
         size: bytes that have come and were not taken.
+        full: whether no memory is left.
     """
 
-    __slots__ = ("_half", "_view", "size")
+    __slots__ = ("_half", "_view", "full", "size")
 
     def __init__(self, half: ReceivingHalf, view: memoryview) -> None:
         self._half = half
         self._view = view
         self.size = 0
+        self.full = not view
         half.reader_buffer = self
-
-    def __enter__(self) -> ReaderBuffer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
     # For the pipe
 
@@ -265,17 +261,12 @@ class ReaderBuffer:
 
     def filled(self, size: int, ends: bool) -> bool:
         self.size += size
-        more = not self.full
-        if ends or not more:
+        full = self.full = self.size == len(self._view)
+        if (ends or full) and self._half.readers.waiters:
             self._half.readers.wake()
-        return more
+        return not full
 
     # For the reader
-
-    @property
-    def full(self) -> bool:
-        """Whether no memory is left."""
-        return self.size == len(self._view)
 
     def take(self) -> int:
         """Return how many bytes have come. Nothing more comes."""
@@ -548,7 +539,9 @@ class StreamEnd(StateMachine):
         """
         assert self.pipe is not None
         sent = self._context.core.put_pieces(self.pipe, self.id, self.path, data, size)
-        self.sending.sent += sent
+        sending = self.sending
+        sending.sent += sent
+        sending.credit -= sent
         return sent
 
     def ask_credit(self) -> None:

@@ -31,7 +31,7 @@ _MAX_READS = 256
 #: Bytes in one read that make it count as one more.
 _READ_SIZE = 4096
 
-_OVER, _SHUT, _GRANTED = SendingState.OVER, SendingState.SHUT, SendingState.GRANTED
+_SHUT, _GRANTED = SendingState.SHUT, SendingState.GRANTED
 _AT_END = (ReceivingState.READ_SHUT, ReceivingState.ENDED)
 
 
@@ -120,7 +120,8 @@ class StreamSocket:
                 before.
             StreamClosed: this end or its Stream was closed.
         """
-        _no_flags(flags)
+        if flags:
+            raise _flags_error()
         if size < 0:
             raise ValueError("a size is not negative")
         self._wait_readable(size)
@@ -140,7 +141,8 @@ class StreamSocket:
         Returns:
             How many; 0 is the end of data. Raises as :meth:`recv` does.
         """
-        _no_flags(flags)
+        if flags:
+            raise _flags_error()
         # Every view is released here: the traceback of an error may keep others alive.
         with memoryview(buffer) as view, view.cast("B") as whole, whole[: nbytes or None] as part:
             if part.readonly:
@@ -158,18 +160,20 @@ class StreamSocket:
 
     def _recv_in_place(self, view: memoryview) -> int:
         """Block until bytes come, and have large pieces read directly into a buffer."""
-        receiving = self._end.receiving
-        with ReaderBuffer(receiving, view) as lent:
-            if self._reads < _MAX_READS and not receiving.readers.waiters:
+        end = self._end
+        receiving = end.receiving
+        lent = ReaderBuffer(receiving, view)
+        try:
+            if self._reads < _MAX_READS and not receiving.readers.waiters and end.pipe is not None:
                 # What has come can be had without a switch of greenlets.
                 self._core.check()
-                self._core.read_now(self.pipe, lent)
-                if lent.size:
-                    self._reads += 1 + lent.size // _READ_SIZE
-                    return lent.take()
-            self._wait_readable(len(view), lent)
-            count = lent.take()
-            return count or receiving.buffer.take_into(view)
+                self._core.read_now(end.pipe, lent)
+                self._reads += 1 + lent.size // _READ_SIZE
+            if not lent.size:
+                self._wait_readable(len(view), lent)
+            return lent.take() or receiving.buffer.take_into(view)
+        finally:
+            lent.end()
 
     def _wait_readable(self, size: int, lent: ReaderBuffer | None = None) -> None:
         """Block until there is something to read, perhaps in a buffer that was lent, or the end of data."""
@@ -212,9 +216,10 @@ class StreamSocket:
             StreamReset: the other end has gone, or takes no more.
             StreamClosed: this end or its Stream was closed, or this end was shut down for writing.
         """
-        _no_flags(flags)
+        if flags:
+            raise _flags_error()
         with memoryview(data) as view, view.cast("B") as whole:
-            return self._send(whole, Deadline(self._timeout))
+            return self._send_now(whole) or self._send(whole, Deadline(self._timeout))
 
     def sendall(self, data: Buffer, flags: int = 0) -> None:
         """Block until all of the data is sent.
@@ -226,12 +231,25 @@ class StreamSocket:
         Raises:
             Timeout, StreamReset, StreamClosed: as for :meth:`send`. A part may have been sent.
         """
-        _no_flags(flags)
-        deadline = Deadline(self._timeout)
+        if flags:
+            raise _flags_error()
         with memoryview(data) as view, view.cast("B") as whole:
-            sent = self._send(whole, deadline)
+            sent = self._send_now(whole)
+            if sent and sent == len(whole):
+                return
+            deadline = Deadline(self._timeout)
+            sent = sent or self._send(whole, deadline)
             while sent < len(whole):
                 sent += self._send(whole[sent:], deadline)
+
+    def _send_now(self, data: memoryview) -> int:
+        """Send some of the data if nobody has to wait for that. Return the number of bytes."""
+        core, end = self._core, self._end
+        core.check()
+        credit = end.sending.credit
+        if credit <= 0 or not data or end.pipe is None or not core.may_put(end.pipe):
+            return 0
+        return end.send(data[:credit], min(MAX_PIECE, core.max_content))
 
     def _send(self, data: memoryview, deadline: Deadline) -> int:
         """Block until some of the data can be sent, send it, and return the number of bytes."""
@@ -252,10 +270,8 @@ class StreamSocket:
                 end.fail(StreamReset(errno.ECONNRESET, "its pipe takes no more"))
                 continue
             # During the wait others may have sent or closed, and the other end may have reset the stream.
-            credit = sending.credit
-            state = sending.state
-            if credit > 0 and state is not _SHUT and state is not _OVER:
-                sent = end.send(data[:credit], min(MAX_PIECE, self._core.max_content))
+            if sending.credit > 0:
+                sent = end.send(data[: sending.credit], min(MAX_PIECE, self._core.max_content))
                 if sent:
                     return sent
 
@@ -362,9 +378,8 @@ class StreamSocket:
         self._end.close(abort=True)
 
 
-def _no_flags(flags: int) -> None:
-    if flags:
-        raise ValueError("flags are for the kernel's sockets: a stream's connection has none")
+def _flags_error() -> ValueError:
+    return ValueError("flags are for the kernel's sockets: a stream's connection has none")
 
 
 class _File(io.RawIOBase):

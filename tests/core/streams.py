@@ -10,7 +10,7 @@ from gmultisocket import Message
 from gmultisocket.testing import FakeStream
 from gmultisocket.wire import TO_ONE, Decoder, encode
 
-__all__ = ["CountingStream", "contents", "frame", "read_exactly"]
+__all__ = ["CountingStream", "PartsStream", "contents", "frame", "read_exactly"]
 
 
 def frame(content: bytes, flags: int = TO_ONE, ttl: int = 16, source: bytes = b"", destination: bytes = b"") -> bytes:
@@ -52,3 +52,23 @@ class CountingStream(FakeStream):
         self.given.append(data)
         self.sizes.append(len(data))
         return super().send(data)
+
+
+class PartsStream(FakeStream):
+    """A stream that keeps the parts of what it was given in parts, and the sizes of its reads."""
+
+    __slots__ = ("parts", "read_sizes")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[bytes | memoryview] = []
+        self.read_sizes: list[int] = []
+
+    def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
+        self.parts += buffers
+        return super().sendmsg(buffers)
+
+    def recv(self, size: int, /) -> bytes:
+        data = super().recv(size)
+        self.read_sizes.append(len(data))
+        return data

@@ -11,6 +11,7 @@ import pytest
 from gevent import GreenletExit
 
 from gmultisocket import Message, Negotiation, PipeEvent, Pub, Rep, Req, Respondent, Socket, Sub, Surveyor, Switch
+from gmultisocket.core.pipes.pipe import headers_of
 from gmultisocket.errors import HandlerFailed, HandshakeFailed, MultiSocketError, PipeRefused, RequestRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.transport.tcp import TCPConnection
@@ -445,7 +446,7 @@ def test_an_error_at_the_end_of_a_pipe_is_logged_and_the_dialer_dials_again(
             client.wait_pipes(timeout=5)
             (pipe,) = client.pipes.values()
             # It has not left when the pipe closes, so it is requeued.
-            pipe._put_one(15, b"first")
+            pipe._put_one(headers_of(15), b"first")
             client.send(b"second")
             client.close_pipe(pipe.id)
             assert pipe.id not in client.pipes

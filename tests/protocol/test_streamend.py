@@ -41,10 +41,11 @@ def credit(size: int) -> bytes:
 
 def test_what_has_come_for_a_reader_that_takes_nothing_is_the_first_for_the_next_one() -> None:
     half = ReceivingHalf(gevent.get_hub())
-    with ReaderBuffer(half, memoryview(bytearray(4))) as lent:
-        lent.space(2)[:] = b"ab"
-        assert lent.filled(2, False) and not lent.full
-        half.buffer.append(b"later")
+    lent = ReaderBuffer(half, memoryview(bytearray(4)))
+    lent.space(2)[:] = b"ab"
+    assert lent.filled(2, False) and not lent.full
+    half.buffer.append(b"later")
+    lent.end()
     assert half.reader_buffer is None and half.buffer.take(100) == b"ablater"
 
 
@@ -69,22 +70,23 @@ def test_nothing_is_read_into_a_buffer_while_other_data_waits_or_nobody_may_read
     with by_hand_connection(NO_KEEPALIVE) as (_, _, connection, _):
         end = connection._end
         assert end.buffer_for_piece() is None
-        with ReaderBuffer(end.receiving, memoryview(bytearray(4))) as lent:
-            assert end.buffer_for_piece() is lent
-            lent.filled(4, True)
-            assert end.buffer_for_piece() is None
+        lent = ReaderBuffer(end.receiving, memoryview(bytearray(4)))
+        assert end.buffer_for_piece() is lent
+        lent.filled(4, True)
+        assert end.buffer_for_piece() is None
+        lent.end()
         assert len(end.receiving.buffer) == 4
         end.receiving.buffer.clear()
-        with ReaderBuffer(end.receiving, memoryview(bytearray(4))) as lent:
-            end.receiving.buffer.append(b"data")
-            assert end.buffer_for_piece() is None
-            end.receiving.buffer.clear()
-            end.receiving.queued_in_socket = True
-            assert end.buffer_for_piece() is None
-            end.receiving.queued_in_socket = False
-            assert end.buffer_for_piece() is lent
-            end.shut_read()
-            assert end.buffer_for_piece() is None
+        lent = ReaderBuffer(end.receiving, memoryview(bytearray(4)))
+        end.receiving.buffer.append(b"data")
+        assert end.buffer_for_piece() is None
+        end.receiving.buffer.clear()
+        end.receiving.queued_in_socket = True
+        assert end.buffer_for_piece() is None
+        end.receiving.queued_in_socket = False
+        assert end.buffer_for_piece() is lent
+        end.shut_read()
+        assert end.buffer_for_piece() is None
 
 
 # Credit

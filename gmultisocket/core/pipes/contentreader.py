@@ -43,7 +43,7 @@ class ContentReader:
     def __init__(self, pipe: BytesPipe, decoder: Decoder) -> None:
         self._pipe = pipe
         self._decoder = decoder
-        #: Header and paths of the content that is being read, b"" if they are not known.
+        #: Header and paths of the content that is being read, which is large; b"" if they are not known.
         self._header = b""
         #: Whether the reader waits in a place where another greenlet may read.
         self._waiting = False
@@ -94,7 +94,7 @@ class ContentReader:
         unread, self._unread = self._unread, b""
         if unread:
             self._pipe._receive(unread)
-            if not self._decoder.missing_whole:
+            if not self._decoder.holds_nothing or self._decoder.missing < LARGE:
                 self._header = b""
 
     # Other greenlets
@@ -124,7 +124,7 @@ class ContentReader:
         pipe = self._pipe
         decoder = self._decoder
         buffer_for = pipe._owner.receiver.buffer_for
-        if decoder.missing_whole < LARGE and not (self._header and decoder.between_frames):
+        if not decoder.holds_nothing or not (self._header or decoder.missing >= LARGE):
             return None
         if buffer_for is None or pipe._rates is not None:
             return None
@@ -144,7 +144,7 @@ class ContentReader:
         """
         pipe, decoder = self._pipe, self._decoder
         part, head_size = decoder.missing, decoder.head_size
-        following = decoder.content_size if self._header and decoder.may_repeat else 0
+        following = decoder.repeated_size if self._header else 0
         space = target.space(part + (_CONTENTS - 1) * following)
         buffers: list[memoryview | bytearray] = []
         try:
@@ -202,5 +202,5 @@ class ContentReader:
                 self._unread = b"".join(buffers[index:])[:size]
                 self._header = self._unread if size == length else b""
                 break
-        self._decoder.leave_out(missing)
+        self._decoder.missing = missing
         return filled, count

@@ -29,11 +29,10 @@ from ...wire import (
     Message,
     encode_frame,
     encode_header,
-    pack_bare_header,
 )
 from ..receiving.receiver import ContentBuffer, Relay
 from .bytespipe import BATCH, BytesPipe
-from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .pipe import Headers, PipeEndpoint, PipeOwner, PipeState
 from .writepipe import _BLOCKED, _TURN, LARGE, Frame, LargeFrame
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ _CLOSE, _PING, _PONG = b"\x00", b"\x01", b"\x02"
 #: Large messages of one stream that are written in one system call. With more of them, streams that share a pipe would
 #: drift apart further.
 _PIECES: Final = 2
+#: Bytes that a switch passes on and that may wait for the end of the turn. With more, one more write costs little.
+_SMALL_BATCH: Final = 1 << 14
 #: Bytes that a ping may carry. A longer one is not answered.
 _MAX_ECHO: Final = 125
 
@@ -129,14 +130,18 @@ class FramedPipe(BytesPipe):
             self._leave_fan_out()
         scheduler, count, size = self._scheduler, batch.count, batch.size
         if self._busy == _TURN:
-            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < scheduler.flush_bytes:
+            most = min(scheduler.flush_bytes, _SMALL_BATCH)
+            if len(self._queue) + count < scheduler.queue_limit and self._queued_bytes + size < most:
                 self._queue += batch
                 self._queued_bytes += size
                 return count
             self._flush()
             if self.state is not PipeState.OPEN:
                 return 0
-        return self._write_batch(batch, count, size, lambda: self._send(batch.joined()))
+        return self._write_batch(batch, count, size, lambda: self._send_buffers(batch.buffers()))
+
+    def _send_buffers(self, buffers: list[bytes | memoryview]) -> int:
+        return self._send(buffers[0]) if len(buffers) == 1 else self._connection.sendmsg(buffers)
 
     def _write_batch(self, batch: Iterable[Frame], count: int, size: int, write: Callable[[], int]) -> int:
         """Send frames, none of which waits for the end of the turn, as many as the kernel and the queue take now.
@@ -184,12 +189,12 @@ class FramedPipe(BytesPipe):
             count += 1
         return count
 
-    def _put_one(self, ttl: int, content: bytes) -> None:
+    def _put_one(self, headers: Headers, content: bytes) -> None:
         size = len(content)
         if size >= LARGE:
-            self._put(TO_ONE, ttl, b"", b"", content)
+            self._put(TO_ONE, headers.ttl, b"", b"", content)
             return
-        frame = pack_bare_header(TO_ONE, ttl, 0, size) + content
+        frame = headers[size] + content
         if not self._busy or self._fan_out is not None:
             self._push(frame)
             return
@@ -241,7 +246,10 @@ class FramedPipe(BytesPipe):
         return self._read_buffer or self._decoder.read_size
 
     def _read_contents(self) -> None:
-        if self._decoder.missing_whole < LARGE or self._read_buffer or not self._connection.reads_into:
+        decoder = self._decoder
+        if decoder.missing < LARGE or not decoder.holds_nothing:
+            return
+        if self._read_buffer or not self._connection.reads_into:
             return
         if self._contents is None:
             # Few programs need it.

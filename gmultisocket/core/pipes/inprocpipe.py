@@ -12,7 +12,7 @@ from ... import options as opts
 from ...errors import BadMessage, ContentTooLong, MultiSocketError
 from ...transport import MessageConnection
 from ...wire import INTERNAL, MAX_CONTENT, RAW, SEND_TYPE_MASK, TO_DEST, TO_ONE, Fields, Message, receive
-from .pipe import Pipe, PipeEndpoint, PipeOwner, PipeState
+from .pipe import Headers, Pipe, PipeEndpoint, PipeOwner, PipeState
 
 __all__ = ["InprocPipe"]
 
@@ -56,10 +56,11 @@ class InprocPipe(Pipe):
 
     # Sending
 
-    def _put_one(self, ttl: int, content: bytes) -> None:
+    def _put_one(self, headers: Headers, content: bytes) -> None:
         # What _put() does, without its calls (43 %). Rare cases go to _put().
         peer = self._peer
         size = len(content)
+        ttl = headers.ttl
         if peer is None or size > peer._limit or not ttl:
             self._put(TO_ONE, ttl, b"", b"", content)
             return

@@ -23,11 +23,10 @@ from ...wire import (
     Message,
     encode_frame,
     encode_header,
-    pack_bare_header,
 )
 from .bytespipe import BytesPipe
 from .framedpipe import FramedPipe
-from .pipe import PipeEndpoint, PipeOwner, PipeState
+from .pipe import Headers, PipeEndpoint, PipeOwner, PipeState
 from .rawpipe import RawPipe
 from .writepipe import LARGE, LargeFrame
 
@@ -190,12 +189,12 @@ class PacketPipe(Packets, FramedPipe):
         self._decoder.max_content = value
         self._codec.max_content = value
 
-    def _put_one(self, ttl: int, content: bytes) -> None:
+    def _put_one(self, headers: Headers, content: bytes) -> None:
         if len(content) >= LARGE:
-            self._put(TO_ONE, ttl, b"", b"", content)
+            self._put(TO_ONE, headers.ttl, b"", b"", content)
             return
         # What _put() does, without its calls.
-        self._push(self._codec.wrap(pack_bare_header(TO_ONE, ttl, 0, len(content)) + content))
+        self._push(self._codec.wrap(headers[len(content)] + content))
 
     def _put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         if flags & RAW:

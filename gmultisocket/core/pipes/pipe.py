@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Protocol
 
 from gevent.hub import Hub
@@ -33,15 +34,41 @@ from ...loop.waiting import WaitList
 from ...options import Option, Options, PipeOptions
 from ...state import StateMachine
 from ...transport import Connection
-from ...wire import TO_DEST, TO_ONE, Message, pack_id
+from ...wire import TO_DEST, TO_ONE, Message, pack_bare_header, pack_id
 from ..receiving.receiver import ContentBuffer, Receiver
 from .readrates import RATE_OPTIONS
 from .scheduler import WriteScheduler
 
-__all__ = ["PUSHED", "TIME_LIMITS", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState"]
+__all__ = ["PUSHED", "TIME_LIMITS", "Headers", "Pipe", "PipeEndpoint", "PipeOwner", "PipeState", "headers_of"]
+
+#: Lengths whose headers are kept.
+_MAX_HEADERS: Final = 4096
 
 logger = get_logger("gmultisocket.pipe")
 _log: Final = ThrottledLog(logger, LOG_INTERVAL)
+
+
+class Headers(dict[int, bytes]):
+    """The headers of to-one messages that begin here, by the length of the content: most lengths come again.
+
+    Attributes:
+        ttl: of the messages.
+    """
+
+    __slots__ = ("ttl",)
+
+    def __init__(self, ttl: int) -> None:
+        self.ttl = ttl
+
+    def __missing__(self, length: int) -> bytes:
+        header = pack_bare_header(TO_ONE, self.ttl, 0, length)
+        if len(self) < _MAX_HEADERS:
+            self[length] = header
+        return header
+
+
+#: Returns the headers with a ttl. All sockets share them.
+headers_of = lru_cache(maxsize=256)(Headers)
 
 
 class PipeState(Enum):
@@ -383,9 +410,9 @@ class Pipe(StateMachine, ABC):
     def _put(self, flags: int, ttl: int, source: bytes, destination: bytes, content: bytes) -> None:
         """Take one message to send."""
 
-    def _put_one(self, ttl: int, content: bytes) -> None:
+    def _put_one(self, headers: Headers, content: bytes) -> None:
         """Take one to-one message that begins here: :meth:`_put` for the most common case."""
-        self._put(TO_ONE, ttl, b"", b"", content)
+        self._put(TO_ONE, headers.ttl, b"", b"", content)
 
     def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
         """Take one message or more along a path, each with the next ``size`` bytes of ``data``.

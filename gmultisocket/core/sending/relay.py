@@ -37,6 +37,9 @@ from .sender import Sender
 
 __all__ = ["TOGETHER", "LongWay", "Relay", "Watch"]
 
+#: Bytes. A frame with a longer content takes the long way: when only its beginning has come, that is not copied.
+_LONGEST: Final = 1 << 17
+
 #: How many frames take the long way together if waiting would not help the first of them.
 TOGETHER: Final = 64
 #: A receive queue with more messages is not searched: the reader waits for all of them.
@@ -60,6 +63,9 @@ class LongWay:
         filtered: the source has a filter, which sees only what takes the long way. Otherwise a filter ends the short
             way.
     """
+
+    #: Bytes. Frames with a longer content take the long way.
+    _longest = _LONGEST
 
     def __init__(self, hub: Hub, source: Receiver, target: Sender, max_ttl: int, filtered: bool = False) -> None:
         self._source = source
@@ -158,7 +164,11 @@ class LongWay:
 
     def is_beginning(self, data: bytes, position: int, max_content: int) -> bool:
         """Return whether a frame begins at ``position`` that can probably be passed on when the rest has come."""
-        return is_beginning(data, position, self._max_ttl, min(max_content, self._target.max_content))
+        return is_beginning(data, position, self._max_ttl, self._limit(max_content))
+
+    def _limit(self, max_content: int) -> int:
+        """Return the longest content that can be passed on, by a pipe that may receive ``max_content`` bytes."""
+        return min(max_content, self._target.max_content, self._longest)
 
 
 class Relay(LongWay):
@@ -184,7 +194,7 @@ class Relay(LongWay):
         self._count = count
 
     def forward(self, data: bytes, position: int, local: bytes, max_content: int) -> tuple[int, int, int]:
-        max_content = min(max_content, self._target.max_content)
+        max_content = self._limit(max_content)
         passed = slow = 0
         end = len(data)
         while position < end:

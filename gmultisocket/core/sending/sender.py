@@ -34,7 +34,7 @@ from ...wire import (
     Message,
     check_path,
 )
-from ..pipes.pipe import Pipe, PipeState
+from ..pipes.pipe import Pipe, PipeState, headers_of
 from ..pipes.scheduler import WriteScheduler
 from .content import as_content
 from .fanout import Sent, ToAllSender
@@ -54,7 +54,7 @@ class Sender:
     """Sends for one socket.
 
     Attributes:
-        ttl: the hops that a message may make (``socket.send_ttl``).
+        ttl, headers: the hops that a message may make (``socket.send_ttl``), and the headers of to-one messages.
         max_content: the longest content that may be sent, in bytes.
         counters: losses that belong to no pipe.
         requeue: to-one messages whose pipe closed before they left.
@@ -77,6 +77,7 @@ class Sender:
         "_to_destination",
         "_writable",
         "counters",
+        "headers",
         "max_content",
         "requeue",
         "scheduler",
@@ -140,6 +141,7 @@ class Sender:
 
     def _set_ttl(self, value: int) -> None:
         self.ttl = value or DEFAULT_TTL
+        self.headers = headers_of(self.ttl)
 
     def _set_max_content(self, value: int) -> None:
         limit = self._options.get(opts.socket.max_send_content_length)
@@ -176,7 +178,7 @@ class Sender:
         assert pipe is not None
         if writable.several:
             writable.rotate()
-        pipe._put_one(self.ttl, content)
+        pipe._put_one(self.headers, content)
 
     def next_pipe(self, timeout: float | None) -> Pipe | None:
         """Return the pipe for a to-one message, which the caller puts there; see ``ProtocolSocket.next_pipe``."""
@@ -221,8 +223,7 @@ class Sender:
             check_path(source)
         if destination:
             check_path(destination)
-        # The peer puts its own id in front of the source, and closes the pipe if that makes too many. From a message to
-        # a destination it removes an id.
+        # The peer adds an id to the source, and removes one from a destination. Too many make it close the pipe.
         if len(source) + len(destination) >= 4 * (MAX_IDS + (kind == TO_DEST)):
             raise MessageDropped("hops")
         fields = (flags, min(ttl, 255), bytes(source), bytes(destination), content)

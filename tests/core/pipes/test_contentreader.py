@@ -165,6 +165,20 @@ def test_a_content_that_ends_in_the_middle_was_read_as_far_as_it_came() -> None:
     assert contents.joined == LARGE_FRAMES[0][20:30_000]
 
 
+@pytest.mark.parametrize("rest", [1, 100, 30_000])
+def test_the_rest_of_a_content_is_read_into_memory_however_short_it_is(rest: int) -> None:
+    contents = Contents(10 * PIECE)
+    data = LARGE_FRAMES[0] * 4
+    cut = 3 * len(LARGE_FRAMES[0]) - rest
+    with FakeTransport([stream := IntoStream()]) as fake, Socket() as client:
+        client._for_protocol().on_content(contents.on_content)
+        client.dial(fake.address, {"connector.dialer.reconnect": False})
+        pipe = only_pipe(client)
+        stream.feed(data[:20], data[20:cut], data[cut:])
+        wait_until(lambda: pipe.counters.messages_received == 4)
+    assert contents.in_memory == 4 * PIECE and not contents.others
+
+
 def test_a_header_repeats_only_if_all_of_it_has_come() -> None:
     # It ends with a zero, as new memory does.
     data = [random.Random(seed).randbytes(PIECE) for seed in (1, 2, 3)]

@@ -17,7 +17,7 @@ from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, encode, pack_id
 from tests.addresses import plain_connection
 from tests.cases import every_case
-from tests.core.streams import frame, read_exactly
+from tests.core.streams import PartsStream, frame, read_exactly
 from tests.peers import only_pipe
 
 CLOSE, PING = b"\0", b"\1"
@@ -78,20 +78,6 @@ def test_a_message_is_the_same_frame_whenever_in_a_turn_it_is_sent_and_however_l
         gevent.sleep(0)
         expected = [frame(bytes(size), flags, ttl=7) for size in sizes for flags in (TO_ONE, TO_ALL)]
         assert bytes(stream.sent) == b"".join(expected)
-
-
-class PartsStream(FakeStream):
-    """A stream that keeps the parts of what it was given in parts."""
-
-    __slots__ = ("parts",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: list[bytes | memoryview] = []
-
-    def sendmsg(self, buffers: list[bytes | memoryview], /) -> int:
-        self.parts += buffers
-        return super().sendmsg(buffers)
 
 
 def test_a_large_content_is_given_to_the_kernel_as_it_is() -> None:

@@ -7,9 +7,10 @@ import logging
 import pytest
 
 from gmultisocket import Socket
+from gmultisocket.core.pipes.pipe import headers_of
 from gmultisocket.errors import BrokenPath, Timeout
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
-from gmultisocket.wire import INTERNAL, pack_id
+from gmultisocket.wire import INTERNAL, TO_ONE, encode_frame, pack_id
 from tests.core.streams import frame
 from tests.peers import only_pipe
 
@@ -156,3 +157,10 @@ def test_the_first_loss_is_logged_although_a_useless_message_was_counted_before(
         wait_until(lambda: "drops messages" in caplog.text)
         stream.unblock()
     assert caplog.text.count("drops messages: overflow") == 1
+
+
+def test_headers_are_kept_for_a_bounded_number_of_lengths_and_are_right_for_all() -> None:
+    headers = headers_of(7)
+    for length in [*range(10_000), 2**32 - 1, 5]:
+        assert headers[length] == encode_frame(TO_ONE, 7, b"", b"", b"")[:4] + length.to_bytes(4, "big")
+    assert len(headers) <= 4096

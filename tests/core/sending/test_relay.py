@@ -20,7 +20,7 @@ from gmultisocket.core.pipes.pipe import PipeState
 from gmultisocket.switch import Middleware
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
 from gmultisocket.wire import CONTROL, INTERNAL, RAW, TO_ALL, TO_DEST, TO_ONE, pack_id, path_ids
-from tests.core.streams import CountingStream, frame
+from tests.core.streams import CountingStream, PartsStream, frame
 
 ONCE = {"connector.dialer.reconnect": False}
 #: Seconds: for many messages, on a machine with much else to do.
@@ -225,6 +225,17 @@ def test_nothing_waits_for_the_end_of_the_turn_once_as_many_wait_as_a_queue_hold
         assert writer.sizes == [3 * 104] * 3
 
 
+@pytest.mark.parametrize(("size", "queue_bytes"), [(92, 500), (7000, 0)])
+def test_nor_once_many_bytes_wait(size: int, queue_bytes: int) -> None:
+    writer = CountingStream()
+    with joined(1, [writer]) as setup:
+        setup.back_socket.set_option("socket.send_queue_bytes", queue_bytes)
+        data = frame(b"x" * size) * 3
+        setup.readers[0].feed(data, data, data)
+        wait_until(lambda: setup.switch.forwarded == 9)
+        assert writer.sizes == [3 * (size + 12)] * 3
+
+
 def test_a_frame_in_two_reads_is_not_held_up_and_holds_up_nothing() -> None:
     writer = CountingStream()
     data = frame(b"x" * 92)
@@ -237,6 +248,28 @@ def test_a_frame_in_two_reads_is_not_held_up_and_holds_up_nothing() -> None:
         wait_until(lambda: setup.switch.forwarded == 7)
         assert sum(writer.sizes) == 7 * 104
         assert setup.front[0].counters.bytes_received == 700
+
+
+def test_a_large_content_is_given_to_the_kernel_where_it_was_read() -> None:
+    writer = PartsStream()
+    with joined(1, [writer]) as setup:
+        setup.readers[0].feed(data := frame(b"a" * 20_000) + frame(b"b" * 20_000))
+        wait_until(lambda: setup.switch.forwarded == 2)
+        assert [len(part) for part in writer.parts] == [12, 20_000] * 2
+        assert all(isinstance(part, memoryview) and part.obj is data for part in writer.parts[1::2])
+
+
+@pytest.mark.parametrize("size", [1000, 30_000, 100_000])
+def test_after_a_frame_in_two_reads_further_reads_end_where_a_frame_ends(size: int) -> None:
+    reader = PartsStream()
+    with joined() as setup:
+        setup.fake.will_connect(reader)
+        setup.front_socket.dial(setup.fake.address, ONCE)
+        data = frame(bytes(size))
+        reader.feed(data * (1_000_000 // len(data) + 1))
+        wait_until(lambda: setup.switch.forwarded == 1_000_000 // len(data) + 1)
+        assert len(reader.read_sizes) > 3
+        assert all(sum(reader.read_sizes[:count]) % len(data) == 0 for count in range(2, len(reader.read_sizes)))
 
 
 def test_a_full_peer_stops_the_reader_and_no_more_than_the_queue_waits() -> None:
@@ -286,7 +319,7 @@ def test_one_full_peer_holds_up_only_those_who_send_along_paths_to_it() -> None:
 # Order between the two ways
 
 
-@pytest.mark.parametrize("odd", [frame(b"long", ttl=200), frame(b"long " + bytes(40_000))], ids=["ttl", "long"])
+@pytest.mark.parametrize("odd", [frame(b"long", ttl=200), frame(b"long " + bytes(140_000))], ids=["ttl", "long"])
 def test_nothing_of_a_peer_overtakes_what_takes_the_long_way(odd: bytes) -> None:
     with joined() as setup:
         data = b"".join(frame(b"%d" % number) * 3 + odd for number in range(50))
