@@ -32,13 +32,13 @@ from .connecting.events import CallbackGreenlet, PipeCallback
 from .connecting.negotiation import Negotiator
 from .flushing import Flushable
 from .pipes.pipe import Pipe
-from .protocolsocket import ProtocolSocket
-from .threadsafe import ThreadsafeSender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .connecting.listener import Listener
+    from .protocolsocket import ProtocolSocket
+    from .threadsafe import ThreadsafeSender
 
 __all__ = ["Socket", "live_sockets", "on_closed"]
 
@@ -309,6 +309,9 @@ class Socket(Closable):
     def threadsafe(self) -> ThreadsafeSender:
         """Return a handle by which other OS threads may send. It is made, and closed, in the socket's own thread."""
         self._check()
+        # Most programs have one thread.
+        from .threadsafe import ThreadsafeSender
+
         return ThreadsafeSender(self)
 
     # Receiving
@@ -449,6 +452,8 @@ class Socket(Closable):
         """Return what a protocol on this socket may do beyond users."""
         if protocol is not None:
             self._protocol = weakref.ref(protocol)
+        from .protocolsocket import ProtocolSocket
+
         return ProtocolSocket(self._connector, self._check, self._forked)
 
 
