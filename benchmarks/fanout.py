@@ -81,7 +81,7 @@ def _secure(name: str, scheme: str) -> Row:
     ]
     figure = Figure("gmultisocket", _BARE_TLS, at_most=1.1)
     title = f"a delivery of {{size}} at {_SECURE_PEERS} {name} peers, one publish at a time, processor time"
-    return Row(f"fanout-{name}", title, "µs", False, entries, [figure], repeats=3)
+    return Row(f"fanout-{name}", title, "µs", False, entries, [figure], repeats=3, seconds=30)
 
 
 def _browsers(burst: int) -> Row:
