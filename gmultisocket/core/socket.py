@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import gevent
@@ -86,12 +86,6 @@ class Socket(Closable):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "closing" if self._closing else "open"
         return f"<{type(self).__name__} {state} pipes={len(self._connector.pipes)}>"
-
-    def __enter__(self) -> Socket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _forked(self) -> bool:
         return bool(self._thread == owner.FORKED)
