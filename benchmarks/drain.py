@@ -2,8 +2,7 @@
 
 It writes by hand the bytes with which a library's own peer would start, and subscribes to everything: ZMTP 3.0 with the
 NULL mechanism as a SUB (RFC 23), the 8 bytes of nanomsg's SP over TCP as a SUB0, the request for a WebSocket
-(RFC 6455), the same with the packets that open Socket.IO, or a TLS handshake. A connection with TLS is held open and
-not read. This process uses no library.
+(RFC 6455), the same with the packets that open Socket.IO, or a TLS handshake. This process uses no library.
 """
 
 from __future__ import annotations
@@ -79,7 +78,11 @@ def count(connections: dict[int, socket.socket], acks: socket.socket, burst: int
     first = True
     while True:
         for descriptor, _ in poll.poll():
-            read = readers[descriptor](buffer)
+            try:
+                read = readers[descriptor](buffer)
+            except ssl.SSLWantReadError:
+                # Only a part of a record has come, or one without data.
+                continue
             if not read:
                 return
             missing -= read

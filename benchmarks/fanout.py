@@ -1,6 +1,7 @@
 """Fan-out: one publisher, and many peers in one other process (``drain.py``).
 
-The clock runs from a publish until all peers have the message.
+The clock runs from a publish until all peers have the message. Over TLS the receivers, which decrypt, would be what is
+measured: there it is the processor time of the publisher.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from .contestants import load
 from .contestants.base import FAN_OUT
@@ -21,9 +22,11 @@ _SIZE = 64
 _PEERS = 1000
 _MANY_PEERS = 10_000
 _BROWSERS = 500
+_SECURE_PEERS = 200
 _BURST = 100
 _STUCK = "gmultisocket, 1 stuck peer"
 _OURS_BY_TCP = "gmultisocket by tcp"
+_BARE_TLS = "gevent.ssl"
 
 
 def rows() -> list[Row]:
@@ -46,7 +49,8 @@ def rows() -> list[Row]:
          Entry(_STUCK, partial(_rate, "gmultisocket", _BURST, 1), "gmultisocket")],
         [Figure(_STUCK, "gmultisocket", at_least=0.9)],
     )  # fmt: skip
-    return [single, burst, stuck, _many(), _ws(), *map(_browsers, (1, _BURST))]
+    secure = map(_secure, ("tls", "wss"), ("tls+tcp", "wss"))
+    return [single, burst, stuck, _many(), _ws(), *secure, *map(_browsers, (1, _BURST))]
 
 
 def _many() -> Row:
@@ -70,6 +74,16 @@ def _ws() -> Row:
     return Row("fanout-ws", title, "deliveries/s", True, entries, [figure], repeats=3)
 
 
+def _secure(name: str, scheme: str) -> Row:
+    entries = [
+        Entry("gmultisocket", partial(_processor_time, "gmultisocket", scheme), "gmultisocket"),
+        Entry(_BARE_TLS, partial(_processor_time, _BARE_TLS, "tls+tcp"), _BARE_TLS),
+    ]
+    figure = Figure("gmultisocket", _BARE_TLS, at_most=1.1)
+    title = f"a delivery of {{size}} at {_SECURE_PEERS} {name} peers, one publish at a time, processor time"
+    return Row(f"fanout-{name}", title, "µs", False, entries, [figure], repeats=3, seconds=30)
+
+
 def _browsers(burst: int) -> Row:
     entries = [
         Entry(name, partial(_rate, name, burst, 0, transport="ws", peers=_BROWSERS), name)
@@ -91,8 +105,8 @@ def _rate(
     with _publishing(contestant, transport, plan, work) as publish_round:
 
         def measure() -> Outcome:
-            seconds, size = publish_round()
-            return Outcome(peers * burst * bursts / seconds, size)
+            spent = publish_round()
+            return Outcome(peers * burst * bursts / spent.seconds, spent.size)
 
         yield measure
 
@@ -105,17 +119,37 @@ def _cost(contestant: str, peers: int, plan: Plan) -> Iterator[Round]:
     with _publishing(contestant, "tcp", plan, work) as publish_round:
 
         def measure() -> Outcome:
-            seconds, size = publish_round()
-            return Outcome(seconds / (peers * bursts) * 1e6, size)
+            spent = publish_round()
+            return Outcome(spent.seconds / (peers * bursts) * 1e6, spent.size)
 
         yield measure
 
 
 @contextmanager
-def _publishing(
-    contestant: str, transport: str, plan: Plan, work: dict[str, int]
-) -> Iterator[Callable[[], tuple[float, int]]]:
-    """Yield a function that does one round, and returns its seconds and the content bytes of a message."""
+def _processor_time(contestant: str, transport: str, plan: Plan) -> Iterator[Round]:
+    peers = plan.count(_SECURE_PEERS, part=_SECURE_PEERS, quick=20)
+    bursts = plan.count(100, part=10, quick=2)
+    work = {"peers": peers, "burst": 1, "bursts": bursts, "stuck": 0}
+    with _publishing(contestant, transport, plan, work) as publish_round:
+
+        def measure() -> Outcome:
+            spent = publish_round()
+            return Outcome(spent.processor / (peers * bursts) * 1e6, spent.size)
+
+        yield measure
+
+
+class _Spent(NamedTuple):
+    """What a round took: seconds, and seconds of the publisher's processor; and the content bytes of a message."""
+
+    seconds: float
+    processor: float
+    size: int
+
+
+@contextmanager
+def _publishing(contestant: str, transport: str, plan: Plan, work: dict[str, int]) -> Iterator[Callable[[], _Spent]]:
+    """Yield a function that does one round."""
     with address_of(transport) as address, started(plan) as start:
         publisher = start("fanout:publish", contestant=contestant, address=address, **work)
         drain = start("drain:drain")
@@ -123,9 +157,10 @@ def _publishing(
         drain.hear()
         size = int(drain.hear()["size"])
 
-        def publish_round() -> tuple[float, int]:
+        def publish_round() -> _Spent:
             publisher.tell()
-            return publisher.hear()["seconds"], size
+            heard = publisher.hear()
+            return _Spent(heard["seconds"], heard["processor"], size)
 
         yield publish_round
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .contestants import load
 from .contestants.base import FAN_OUT
@@ -37,6 +38,7 @@ _CONTESTANTS = {
     "tls+tcp": ("gmultisocket", "gevent.ssl"),
 }
 _MOUNTED = "gmultisocket in gunicorn"
+_GUNICORN = "gunicorn alone"
 _SOCKETS = 10_000
 #: Seconds between the last connection and the measurement.
 SETTLE_TIME = 0.5
@@ -44,11 +46,15 @@ SETTLE_TIME = 0.5
 
 def rows() -> list[Row]:
     """Return the rows of this work."""
-    ws = [Figure("gmultisocket", limit=16.0), Figure(_MOUNTED, limit=32.0)]
+    ws = [Figure("gmultisocket", limit=16.0), Figure(_MOUNTED, limit=32.0), Figure(_MOUNTED, _GUNICORN, at_most=1.3)]
+    in_gunicorn = [
+        Entry(_MOUNTED, partial(_run_in_gunicorn, False), _MOUNTED),
+        Entry(_GUNICORN, partial(_run_in_gunicorn, True), _GUNICORN),
+    ]
     return [
         _peer_row("memory-tcp", "tcp", [Figure("gmultisocket", limit=12.0)]),
         _peer_row("memory-ipc", "ipc", []),
-        _peer_row("memory-ws", "ws", ws, [Entry(_MOUNTED, _run_in_gunicorn, _MOUNTED)]),
+        _peer_row("memory-ws", "ws", ws, in_gunicorn),
         _peer_row("memory-wss", "wss", []),
         _peer_row("memory-tls", "tls+tcp", []),
         _row("memory-socket", f"memory of an idle Socket, {_SOCKETS:,} of them", "sockets"),
@@ -76,12 +82,12 @@ def _run(contestant: str, transport: str, plan: Plan) -> Iterator[Round]:
             yield measure
 
 
-def _run_in_gunicorn(plan: Plan) -> Run:
-    return _serving(plan, "ws", "mounted:serve")
+def _run_in_gunicorn(alone: bool, plan: Plan) -> Run:
+    return _serving(plan, "ws", "mounted:serve", alone=alone)
 
 
 @contextmanager
-def _serving(plan: Plan, transport: str, task: str, **arguments: str) -> Iterator[Round]:
+def _serving(plan: Plan, transport: str, task: str, **arguments: Any) -> Iterator[Round]:
     full, part = _PEERS[transport]
     peers = plan.count(full, part=part, quick=200)
     with started(plan) as start:

@@ -1,4 +1,4 @@
-"""A gunicorn with one gevent worker and a mounted Socket: a server of the row ``memory-ws``."""
+"""A gunicorn with one gevent worker and a mounted Socket, or no library at all: servers of the row ``memory-ws``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,40 @@ __all__ = ["serve"]
 _PR_SET_PDEATHSIG = 1
 
 
-def serve(peers: int) -> None:
-    """Serve; gunicorn's worker measures itself when all peers are connected (worker)."""
-    _Gunicorn(peers).run()
+def serve(peers: int, alone: bool = False) -> None:
+    """Serve; gunicorn's worker measures itself when all peers are connected (worker).
+
+    Args:
+        peers: how many.
+        alone: an application that only waits takes the place of the library.
+    """
+    _Gunicorn(peers, alone).run()
+
+
+class _Waiting:
+    """A WSGI application that accepts each request for a WebSocket, and waits for the end of its connection."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        write = start_response("101 Switching Protocols", [("Upgrade", "websocket"), ("Connection", "Upgrade")])
+        write(b"")
+        self._count += 1
+        environ["gunicorn.socket"].recv(1)
+        return []
+
+    def wait_pipes(self, count: int) -> None:
+        import gevent
+
+        while self._count < count:
+            gevent.sleep(0.01)
 
 
 class _Gunicorn(BaseApplication):  # type: ignore[misc]
-    def __init__(self, peers: int) -> None:
+    def __init__(self, peers: int, alone: bool) -> None:
         self._peers = peers
+        self._alone = alone
         self._sock: Any = None
         super().__init__()
 
@@ -43,6 +69,9 @@ class _Gunicorn(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         """Return the application; gunicorn calls this in its worker."""
+        if self._alone:
+            self._sock = _Waiting()
+            return self._sock
         from gmultisocket import Socket
         from gmultisocket.contrib.wsgi import mount
 

@@ -68,7 +68,9 @@ def await_ack(acks: Any) -> None:
 
 
 def burst_rounds(acks: Any, burst: Callable[[], object], bursts: int) -> None:
-    """Send bursts, and send the parent the seconds of each round that it asks for. Never returns.
+    """Send bursts, and send the parent the seconds and the processor time of each round that it asks for.
+
+    Never returns.
 
     Args:
         acks: a socket that gets a byte when all peers have a burst.
@@ -85,9 +87,9 @@ def burst_rounds(acks: Any, burst: Callable[[], object], bursts: int) -> None:
     send_bursts(1)
     while True:
         hear()
-        begin = time.monotonic()
+        begin, processor = time.monotonic(), time.process_time()
         send_bursts(bursts)
-        say(seconds=time.monotonic() - begin)
+        say(seconds=time.monotonic() - begin, processor=time.process_time() - processor)
 
 
 def raise_descriptor_limit() -> int:

@@ -73,6 +73,8 @@ TINY = {
     "fanout-burst": 64,
     "fanout-stuck": 64,
     "fanout-ws": 64,
+    "fanout-tls": 64,
+    "fanout-wss": 64,
     "fanout-ws-json": 1024,
     "fanout-ws-json-bytes": 1024,
     "reqrep-single": 64,

@@ -57,7 +57,10 @@ def test_importing_the_package_imports_no_protocol_and_nothing_for_type_checkers
     program = """
 import sys, gmultisocket
 dir(gmultisocket)
-for name in ("protocol", "options.names", "options.values", "transport.tls", "transport.ws"):
+for name in (
+    "protocol", "options.names", "options.values", "transport.tls", "transport.ws", "core.protocolsocket",
+    "core.threadsafe", "core.pipes.inprocpipe", "core.pipes.packetpipe", "core.pipes.rawpipe",
+):
     assert "gmultisocket." + name not in sys.modules, name
 """
     run(program)

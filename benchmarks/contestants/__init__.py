@@ -25,6 +25,7 @@ CONTESTANTS = {
     "gmultisocket, queue of 64": _Place("short_queue", "gmultisocket"),
     "gmultisocket in pywsgi": _Place("mounted", "gevent"),
     "gmultisocket in gunicorn": _Place("ours", "gunicorn"),
+    "gunicorn alone": _Place("ours", "gunicorn"),
     "pyzmq": _Place("pyzmq", "zmq"),
     "pyzmq, no limit": _Place("unlimited", "zmq"),
     "zmq.green": _Place("green", "zmq"),

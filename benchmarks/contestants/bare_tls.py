@@ -37,3 +37,8 @@ class Adapter(bare.Adapter):
 
     def _keep(self, peer: Any, address: object) -> None:
         super()._keep(self._context.wrap_socket(peer, server_side=True), address)
+
+    def _write(self, data: bytes) -> None:
+        for peer in self._peers:
+            if peer._sslobj.write(data) != len(data):
+                raise ConnectionError("a peer reads too slowly for a publisher without queues")

@@ -42,7 +42,7 @@ class Adapter(Contestant):
             self.socket.send_to(message.source, message.content)
 
     def frame_size(self, size: int) -> int:
-        return _HEADER + size + (_WS_HEADER if self.handshake == "ws" else 0)
+        return _HEADER + size + (_WS_HEADER if self.handshake in ("ws", "wss") else 0)
 
     def wait_peers(self, count: int) -> None:
         self.socket.wait_pipes(count)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import gevent
 from gevent import Greenlet, getcurrent
@@ -16,6 +17,8 @@ from .flushing import Flushable, close_collected
 
 __all__ = ["Closable"]
 
+_Self = TypeVar("_Self", bound="Closable")
+
 
 class Closable(Flushable):
     """A socket, or a protocol on one."""
@@ -26,6 +29,12 @@ class Closable(Flushable):
     _close_done = False
     #: For those who wait until it is done; made by the first of them.
     _close_event: Event | None = None
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
     def __del__(self) -> None:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import gevent
@@ -32,13 +32,13 @@ from .connecting.events import CallbackGreenlet, PipeCallback
 from .connecting.negotiation import Negotiator
 from .flushing import Flushable
 from .pipes.pipe import Pipe
-from .protocolsocket import ProtocolSocket
-from .threadsafe import ThreadsafeSender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from .connecting.listener import Listener
+    from .protocolsocket import ProtocolSocket
+    from .threadsafe import ThreadsafeSender
 
 __all__ = ["Socket", "live_sockets", "on_closed"]
 
@@ -86,12 +86,6 @@ class Socket(Closable):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "closing" if self._closing else "open"
         return f"<{type(self).__name__} {state} pipes={len(self._connector.pipes)}>"
-
-    def __enter__(self) -> Socket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def _forked(self) -> bool:
         return bool(self._thread == owner.FORKED)
@@ -309,6 +303,9 @@ class Socket(Closable):
     def threadsafe(self) -> ThreadsafeSender:
         """Return a handle by which other OS threads may send. It is made, and closed, in the socket's own thread."""
         self._check()
+        # Most programs have one thread.
+        from .threadsafe import ThreadsafeSender
+
         return ThreadsafeSender(self)
 
     # Receiving
@@ -449,6 +446,8 @@ class Socket(Closable):
         """Return what a protocol on this socket may do beyond users."""
         if protocol is not None:
             self._protocol = weakref.ref(protocol)
+        from .protocolsocket import ProtocolSocket
+
         return ProtocolSocket(self._connector, self._check, self._forked)
 
 

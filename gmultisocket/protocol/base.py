@@ -23,8 +23,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gevent
 from gevent import Greenlet, getcurrent
@@ -57,8 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["Deadline", "ProtocolBase", "ProtocolSocket", "WaitList"]
 
 logger = get_logger("gmultisocket.protocol")
-
-_Self = TypeVar("_Self", bound="ProtocolBase")
 
 
 class ProtocolBase(Closable):
@@ -121,12 +118,6 @@ class ProtocolBase(Closable):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "closing" if self._closing else "open"
         return f"<{type(self).__name__} {state} pipes={len(self.socket.pipes)}>"
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     # Connecting, as with a Socket
 

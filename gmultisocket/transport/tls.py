@@ -276,23 +276,20 @@ class TLSConnection(StreamConnection):
     # Receiving
 
     def recv(self, size: int, /) -> bytes:
-        data = self._recv_record(size)
-        if len(data) < _RECORD:
-            return data
-        # A peer that sends a full record sends much. Read also the records that have arrived already.
-        records = [data]
-        size -= len(data)
-        while size > 0 and data:
+        # OpenSSL reads one record at a time: read also those that have arrived behind the first one.
+        records = [self._recv_record(size)]
+        while records[-1] and (size := size - len(records[-1])) > 0:
             try:
-                data = self._read(min(size, _RECORD))
+                records.append(self._read(min(size, _RECORD)))
             except ssl.SSLWantReadError:
                 self._dry = True
+                break
+            except ssl.SSLWantWriteError:
+                # The next call waits for that.
                 break
             except OSError as error:
                 self._failed = error
                 break
-            records.append(data)
-            size -= len(data)
         return b"".join(records)
 
     def _recv_record(self, size: int) -> bytes:

@@ -178,6 +178,21 @@ def test_a_read_that_needs_a_write_first_is_tried_again(monkeypatch: pytest.Monk
         assert finish(gevent.spawn(one.recv, 10), 5.0, "recv()") == b"x"
 
 
+def test_a_read_behind_a_whole_record_that_needs_a_write_first_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected() as (one, other):
+        read, needs = one._read, [False, True]
+
+        def read_after_writes(size: int) -> bytes:
+            if needs and needs.pop(0):
+                raise ssl.SSLWantWriteError
+            return read(size)
+
+        monkeypatch.setattr(one, "_read", read_after_writes)
+        other.write_all(bytes(16384) + b"x")
+        assert finish(gevent.spawn(one.read_exactly, 16385), 5.0, "read_exactly()")[-1:] == b"x"
+        assert not needs
+
+
 def test_a_record_that_tls_cannot_write_is_an_error_and_does_not_count_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(data: object) -> int:
         error = ssl.SSLError(1, "[SSL: PROTOCOL_IS_SHUTDOWN] protocol is shutdown")

@@ -15,15 +15,11 @@ from ...transport.stream import describe_os_error
 from ...usercode import LibraryTimeout
 from ..pipes.framedpipe import FramedPipe
 from ..pipes.ids import next_pipe_id
-from ..pipes.inprocpipe import InprocPipe
-from ..pipes.packetpipe import PacketPipe, RawPacketPipe
 from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
-from ..pipes.rawpipe import RawPipe
 from .entry import Entry
 from .negotiation import Negotiation, Negotiator
 
 __all__ = ["PipeMaker"]
-
 
 
 class PipeMaker:
@@ -116,20 +112,31 @@ class PipeMaker:
 
     def make(self, connection: Connection, endpoint: PipeEndpoint, pipe_id: int = 0) -> Pipe:
         """Return the pipe for a connection that needs nothing more."""
-        pipe_id = pipe_id or next_pipe_id()
-        if isinstance(connection, MessageConnection):
-            return InprocPipe(pipe_id, connection, self._owner, endpoint)
         raw = endpoint.options.get(opts.connector.pipe.raw)
-        if isinstance(connection, PacketConnection):
-            if connection.channels is not None:
-                # Most programs have no session.
-                from ..pipes.channelpipe import CarrierPipe
+        return _kind_of_pipe(connection, raw)(pipe_id or next_pipe_id(), connection, self._owner, endpoint)
 
-                return CarrierPipe(pipe_id, connection, self._owner, endpoint)
-            return (RawPacketPipe if raw else PacketPipe)(pipe_id, connection, self._owner, endpoint)
-        if isinstance(connection, StreamConnection):
-            return (RawPipe if raw else FramedPipe)(pipe_id, connection, self._owner, endpoint)
-        raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
+
+def _kind_of_pipe(connection: Connection, raw: bool) -> type[Pipe]:
+    """Return the class of the pipe for a connection. Most programs need few of them, and import no others."""
+    if isinstance(connection, PacketConnection):
+        if connection.channels is not None:
+            from ..pipes.channelpipe import CarrierPipe
+
+            return CarrierPipe
+        from ..pipes.packetpipe import PacketPipe, RawPacketPipe
+
+        return RawPacketPipe if raw else PacketPipe
+    if isinstance(connection, StreamConnection):
+        if not raw:
+            return FramedPipe
+        from ..pipes.rawpipe import RawPipe
+
+        return RawPipe
+    if isinstance(connection, MessageConnection):
+        from ..pipes.inprocpipe import InprocPipe
+
+        return InprocPipe
+    raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
 
 def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeEndpoint, entry: Entry) -> None:

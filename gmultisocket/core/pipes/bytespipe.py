@@ -275,15 +275,12 @@ class BytesPipe(WritePipe):
 
     def _deliver(self, messages: Sequence[Fields]) -> None:
         """Deliver messages to the receiver. Blocks while its queue is full."""
-        if self._owner.receiver.filter is None or len(messages) <= BATCH:
-            self._deliver_batch(messages)
-            return
-        for start in range(0, len(messages), BATCH):
-            self._deliver_batch(messages[start : start + BATCH])
-            yield_to_loop()
-
-    def _deliver_batch(self, messages: Sequence[Fields]) -> None:
         receiver = self._owner.receiver
+        if receiver.filter is not None and len(messages) > BATCH:
+            for start in range(0, len(messages), BATCH):
+                self._deliver(messages[start : start + BATCH])
+                yield_to_loop()
+            return
         rest = receiver.deliver(messages)
         try:
             while rest:
