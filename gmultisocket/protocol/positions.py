@@ -50,8 +50,8 @@ class Gap(NamedTuple):
         topic: their topic; None if it may be any that the pattern matches.
         reason: ``"overflow"``: they were dropped on the way, at a queue that was full. ``"history"``: the publisher
             does not have them any more, or the Sub has met more than 16 histories by one pattern, and forgets one of
-            them. ``"gone"``: after a reconnect no publisher had their history; if one comes later that has it, they
-            come after all.
+            them. ``"gone"``: after a reconnect no publisher had their history, or their publisher has another one now,
+            because it lives in a server that has lost it; if one comes later that has it, they come after all.
     """
 
     pattern: str
@@ -264,6 +264,7 @@ class Positions:
             gaps = self._first_meeting(pattern, mine, replay.epoch)
             meeting = mine.meetings[replay.epoch]
         if meeting.sources.get(source) != replay.id:
+            gaps += self._leave_others(mine, source, replay.epoch)
             # A publisher that was asked before another one with the same history has answered knows no position.
             gap = replay.gap or (not first and replay.first_meeting and replay.offset > meeting.position)
             gaps += self._begin(meeting, source, replay, first, gap)
@@ -293,6 +294,20 @@ class Positions:
         self._last.setdefault(epoch, OrderedDict())
         self._forget_epochs()
         self._deciding.clear()
+        return gaps
+
+    def _leave_others(self, mine: _Pattern, source: bytes, epoch: int) -> list[Gap]:
+        """A publisher has this history and no other one: end its part in others. Return gaps: their rest is missing."""
+        gaps = []
+        for other, meeting in mine.meetings.items():
+            if other != epoch and source in meeting.sources:
+                if self._remove_sources(other, meeting, [source]):
+                    # Those that have the other history are to be asked as well, soon.
+                    self._ignored[meeting.pattern] = 1
+                if not meeting.gone:
+                    gaps.append(self._tell_gone(meeting))
+                    # Another publisher may still have it, and lose it later.
+                    meeting.gone = not meeting.sources
         return gaps
 
     def _begin(self, meeting: _Meeting, source: bytes, replay: Replay, first: bool, gap: bool) -> list[Gap]:

@@ -23,8 +23,8 @@ from gmultisocket.errors import AddressInUse, ConnectionFailed, EngineRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
 from gmultisocket.wire import CONTROL, TO_DEST
-from tests.backplane.hubs import hub, listens
-from tests.backplane.kills import measure
+from tests.backplane.hubs import history_arguments, hub, listens
+from tests.backplane.kills import HISTORY, check_rows, measure
 from tests.faults.peers import free_port
 
 LIMIT = 20.0
@@ -161,12 +161,16 @@ def test_a_hub_ends_with_its_input_and_when_nobody_comes(tmp_path: Path) -> None
 @pytest.mark.parametrize("fate", ["killed", "stopped"])
 def test_every_publication_is_accounted_for_while_the_hub_is_away(tmp_path: Path, fate: str) -> None:
     url = f"ipc://{tmp_path}/hub"
-    with hub(url) as server:
-        row = measure(server, url, fate, 1.0)
-    assert row["sent"] == row["confirmed"] + row["dropped"] + row["unconfirmed"] + row["buffered"]
-    assert row["missing"] <= row["unconfirmed"]
-    assert row["duplicates"] == row["dropped"] == 0
-    assert row["gaps"] <= 1
+    with hub(url, *history_arguments(HISTORY)) as server:
+        rows = measure(server, url, fate, 0.5, 0.5, {"plane.hold": 0.5})
+    check_rows(rows)
+    assert rows["plain"]["gaps"] <= 1
+    if fate == "stopped":
+        # Nobody has noticed it.
+        assert rows["history"]["gaps"] == rows["history"]["missed"] == 0
+    else:
+        # The history was in its memory.
+        assert rows["history"]["gaps"] > 0
 
 
 # Clients that are no good

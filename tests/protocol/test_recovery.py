@@ -698,11 +698,15 @@ def test_another_history_is_told_to_all_that_ask() -> None:
         sub.subscribe("a", LONG, recover=True)
         pub.publish("a", b"1")
         assert sub.recv(LONG) == ("a", b"1")
-        history.epoch += 1
-        pub.replay_again()
-        wait_until(lambda: sub._recovery is not None and sub._recovery._positions.knows("a", history.epoch))
-        pub.publish("a", b"2")
-        assert sub.recv(LONG) == ("a", b"2") and pub.subscriptions == 1
+        for content in (b"2", b"3"):
+            history.epoch += 1
+            pub.replay_again()
+            wait_until(lambda: sub._recovery is not None and sub._recovery._positions.knows("a", history.epoch))
+            assert gaps == []
+            pub.publish("a", content)
+            assert sub.recv(LONG) == ("a", content) and pub.subscriptions == 1
+            assert gaps == [Gap("a", None, "gone")], "it is told before what follows, and once"
+            gaps.clear()
 
 
 def test_an_asking_that_is_held_back_is_not_answered_because_the_history_is_another_one() -> None:
