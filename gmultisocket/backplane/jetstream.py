@@ -73,6 +73,10 @@ class StreamNames:
         """Return the subject of the values of a topic or pattern, by its own subject."""
         return self.values + subject[len(self.topics) :]
 
+    def value_of(self, topic: str) -> bytes:
+        """Return the subject of the values of a topic."""
+        return self.value(self._subjects.encode(topic))
+
     def topic(self, subject: bytes) -> str | None:
         """Return the topic of a subject of a topic; None if it is none."""
         return self._subjects.decode(subject)

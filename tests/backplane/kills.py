@@ -17,7 +17,7 @@ from typing import Any
 
 import gevent
 
-from gmultisocket import Backplane, Gap, Sub
+from gmultisocket import Backplane, Sub
 from gmultisocket.backplane import Subscription
 from gmultisocket.backplane.ledger import Ledger
 from gmultisocket.testing import wait_until
@@ -102,7 +102,7 @@ class Heard:
         self._came: dict[tuple[str, str], set[int]] = {}
         self._last: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def gap(self, gap: Gap | None = None) -> None:
+    def gap(self, gap: object = None) -> None:
         """Take a gap."""
         self.gaps += 1
 
