@@ -220,6 +220,19 @@ class Pub(ProtocolBase):
         self._core.check()
         self._keeper.replay_again()
 
+    def replay_behind(self, offset: int, topics: Collection[str]) -> None:
+        """Send what the history has got at once to the subscribers that ask for history, as fast as each reads it.
+
+        Call it before the first :meth:`publish_entry` for what is behind the offset. That is for the other subscribers,
+        which may lose some of it at a full queue. Does not block.
+
+        Args:
+            offset: the subscribers have been given all up to this one.
+            topics: those of the publications behind it.
+        """
+        self._core.check()
+        self._keeper.replay_behind(offset, topics)
+
     def hold_acknowledgements(self, hook: Hold | None) -> None:
         """Set a hook that may delay the acknowledgement of a new subscription until its publications come.
 
