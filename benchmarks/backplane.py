@@ -74,12 +74,11 @@ def rows() -> list[Row]:
             [Figure(engine, floor=150_000) for engine in _ENGINES], repeats=3,
         ),
         Row(
-            "plane-history", "{size} on a Backplane from one process to another, with and without history", "messages/s",
-            True,
+            "plane-history", "{size} from one process to another, without and with history", "messages/s", True,
             [
-                Entry(f"{engine}{', history' * history}", partial(_flow, engine, _rate, history=history), "gmultisocket")
+                Entry(name, partial(_flow, engine, _rate, history=history), "gmultisocket")
                 for engine in _ENGINES
-                for history in (False, True)
+                for name, history in ((engine, False), (f"{engine}, history", True))
             ],
             repeats=3,
         ),
@@ -100,9 +99,7 @@ def _rate(count: int, spent: _Spent) -> float:
 
 
 @contextmanager
-def _flow(
-    engine: str, value: Callable[[int, _Spent], float], plan: Plan, *, history: bool = False
-) -> Iterator[Round]:
+def _flow(engine: str, value: Callable[[int, _Spent], float], plan: Plan, *, history: bool = False) -> Iterator[Round]:
     """One process publishes, another one receives. With ``history``, the engine keeps the publications."""
     # Fewer than a plane buffers.
     count = plan.count(50_000, part=5000, quick=500)

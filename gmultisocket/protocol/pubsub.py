@@ -30,7 +30,7 @@ was then silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 

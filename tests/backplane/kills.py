@@ -20,6 +20,8 @@ import gevent
 from gmultisocket import Backplane, Sub
 from gmultisocket.backplane import Subscription
 from gmultisocket.backplane.ledger import Ledger
+from gmultisocket.protocol import Gap
+from gmultisocket.protocol.subscriptions import matches
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import ServerProcess, check_sum
 from tests.backplane.servers import SAVED, BrokerServer, HubServer, JetStreamServer, RedisServer
@@ -98,13 +100,18 @@ class Heard:
         self.gaps = self.duplicates = self.disorder = 0
         self.missing: dict[str, set[int]] = {}
         self._untold: dict[str, set[int]] = {}
-        #: By publisher and topic: what has come; and the last one, with how many gaps there were until then.
+        #: By publisher and topic: what has come, and the last one; and whether a gap was told since then.
         self._came: dict[tuple[str, str], set[int]] = {}
-        self._last: dict[tuple[str, str], tuple[int, int]] = {}
+        self._last: dict[tuple[str, str], int] = {}
+        self._told: set[tuple[str, str]] = set()
 
-    def gap(self, gap: object = None) -> None:
-        """Take a gap."""
+    def gap(self, gap: Gap | None = None) -> None:
+        """Take a gap, None for one of any topic."""
         self.gaps += 1
+        for key in self._last:
+            _, topic = key
+            if gap is None or (gap.topic in (None, topic) and matches(gap.pattern, topic)):
+                self._told.add(key)
 
     def take(self, topic: str, name: str, number: int, sent: Mapping[str, list[int]]) -> None:
         """Take a publication.
@@ -115,7 +122,7 @@ class Heard:
         """
         key = name, topic
         came = self._came.setdefault(key, set())
-        last, gaps = self._last.get(key, (-1, 0))
+        last = self._last.get(key, -1)
         if number in came:
             self.duplicates += 1
         elif number < last:
@@ -124,9 +131,10 @@ class Heard:
             numbers = sent[topic]
             missing = numbers[bisect_right(numbers, last) : bisect_left(numbers, number)]
             self.missing.setdefault(name, set()).update(missing)
-            if gaps == self.gaps:
+            if key not in self._told:
                 self._untold.setdefault(name, set()).update(missing)
-            self._last[key] = number, self.gaps
+            self._told.discard(key)
+            self._last[key] = number
         came.add(number)
 
     @property
@@ -225,10 +233,9 @@ def measure(
 
     Returns:
         The counts for plain topics and for those with history, under ``"plain"`` and ``"history"``. ``unconfirmed`` has
-        those that the server has refused, too. Of ``missed`` and ``untold``, everything was confirmed: ``missed`` has not
-        come, and ``untold`` has not come though no gap was told in front of what followed. Of ``arrived``, ``missed`` and
-        ``gaps``, it is the worst subscriber's number, of the others the sum. The ``gaps`` of topics with history are those
-        that Subs were told of.
+        those that the server has refused, too. ``missed`` was confirmed and has not come; ``untold`` is the part of it
+        of which no gap was told in front of what followed. Of ``arrived``, ``missed`` and ``gaps``, it is the worst
+        subscriber's number, of the others the sum. The ``gaps`` of topics with history are those that Subs were told of.
     """
     with ExitStack() as stack:
         options = {"plane.start_hub": False, **(options or {})}
@@ -292,7 +299,11 @@ def _strike(server: ServerProcess, fate: str, seconds: float) -> None:
 
 
 def _row(
-    publishers: list[_Publisher], topics: tuple[str, ...], subscribers: list[_Subscriber], gaps: int, pauses: list[float]
+    publishers: list[_Publisher],
+    topics: tuple[str, ...],
+    subscribers: list[_Subscriber],
+    gaps: int,
+    pauses: list[float],
 ) -> Row:
     heard = [each.heard for each in subscribers]
     lost = {each.name: each.lost for each in publishers}

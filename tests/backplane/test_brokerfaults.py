@@ -139,7 +139,7 @@ def test_a_server_that_is_killed_again_and_again_under_load_loses_nothing_uncoun
 def test_of_topics_with_history_all_that_was_confirmed_comes_or_a_gap_is_told(
     make: Callable[[Path], BrokerServer], fate: str, tmp_path: Path
 ) -> None:
-    """The server is killed while two planes publish 2,000 messages a second, and comes back with its data or without."""
+    """The server is killed while two planes publish 2,000 messages a second. It comes back with or without data."""
     with make(tmp_path) as server:
         rows = measure(server, server.url, fate, 0.5, 0.5, {"plane.hold": 0.5})
     check_rows(rows)

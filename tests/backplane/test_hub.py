@@ -16,6 +16,7 @@ from gevent import socket as gsocket
 from gevent import subprocess
 
 from gmultisocket import Backplane, Message, Socket, Sub
+from gmultisocket.backplane import hub as hub_engine
 from gmultisocket.backplane import hublock
 from gmultisocket.backplane.hubserver import HubServer
 from gmultisocket.backplane.hubwire import VERSION, WELCOME, welcome
@@ -266,7 +267,8 @@ def test_what_was_missed_while_the_connection_was_lost_comes_in_order_and_withou
         assert waiting == [number for number in range(expected) if number % 3 == 1 and number % 21 != 20]
 
 
-def test_much_that_was_missed_comes_as_fast_as_a_subscriber_reads() -> None:
+def test_much_that_was_missed_comes_as_fast_as_a_subscriber_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_engine, "_FIRST_PAUSE", 1.0)
     number, content = 180, bytes(64_000)
     with serving(history=["h.>"]) as (_, url), ExitStack() as stack:
         one, other = (stack.enter_context(Backplane(url, history=["h.>"])) for _ in range(2))

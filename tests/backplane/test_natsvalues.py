@@ -159,7 +159,8 @@ def test_no_message_is_asked_for_before_the_stream_has_any(
         asked.clear()
         plane.subscribe("d")
         plane.subscribe("c")
-        assert asked == [b"STREAM.INFO"] + [b'STREAM.MSG.GET{"last_by_subj": "t-values.%b"}' % each for each in (b"d", b"c")]
+        asked_for = [b'STREAM.MSG.GET{"last_by_subj": "t-values.%b"}' % topic for topic in (b"d", b"c")]
+        assert asked == [b"STREAM.INFO", *asked_for]
         assert plane.values == [("c", b"1", False)]
         # The stream has lost them all, so it may be another one.
         assert ask(server, "STREAM.DELETE.GMS_t", {})["success"]
