@@ -234,8 +234,8 @@ def measure(
     Returns:
         The counts for plain topics and for those with history, under ``"plain"`` and ``"history"``. ``unconfirmed`` has
         those that the server has refused, too. ``missed`` was confirmed and has not come; ``untold`` is the part of it
-        of which no gap was told in front of what followed. Of ``arrived``, ``missed`` and ``gaps``, it is the worst
-        subscriber's number, of the others the sum. The ``gaps`` of topics with history are those that Subs were told of.
+        of which no gap was told in front of what followed. ``arrived``, ``missed`` and ``gaps`` are those of the worst
+        subscriber, the others are sums. The ``gaps`` of topics with history are those that Subs were told of.
     """
     with ExitStack() as stack:
         options = {"plane.start_hub": False, **(options or {})}

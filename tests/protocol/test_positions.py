@@ -301,6 +301,7 @@ def test_a_publisher_that_gets_another_history_has_a_gap_before_what_follows(net
     net.connect(2)
     net.sub.subscribe("b", retained=False, recover=True)
     net.sub.subscribe("a.>", retained=False, recover=True)
+    net.settle()
     gaps = net.sub.judge.gaps
     for turn in range(3):
         net.publish(2, "b")
@@ -316,6 +317,7 @@ def test_a_publisher_that_gets_another_history_has_a_gap_before_what_follows(net
 def test_publishers_of_one_history_get_another_one_after_each_other(net: Net) -> None:
     net.connect(1)
     net.sub.subscribe("a.>", retained=False, recover=True)
+    net.settle()
     net.publish(0, "a.x")
     net.settle()
     history = ModelHistory("a.>")
