@@ -19,6 +19,8 @@ __all__ = ["FetchedValues", "ValuePlane"]
 
 #: A change whose number is so much below another one is not late.
 _WINDOW: Final = 4096
+#: In the place of the last change of a topic of which none has come.
+_NONE: Final = (0, 0)
 
 
 class ValuePlane(Protocol):
@@ -46,13 +48,13 @@ class FetchedValues:
         self._plane = plane
         self._ask = ask
         self._fetching = False
-        #: By topic: the number of the last change, as long as an older one may come.
-        self._last: dict[str, int] = {}
+        #: By topic: the number of the last change, as long as an older one may come, and the publisher's own.
+        self._last: dict[str, tuple[int, int]] = {}
         #: The highest number that was fetched; and of those that have come live, the last one, or the highest one.
         self._fetched_to = 0
         self._highest = 0
-        #: By topic of which the server was asked: the last number at that time; and whether there was doubt since.
-        self._asked: dict[str, tuple[int, bool]] = {}
+        #: By topic of which the server was asked: its last change at that time; and whether there was doubt since.
+        self._asked: dict[str, tuple[tuple[int, int], bool]] = {}
 
     def begin(self) -> None:
         """Patterns are about to be sent to the server, and the values that match will be fetched."""
@@ -71,12 +73,12 @@ class FetchedValues:
             origin, sequence: of the publication.
             number: the server's.
         """
-        if not (self._is_next(number) if self._ask is None else self._is_newer(topic, number)):
+        if not (self._is_next(number) if self._ask is None else self._is_newer(topic, number, sequence)):
             return
-        if number <= self._last.get(topic, 0):
+        if number <= self._last.get(topic, _NONE)[0]:
             return
         if self._fetching or self._ask is not None:
-            self._last[topic] = number
+            self._last[topic] = number, sequence
         elif number > self._fetched_to:
             self._last.clear()
         self._report(topic, content, origin, sequence)
@@ -89,8 +91,8 @@ class FetchedValues:
 
     def fetched(self, topic: str, content: bytes, origin: bytes, sequence: int, number: int) -> None:
         """Report a value that was fetched, unless a newer one has come. As :meth:`live`."""
-        if number > self._last.get(topic, 0):
-            self._last[topic] = number
+        if number > self._last.get(topic, _NONE)[0]:
+            self._last[topic] = number, sequence
             self._fetched_to = max(self._fetched_to, number)
             self._plane.retained(topic, content, origin, sequence, False)
 
@@ -98,6 +100,7 @@ class FetchedValues:
         """The server has begun to count again."""
         self._last.clear()
         self._fetched_to = self._highest = 0
+        self._asked = {topic: (_NONE, again) for topic, (_, again) in self._asked.items()}
 
     # Live changes in the order of their numbers
 
@@ -111,26 +114,26 @@ class FetchedValues:
 
     # Live changes in about the order of their numbers
 
-    def _is_newer(self, topic: str, number: int) -> bool:
+    def _is_newer(self, topic: str, number: int, sequence: int) -> bool:
         """Return whether a change is newer than the last one of its topic. If it is older, the server may be asked."""
-        if number < self._highest - _WINDOW:
+        last = self._last.get(topic, _NONE)
+        if number < self._highest - _WINDOW or (number == last[0] and sequence != last[1]):
             self._begin_again()
+            last = _NONE
         self._highest = max(self._highest, number)
-        last = self._last.get(topic, 0)
-        if number < last:
-            self._doubt(topic, last)
+        if number < last[0]:
+            self._doubt(topic)
         elif len(self._last) > 2 * _WINDOW and not self._fetching and number > self._fetched_to + _WINDOW:
             oldest = self._highest - _WINDOW
-            self._last = {topic: last for topic, last in self._last.items() if last >= oldest}
-        return number > last
+            self._last = {topic: last for topic, last in self._last.items() if last[0] >= oldest}
+        return number > last[0]
 
-    def _doubt(self, topic: str, last: int) -> None:
+    def _doubt(self, topic: str) -> None:
         assert self._ask is not None
-        asked = self._asked.get(topic)
-        if asked is not None:
+        if (asked := self._asked.get(topic)) is not None:
             self._asked[topic] = asked[0], True
         else:
-            self._asked[topic] = last, False
+            self._asked[topic] = self._last.get(topic, _NONE), False
             self._ask(topic)
 
     def answered(self, topic: str, change: tuple[int, bytes | None, bytes, int] | None) -> None:
@@ -141,21 +144,21 @@ class FetchedValues:
             change: its last change: the number, the content, None if that has ended the value, the origin and the
                 sequence. None: the server has nothing of the topic.
         """
+        last = self._last.get(topic, _NONE)
         before, again = self._asked.pop(topic)
-        last = self._last.get(topic, 0)
         if change is None:
             if last == before:
                 self._plane.unretained(topic)
         else:
-            number, *what = change
-            if number < before:
+            number, content, origin, sequence = change
+            if number < before[0] or (number == before[0] and sequence != before[1]):
                 self._begin_again()
-                last = 0
-            if number > last:
-                self._last[topic] = number
-                self._report(topic, *what)
+                last = _NONE
+            if number > last[0]:
+                self._last[topic] = number, sequence
+                self._report(topic, content, origin, sequence)
         if again:
-            self._doubt(topic, self._last.get(topic, 0))
+            self._doubt(topic)
 
     def unanswered(self) -> None:
         """There will be no answers to what was asked so far."""
