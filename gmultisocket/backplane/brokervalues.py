@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from .engine import FOREIGN
+
 __all__ = ["FetchedValues", "ValuePlane"]
 
 #: A change whose number is so much below another one is not late.
@@ -96,19 +98,15 @@ class FetchedValues:
             self._fetched_to = max(self._fetched_to, number)
             self._plane.retained(topic, content, origin, sequence, False)
 
-    def _begin_again(self) -> None:
-        """The server has begun to count again."""
-        self._last.clear()
-        self._fetched_to = self._highest = 0
-        self._asked = {topic: (_NONE, again) for topic, (_, again) in self._asked.items()}
-
     # Live changes in the order of their numbers
 
     def _is_next(self, number: int) -> bool:
         if number == self._highest:
             return False
         if number < self._highest:
-            self._begin_again()
+            # The server has begun to count again.
+            self._last.clear()
+            self._fetched_to = 0
         self._highest = number
         return True
 
@@ -118,15 +116,21 @@ class FetchedValues:
         """Return whether a change is newer than the last one of its topic. If it is older, the server may be asked."""
         last = self._last.get(topic, _NONE)
         if number < self._highest - _WINDOW or (number == last[0] and sequence != last[1]):
-            self._begin_again()
-            last = _NONE
+            self._begin_again(topic, number)
+            return True
         self._highest = max(self._highest, number)
         if number < last[0]:
             self._doubt(topic)
         elif len(self._last) > 2 * _WINDOW and not self._fetching and number > self._fetched_to + _WINDOW:
-            oldest = self._highest - _WINDOW
-            self._last = {topic: last for topic, last in self._last.items() if last[0] >= oldest}
+            oldest, highest = self._highest - _WINDOW, self._highest
+            self._last = {topic: last for topic, last in self._last.items() if oldest <= last[0] <= highest}
         return number > last[0]
+
+    def _begin_again(self, topic: str, number: int) -> None:
+        """The server has begun to count again, and has counted this. What is known of other topics may be newer."""
+        self._last.pop(topic, None)
+        self._highest = number
+        self._fetched_to = 0
 
     def _doubt(self, topic: str) -> None:
         assert self._ask is not None
@@ -146,17 +150,19 @@ class FetchedValues:
         """
         last = self._last.get(topic, _NONE)
         before, again = self._asked.pop(topic)
-        if change is None:
-            if last == before:
+        number, content, origin, sequence = change or (0, None, FOREIGN, 0)
+        if number < before[0] or (number == before[0] and sequence != before[1]):
+            if last != before:
+                # Something has come since, and may be newer than this.
+                again = True
+            elif change is None:
                 self._plane.unretained(topic)
-        else:
-            number, content, origin, sequence = change
-            if number < before[0] or (number == before[0] and sequence != before[1]):
-                self._begin_again()
+            else:
+                self._begin_again(topic, number)
                 last = _NONE
-            if number > last[0]:
-                self._last[topic] = number, sequence
-                self._report(topic, content, origin, sequence)
+        if number > last[0]:
+            self._last[topic] = number, sequence
+            self._report(topic, content, origin, sequence)
         if again:
             self._doubt(topic)
 

@@ -105,8 +105,11 @@ def test_a_change_of_a_server_that_counts_anew_is_not_late() -> None:
     values.answered("a", (2, b"2", ONE, 2))
     assert asked == ["a", "a"]
     values.live("b", b"3", ONE, 3, 3)
+    assert asked == ["a", "a", "b"]
+    values.answered("b", (3, b"3", ONE, 3))
     values.live("a", None, ONE, 4, 4)
-    assert [content for _, content, _ in plane.values] == [b"9", b"7", b"1", b"2", b"3", None]
+    values.live("a", b"4", TWO, 1, 4)
+    assert [content for _, content, _ in plane.values] == [b"9", b"7", b"1", b"2", b"3", None, b"4"]
 
 
 def test_a_topic_of_which_the_server_has_nothing_has_no_value() -> None:
