@@ -153,7 +153,7 @@ class NatsValues:
         self._write = write
         self._plane = plane
         self._names = names
-        self._jetstream = JetStream(write, plane.origin, b"v")
+        self._jetstream = JetStream(write, b"v")
         self._decided = decided
         self._fetched = fetched
         self._count = count

@@ -266,7 +266,7 @@ def test_a_server_that_does_not_publish_again_is_too_old(caplog: pytest.LogCaptu
     names = StreamNames(Subjects("t."), "t.")
     values = NatsValues(lambda data: None, plane, names, lambda *each: decided.append(each), list, lambda reason: None)
     values.publish(1, encode_head(b"t.a"), b"1", 1)
-    inbox = values._jetstream.inbox + b"1"
+    inbox = values._jetstream.inbox + b"v.1"
     try:
         with caplog.at_level("DEBUG", "gmultisocket"):
             values.take(b"v", inbox, b"", json.dumps({"config": {"name": "GMS_t"}, "did_create": True}).encode(), b"")
