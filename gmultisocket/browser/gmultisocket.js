@@ -150,23 +150,24 @@ const makeTopics = (port, client) => {
   // Positions
 
   const gap = ({pattern}, topic, reason) => emit(client, "gap", {pattern, topic, reason});
-  /** Some histories have gone: those that no publisher has claimed in this connection. */
-  const expire = (interest, gone = ({ask}) => !ask) => {
-    for (const [epoch, history] of interest.epochs) {
-      if (gone(history)) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
+  /** The histories that no publisher has claimed in this connection have gone, or all. */
+  const expire = (interest, all) => {
+    for (const [epoch, {ask}] of interest.epochs) {
+      if (all || !ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
     }
   };
   const advance = (history, offset = 0) => { history.offset = Math.max(history.offset, offset); };
   const takeReplay = ({id, epoch, offset, flags}, path) => {
-    const interest = asks.get(id), from = `${path}`;
+    const interest = asks.get(id);
     if (!interest) return;
     // Of a history that a pattern has met. Nothing is missing up to offset. What was missing up to base was told, and told
     // says that this goes for the replay that has not ended. last: the last offset of each topic.
     const known = interest.epochs.get(epoch), history = known ?? {told: true, base: 0, offset: 0, last: new Map()};
-    // A publisher has one history: another one that it had before has gone, too.
-    expire(interest, each => each !== history && (each.from === from || !known && !each.ask));
-    interest.epochs.set(epoch, history);
-    history.from = from;
+    if (!known) {
+      // A publisher has one history, and without a switch there is one publisher.
+      expire(interest, !path.length);
+      interest.epochs.set(epoch, history);
+    }
     if (history.ask !== id) {
       history.ask = id;
       history.live = false;
