@@ -76,7 +76,7 @@ def rows() -> list[Row]:
         Row(
             "plane-history", "{size} from one process to another, without and with history", "messages/s", True,
             [
-                Entry(name, partial(_flow, engine, _rate, history=history), "gmultisocket")
+                Entry(name, partial(_flow, engine, _rate, full=10_000, history=history), "gmultisocket")
                 for engine in _ENGINES
                 for name, history in ((engine, False), (f"{engine}, history", True))
             ],
@@ -99,10 +99,24 @@ def _rate(count: int, spent: _Spent) -> float:
 
 
 @contextmanager
-def _flow(engine: str, value: Callable[[int, _Spent], float], plan: Plan, *, history: bool = False) -> Iterator[Round]:
-    """One process publishes, another one receives. With ``history``, the engine keeps the publications."""
-    # Fewer than a plane buffers.
-    count = plan.count(50_000, part=5000, quick=500)
+def _flow(
+    engine: str,
+    value: Callable[[int, _Spent], float],
+    plan: Plan,
+    *,
+    full: int = 50_000,
+    history: bool = False,
+) -> Iterator[Round]:
+    """One process publishes, another one receives.
+
+    Args:
+        engine: its name.
+        value: makes a value of what was spent.
+        plan: of the run.
+        full: publications of a full run. Fewer than a plane buffers.
+        history: whether the engine keeps them.
+    """
+    count = plan.count(full, part=5000, quick=500)
     task, server = "backplane", engine
     if engine == _SOCKETIO:
         # It takes a tenth of a millisecond for each.
