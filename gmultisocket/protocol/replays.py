@@ -40,16 +40,17 @@ class Beginning:
 
     Attributes:
         entries: the publications that were found, oldest first. They are pinned.
+        last: the last offset of the history when the search began: what is behind it is not found.
     """
 
-    __slots__ = ("_accepted", "_ask", "_epoch", "_full", "_history", "_last", "_pins", "_position", "entries")
+    __slots__ = ("_accepted", "_ask", "_epoch", "_full", "_history", "_pins", "_position", "entries", "last")
 
     def __init__(self, history: History, ask: Ask, accepted: int, pins: Pins) -> None:
         self._history = history
         self._ask = ask
         self._accepted = accepted
         self._pins = pins
-        self._epoch, self._last = history.epoch, history.last_offset
+        self._epoch, self.last = history.epoch, history.last_offset
         self._position = next((offset for epoch, offset in ask.positions if epoch == self._epoch), None)
         self._full = False
         self.entries: deque[Kept] = deque()
@@ -57,7 +58,7 @@ class Beginning:
     def head(self, complete: bool, gap: bool) -> Replay:
         """Return the head of the replay."""
         first = self._position is None
-        return Replay(self._ask.id, self._epoch, self._last, complete and not first, gap, first)
+        return Replay(self._ask.id, self._epoch, self.last, complete and not first, gap, first)
 
     def steps(self) -> Generator[None, None, Replay | None]:
         """Find the publications that are in the history now. Return the head of the replay.
@@ -71,13 +72,13 @@ class Beginning:
         else:
             if ask.retained:
                 yield from self._add_values(position or 0, self._accepted)
-            if self._accepted < self._last:
+            if self._accepted < self.last:
                 yield from self._add_since(max(position or 0, self._accepted))
             complete = position is None or (yield from self._are_all(position))
         if self._full:
             yield from self._clear()
             if ask.retained:
-                yield from self._add_values(0, self._last)
+                yield from self._add_values(0, self.last)
                 if self._full:
                     yield from self._clear()
             return self.head(False, True)
@@ -85,7 +86,7 @@ class Beginning:
 
     def more(self, offset: int) -> Generator[None, None, Replay | None]:
         """Find what was published behind an offset until now. Return a head if something of it is missing, or None."""
-        self._last = self._history.last_offset
+        self.last = self._history.last_offset
         self._full = False
         return self._more(offset)
 
@@ -137,8 +138,8 @@ class Beginning:
 
     def _until_last(self, entries: Sequence[Kept]) -> Sequence[Kept]:
         """Return those of some publications, oldest first, that were there when the replay began."""
-        if entries and entries[-1][0] > self._last:
-            return [entry for entry in entries if entry[0] <= self._last]
+        if entries and entries[-1][0] > self.last:
+            return [entry for entry in entries if entry[0] <= self.last]
         return entries
 
     def _add_values(self, offset: int, last: int) -> Generator[None, None, None]:

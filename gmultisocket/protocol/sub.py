@@ -168,7 +168,8 @@ class Sub(ProtocolBase):
 
         ``gap`` has the ``pattern``, the ``topic`` (None if it may be any that the pattern matches) and the ``reason``:
         ``"overflow"``: they were dropped at a full queue on the way. ``"history"``: the publisher does not have them
-        any more, or they were not asked for. ``"gone"``: after a reconnect nobody had their history.
+        any more, or they were not asked for. ``"gone"``: nobody has their history any more: their publisher was started
+        again, or the server has lost it.
 
         The callback runs in the greenlet that receives, just before this greenlet gets the publication after the gap.
         So a loop over publications sees the effect of the callback at the right place. While nobody receives, it is

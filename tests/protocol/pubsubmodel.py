@@ -89,19 +89,29 @@ class ModelPub:
         self.link: Link | None = None
         self.live: set[str] = set()
         self.pins = Pins(lambda: replay_bytes)
-        #: By pattern.
+        #: By pattern: the askings, and the replays that run.
+        self.askings: dict[str, Ask] = {}
         self.replays: dict[str, ModelReplay] = {}
 
     def connect(self, link: Link) -> None:
         self.link = link
 
+    def change(self, history: ModelHistory) -> None:
+        """Serve another history from now on."""
+        self.history = history
+        for asking in self.askings.values():
+            self._answer(asking)
+
     def cut(self) -> None:
         self.link = None
         self.live.clear()
+        self.askings.clear()
         for pattern in [*self.replays]:
             self.drop(pattern)
 
     def drop(self, pattern: str) -> None:
+        """Send nothing more by a pattern."""
+        self.live.discard(pattern)
         replay = self.replays.pop(pattern, None)
         if replay is not None:
             for entry in (*replay.beginning.entries, *replay.added):
@@ -126,11 +136,16 @@ class ModelPub:
         assert self.link is not None
         message = self.link.up.popleft()
         pattern = message if isinstance(message, str) else message.pattern
-        self.live.discard(pattern)
+        self.askings.pop(pattern, None)
         self.drop(pattern)
         if isinstance(message, Ask):
-            self.replays[pattern] = ModelReplay(message, self.history, self.pins)
-            self.pump(pattern)
+            self.askings[pattern] = message
+            self._answer(message)
+
+    def _answer(self, asking: Ask) -> None:
+        self.drop(asking.pattern)
+        self.replays[asking.pattern] = ModelReplay(asking, self.history, self.pins)
+        self.pump(asking.pattern)
 
     def pump(self, pattern: str) -> None:
         """Find a portion of a replay, or send one publication of it; behind the last one, the end, and go live."""
