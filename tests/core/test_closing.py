@@ -371,9 +371,11 @@ def test_a_dialers_negotiator_may_close_its_socket(address: str) -> None:
 
 
 def test_a_socket_may_be_closed_while_a_negotiator_is_at_work(address: str) -> None:
+    began: list[Negotiation] = []
     ended: list[type[BaseException]] = []
 
     def wait_for_ever(negotiation: Negotiation) -> None:
+        began.append(negotiation)
         try:
             gevent.sleep(60)
         except BaseException as error:
@@ -383,8 +385,7 @@ def test_a_socket_may_be_closed_while_a_negotiator_is_at_work(address: str) -> N
     with Socket() as server, Socket() as client:
         server.set_negotiator(wait_for_ever)
         dialing = gevent.spawn(client.dial, server.listen(address).address, {"connector.dialer.reconnect": False})
-        wait_until(lambda: server.listeners[0].accepted)
-        gevent.sleep(0.01)
+        wait_until(lambda: began)
         server.close()
         assert len(ended) == 1
         assert issubclass(ended[0], gevent.GreenletExit)
