@@ -150,21 +150,22 @@ const makeTopics = (port, client) => {
   // Positions
 
   const gap = ({pattern}, topic, reason) => emit(client, "gap", {pattern, topic, reason});
-  /** The histories that no publisher has claimed in this connection have gone. */
-  const expire = interest => {
+  /** The histories that no publisher has claimed in this connection have gone, or all. */
+  const expire = (interest, all) => {
     for (const [epoch, {ask}] of interest.epochs) {
-      if (!ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
+      if (all || !ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
     }
   };
   const advance = (history, offset = 0) => { history.offset = Math.max(history.offset, offset); };
-  const takeReplay = ({id, epoch, offset, flags}) => {
+  const takeReplay = ({id, epoch, offset, flags}, path) => {
     const interest = asks.get(id);
     if (!interest) return;
     // Of a history that a pattern has met. Nothing is missing up to offset. What was missing up to base was told, and told
     // says that this goes for the replay that has not ended. last: the last offset of each topic.
     const known = interest.epochs.get(epoch), history = known ?? {told: true, base: 0, offset: 0, last: new Map()};
     if (!known) {
-      expire(interest);
+      // A publisher has one history, and without a switch there is one publisher.
+      expire(interest, !path.length);
       interest.epochs.set(epoch, history);
     }
     if (history.ask !== id) {
@@ -228,7 +229,7 @@ const makeTopics = (port, client) => {
     },
     opened() {
       patterns.forEach(each => ask(each));
-      timer = setTimeout(() => patterns.forEach(expire), 5000);
+      timer = setTimeout(() => patterns.forEach(each => expire(each)), 5000);
     },
     lost() {
       clearTimeout(timer);
@@ -252,7 +253,7 @@ const makeTopics = (port, client) => {
         // A publisher behind a switch asks who is there. The first id stands for this connection, whatever it is.
         const {send} = port, back = joined([0, 0, 0, 1], path);
         setTimeout(() => send === port.send && patterns.forEach(each => ask(each, back)), 2000 * Math.random());
-      } else if (kind === 6) takeReplay(message);
+      } else if (kind === 6) takeReplay(message, path);
       else if (kind === 7) takePositioned(message);
     },
   };

@@ -50,8 +50,8 @@ class Gap(NamedTuple):
         topic: their topic; None if it may be any that the pattern matches.
         reason: ``"overflow"``: they were dropped on the way, at a queue that was full. ``"history"``: the publisher
             does not have them any more, or the Sub has met more than 16 histories by one pattern, and forgets one of
-            them. ``"gone"``: after a reconnect no publisher had their history; if one comes later that has it, they
-            come after all.
+            them. ``"gone"``: after a reconnect no publisher had their history, or their publisher has another one now,
+            because it lives in a server that has lost it; if one comes later that has it, they come after all.
     """
 
     pattern: str
@@ -110,6 +110,17 @@ class _Meeting:
         self.told = False
         self.gone = False
         self.lost = 0
+
+    def cut_off(self) -> None:
+        """Break off the replay that counts, if there is one: what it has not brought is awaited again."""
+        if self.replaying is not None:
+            self.replaying = None
+            self.base = min(self.base, self.position)
+
+    def tell_gone(self) -> Gap:
+        """Return the gap for a history that no publisher has, or that one has lost and others may lose later."""
+        self.gone = not self.sources
+        return Gap(self.pattern, None, "gone")
 
 
 class _Pattern:
@@ -264,6 +275,7 @@ class Positions:
             gaps = self._first_meeting(pattern, mine, replay.epoch)
             meeting = mine.meetings[replay.epoch]
         if meeting.sources.get(source) != replay.id:
+            gaps += self._leave_others(mine, source, replay.epoch)
             # A publisher that was asked before another one with the same history has answered knows no position.
             gap = replay.gap or (not first and replay.first_meeting and replay.offset > meeting.position)
             gaps += self._begin(meeting, source, replay, first, gap)
@@ -274,7 +286,7 @@ class Positions:
     def _first_meeting(self, pattern: str, mine: _Pattern, epoch: int) -> list[Gap]:
         """Begin a meeting. Return gaps: if a publisher was started again, the rest of its old history is missing."""
         gaps = [
-            self._tell_gone(meeting) for meeting in mine.meetings.values() if not meeting.sources and not meeting.gone
+            meeting.tell_gone() for meeting in mine.meetings.values() if not meeting.sources and not meeting.gone
         ]
         if len(mine.meetings) >= MAX_POSITIONS:
             # The one that no publisher serves, or that is oldest.
@@ -293,6 +305,18 @@ class Positions:
         self._last.setdefault(epoch, OrderedDict())
         self._forget_epochs()
         self._deciding.clear()
+        return gaps
+
+    def _leave_others(self, mine: _Pattern, source: bytes, epoch: int) -> list[Gap]:
+        """A publisher has this history and no other one: end its part in others. Return gaps: their rest is missing."""
+        gaps = []
+        for other, meeting in mine.meetings.items():
+            if other != epoch and source in meeting.sources:
+                if self._remove_sources(other, meeting, [source]):
+                    # Those that have the other history are to be asked as well, soon.
+                    self._ignored[meeting.pattern] = 1
+                if not meeting.gone:
+                    gaps.append(meeting.tell_gone())
         return gaps
 
     def _begin(self, meeting: _Meeting, source: bytes, replay: Replay, first: bool, gap: bool) -> list[Gap]:
@@ -462,19 +486,12 @@ class Positions:
             complete = meeting.replaying in meeting.sources
         if complete:
             return False
-        self._cut_off(meeting)
+        meeting.cut_off()
         if not meeting.sources:
             return False
         meeting.sources.clear()
         meeting.starts.clear()
         return True
-
-    @staticmethod
-    def _cut_off(meeting: _Meeting) -> None:
-        """Break off the replay that counts, if there is one: what it has not brought is awaited again."""
-        if meeting.replaying is not None:
-            meeting.replaying = None
-            meeting.base = min(meeting.base, meeting.position)
 
     def now(self) -> int:
         """Return the present moment, for :meth:`expire`."""
@@ -494,7 +511,7 @@ class Positions:
             for epoch, meeting in [*mine.meetings.items()]:
                 if not meeting.sources and (before is None or meeting.lost < before):
                     if not meeting.gone:
-                        gaps.append(self._tell_gone(meeting))
+                        gaps.append(meeting.tell_gone())
                     self._end_meeting(mine, epoch)
             self._forget_epochs()
         return gaps
@@ -503,15 +520,11 @@ class Positions:
         self._count += 1
         meeting = mine.meetings.pop(epoch)
         meeting.ended = self._count
-        self._cut_off(meeting)
+        meeting.cut_off()
         del self._meetings[epoch][meeting.pattern]
         if not self._meetings[epoch]:
             del self._meetings[epoch], self._since[epoch]
         self._deciding.clear()
-
-    def _tell_gone(self, meeting: _Meeting) -> Gap:
-        meeting.gone = True
-        return Gap(meeting.pattern, None, "gone")
 
     def _forget_epochs(self) -> None:
         """Forget the oldest histories without a meeting, if there are many. Others are kept: they may come back."""

@@ -168,7 +168,8 @@ class Sub(ProtocolBase):
 
         ``gap`` has the ``pattern``, the ``topic`` (None if it may be any that the pattern matches) and the ``reason``:
         ``"overflow"``: they were dropped at a full queue on the way. ``"history"``: the publisher does not have them
-        any more, or they were not asked for. ``"gone"``: after a reconnect nobody had their history.
+        any more, or they were not asked for. ``"gone"``: nobody has their history any more: their publisher was started
+        again, or the server has lost it.
 
         The callback runs in the greenlet that receives, before that gets the first publication behind the gap: so a
         loop over publications finds at the right place what the callback has left for it. While nobody receives,

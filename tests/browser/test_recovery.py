@@ -72,6 +72,19 @@ def test_a_page_that_was_away_for_too_long_is_told_once_and_gets_the_rest(js: No
         assert 4 <= len(got[1:-1]) <= 5
 
 
+def test_a_publisher_that_gets_another_history_is_a_gap_before_what_follows(js: Node) -> None:
+    history = MemoryHistory("a.>")
+    with Pub(history=history) as pub, Session({"events": pub}) as session:
+        follow(js, session.listen("ws://127.0.0.1:0/ws").address)
+        for content in ("1", "2", "3"):
+            pub.publish("a.x", content.encode())
+            assert seen(js, content)[-1] == content
+            assert gaps(js) == [(None, "gone")] * (int(content) - 1)
+            history.epoch += 1
+            pub.replay_again()
+            js.evaluate(f"await kept.until(() => kept.events.filter(each => each.type === 'gap').length === {content})")
+
+
 def test_what_a_full_queue_has_dropped_is_told_by_the_next_message_of_the_topic(js: Node) -> None:
     with Pub({"socket.send_queue_size": 3}, history=MemoryHistory("a.>")) as pub, Session({"events": pub}) as session:
         address = session.listen("ws://127.0.0.1:0/ws").address

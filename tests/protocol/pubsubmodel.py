@@ -53,13 +53,21 @@ class ModelPub:
         self.history = history
         self.link: Link | None = None
         self.live: set[str] = set()
-        #: By pattern: the asking, and what is still to be sent for it.
+        #: By pattern: the asking; and the same with what is still to be sent for it.
+        self.askings: dict[str, Ask] = {}
         self.replays: dict[str, tuple[Ask, deque[Kept]]] = {}
 
     def connect(self, link: Link) -> None:
         self.link = link
         self.live.clear()
+        self.askings.clear()
         self.replays.clear()
+
+    def change(self, history: ModelHistory) -> None:
+        """Serve another history from now on."""
+        self.history = history
+        for asking in self.askings.values():
+            self._answer(asking)
 
     def cut(self) -> None:
         self.link = None
@@ -81,18 +89,25 @@ class ModelPub:
         message = self.link.up.popleft()
         if isinstance(message, str):
             self.live.discard(message)
+            self.askings.pop(message, None)
             self.replays.pop(message, None)
-            return
-        retained = self.history.retained(message.pattern) if message.retained else []
-        head, entries = begin_replay(self.history, message, self.history.last_offset, retained, lambda entries: True)
-        self.live.discard(message.pattern)
-        self.replays.pop(message.pattern, None)
+        else:
+            self.askings[message.pattern] = message
+            self._answer(message)
+
+    def _answer(self, asking: Ask) -> None:
+        assert self.link is not None
+        pattern = asking.pattern
+        retained = self.history.retained(pattern) if asking.retained else []
+        head, entries = begin_replay(self.history, asking, self.history.last_offset, retained, lambda entries: True)
+        self.live.discard(pattern)
+        self.replays.pop(pattern, None)
         if entries:
-            self.replays[message.pattern] = (message, deque(entries))
+            self.replays[pattern] = (asking, deque(entries))
             self.link.down.append(head)
         else:
             self.link.down.append(head._replace(end=True))
-            self.live.add(message.pattern)
+            self.live.add(pattern)
 
     def pump(self, pattern: str) -> None:
         """Send one publication of a replay; behind the last one, the end, and go live."""

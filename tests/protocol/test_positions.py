@@ -57,6 +57,16 @@ class Net:
         self.cut(2)
         self.pubs[2] = ModelPub(self.other_history())
 
+    def change(self, which: int, history: ModelHistory | None = None) -> None:
+        """A publisher gets another history, and stays connected."""
+        pub = self.pubs[which]
+        history = history or self.other_history()
+        if pub.link is None:
+            pub.history = history
+        else:
+            self.sub.histories[history.epoch] = history
+            pub.change(history)
+
     def up(self, which: int) -> None:
         link = self.links[which]
         if link is not None and link.up:
@@ -84,8 +94,9 @@ class Net:
 
     def step(self, chance: random.Random) -> None:
         """Do something."""
-        kinds = ("publish", "subscribe", "unsubscribe", "connect", "cut", "restart", "up", "down", "pump", "expire")
-        kind = chance.choices(kinds, (30, 4, 1, 6, 2, 0.5, 20, 30, 15, 1))[0]
+        kinds = ("publish", "subscribe", "unsubscribe", "connect", "cut", "restart", "change", "up", "down", "pump",
+                 "expire")  # fmt: skip
+        kind = chance.choices(kinds, (30, 4, 1, 6, 2, 0.5, 0.5, 20, 30, 15, 1))[0]
         which = chance.randrange(3)
         mine = sorted(self.sub.patterns)
         if kind == "publish":
@@ -98,6 +109,8 @@ class Net:
             self.sub.unsubscribe(chance.choice(mine))
         elif kind == "restart":
             self.restart()
+        elif kind == "change":
+            self.change(2)
         elif kind == "down":
             for _ in range(chance.randrange(1, 6)):
                 self.down(which)
@@ -282,6 +295,44 @@ def test_a_publisher_that_was_started_again_has_a_gap(net: Net) -> None:
     assert net.sub.judge.gaps == [Gap("b", None, "gone")]
     net.sub.expire("b")
     assert net.sub.judge.gaps == [Gap("b", None, "gone")]
+
+
+def test_a_publisher_that_gets_another_history_has_a_gap_before_what_follows(net: Net) -> None:
+    net.connect(2)
+    net.sub.subscribe("b", retained=False, recover=True)
+    net.sub.subscribe("a.>", retained=False, recover=True)
+    net.settle()
+    gaps = net.sub.judge.gaps
+    for turn in range(3):
+        net.publish(2, "b")
+        net.publish(0, "a.y")
+        net.settle()
+        assert (len(topics_of(net)), gaps) == (2 * turn + 2, [])
+        net.change(2)
+        net.settle()
+        assert gaps == [Gap("b", None, "gone"), Gap("a.>", None, "gone")]
+        gaps.clear()
+
+
+def test_publishers_of_one_history_get_another_one_after_each_other(net: Net) -> None:
+    net.connect(1)
+    net.sub.subscribe("a.>", retained=False, recover=True)
+    net.settle()
+    net.publish(0, "a.x")
+    net.settle()
+    history = ModelHistory("a.>")
+    net.change(0, history)
+    net.settle()
+    assert net.sub.judge.gaps == [Gap("a.>", None, "gone")]
+    net.publish(0, "a.x")
+    # The other one has still the history of before.
+    net.publish(1, "a.x")
+    net.change(1, history)
+    net.publish(1, "a.x")
+    net.settle()
+    net.sub.expire("a.>")
+    assert topics_of(net) == [(1, "a.x"), (1, "a.x"), (2, "a.x"), (2, "a.x")]
+    assert net.sub.judge.gaps == [Gap("a.>", None, "gone")] * 2
 
 
 def test_two_publishers_of_one_history_bring_everything_once(net: Net) -> None:
