@@ -1,6 +1,7 @@
 """Requests to JetStream over one connection to NATS, and what its answers say.
 
-All answers come under one inbox. A request that is never answered is forgotten with the connection, or by
+All answers come under one inbox, which no other connection has: a server that does not know yet that the connection
+before has ended goes on to answer it. A request that is never answered is forgotten with the connection, or by
 :meth:`JetStream.forget`.
 
 Pure: no gevent, no sockets.
@@ -9,6 +10,7 @@ Pure: no gevent, no sockets.
 from __future__ import annotations
 
 import json
+import os
 import re
 from binascii import hexlify
 from collections.abc import Callable, Sequence
@@ -28,7 +30,6 @@ __all__ = [
     "consumer_json",
     "error_of",
     "header_value",
-    "inbox_of",
     "read_answer",
     "stream_json",
 ]
@@ -73,6 +74,10 @@ class StreamNames:
         """Return the subject of the values of a topic or pattern, by its own subject."""
         return self.values + subject[len(self.topics) :]
 
+    def value_of(self, topic: str) -> bytes:
+        """Return the subject of the values of a topic."""
+        return self.value(self._subjects.encode(topic))
+
     def topic(self, subject: bytes) -> str | None:
         """Return the topic of a subject of a topic; None if it is none."""
         return self._subjects.decode(subject)
@@ -89,19 +94,19 @@ class JetStream:
 
     Args:
         write: sends bytes.
-        origin: of the plane.
         name: of this object: the id of its subscription to answers. Those of topics are numbers.
 
     Attributes:
-        inbox: what the subjects of answers begin with.
+        inbox: what the subjects begin with of all that comes for this object only.
     """
 
-    __slots__ = ("_calls", "_has_inbox", "_last_number", "_name", "_write", "inbox")
+    __slots__ = ("_answers", "_calls", "_has_inbox", "_last_number", "_name", "_write", "inbox")
 
-    def __init__(self, write: Callable[[bytes], object], origin: bytes, name: bytes) -> None:
+    def __init__(self, write: Callable[[bytes], object], name: bytes) -> None:
         self._write = write
         self._name = name
-        self.inbox = inbox_of(origin) + name + b"."
+        self.inbox = b"_INBOX.%b." % hexlify(os.urandom(8))
+        self._answers = self.inbox + name + b"."
         self._has_inbox = False
         self._last_number = 0
         #: By the last token of its subject: what takes an answer.
@@ -111,11 +116,11 @@ class JetStream:
         """Return a subject for one answer."""
         if not self._has_inbox:
             self._has_inbox = True
-            self._write(encode_subscribe(self.inbox + b"*", self._name))
+            self._write(encode_subscribe(self._answers + b"*", self._name))
         self._last_number += 1
         key = b"%d" % self._last_number
         self._calls[key] = answered
-        return self.inbox + key
+        return self._answers + key
 
     def ask(self, what: bytes, body: bytes, answered: Callable[[dict[str, Any]], object]) -> bytes:
         """Return the lines of a request. An answer that is no JSON object counts as an error."""
@@ -126,7 +131,7 @@ class JetStream:
         """Take a message. Return False if it is no answer."""
         if sid != self._name:
             return False
-        answered = self._calls.pop(subject[len(self.inbox) :], None)
+        answered = self._calls.pop(subject[len(self._answers) :], None)
         if answered is not None:
             answered(header, content)
         return True
@@ -166,11 +171,6 @@ def consumer_json(stream: bytes, subject: bytes, **more: Any) -> bytes:
             "inactive_threshold": 5_000_000_000, **more,
         },
     }).encode()  # fmt: skip
-
-
-def inbox_of(origin: bytes) -> bytes:
-    """Return what the subjects begin with to which a plane gets answers."""
-    return b"_INBOX." + hexlify(origin) + b"."
 
 
 def read_answer(header: bytes, content: bytes) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from .brokerline import Opener
 from .brokerurl import Server
 from .engine import Plane
 from .jetstream import StreamNames
-from .natshistory import LoggedTopics
+from .natshistory import REPLY, LoggedTopics
 from .natslink import NatsLink, log_in
 from .natswire import HEADER_SIZE, Info, Parser, Subjects, encode_head
 
@@ -46,12 +46,12 @@ class NatsEngine(BrokerEngine):
         self._names = StreamNames(self._subjects, prefix) if prefix else None
         self._logged: LoggedTopics | None = None
         if plane.history and self._names is not None:
-            self._logged = LoggedTopics(plane.history, self._subjects, self._names, plane.origin)
+            self._logged = LoggedTopics(plane.history, self._subjects, self._names)
         self.no_values = "" if prefix else _NO_PREFIX
 
     def head(self, topic: str) -> bytes:
         logged = self._logged
-        reply = logged.reply if logged is not None and topic in logged.topics else b""
+        reply = REPLY if logged is not None and topic in logged.topics else b""
         return encode_head(self._subjects.encode(topic), reply)
 
     def _open(self, server: Server, opener: Opener) -> BrokerLink:

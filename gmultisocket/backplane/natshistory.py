@@ -41,7 +41,6 @@ from .jetstream import (
     consumer_json,
     error_of,
     header_value,
-    inbox_of,
     stream_json,
 )
 from .logcopy import LogCopy
@@ -49,10 +48,13 @@ from .natsvalues import ValueHeaders
 from .natswire import Subjects, encode_subscribe
 from .planehistory import HistoryTopics
 
-__all__ = ["LoggedTopics", "NatsHistory"]
+__all__ = ["REPLY", "LoggedTopics", "NatsHistory", "is_logged"]
 
 _log = ThrottledLog(get_logger("gmultisocket.backplane"), LOG_INTERVAL)
 
+#: Where the acknowledgement of a publication is wanted to, before it is known over which connection that goes.
+REPLY: Final = b"@"
+_REPLY_WORD: Final = b" %b " % REPLY
 #: The ids of the subscriptions to acknowledgements, to the consumer, and to the end of the stream.
 _ACKNOWLEDGEMENTS: Final = b"ha"
 _CONSUMER: Final = b"hc"
@@ -72,6 +74,11 @@ _ACKNOWLEDGED: Final = b'{"stream":'
 _Purpose = Literal["fetch", "synchronize"]
 
 
+def is_logged(head: bytes) -> bool:
+    """Return whether a publication with a head goes into the stream."""
+    return _REPLY_WORD in head
+
+
 class LoggedTopics:
     """The topics with history, and what the server calls them.
 
@@ -79,17 +86,14 @@ class LoggedTopics:
         patterns: of these topics.
         subjects: translates topics.
         names: of the streams.
-        origin: of the plane.
 
     Attributes:
         topics: the topics with history.
-        reply: where an acknowledgement is wanted to.
     """
 
-    def __init__(self, patterns: Sequence[str], subjects: Subjects, names: StreamNames, origin: bytes) -> None:
+    def __init__(self, patterns: Sequence[str], subjects: Subjects, names: StreamNames) -> None:
         self.topics = HistoryTopics(patterns)
         self.names = names
-        self.reply = inbox_of(origin) + _ACKNOWLEDGEMENTS
         self._tree = PatternTree()
         for pattern in self.topics.patterns:
             self._tree.add(pattern)
@@ -156,10 +160,11 @@ class NatsHistory:
         self._decided = decided
         self._fetched = fetched
         self._lost = lost
-        self._jetstream = JetStream(write, plane.origin, b"h")
+        self._jetstream = JetStream(write, b"h")
         self._stream = logged.names.log
         self._headers = ValueHeaders(logged.names)
-        self._mark = b" %b " % logged.reply
+        self._acknowledgements = self._jetstream.inbox + _ACKNOWLEDGEMENTS
+        self._addressed = b" %b " % self._acknowledgements
         self._begun: AsyncResult[tuple[int, int]] = AsyncResult()
         self._last_at_begin = 0
         #: Publications that the stream has not acknowledged, oldest first, by their numbers.
@@ -201,7 +206,7 @@ class NatsHistory:
             EngineRefused: the server cannot keep the history, or keeps that of other topics.
         """
         deleted = _DELETED_SUBJECT + self._stream
-        self._write(encode_subscribe(self._logged.reply, _ACKNOWLEDGEMENTS) + encode_subscribe(deleted, _DELETED))
+        self._write(encode_subscribe(self._acknowledgements, _ACKNOWLEDGEMENTS) + encode_subscribe(deleted, _DELETED))
         create = b"STREAM.CREATE." + self._stream
         self._write(self._jetstream.ask(create, self._logged.configuration(), self._made))
         begun = self._begun.get()
@@ -240,14 +245,16 @@ class NatsHistory:
 
     # Publications
 
-    def logs(self, head: bytes) -> bool:
-        """Return whether a publication goes into the stream."""
-        return self._mark in head
+    def address(self, head: bytes, number: int) -> bytes:
+        """Return the head of a publication that is written now and goes into the stream, with this connection's reply.
 
-    def published(self, number: int) -> None:
-        """A publication that goes into the stream is written."""
+        Args:
+            head: as it is without a connection, with :data:`REPLY`.
+            number: of the publication.
+        """
         self._expect()
         self._undecided.append(number)
+        return head.replace(_REPLY_WORD, self._addressed, 1)
 
     def _acknowledge(self, header: bytes, content: bytes) -> None:
         if not self._undecided:
@@ -263,7 +270,7 @@ class NatsHistory:
 
     def denied(self, subject: bytes) -> bool:
         """The server does not allow a subject. Return whether it was used here."""
-        if subject.startswith((b"$JS.API.STREAM.", b"$JS.API.CONSUMER.", self._jetstream.inbox, self._logged.reply)):
+        if subject.startswith((b"$JS.API.STREAM.", b"$JS.API.CONSUMER.", self._jetstream.inbox)):
             if not self._begun.ready():
                 self._refuse(f"no permission for {subject.decode(errors='replace')}, which the history needs")
                 return True
@@ -365,7 +372,7 @@ class NatsHistory:
         self._ask_last("fetch")
 
     def _make_consumer(self) -> bytes:
-        subject = self._jetstream.inbox[:-2] + _CONSUMER
+        subject = self._jetstream.inbox + _CONSUMER
         create = b"CONSUMER.CREATE." + self._stream
         asking = self._jetstream.ask(create, self._logged.consumer(subject), self._consumer_made)
         return encode_subscribe(subject, _CONSUMER) + asking

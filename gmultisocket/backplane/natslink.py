@@ -31,7 +31,7 @@ from .brokerurl import Server
 from .engine import FOREIGN, RESERVED, SILENCE, Plane
 from .jetstream import StreamNames
 from .natscopies import Copies
-from .natshistory import LoggedTopics, NatsHistory
+from .natshistory import LoggedTopics, NatsHistory, is_logged
 from .natsvalues import NatsValues
 from .natswire import HEADER_SIZE, Info, Parser, Ping, Pong, ServerError, Subjects
 
@@ -274,9 +274,9 @@ class NatsLink(BrokerLink):
     def publish(self, head: bytes, content: bytes, sequence: int) -> None:
         self._published += 1
         history = self._history
-        if history is not None and history.logs(head):
+        if history is not None and is_logged(head):
             self._outcomes[self._published] = None
-            history.published(self._published)
+            head = history.address(head, self._published)
         self._line.write(self._format % (head, len(content) + HEADER_SIZE, sequence, content))
 
     def retain(self, head: bytes, content: bytes, sequence: int) -> None:

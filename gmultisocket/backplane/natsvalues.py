@@ -10,7 +10,11 @@ The first value that is published over a connection makes the stream, if there i
 is: administrators may change its limits and its number of replicas.
 
 When a pattern is first wanted, the last message of its subject is asked for. For a pattern with wildcards a consumer is
-asked for, which brings the last messages of all its subjects.
+asked for, which brings the last messages of all its subjects. Over each connection, the first question is whether the
+stream has any message: a server of version 2.9.10 that is asked for a message while it makes the stream crashes.
+
+A server takes values of several clients at the same time, and what it publishes again may be in another order than that
+of the stream. So of a value that seems to be older than another one, the last message of its subject is asked for, too.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from binascii import a2b_base64, hexlify
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -148,11 +153,11 @@ class NatsValues:
         self._write = write
         self._plane = plane
         self._names = names
-        self._jetstream = JetStream(write, plane.origin, b"v")
+        self._jetstream = JetStream(write, b"v")
         self._decided = decided
         self._fetched = fetched
         self._count = count
-        self._values = FetchedValues(plane)
+        self._values = FetchedValues(plane, self._ask_last)
         self._mark = b"NATS/1.0\r\nGms: %b-%%016x\r\n" % hexlify(plane.origin)
         self.headers = ValueHeaders(names)
         self._last_consumer = 0
@@ -161,6 +166,9 @@ class NatsValues:
         self._waiting: deque[tuple[int, bytes, bytes]] = deque()
         #: By the number of a publication that the stream has not decided about: when that is due.
         self._undecided: dict[int, float] = {}
+        #: Whether the stream is known to have messages; and what is fetched when that is known.
+        self._has_messages = False
+        self._wanted: Sequence[tuple[str, bytes]] = ()
         #: What is fetched: consumers by their sid, those that were not begun, and values of single topics.
         self._consumers: dict[bytes, _Consumer] = {}
         self._more: deque[_Consumer] = deque()
@@ -277,6 +285,23 @@ class NatsValues:
         value = None if self.headers.is_end(header) else content
         self._values.live(topic, value, *self.headers.identity(header, number), number)
 
+    def _ask_last(self, topic: str) -> None:
+        """Ask for the last change of a topic."""
+        if self._may_fetch:
+            self._write(self._get(self._names.value_of(topic), partial(self._last_is, topic)))
+
+    def _last_is(self, topic: str, answer: dict[str, Any]) -> None:
+        code, why = error_of(answer)
+        message = None if why else self._read_message(answer)
+        if message is not None:
+            _, header, content, number = message
+            value = None if self.headers.is_end(header) else content
+            self._values.answered(topic, (number, value, *self.headers.identity(header, number)))
+        elif code in (NO_MESSAGE, NO_STREAM):
+            self._values.answered(topic, None)
+        else:
+            self._values.unanswered()
+
     # Fetching
 
     def fetch(self, subjects: Sequence[tuple[str, bytes]]) -> bytes:
@@ -290,22 +315,44 @@ class NatsValues:
         """
         self._values.begin()
         self._fetch_due = monotonic() + SILENCE
-        lines = []
-        for pattern, subject in subjects if self._may_fetch else ():
-            wanted = self._names.value(subject).decode()
+        self._wanted = subjects if self._may_fetch else ()
+        if not self._wanted:
+            # Nothing can be asked for.
+            self._has_fetched()
+            return b""
+        if self._has_messages:
+            return b"".join(self._begin_fetch())
+        return self._ask(b"STREAM.INFO." + self._names.stream, b"", partial(self._described, subjects))
+
+    def _described(self, wanted: Sequence[tuple[str, bytes]], answer: dict[str, Any]) -> None:
+        """Fetch values if the stream has any."""
+        if self._wanted is not wanted:
+            # It took too long.
+            return
+        state = answer.get("state")
+        self._has_messages = self._is_there(answer) and isinstance(state, dict) and bool(state.get("messages"))
+        if self._has_messages:
+            self._write(b"".join(self._begin_fetch()))
+        elif self._fetch_due:
+            self._end_fetch()
+
+    def _begin_fetch(self) -> Iterator[bytes]:
+        """Yield the requests for what is wanted."""
+        wanted, self._wanted = self._wanted, ()
+        for pattern, subject in wanted:
             if is_literal(pattern):
                 self._singles += 1
-                body = json.dumps({"last_by_subj": wanted}).encode()
-                lines.append(self._ask(b"STREAM.MSG.GET." + self._names.stream, body, self._single))
+                yield self._get(self._names.value(subject), self._single)
             else:
                 self._last_consumer += 1
                 sid = _CONSUMER + b"%d" % self._last_consumer
-                self._more.append(_Consumer(sid, self._configuration(sid, wanted)))
-        lines += self._begin_consumers()
-        if not self._fetches:
-            # Nothing could be asked for.
-            self._has_fetched()
-        return b"".join(lines)
+                self._more.append(_Consumer(sid, self._configuration(sid, self._names.value(subject).decode())))
+        yield from self._begin_consumers()
+
+    def _get(self, subject: bytes, answered: Callable[[dict[str, Any]], object]) -> bytes:
+        """Return the request for the last message of a subject."""
+        body = json.dumps({"last_by_subj": subject.decode()}).encode()
+        return self._ask(b"STREAM.MSG.GET." + self._names.stream, body, answered)
 
     def _configuration(self, sid: bytes, wanted: str) -> bytes:
         return consumer_json(
@@ -336,15 +383,20 @@ class NatsValues:
         if not self._singles:
             return
         self._singles -= 1
-        if self._is_there(answer):
-            message: Any = answer.get("message")
-            try:
-                subject, data = message["subject"].encode(), a2b_base64(message.get("data", ""))
-                self._value(subject, a2b_base64(message.get("hdrs", "")), data, int(message["seq"]))
-            except (TypeError, KeyError, AttributeError, ValueError):
-                self._count("garbage")
+        if self._is_there(answer) and (message := self._read_message(answer)) is not None:
+            self._value(*message)
         if self._fetch_due:
             self._check_fetched()
+
+    def _read_message(self, answer: dict[str, Any]) -> tuple[bytes, bytes, bytes, int] | None:
+        """Return the subject, the headers, the content and the number of a message; None if the answer has none."""
+        message: Any = answer.get("message")
+        try:
+            header, content = (a2b_base64(message.get(name, "")) for name in ("hdrs", "data"))
+            return message["subject"].encode(), header, content, int(message["seq"])
+        except (TypeError, KeyError, AttributeError, ValueError):
+            self._count("garbage")
+            return None
 
     def _consumer_says(self, consumer: _Consumer, answer: dict[str, Any]) -> None:
         """Take what the server says of a consumer, when it is made and later."""
@@ -381,6 +433,8 @@ class NatsValues:
             self._end_fetch()
         elif why and code not in (NO_MESSAGE, NO_STREAM):
             self._give_up(why)
+        if code == NO_STREAM:
+            self._has_messages = False
         return not why
 
     def _value(self, subject: bytes, header: bytes, content: bytes, number: int) -> None:
@@ -409,6 +463,7 @@ class NatsValues:
 
     def _end_fetch(self) -> None:
         if self._fetch_due:
+            self._wanted = ()
             self._singles = 0
             self._more.clear()
             self._write(b"".join(map(encode_unsubscribe, self._consumers)))
@@ -433,6 +488,7 @@ class NatsValues:
                     self._give_up(f"the server has not answered in {SILENCE:g} s")
                 if not self._undecided and not self._fetch_due:
                     self._jetstream.forget()
+                    self._values.unanswered()
                 for consumer in self._consumers.values():
                     if consumer.due is not None:
                         self._ask_consumer(consumer)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
 from gmultisocket.backplane import Backplane, natshistory
-from gmultisocket.errors import EngineRefused
+from gmultisocket.errors import ConnectionFailed, EngineRefused
 from gmultisocket.protocol import Sub
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
-from tests.backplane.brokers import PlainClient, client
+from tests.backplane.brokers import PlainClient, RecordingPlane, client
 from tests.backplane.servers import JetStreamServer, NatsServer
 from tests.backplane.test_natsvalues import ask
 
@@ -109,6 +111,37 @@ def test_a_stream_whose_end_nobody_tells_is_missed(server: JetStreamServer, monk
         assert ask(server, f"STREAM.DELETE.{STREAM}", {})["success"]
         wait_until(lambda: plane.connections == 2, LIMIT)
         assert "is silent" in str(plane.errors[0])
+
+
+def test_what_comes_for_a_connection_that_the_server_takes_for_alive_does_not_count(server: JetStreamServer) -> None:
+    with client(server.url, history=HISTORY) as publisher, client(server.url, history=HISTORY) as plane:
+        plane.subscribe("h.*")
+        for each in range(3000):
+            publisher.publish("h.a", b"%d" % each)
+        publisher.wait_answered()
+        wait_until(lambda: len(plane.entries) == 3000, LIMIT)
+        # The server does not notice that the connection is closed here.
+        link = plane.engine._link  # type: ignore[attr-defined]
+        stays_open = os.dup(link._line._connection._sock.fileno())
+        try:
+            plane.positions.clear()
+            publishing = gevent.spawn(lambda: [_publish_and_wait(publisher) for _ in range(300)])
+            link._line.close(ConnectionFailed("the server", "for the test"))
+            wait_until(lambda: plane.connections == 2, LIMIT)
+            plane.subscribe("h.*")
+            publishing.get()
+            wait_until(lambda: len({*plane.entries, *plane.fetched_entries}) >= 3300, LIMIT)
+        finally:
+            os.close(stays_open)
+        assert plane.fetches["h.*"][0] == 0, "something is missing in what was fetched"
+        offsets = [entry.offset for entry in plane.entries]
+        assert offsets == sorted(set(offsets))
+        assert all(entry.previous == entry.offset - 1 for entry, *_ in plane.positions)
+
+
+def _publish_and_wait(publisher: RecordingPlane) -> None:
+    publisher.publish("h.a", b"")
+    publisher.wait_answered()
 
 
 @pytest.mark.parametrize("storage", ["file", "memory"])

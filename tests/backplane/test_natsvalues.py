@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -135,21 +136,59 @@ def test_another_program_sets_and_ends_values(server: JetStreamServer) -> None:
         assert plane.foreign == []
 
 
-def test_what_planes_tell_each_other_is_not_asked_for(server: JetStreamServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_is_asked_for_before_the_stream_has_any(
+    server: JetStreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A server of version 2.9.10 that is asked for the last message of a subject, while it makes the stream, may crash.
     asked: list[bytes] = []
     ask_jetstream = JetStream.ask
 
     def ask_and_note(self: JetStream, what: bytes, body: bytes, answered: Any) -> bytes:
-        asked.append(body)
+        asked.append(what.rpartition(b".")[0] + body)
         return ask_jetstream(self, what, body, answered)
 
     monkeypatch.setattr(JetStream, "ask", ask_and_note)
     with client(server.url) as plane:
         plane.subscribe("$plane.all", "$plane.to.me")
-        assert asked == []
+        assert asked == [], "what planes tell each other has no values"
         plane.subscribe("$plane.all.x", "a")
-        assert asked == [b'{"last_by_subj": "t-values.a"}']
+        plane.subscribe("b")
+        assert asked == [b"STREAM.INFO"] * 2
+        plane.retain("c", b"1")
+        plane.wait_answered()
+        asked.clear()
+        plane.subscribe("d")
+        plane.subscribe("c")
+        asked_for = [b'STREAM.MSG.GET{"last_by_subj": "t-values.%b"}' % topic for topic in (b"d", b"c")]
+        assert asked == [b"STREAM.INFO", *asked_for]
+        assert plane.values == [("c", b"1", False)]
+        # The stream has lost them all, so it may be another one.
+        assert ask(server, "STREAM.DELETE.GMS_t", {})["success"]
+        plane.subscribe("e")
+        asked.clear()
+        plane.subscribe("f")
+        assert asked == [b"STREAM.INFO"]
+
+
+def test_values_that_several_publish_at_once_end_with_the_last_one(server: JetStreamServer) -> None:
+    with ExitStack() as stack:
+        watcher, *planes = (stack.enter_context(client(server.url)) for _ in range(4))
+        watcher.subscribe("a", "b.*")
+        for number in range(300):
+            for plane in planes:
+                plane.retain("a", b"%d" % number)
+                plane.retain("b.c", b"%d" % number)
+            if number % 20 == 0:
+                for plane in planes:
+                    plane.wait_answered()
+        for plane in planes:
+            plane.wait_answered()
+        expected = values_of(server.url, "a", "b.c")
+
+        def present() -> list[tuple[str, bytes | None]]:
+            return sorted({topic: content for topic, content, _ in watcher.values}.items())
+
+        wait_until(lambda: present() == expected, LIMIT, "the watcher has what the stream has")
 
 
 # What is not there, or not allowed
@@ -227,7 +266,7 @@ def test_a_server_that_does_not_publish_again_is_too_old(caplog: pytest.LogCaptu
     names = StreamNames(Subjects("t."), "t.")
     values = NatsValues(lambda data: None, plane, names, lambda *each: decided.append(each), list, lambda reason: None)
     values.publish(1, encode_head(b"t.a"), b"1", 1)
-    inbox = values._jetstream.inbox + b"1"
+    inbox = values._jetstream.inbox + b"v.1"
     try:
         with caplog.at_level("DEBUG", "gmultisocket"):
             values.take(b"v", inbox, b"", json.dumps({"config": {"name": "GMS_t"}, "did_create": True}).encode(), b"")
