@@ -62,10 +62,11 @@ class Ledger:
         dropped: those that were given up, by reason: ``"overflow"`` of the buffer, ``"closed"``, or what the server
             said.
         buffered_bytes: the bytes of those that are buffered.
+        bytes_in_flight: the bytes of those that are in flight, 0 if none is. Read-only.
         is_open: whether more may be in flight.
     """
 
-    __slots__ = ("_buffer", "_bytes_in_flight", "_given_up", "_in_flight", "buffered_bytes", "confirmed", "dropped",
+    __slots__ = ("_buffer", "_given_up", "_in_flight", "buffered_bytes", "bytes_in_flight", "confirmed", "dropped",
                  "is_open", "max_bytes", "max_messages", "overflow", "sent")  # fmt: skip
 
     def __init__(self, max_messages: int, max_bytes: int, overflow: Overflow) -> None:
@@ -80,7 +81,7 @@ class Ledger:
         self.buffered_bytes = 0
         #: The sizes of what is in flight, oldest first.
         self._in_flight: deque[int] = deque()
-        self._bytes_in_flight = 0
+        self.bytes_in_flight = 0
         self.is_open = True
 
     @property
@@ -139,8 +140,8 @@ class Ledger:
     def hand_over(self, size: int) -> None:
         """Record that the engine has got the next publication."""
         self._in_flight.append(size)
-        self._bytes_in_flight += size
-        if len(self._in_flight) >= MAX_IN_FLIGHT or self._bytes_in_flight >= MAX_BYTES_IN_FLIGHT:
+        self.bytes_in_flight += size
+        if len(self._in_flight) >= MAX_IN_FLIGHT or self.bytes_in_flight >= MAX_BYTES_IN_FLIGHT:
             self.is_open = False
 
     def confirm(self, count: int) -> None:
@@ -152,7 +153,7 @@ class Ledger:
         in_flight = self._in_flight
         landed = min(count, len(in_flight))
         self.confirmed += landed
-        self._bytes_in_flight -= sum([in_flight.popleft() for _ in range(landed)])
+        self.bytes_in_flight -= sum([in_flight.popleft() for _ in range(landed)])
         self._update_open()
         if landed < count:
             raise IndexError("more publications were confirmed than were in flight")
@@ -163,15 +164,15 @@ class Ledger:
         self.drop(reason)
 
     def _land(self) -> None:
-        self._bytes_in_flight -= self._in_flight.popleft()
+        self.bytes_in_flight -= self._in_flight.popleft()
         self._update_open()
 
     def _update_open(self) -> None:
-        self.is_open = len(self._in_flight) < MAX_IN_FLIGHT and self._bytes_in_flight < MAX_BYTES_IN_FLIGHT
+        self.is_open = len(self._in_flight) < MAX_IN_FLIGHT and self.bytes_in_flight < MAX_BYTES_IN_FLIGHT
 
     def cut(self) -> None:
         """Record that the connection is lost: what was in flight stays unconfirmed for ever."""
         self._given_up += len(self._in_flight)
         self._in_flight.clear()
-        self._bytes_in_flight = 0
+        self.bytes_in_flight = 0
         self.is_open = True

@@ -215,9 +215,6 @@ class _Publisher:
         self.line = Line(connection, server.name, received=self._received, ask=self._ask, ended=ended)
         self.line.start()
 
-    def publish(self, head: bytes, content: bytes, sequence: int) -> None:
-        self.send(encode_publish(head, self._plane.origin, sequence, content))
-
     def send(self, command: bytes) -> None:
         """Send a command that publishes. Its reply is a number."""
         self._sent += 1
@@ -567,7 +564,7 @@ class RedisLink(BrokerLink):
         if self._logged.patterns and head in self._logged:
             self._publisher.send(self._commands.history.publish(head, content, sequence))
         else:
-            self._publisher.publish(head, content, sequence)
+            self._publisher.send(encode_publish(head, self._plane.origin, sequence, content))
 
     def retain(self, head: bytes, content: bytes, sequence: int) -> None:
         self._publisher.send(self._commands.values.retain(head, content, sequence, head in self._logged))
