@@ -176,6 +176,8 @@ class Link:
         self.on_control: Callable[[bytes], object] = _ignore
         self.history = history
         self.positions = PositionedPublications(history, local) if history and local is not None else None
+        #: The number of connections so far, and the last one over which everything is served.
+        self._connections = self._returned_by = 0
         self._was_connected = self._told_down = False
         #: Why publications of others may have been missed, "" if none may.
         self._missed = ""
@@ -216,7 +218,8 @@ class Link:
         if not self._direct:
             ledger.keep(Kept(head, content, sequence, kind))
             return
-        if not ledger.in_flight:
+        # Each publication comes through here, so this calls nothing that is not needed.
+        if not ledger.bytes_in_flight:
             self._progress = monotonic()
         ledger.hand_over(len(head) + len(content))
         if kind == "publish":
@@ -305,14 +308,17 @@ class Link:
                 self.positions.history.left(left, self.interest.matches)
         if portion := self.interest.take_subscribes():
             self.engine.subscribe(portion)
-        elif self.interest.settled and not self.is_up:
+        elif self.interest.settled and self._returned_by != self._connections:
+            self._returned_by = self._connections
             self._back()
 
     def _back(self) -> None:
         """The engine serves everything again, or for the first time."""
+        for _ in () if self.positions is None else self.positions.settled(self._told_down):
+            yield_to_loop()
+            if not self.is_connected or self._returned_by != self._connections:
+                return
         self.is_up = True
-        if self.positions is not None:
-            self.positions.settled(self._told_down)
         self._told_down = False
         if self._missed:
             reason, self._missed = self._missed, ""
@@ -368,6 +374,7 @@ class Link:
     def connected(self) -> None:
         self.last_error = None
         self.is_connected = True
+        self._connections += 1
         if self._was_connected:
             self._held_until = monotonic() + self._options.get(opts.plane.hold)
         self._was_connected = True

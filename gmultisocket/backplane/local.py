@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -303,6 +303,11 @@ class LocalSubscribers:
         """Hand a publication to the program's subscriptions."""
         for subscription in self._wanting(entry.topic):
             subscription.put(entry.topic, entry.content)
+
+    def replay_behind(self, offset: int, topics: Collection[str]) -> None:
+        """Replay what was missed to all subscribers of Pubs that ask for history."""
+        for pub in self.pubs:
+            pub.replay_behind(offset, topics)
 
     def history_began(self) -> None:
         """Replay to all subscribers again: the engine has another history than before."""

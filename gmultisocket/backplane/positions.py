@@ -2,20 +2,25 @@
 
 While all is well, each goes to the Pubs when it comes. After a connection was lost and made again, those that were
 missed come together with the new ones, one pattern after the other. So until all patterns are served again they are
-gathered, and then handed out in order.
+gathered, and then handed out in order, in portions.
 
 Pure: no gevent, no sockets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final, Protocol
 
 from ..protocol.history import Entry
 from .planehistory import HistoryTopics, PlaneHistory
 
 __all__ = ["LocalHistory", "PositionedPublications"]
+
+#: Publications that are handed out before others run.
+_PORTION: Final = 256
+#: Bytes of contents that are handed out at once without loss: the kernel takes so much for each peer.
+_AT_ONCE: Final = 1 << 16
 
 
 class LocalHistory(Protocol):
@@ -29,6 +34,12 @@ class LocalHistory(Protocol):
 
     def history_began(self) -> None:
         """There is another history than before."""
+
+    def replay_behind(self, offset: int, topics: Collection[str]) -> None:
+        """Many publications of some topics follow, behind an offset: some subscribers get them better from the history.
+
+        ``deliver_entry`` is called for each of them all the same.
+        """
 
 
 class PositionedPublications:
@@ -76,23 +87,31 @@ class PositionedPublications:
         elif retained and is_new:
             self._local.deliver_value(entry)
 
-    def settled(self, values_again: bool) -> None:
-        """All patterns are served again: hand out what was missed.
+    def settled(self, values_again: bool) -> Iterator[None]:
+        """All patterns are served again: hand out what was missed. Yield between portions; do not go on after a cut.
 
         Args:
             values_again: whether those that are here also get present values that they may have.
         """
-        if self.is_catching_up:
-            self.is_catching_up = False
-            last = self.history.last_offset
+        before = self.history.last_offset
+        missed = [entry for entry, _ in self._gathered.values() if entry.offset > before]
+        if sum(len(entry.content) for entry in missed) > _AT_ONCE:
+            self._local.replay_behind(before, {entry.topic for entry in missed})
+        number = 0
+        while self._gathered:
             gathered, self._gathered = self._gathered, {}
             for offset in sorted(gathered):
                 entry, retained = gathered[offset]
-                if offset > last or (retained and values_again):
+                if offset > before or (retained and values_again):
                     self.history.advance(offset)
                     self._local.deliver_entry(entry)
                 elif retained:
                     self._local.deliver_value(entry)
+                number += 1
+                if number % _PORTION == 0:
+                    yield
+            before = self.history.last_offset
+        self.is_catching_up = False
 
     def cut(self) -> None:
         """The connection is lost."""

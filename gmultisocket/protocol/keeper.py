@@ -105,6 +105,11 @@ class Keeper:
         if self._replays is not None:
             self._replays.again()
 
+    def replay_behind(self, offset: int, topics: Collection[str]) -> None:
+        """As ``Pub.replay_behind``."""
+        if self._replays is not None:
+            self._replays.behind(offset, topics)
+
     # Publications
 
     def publish(

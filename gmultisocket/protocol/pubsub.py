@@ -30,7 +30,7 @@ was then silent for ``protocol.pubsub.expiry``. A Sub that closes unsubscribes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -219,6 +219,19 @@ class Pub(ProtocolBase):
         """Answer all subscribers that ask for history again: ``history.epoch`` is another one now. Does not block."""
         self._core.check()
         self._keeper.replay_again()
+
+    def replay_behind(self, offset: int, topics: Collection[str]) -> None:
+        """Send what the history has got at once to the subscribers that ask for history, as fast as each reads it.
+
+        Call it before the first :meth:`publish_entry` for what is behind the offset. That is for the other subscribers,
+        which may lose some of it at a full queue. Does not block.
+
+        Args:
+            offset: the subscribers have been given all up to this one.
+            topics: those of the publications behind it.
+        """
+        self._core.check()
+        self._keeper.replay_behind(offset, topics)
 
     def hold_acknowledgements(self, hook: Hold | None) -> None:
         """Set a hook that may delay the acknowledgement of a new subscription until its publications come.

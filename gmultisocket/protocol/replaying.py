@@ -24,7 +24,7 @@ from ..errors import Closed, ForkedSocketError
 from ..loop.yielding import yield_to_loop
 from ..options import Options
 from .history import History, Kept, publication
-from .pubsubwire import Ask, Positioned, Replay
+from .pubsubwire import Ask, Position, Positioned, Replay
 from .replays import Pins, begin_replay
 from .retained import topics_with_value
 from .rights import RemoteSub
@@ -244,6 +244,21 @@ class Replays:
                 self._start(pipe, key, asking)
         self.splits.clear()
 
+    def behind(self, offset: int, topics: Collection[str]) -> None:
+        """Begin a replay behind an offset for each 0x05 that matches some topics, and whose replay has ended.
+
+        The others get what is behind the offset in their replays.
+        """
+        position = Position(self.history.epoch, offset)
+        for pipe, source in {remote for topic in topics for remote in self._live.match(topic)}:
+            for key, asking in self.askings[pipe].items():
+                wants = key[0] == source and any(matches(key[1], topic) for topic in topics)
+                if wants and asking.index is self._live:
+                    self._drop(asking)
+                    asking.ask = asking.ask._replace(recover=True, positions=(position,))
+                    self._start(pipe, key, asking)
+        self.splits.clear()
+
     # Publications
 
     def published(self, entry: Kept) -> None:
@@ -252,7 +267,8 @@ class Replays:
         It need not be called while ``queues`` is empty.
         """
         for asking in self._running.match(entry[2]):
-            if asking.entries is None:
+            if asking.entries is None or asking.entries[-1][0] >= entry[0]:
+                # It has it already.
                 continue
             if asking.added < _MAX_ADDED and self._pins.fits((entry,)):
                 self._pins.add((entry,))

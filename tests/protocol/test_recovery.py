@@ -698,11 +698,41 @@ def test_another_history_is_told_to_all_that_ask() -> None:
         sub.subscribe("a", LONG, recover=True)
         pub.publish("a", b"1")
         assert sub.recv(LONG) == ("a", b"1")
-        history.epoch += 1
-        pub.replay_again()
-        wait_until(lambda: sub._recovery is not None and sub._recovery._positions.knows("a", history.epoch))
-        pub.publish("a", b"2")
-        assert sub.recv(LONG) == ("a", b"2") and pub.subscriptions == 1
+        for content in (b"2", b"3"):
+            history.epoch += 1
+            pub.replay_again()
+            wait_until(lambda: sub._recovery is not None and sub._recovery._positions.knows("a", history.epoch))
+            assert gaps == []
+            pub.publish("a", content)
+            assert sub.recv(LONG) == ("a", content) and pub.subscriptions == 1
+            assert gaps == [Gap("a", None, "gone")], "it is told before what follows, and once"
+            gaps.clear()
+
+
+def test_what_a_history_has_got_at_once_comes_as_fast_as_a_subscriber_reads() -> None:
+    history = MemoryHistory("a", "b")
+    with Pub(history=history) as pub, Sub() as sub, Sub() as plain:
+        address = pub.listen("inproc://at-once").address
+        sub.on_gap(lambda gap: pytest.fail("nothing is missing"))
+        for each in (sub, plain):
+            each.dial(address)
+            for topic in ("a", "b"):
+                each.subscribe(topic, LONG)
+        pub.publish("a", b"0")
+        assert sub.recv(LONG) == plain.recv(LONG) == ("a", b"0")
+        appended = [history.append("a", b"%d" % number) for number in range(1, 1000)]
+        pub.replay_behind(1, {"a"})
+        for entry in appended:
+            assert entry is not None
+            pub.publish_entry(entry)
+        pub.publish("b", b"")
+        got = receive(sub, 1000)
+        assert [content for topic, content in got if topic == "a"] == [b"%d" % number for number in range(1, 1000)]
+        pub.publish("a", b"live")
+        assert sub.recv(LONG) == ("a", b"live")
+        assert "repeated" not in sub.counters.drops
+        # It has no positions, so it gets what there is room for.
+        assert plain.recv(LONG) == ("a", b"1")
 
 
 def test_an_asking_that_is_held_back_is_not_answered_because_the_history_is_another_one() -> None:
