@@ -18,6 +18,7 @@ from gmultisocket.backplane import Backplane
 from gmultisocket.contrib.wsgi import mount
 from gmultisocket.protocol import Sub
 from gmultisocket.testing import wait_until
+from tests.backplane.kills import HISTORY, remember_lost
 
 PATIENCE = 40
 
@@ -112,16 +113,22 @@ def browsers(port: str, count: str, posts: str, name: str) -> None:
 
 def plane_part(url: str) -> None:
     """Publish all the time, and print what became of it."""
-    with Backplane(url) as mine:
+    with Backplane(url, history=HISTORY) as mine, Sub({"socket.recv_queue_size": 0xFFFF}) as sub:
+        lost = remember_lost(mine)
         mine.connect(PATIENCE)
         name = f"{os.getpid()}-{time.time_ns()}"
+        sub.dial(mine.pub().listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("h.*", PATIENCE, recover=True)
+        gaps: list[str] = []
+        sub.on_gap(lambda gap: gaps.append(gap.reason))
         subscription = mine.subscribe("numbers.*", PATIENCE, queue_size=1_000_000)
         here = mine.subscribe(f"numbers.{name}", PATIENCE, queue_size=1_000_000)
         events: list[str] = []
         mine.on_event(lambda event: events.append(event.kind))
         pauses = [0.0]
         running = True
-        sent = 0
+        # The numbers of all publications, by the first token of their topic.
+        sent: dict[str, list[int]] = {"numbers": [], "h": []}
 
         def tick() -> None:
             while True:
@@ -129,17 +136,21 @@ def plane_part(url: str) -> None:
                 gevent.sleep(0.005)
                 pauses[0] = max(pauses[0], time.monotonic() - before)
 
-        def publish() -> None:
-            nonlocal sent
+        def publish(kind: str, content: bytes = b"") -> None:
+            number = mine.counters.sent
+            sent[kind].append(number)
+            mine.publish(f"{kind}.{name}", content or b"%d" % number)
+
+        def publish_all() -> None:
             while running:
-                mine.publish(f"numbers.{name}", b"%d" % sent)
-                sent += 1
+                for kind in sent:
+                    publish(kind)
                 gevent.sleep(0.001)
 
         step(name)
         wait_line()
         # Both have subscribed.
-        ticker, publisher = gevent.spawn(tick), gevent.spawn(publish)
+        ticker, publisher = gevent.spawn(tick), gevent.spawn(publish_all)
         wait_until(lambda: mine.counters.confirmed > 100 and mine.counters.received > 100, PATIENCE)
         step("flowing")
         wait_line()
@@ -158,23 +169,25 @@ def plane_part(url: str) -> None:
         mine.flush(PATIENCE)
         step("flushed")
         wait_line()
-        got: dict[str, list[int]] = {}
-        ended: set[str] = set()
-        mine.publish(f"numbers.{name}", b"end")
-        sent += 1
-        while len(ended) < 2:
-            # The last of each side comes behind all others of that side.
-            topic, content = subscription.recv(PATIENCE)
-            if content == b"end":
-                ended.add(topic)
-            else:
-                got.setdefault(topic.removeprefix("numbers."), []).append(int(content))
+        got: dict[str, dict[str, list[int]]] = {kind: {} for kind in sent}
+        for kind in sent:
+            publish(kind, b"end")
+        for source in (subscription, sub):
+            ended = 0
+            while ended < 2:
+                # The last of each side comes behind all others of that side.
+                topic, content = source.recv(PATIENCE)
+                kind, _, side = topic.partition(".")
+                if content == b"end":
+                    ended += 1
+                else:
+                    got[kind].setdefault(side, []).append(int(content))
         mine.flush(PATIENCE)
         ticker.kill()
         counters = mine.counters._asdict()
         counters["dropped"] = dict(counters["dropped"])
-        step({"name": name, "sent": sent, "here": here.waiting, "got": got, "counters": counters, "events": events,
-              "pause": round(pauses[0], 3)})  # fmt: skip
+        step({"name": name, "sent": sent, "lost": sorted(lost), "here": here.waiting, "got": got, "gaps": gaps,
+              "counters": counters, "events": events, "pause": round(pauses[0], 3)})  # fmt: skip
         wait_line()
 
 

@@ -14,18 +14,23 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gevent import subprocess
 
 from gmultisocket.testing import wait_until
-from tests.backplane.servers import BrokerServer, HubServer, NatsServer, RedisServer
+from tests.backplane.kills import HISTORY
+from tests.backplane.servers import BrokerServer, HubServer, JetStreamServer, RedisServer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FIRST, SECOND = "10.99.0.1", "10.99.0.2"
-SERVERS: dict[str, type[BrokerServer]] = {"nats": NatsServer, "redis": RedisServer, "hub": HubServer}
+SERVERS: dict[str, Callable[..., BrokerServer]] = {
+    "nats": JetStreamServer, "redis": RedisServer, "hub": partial(HubServer, history=HISTORY),
+}  # fmt: skip
 #: Seconds that a step may take on a busy machine.
 PATIENCE = 40
 
@@ -108,7 +113,10 @@ def fan_out(hosts: Hosts, server: BrokerServer) -> Any:
 
 
 def cut(hosts: Hosts, server: BrokerServer) -> Any:
-    """A plane on each host publishes and subscribes; then nothing of the second host arrives for some seconds."""
+    """A plane on each host publishes and subscribes; then nothing of the second host arrives for some seconds.
+
+    Half of what they publish is of topics with history.
+    """
     planes = [hosts.part(second, "plane", server.url) for second in (False, True)]
     for plane in planes:
         plane.read()

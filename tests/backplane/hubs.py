@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Iterable
 
 from gmultisocket.testing.engines import ServerProcess
 
-__all__ = ["hub", "listens"]
+__all__ = ["history_arguments", "hub", "listens"]
 
 
 def hub(address: str, *arguments: str) -> ServerProcess:
     """Return a hub that was not started yet."""
     command = [sys.executable, "-m", "gmultisocket", "hub", address, *arguments]
     return ServerProcess(command, lambda: listens(address))
+
+
+def history_arguments(patterns: Iterable[str]) -> list[str]:
+    """Return the arguments by which a hub keeps the history of topics."""
+    return [word for pattern in patterns for word in ("--history", pattern)]
 
 
 def listens(address: str) -> bool:

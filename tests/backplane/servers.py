@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from gmultisocket.testing.engines import ServerProcess
+from tests.backplane.hubs import history_arguments
 from tests.faults.peers import free_port
 
-__all__ = ["BrokerServer", "HubServer", "JetStreamServer", "NatsServer", "RedisServer"]
+__all__ = ["SAVED", "BrokerServer", "HubServer", "JetStreamServer", "NatsServer", "RedisServer"]
 
+#: Arguments of a Redis that has everything again after an end.
+SAVED = ("--appendonly", "yes", "--appendfsync", "always")
 #: Another program may take a port between the look and the start.
 _ATTEMPTS = 3
 
@@ -51,6 +54,9 @@ class BrokerServer(ServerProcess):
 
     def arguments(self) -> list[str]:
         raise NotImplementedError
+
+    def delete_data(self) -> None:
+        """Delete what it has saved in files. It must not run."""
 
     def start(self) -> None:
         fixed = self.port
@@ -90,6 +96,9 @@ class JetStreamServer(NatsServer):
     def arguments(self) -> list[str]:
         return [*super().arguments(), "-js", "-sd", str(self.folder / "jetstream")]
 
+    def delete_data(self) -> None:
+        shutil.rmtree(self.folder / "jetstream")
+
 
 class RedisServer(BrokerServer):
     """redis-server, without files."""
@@ -104,13 +113,26 @@ class RedisServer(BrokerServer):
             "--dir", str(self.folder),
         ]  # fmt: skip
 
+    def delete_data(self) -> None:
+        for each in self.folder.glob("appendonlydir/*"):
+            each.unlink()
+
 
 class HubServer(BrokerServer):
-    """The hub of this library."""
+    """The hub of this library.
+
+    Args:
+        folder: for its files.
+        history: patterns of the topics whose history it keeps.
+        host: where it listens.
+    """
 
     program = sys.executable
     scheme = "tcp"
     ready = "listens"
+
+    def __init__(self, folder: Path, history: Sequence[str] = (), *, host: str = "127.0.0.1") -> None:
+        super().__init__(folder, history_arguments(history), host=host)
 
     def arguments(self) -> list[str]:
         return ["-m", "gmultisocket", "hub", self.url]

@@ -7,6 +7,9 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -17,7 +20,8 @@ from gmultisocket.backplane import Backplane, PlaneEvent
 from gmultisocket.errors import EngineRefused, PublicationTooLong
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
-from tests.backplane.servers import BrokerServer
+from tests.backplane.kills import check_rows, measure
+from tests.backplane.servers import SAVED, BrokerServer, JetStreamServer, RedisServer
 from tests.faults.process import ROOT
 
 PATIENCE = 20.0
@@ -128,6 +132,22 @@ def test_a_server_that_is_killed_again_and_again_under_load_loses_nothing_uncoun
         assert here.waiting == sent + 1
         assert other.counters.gaps == 3
         assert other.counters.duplicates == 0
+
+
+@pytest.mark.parametrize("fate", ["killed", "emptied"])
+@pytest.mark.parametrize("make", [JetStreamServer, partial(RedisServer, extra=SAVED)], ids=["nats", "redis"])
+def test_of_topics_with_history_all_that_was_confirmed_comes_or_a_gap_is_told(
+    make: Callable[[Path], BrokerServer], fate: str, tmp_path: Path
+) -> None:
+    """The server is killed while two planes publish 2,000 messages a second. It comes back with or without data."""
+    with make(tmp_path) as server:
+        rows = measure(server, server.url, fate, 0.5, 0.5, {"plane.hold": 0.5})
+    check_rows(rows)
+    assert rows["plain"]["gaps"] == 1
+    if fate == "killed":
+        assert rows["history"]["gaps"] == rows["history"]["missed"] == 0
+    else:
+        assert rows["history"]["gaps"] > 0
 
 
 SUBSCRIBER = """

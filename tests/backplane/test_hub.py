@@ -14,6 +14,7 @@ import gevent
 import pytest
 from gevent import socket as gsocket
 from gevent import subprocess
+from gevent.event import Event
 
 from gmultisocket import Backplane, Message, Socket, Sub
 from gmultisocket.backplane import hublock
@@ -23,8 +24,8 @@ from gmultisocket.errors import AddressInUse, ConnectionFailed, EngineRefused
 from gmultisocket.testing import wait_until
 from gmultisocket.testing.engines import check_sum
 from gmultisocket.wire import CONTROL, TO_DEST
-from tests.backplane.hubs import hub, listens
-from tests.backplane.kills import measure
+from tests.backplane.hubs import history_arguments, hub, listens
+from tests.backplane.kills import HISTORY, check_rows, measure
 from tests.faults.peers import free_port
 
 LIMIT = 20.0
@@ -161,12 +162,16 @@ def test_a_hub_ends_with_its_input_and_when_nobody_comes(tmp_path: Path) -> None
 @pytest.mark.parametrize("fate", ["killed", "stopped"])
 def test_every_publication_is_accounted_for_while_the_hub_is_away(tmp_path: Path, fate: str) -> None:
     url = f"ipc://{tmp_path}/hub"
-    with hub(url) as server:
-        row = measure(server, url, fate, 1.0)
-    assert row["sent"] == row["confirmed"] + row["dropped"] + row["unconfirmed"] + row["buffered"]
-    assert row["missing"] <= row["unconfirmed"]
-    assert row["duplicates"] == row["dropped"] == 0
-    assert row["gaps"] <= 1
+    with hub(url, *history_arguments(HISTORY)) as server:
+        rows = measure(server, url, fate, 0.5, 0.5, {"plane.hold": 0.5})
+    check_rows(rows)
+    assert rows["plain"]["gaps"] <= 1
+    if fate == "stopped":
+        # Nobody has noticed it.
+        assert rows["history"]["gaps"] == rows["history"]["missed"] == 0
+    else:
+        # The history was in its memory.
+        assert rows["history"]["gaps"] > 0
 
 
 # Clients that are no good
@@ -260,6 +265,39 @@ def test_what_was_missed_while_the_connection_was_lost_comes_in_order_and_withou
         assert gaps == []
         waiting = [int(program.recv(LIMIT)[1]) for _ in range(program.waiting)]
         assert waiting == [number for number in range(expected) if number % 3 == 1 and number % 21 != 20]
+
+
+def test_much_that_was_missed_comes_as_fast_as_a_subscriber_reads() -> None:
+    number, content = 180, bytes(64_000)
+    with serving(history=["h.>"]) as (_, url), ExitStack() as stack:
+        one, other = (stack.enter_context(Backplane(url, history=["h.>"])) for _ in range(2))
+        gaps: list[str] = []
+        # One peer asks for history, and the other one does not.
+        sub, plain = (stack.enter_context(Sub({"socket.recv_queue_size": 8})) for _ in range(2))
+        sub.on_gap(lambda gap: gaps.append(gap.reason))
+        address = one.pub({"socket.send_queue_size": 8}).listen("tcp://127.0.0.1:0").address
+        for each in (sub, plain):
+            each.dial(address)
+            each.subscribe("h.*", LIMIT)
+        program = one.subscribe("h.b", LIMIT)
+        engine: Any = one._use().engine
+        connect, may_connect = engine._connect_once, Event()
+        engine._connect_once = lambda client: may_connect.wait() and connect(client)
+        engine._client.pipe.close("for the test")
+        for each in range(number):
+            other.publish(f"h.{'ab'[each % 2]}", b"%d " % each + content)
+            other.flush(LIMIT)
+        may_connect.set()
+        wait_until(lambda: one.counters.gaps == 1, LIMIT)
+        one.connect(LIMIT)
+        # Only now they read.
+        got = [int(sub.recv(LIMIT)[1].split()[0]) for _ in range(number)]
+        assert got == [*range(number)]
+        other.publish("h.a", b"180 last")
+        assert sub.recv(LIMIT) == ("h.a", b"180 last")
+        assert gaps == []
+        assert [int(program.recv(LIMIT)[1].split()[0]) for _ in range(number // 2)] == [*range(1, number, 2)]
+        assert int(plain.recv(LIMIT)[1].split()[0]) == 0
 
 
 def test_planes_with_other_histories_than_the_hub_are_refused() -> None:
