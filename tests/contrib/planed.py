@@ -12,8 +12,8 @@ worker_class = "gevent"
 workers = 2
 worker_connections = 1000
 wsgi_app = "tests.contrib.planed:application"
-history = ["log"] if os.environ["PLANE"].startswith("ipc:") else []
-if history:
+history = ["log"]
+if os.environ["PLANE"].startswith("ipc:"):
     on_starting, on_exit = hub_hooks(os.environ["PLANE"], history)
 
 plane = Backplane(os.environ["PLANE"], history=history)
