@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ _SOCKETIO = "python-socketio, Redis"
 _NATS_SERVER = "nats-server (Go, all cores)"
 _SIZE = 64
 _TOPIC = "orders.eu.created"
+#: The topics with history, where there are any.
+_HISTORY = "orders.>"
 #: Publications in a row; then others run, as in a program that does something else too.
 _BURST = 100
 _WORKERS = 4
@@ -68,8 +70,17 @@ def rows() -> list[Row]:
         ),
         Row(
             "plane-end-to-end", "{size} on a Backplane from one process to another", "messages/s", True,
-            entries(lambda count, spent: count / spent["seconds"]),
+            entries(_rate),
             [Figure(engine, floor=150_000) for engine in _ENGINES], repeats=3,
+        ),
+        Row(
+            "plane-history", "{size} from one process to another, without and with history", "messages/s", True,
+            [
+                Entry(name, partial(_flow, engine, _rate, full=10_000, history=history), "gmultisocket")
+                for engine in _ENGINES
+                for name, history in ((engine, False), (f"{engine}, history", True))
+            ],
+            repeats=3,
         ),
         Row(
             "plane-4-workers-1", "4 workers publish {size}, each publication wanted by one other", "deliveries/s", True,
@@ -82,19 +93,39 @@ def rows() -> list[Row]:
     ]  # fmt: skip
 
 
+def _rate(count: int, spent: _Spent) -> float:
+    """Return the publications a second."""
+    return count / spent["seconds"]
+
+
 @contextmanager
-def _flow(engine: str, value: Callable[[int, _Spent], float], plan: Plan) -> Iterator[Round]:
-    """One process publishes, another one receives."""
-    # Fewer than a plane buffers.
-    count = plan.count(50_000, part=5000, quick=500)
+def _flow(
+    engine: str,
+    value: Callable[[int, _Spent], float],
+    plan: Plan,
+    *,
+    full: int = 50_000,
+    history: bool = False,
+) -> Iterator[Round]:
+    """One process publishes, another one receives.
+
+    Args:
+        engine: its name.
+        value: makes a value of what was spent.
+        plan: of the run.
+        full: publications of a full run. Fewer than a plane buffers.
+        history: whether the engine keeps them.
+    """
+    count = plan.count(full, part=5000, quick=500)
     task, server = "backplane", engine
     if engine == _SOCKETIO:
         # It takes a tenth of a millisecond for each.
         task, server, count = "contestants.socketio_redis", "Redis", count // 10
-    with _server(server, plan) as url, started(plan) as start:
-        subscriber = start(f"{task}:receive", url=url, count=count, size=_SIZE)
+    more = {"history": [_HISTORY]} if history else {}
+    with _server(server, plan, history=history) as url, started(plan) as start:
+        subscriber = start(f"{task}:receive", url=url, count=count, size=_SIZE, **more)
         subscriber.hear()
-        publisher = start(f"{task}:publish", url=url, count=count, size=_SIZE)
+        publisher = start(f"{task}:publish", url=url, count=count, size=_SIZE, **more)
         publisher.hear()
 
         def measure() -> Outcome:
@@ -131,8 +162,13 @@ def _workers(engine: str, wanted_by: int, plan: Plan) -> Iterator[Round]:
 
 
 @contextmanager
-def _server(engine: str, plan: Plan) -> Iterator[str]:
+def _server(engine: str, plan: Plan, *, history: bool = False) -> Iterator[str]:
     """Run the server of an engine, and give its URL.
+
+    Args:
+        engine: its name.
+        plan: of the run.
+        history: whether it must be able to keep history.
 
     Raises:
         Failed: it is not installed, or does not start.
@@ -148,6 +184,8 @@ def _server(engine: str, plan: Plan) -> Iterator[str]:
                 ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", folder],
             ),
         }[engine]
+        if history:
+            command += {"hub": ["--history", _HISTORY], "NATS": ["-js", "-sd", folder], "Redis": []}[engine]
         if shutil.which(command[0]) is None:
             raise Failed(f"{command[0]} is not installed")
         silent = subprocess.DEVNULL
@@ -177,11 +215,11 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def publish(url: str, count: int, size: int) -> None:
+def publish(url: str, count: int, size: int, history: Sequence[str] = ()) -> None:
     """Publish in bursts, and say how much processor time it took until all are confirmed (worker)."""
     from gmultisocket.backplane import Backplane
 
-    with Backplane(url) as plane:
+    with Backplane(url, history=history) as plane:
         plane.connect(10)
         say()
         while True:
@@ -202,11 +240,11 @@ def _publish_all(plane: Backplane, topic: str, count: int, size: int) -> None:
             gevent.sleep(0)
 
 
-def receive(url: str, count: int, size: int) -> None:
+def receive(url: str, count: int, size: int, history: Sequence[str] = ()) -> None:
     """Receive, and say how much processor time it took (worker)."""
     from gmultisocket.backplane import Backplane
 
-    with Backplane(url) as plane:
+    with Backplane(url, history=history) as plane:
         subscription = plane.subscribe("orders.>", 10, queue_size=count + 1)
         say()
         while True:
