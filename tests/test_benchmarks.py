@@ -84,7 +84,6 @@ TINY = {
     "pubsub-history-10": 64,
     "plane-publish": 64,
     "plane-receive": 64,
-    "plane-end-to-end": 64,
     "plane-history": 64,
     "plane-4-workers-1": 64,
     "plane-4-workers-all": 64,

@@ -33,7 +33,7 @@ HISTORY = ("h.>",)
 PLAIN, LOGGED = "t", ("h.a", "h.b")
 #: Seconds of publishing before and after the fault.
 _AROUND = 1.0
-_LIMIT = 20.0
+_LIMIT = 40.0
 _LAST = b"last"
 
 Row = dict[str, float]
