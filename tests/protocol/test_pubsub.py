@@ -840,7 +840,8 @@ def test_subs_behind_a_switch_that_never_repeat_themselves_make_room_when_there_
         pub.dial(pubs)
         subscribe_by_hand(once, subs, b"once")
         subscribe_by_hand(second, subs, b"second")
-        wait_until(lambda: pub.reach("once") == pub.reach("second") == 0)
+        # If the other one has just come, it may stay: there is room again.
+        wait_until(lambda: pub.reach("once") == 0)
 
 
 def test_a_sub_whose_publishers_behind_a_switch_have_all_gone_finds_new_ones_there() -> None:
