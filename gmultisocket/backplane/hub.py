@@ -58,8 +58,8 @@ _KILLED: Final = "something has killed a greenlet of this Backplane"
 _PORTION: Final = 64
 
 
-class _Client(ProtocolBase):
-    """The socket of an engine.
+class HubClient(ProtocolBase):
+    """The socket of an engine. Statistics show it under the name of this class.
 
     Attributes:
         pipe: the pipe to the hub, None while there is none.
@@ -111,7 +111,7 @@ class HubEngine(Engine):
         # Only for the errors of a wrong address.
         find(self._address.scheme, url).dialer(self._address, Options(values))
         self._starter = HubStarter(url, plane.history) if options.get(opts.plane.start_hub) else None
-        self._client: _Client | None = None
+        self._client: HubClient | None = None
         self._greenlets: list[Greenlet[..., Any]] = []
         #: The pipe by which the hub has said welcome, None while there is none.
         self._pipe: Pipe | None = None
@@ -127,11 +127,11 @@ class HubEngine(Engine):
         self._received = plane.received
 
     def start(self) -> None:
-        self._client = _Client(self._options)
+        self._client = HubClient(self._options)
         for work in (self._connect, self._receive):
             self._greenlets.append(gevent.spawn(self._run, work, self._client))
 
-    def _run(self, work: Callable[[_Client], object], client: _Client) -> None:
+    def _run(self, work: Callable[[HubClient], object], client: HubClient) -> None:
         """Do one of the two works of this engine until it is closed (a greenlet for each)."""
         try:
             work(client)
@@ -156,7 +156,7 @@ class HubEngine(Engine):
 
     # Connecting
 
-    def _connect(self, client: _Client) -> None:
+    def _connect(self, client: HubClient) -> None:
         """Keep a connection to the hub (one greenlet)."""
         pause = 0.0
         while True:
@@ -172,7 +172,7 @@ class HubEngine(Engine):
                 survive(_log, "connect", error, "connecting to the hub has failed by an unexpected error")
             gevent.sleep(pause * random.uniform(0.5, 1.0))
 
-    def _connect_once(self, client: _Client) -> None:
+    def _connect_once(self, client: HubClient) -> None:
         """Connect, and block until the connection is lost.
 
         Raises:
@@ -256,7 +256,7 @@ class HubEngine(Engine):
 
     # Receiving
 
-    def _receive(self, client: _Client) -> None:
+    def _receive(self, client: HubClient) -> None:
         """Read what the hub sends (one greenlet)."""
         while True:
             try:
@@ -321,7 +321,7 @@ class HubEngine(Engine):
         remember(self._topics, encoded, topic)
         return topic
 
-    def _on_control(self, client: _Client, message: Message) -> None:
+    def _on_control(self, client: HubClient, message: Message) -> None:
         pipe = client.pipe
         if pipe is None or message.pipe_id != pipe.id:
             # Of a connection that is lost already.
