@@ -96,12 +96,12 @@ def test_many_subs_lose_their_switch_and_come_back_in_small_portions(monkeypatch
                 sub.dial(addresses[1])
             # Here nobody repeats anything soon: the Pub asks who is there.
             pub.dial(addresses[0])
-            wait_until(lambda: pub.subscriptions == _MANY)
+            wait_until(lambda: pub.subscriptions == _MANY, LONG)
             turns["add"].clear()
-        wait_until(lambda: len(turns["remove"]) >= _MANY)
+        wait_until(lambda: len(turns["remove"]) >= _MANY, LONG)
         with switch(*addresses):
-            wait_until(lambda: pub.subscriptions == _MANY)
-            wait_until(lambda: len(turns["add"]) >= _MANY)
+            wait_until(lambda: pub.subscriptions == _MANY, LONG)
+            wait_until(lambda: len(turns["add"]) >= _MANY, LONG)
             for kind in turns:
                 assert max(Counter(turns[kind]).values()) <= 40, kind
             # 0x01 and 0x08, and once more for the Pub if it has come later.
