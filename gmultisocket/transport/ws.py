@@ -39,7 +39,7 @@ from . import find
 from .base import Connection, StreamConnection, Transport, TransportDialer, TransportListener
 from .stream import describe_os_error
 from .wsconnection import AcceptedWS, WSConnection, refuse_with_code
-from .wshandshake import DialerHandshake, UpgradeRequest, client_path, is_loopback, read_head
+from .wshandshake import DialerHandshake, UpgradeRequest, client_path, is_loopback, read_head, read_words
 from .wsport import Port, join_port
 
 __all__ = ["TRANSPORT", "UpgradeRequest", "WSListener"]
@@ -121,6 +121,7 @@ class WSDialer(TransportDialer):
             head, rest = read_head(stream)
         except RequestRefused as error:
             raise HandshakeFailed(address.bare, f"the answer is wrong: {error.why}") from error
+        rest = read_words(stream, head, rest)
         agreed = handshake.finish(head, rest)
         return WSConnection.dialed(stream, address.scheme, self._shown_path, self._options, rest, agreed)
 

@@ -16,6 +16,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
@@ -31,6 +32,7 @@ from websockets.uri import WebSocketURI
 from .. import options as opts
 from .. import usercode
 from ..errors import HandshakeFailed, MultiSocketError, RequestRefused, snippet
+from ..loop.timelimit import time_limit
 from ..options import Options, is_header
 from .base import StreamConnection
 
@@ -50,6 +52,7 @@ __all__ = [
     "is_loopback",
     "parse_request",
     "read_head",
+    "read_words",
     "refusal",
     "refusal_code",
     "refuses_with_code",
@@ -73,10 +76,15 @@ _END_OF_HEAD: Final = b"\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!-~]+) ([!-~]+) (HTTP/[0-9]\.[0-9])")
 #: A target that is a whole URL, without a user name: its host and port, and the rest.
 _URL: Final = re.compile(r"(?:https?|wss?)://([^/?#@]+)((?:[/?].*)?)", re.IGNORECASE | re.DOTALL)
+#: The beginning of a response that refuses a request.
+_REFUSAL: Final = re.compile(rb"HTTP/1\.[01] (?!101)([1-5][0-9]{2})(?: |\r\n)")
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
 #: A status and this make a close code of the range for private use (RFC 6455, section 7.4.2).
 _FIRST_CODE: Final = 4000
 #: The maximum number of characters of a peer's text in an error.
 _MAX_QUOTED: Final = 200
+#: Seconds for which a dialer waits for the words of a refusal, when its head has come.
+_WORDS_TIME: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +143,25 @@ def read_head(stream: StreamConnection) -> tuple[bytes, bytes]:
             )
         if end:
             return bytes(head[:end]), bytes(head[end:])
+
+
+def read_words(stream: StreamConnection, head: bytes, rest: bytes) -> bytes:
+    """Return the bytes behind the head of a response: if it is a refusal, until the text that says why is complete.
+
+    Blocks at most a second.
+
+    Args:
+        stream: what the head was read from.
+        head: the head. Its Content-Length says how long the text is.
+        rest: the bytes behind it that were read.
+    """
+    stated = _LENGTH.search(head) if _REFUSAL.match(head) else None
+    length = min(int(stated[1]), _MAX_QUOTED) if stated else 0
+    late = HandshakeFailed("", "the words of a refusal have not come")
+    with suppress(OSError, HandshakeFailed), time_limit(_WORDS_TIME, late):
+        while len(rest) < length and (data := stream.recv(length - len(rest))):
+            rest += data
+    return rest
 
 
 # The listening side
@@ -523,7 +550,7 @@ class DialerHandshake:
             HandshakeFailed: the answer is wrong, or has no subprotocol that was offered.
         """
         protocol = self._protocol
-        refused = re.match(rb"HTTP/1\.[01] (?!101)([1-5][0-9]{2})(?: |\r\n)", head)
+        refused = _REFUSAL.match(head)
         if refused is not None:
             words = snippet(rest.decode(errors="replace").strip(), _MAX_QUOTED)
             raise RequestRefused(int(refused[1]), words, address=self._address)

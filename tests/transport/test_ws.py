@@ -11,6 +11,7 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import subprocess
+from gevent.event import Event
 from websockets.frames import Opcode
 
 from gmultisocket import Message, Socket
@@ -18,7 +19,8 @@ from gmultisocket.address import Address
 from gmultisocket.errors import AddressError, AddressInUse, Closed, HandshakeFailed, RequestRefused
 from gmultisocket.options import Options
 from gmultisocket.testing import PacketTransportChecks, wait_until
-from gmultisocket.transport import ws, wsport
+from gmultisocket.transport import ws, wshandshake, wsport
+from gmultisocket.transport.base import StreamConnection
 from gmultisocket.transport.tcp import TCPConnection
 from gmultisocket.transport.wshandshake import parse_request, read_head
 from gmultisocket.wire import Decoder, encode
@@ -386,6 +388,39 @@ def test_a_refusal_has_the_status_and_the_servers_own_words(server: Socket) -> N
     with Socket() as client, pytest.raises(RequestRefused) as caught:
         client.dial(server.listen(WS, refuse).address)
     assert caught.value.status == 401 and "401" in caught.value.why
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["later", "never"])
+def test_the_words_of_a_refusal_may_come_behind_its_head(comes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not comes:
+        monkeypatch.setattr(wshandshake, "_WORDS_TIME", 0.01)
+    head_was_read, refused = Event(), Event()
+
+    def reading(stream: StreamConnection) -> tuple[bytes, bytes]:
+        answer = read_head(stream)
+        head_was_read.set()
+        return answer
+
+    monkeypatch.setattr(ws, "read_head", reading)
+    listening, address = plain_listener()
+
+    def serve() -> None:
+        sock = listening.accept()[0]
+        with sock:
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 12\r\n\r\n")
+            head_was_read.wait()
+            sock.sendall(b"come " if comes else b"")
+            sock.sendall(b"later!\n" if comes else b"")
+            # The connection stays open, so only the length says where the words end.
+            refused.wait()
+
+    serving = gevent.spawn(serve)
+    with listening, Socket() as client, pytest.raises(RequestRefused) as caught:
+        client.dial(address.replace("tcp:", "ws:"))
+    refused.set()
+    serving.get(timeout=5)
+    assert (caught.value.status, caught.value.why) == (503, "come later!" if comes else "")
 
 
 # Negotiators, and servers that hand connections over
