@@ -59,7 +59,7 @@ import sys, gmultisocket
 dir(gmultisocket)
 for name in (
     "protocol", "options.names", "options.values", "transport.tls", "transport.ws", "core.protocolsocket",
-    "core.threadsafe", "core.pipes.inprocpipe", "core.pipes.packetpipe", "core.pipes.rawpipe",
+    "core.threadsafe",
 ):
     assert "gmultisocket." + name not in sys.modules, name
 """

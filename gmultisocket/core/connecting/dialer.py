@@ -14,6 +14,7 @@ the redialing for good.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from enum import Enum
 from time import monotonic
@@ -281,15 +282,15 @@ class Dialer(StateMachine, Endpoint):
     def _place_free(self) -> None:
         if self.state is DialerState.HELD and self._connector.places.may_dial:
             # A short pause of random length, so that not all held dialers dial at once.
-            self._spawn(_random(0.0, self.options.get(opts.connector.dialer.min_reconnect_time)))
+            self._spawn(random.uniform(0.0, self.options.get(opts.connector.dialer.min_reconnect_time)))
 
     def _next_pause(self) -> float:
         """Return the seconds until the next attempt."""
         shortest = self.options.get(opts.connector.dialer.min_reconnect_time)
         longest = self.options.get(opts.connector.dialer.max_reconnect_time) or float("inf")
-        self._pause = max(shortest, self._pause * _random(*_FACTORS)) if self._pause else shortest
+        self._pause = max(shortest, self._pause * random.uniform(*_FACTORS)) if self._pause else shortest
         self._pause = min(self._pause, max(shortest, longest))
-        return max(0.001, self._pause * _random(0.5, 1.0))
+        return max(0.001, self._pause * random.uniform(0.5, 1.0))
 
     # Closing
 
@@ -311,11 +312,3 @@ class Dialer(StateMachine, Endpoint):
     def _abandon(self) -> None:
         self.state = DialerState.CLOSED
         self._transport.abandon()
-
-
-def _random(lowest: float, highest: float) -> float:
-    """Return a random number between two others."""
-    # Only a dialer that dials again needs it.
-    from random import uniform
-
-    return uniform(lowest, highest)

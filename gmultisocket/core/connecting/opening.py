@@ -15,7 +15,10 @@ from ...transport.stream import describe_os_error
 from ...usercode import LibraryTimeout
 from ..pipes.framedpipe import FramedPipe
 from ..pipes.ids import next_pipe_id
+from ..pipes.inprocpipe import InprocPipe
+from ..pipes.packetpipe import PacketPipe, RawPacketPipe
 from ..pipes.pipe import Pipe, PipeEndpoint, PipeOwner
+from ..pipes.rawpipe import RawPipe
 from .entry import Entry
 from .negotiation import Negotiation, Negotiator
 
@@ -117,24 +120,17 @@ class PipeMaker:
 
 
 def _kind_of_pipe(connection: Connection, raw: bool) -> type[Pipe]:
-    """Return the class of the pipe for a connection. Most programs need few of them, and import no others."""
+    """Return the class of the pipe for a connection."""
     if isinstance(connection, PacketConnection):
         if connection.channels is not None:
+            # Most programs have no session.
             from ..pipes.channelpipe import CarrierPipe
 
             return CarrierPipe
-        from ..pipes.packetpipe import PacketPipe, RawPacketPipe
-
         return RawPacketPipe if raw else PacketPipe
     if isinstance(connection, StreamConnection):
-        if not raw:
-            return FramedPipe
-        from ..pipes.rawpipe import RawPipe
-
-        return RawPipe
+        return RawPipe if raw else FramedPipe
     if isinstance(connection, MessageConnection):
-        from ..pipes.inprocpipe import InprocPipe
-
         return InprocPipe
     raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
