@@ -147,11 +147,22 @@ class HubRelay(LongWay):
             after = self.skip(data, position, 1)
             if after == position or after > len(data) - HEADER_SIZE:
                 break
-            if _unpack_header(data, after)[0] & _SHAPE == _PLAIN:
+            if self._is_short(data, after):
                 break
             position = after
             count += 1
         return count
+
+    def _is_short(self, data: bytes, position: int) -> bool:
+        """Return whether a frame, of which the header is there, is a publication that does not take the long way."""
+        shape, size = _unpack_header(data, position)
+        if shape & _SHAPE != _PLAIN:
+            return False
+        content = position + HEADER_SIZE
+        begin, stop = content + length.size, min(content + size, len(data))
+        topic_end = begin + length.unpack_from(data, content)[0] if begin <= stop else stop + 1
+        # One whose topic has not come yet is looked at when it has.
+        return topic_end > stop or self._find_targets(data[content:topic_end]) is not None
 
     # Taking
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmultisocket import Pipe
+from gmultisocket.backplane.hubrelay import HubRelay
 from gmultisocket.backplane.hubserver import HubServer
 from gmultisocket.backplane.hubwire import CONFIRM, RETAIN, confirm, length, stamp
 from gmultisocket.protocol.history import everything_since
@@ -224,6 +225,26 @@ def test_what_a_client_wants_of_a_read_is_written_to_it_at_once() -> None:
         wait_until(lambda: hub.confirmed(0) == 200)
         assert hub.server.passed_on == 300
         assert hub.server.counters.drops == {}
+
+
+def test_what_is_kept_of_a_read_is_handed_over_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward, calls = HubRelay.forward, []
+
+    def counting(relay: HubRelay, *arguments: Any) -> tuple[int, int, int]:
+        calls.append(forward(relay, *arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(HubRelay, "forward", counting)
+    topics = ["k.a", "k.b", "k.a", "not kept", "k.a"] * 10
+    contents = [publication(topic, number) for number, topic in enumerate(topics)]
+    with ExitStack() as stack:
+        hub = Hub(stack, [FakeStream(), FakeStream()], {}, short=True)
+        hub.subscribe(0, ">")
+        calls.clear()
+        hub.streams[1].feed(b"".join(map(frame, contents)))
+        wait_until(lambda: hub.done == 50)
+        assert hub.numbers(0) == [*range(50)]
+        assert [(passed, special) for _, passed, special in calls] == [(0, 3), (1, 0), *[(0, 4), (1, 0)] * 9, (0, 1)]
 
 
 def test_a_client_gets_nothing_of_its_own_and_nothing_that_it_does_not_want() -> None:
