@@ -115,24 +115,20 @@ class PipeMaker:
 
     def make(self, connection: Connection, endpoint: PipeEndpoint, pipe_id: int = 0) -> Pipe:
         """Return the pipe for a connection that needs nothing more."""
+        pipe_id = pipe_id or next_pipe_id()
+        if isinstance(connection, MessageConnection):
+            return InprocPipe(pipe_id, connection, self._owner, endpoint)
         raw = endpoint.options.get(opts.connector.pipe.raw)
-        return _kind_of_pipe(connection, raw)(pipe_id or next_pipe_id(), connection, self._owner, endpoint)
+        if isinstance(connection, PacketConnection):
+            if connection.channels is not None:
+                # Most programs have no session.
+                from ..pipes.channelpipe import CarrierPipe
 
-
-def _kind_of_pipe(connection: Connection, raw: bool) -> type[Pipe]:
-    """Return the class of the pipe for a connection."""
-    if isinstance(connection, PacketConnection):
-        if connection.channels is not None:
-            # Most programs have no session.
-            from ..pipes.channelpipe import CarrierPipe
-
-            return CarrierPipe
-        return RawPacketPipe if raw else PacketPipe
-    if isinstance(connection, StreamConnection):
-        return RawPipe if raw else FramedPipe
-    if isinstance(connection, MessageConnection):
-        return InprocPipe
-    raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
+                return CarrierPipe(pipe_id, connection, self._owner, endpoint)
+            return (RawPacketPipe if raw else PacketPipe)(pipe_id, connection, self._owner, endpoint)
+        if isinstance(connection, StreamConnection):
+            return (RawPipe if raw else FramedPipe)(pipe_id, connection, self._owner, endpoint)
+        raise TypeError(f"{type(connection).__name__} is none of the kinds of connection that transports may make")
 
 
 def _negotiate(negotiator: Negotiator, negotiation: Negotiation, endpoint: PipeEndpoint, entry: Entry) -> None:
