@@ -159,10 +159,9 @@ class HubRelay(LongWay):
         if shape & _SHAPE != _PLAIN:
             return False
         content = position + HEADER_SIZE
-        begin, stop = content + length.size, min(content + size, len(data))
-        topic_end = begin + length.unpack_from(data, content)[0] if begin <= stop else stop + 1
+        prefix = _prefix(data, content, min(content + size, len(data)))
         # One whose topic has not come yet is looked at when it has.
-        return topic_end > stop or self._find_targets(data[content:topic_end]) is not None
+        return not prefix or self._find_targets(prefix) is not None
 
     # Taking
 
@@ -197,12 +196,8 @@ class HubRelay(LongWay):
                     position += same * (stop - position)
                     continue
             else:
-                begin = content + length.size
-                topic_end = begin + length.unpack_from(data, content)[0] if begin <= stop else stop
-                if topic_end + stamp.size > stop:
-                    break
-                prefix = data[content:topic_end]
-                targets = self._find_targets(prefix)
+                prefix = _prefix(data, content, stop)
+                targets = self._find_targets(prefix) if prefix else None
                 if targets is None:
                     break
                 if targets is not part.targets:
@@ -272,3 +267,16 @@ class HubRelay(LongWay):
                     given += 1
         self.keep_to_budget()
         return given
+
+
+def _prefix(data: bytes, content: int, stop: int) -> bytes:
+    """Return the length of a publication's topic and the topic, b"" if they and the stamp are not all there.
+
+    Args:
+        data: has the publication.
+        content: where it begins.
+        stop: where it ends, or what has come of it.
+    """
+    begin = content + length.size
+    topic_end = begin + length.unpack_from(data, content)[0] if begin <= stop else stop
+    return data[content:topic_end] if topic_end + stamp.size <= stop else b""

@@ -156,7 +156,9 @@ def read_words(stream: StreamConnection, head: bytes, rest: bytes) -> bytes:
         rest: the bytes behind it that were read.
     """
     stated = _LENGTH.search(head) if _REFUSAL.match(head) else None
-    length = min(int(stated[1]), _MAX_QUOTED) if stated else 0
+    if stated is None:
+        return rest
+    length = min(int(stated[1]), _MAX_QUOTED)
     late = HandshakeFailed("", "the words of a refusal have not come")
     with suppress(OSError, HandshakeFailed), time_limit(_WORDS_TIME, late):
         while len(rest) < length and (data := stream.recv(length - len(rest))):
