@@ -462,7 +462,7 @@ def _amount(system: System) -> int:
 
 
 def _undisturbed(several: Sequence[Spent]) -> Spent:
-    """Return the least processor time of each part: what else the machine does can only add to it."""
+    """Return the least processor time of each part: other work on the machine can only add to it."""
     return Spent(
         publisher=min(each.publisher for each in several),
         hub=min(each.hub for each in several),

@@ -136,7 +136,7 @@ class Tables(SphinxPostTransform):
                     self._name_cells(heads, rows, first=1)
 
     def _allow_breaks(self, literal: nodes.literal) -> None:
-        """Let a long name be broken between its parts, and not only anywhere."""
+        """Allow line breaks in a long name, between its parts."""
         text = literal.astext()
         parts = (self._in_test if "::" in text else self._in_name).split(text)
         if len(text) < 20 or len(parts) == 1:

@@ -1,8 +1,8 @@
 """A log of publications that may be read in portions, while new ones come and the oldest leave.
 
-The publications lie in chunks, and none ever moves: a chunk grows at its end until it is full, and is left to whoever
-still reads it when its last publication has left the log. So a :class:`View` of millions takes no time to make, and
-what is in it stays in it.
+The publications lie in chunks. A chunk grows at its end until it is full. When its last publication has left the log,
+the log forgets the chunk; a :class:`View` that still reads it keeps it. No publication moves. So a view of millions
+takes no time to make, and does not change.
 
 Pure: no gevent, no sockets.
 """
@@ -104,7 +104,7 @@ class EntryLog:
                 return chunk[-1][0]
 
     def count_out(self) -> None:
-        """Let ``bytes_out`` be what all publications take that have left."""
+        """Bring ``bytes_out`` up to date: add what the publications take that have left the first chunk."""
         self.bytes_out += sum(map(size_of, self._chunks[0][self._counted : self._start]))
         self._counted = self._start
 
@@ -115,7 +115,7 @@ class EntryLog:
 
 
 class View:
-    """What was in a log at one moment. It stays the same, whatever leaves the log.
+    """What was in a log at one moment. It does not change when publications leave the log.
 
     Args:
         chunks: its chunks; none is empty.

@@ -279,7 +279,7 @@ def measure(
 
 
 def check_rows(rows: Mapping[str, Row]) -> None:
-    """Check what holds whatever the server has lost."""
+    """Check what must be true of all rows, also if the server has lost its data."""
     for topics, row in rows.items():
         assert row["untold"] == row["duplicates"] == row["disorder"] == 0, (topics, row)
 

@@ -48,7 +48,7 @@ def test_what_cannot_be_let_go_of_keeps_nothing_else_from_it() -> None:
         def _abandon(self) -> None:
             raise LookupError("for the test")
 
-    # They are let go of in no known order.
+    # The order in which the child lets go of them is not known.
     things = [Thing() for _ in range(50)] + [Stuck()]
     for thing in things:
         owner.register(thing)

@@ -52,7 +52,7 @@ class Link:
 
 @contextmanager
 def portions_of(size: int) -> Iterator[None]:
-    """Let histories and replays do their work in portions of this size. Histories must be made within it."""
+    """Set the size of the portions of histories and replays. Make the histories inside the block."""
     package = "gmultisocket.protocol"
     with (
         patch(f"{package}.entrylog.PORTION", size),

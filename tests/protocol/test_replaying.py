@@ -131,18 +131,23 @@ def test_what_is_published_or_forgotten_while_a_replay_is_found_makes_no_gap() -
         wait_until(lambda: is_idle(pub))
 
 
+def publish_during_a_replay(pub: Pub, by_hand: Socket, history: Watched, count: int) -> None:
+    """Publish once and ask for a replay; publish more while that is held, and let it go on."""
+    pub.publish("a", b"")
+    ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
+    wait_until(lambda: history.holding)
+    for _ in range(count):
+        pub.publish("a", b"")
+    history.held_at = None
+
+
 def test_what_is_published_during_a_replay_and_may_not_wait_is_read_from_the_history(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replaying_module, "_MAX_ADDED", 5)
     history = Watched("a", held_at=0)
     with Pub(history=history) as pub, hand("reads-on", pub, **{"socket.recv_queue_size": 5000}) as by_hand:
-        pub.publish("a", b"")
-        ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
-        wait_until(lambda: history.holding)
-        for _ in range(2000):
-            pub.publish("a", b"")
-        history.held_at = None
+        publish_during_a_replay(pub, by_hand, history, 2000)
         got = answers(by_hand, 2003)
         assert got[0] == Replay(1, history.epoch, 1, recovered=True)
         assert got[-1] == Replay(1, history.epoch, 2001, end=True)
@@ -159,12 +164,7 @@ def test_what_the_history_has_forgotten_of_that_is_counted_and_seen_at_the_next_
     monkeypatch.setattr(replaying_module, "_MAX_ADDED", 5)
     history = Watched("a", max_entries=100, held_at=0)
     with Pub(history=history) as pub, hand("forgets", pub, **{"socket.recv_queue_size": 5000}) as by_hand:
-        pub.publish("a", b"")
-        ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
-        wait_until(lambda: history.holding)
-        for _ in range(1000):
-            pub.publish("a", b"")
-        history.held_at = None
+        publish_during_a_replay(pub, by_hand, history, 1000)
         got = answers(by_hand, 108)
         found = [(each.offset, each.previous) for each in got[1:-1] if isinstance(each, Positioned)]
         assert found == [(offset, offset - 1) for offset in (*range(1, 7), *range(902, 1002))]
