@@ -8,14 +8,16 @@ watcher of the highest priority: the loop looks at everything once, and calls it
 The time between two such looks is shared by all greenlets of a hub. They go on in the order in which they came.
 
 One look may also wake thousands of greenlets, each of which has a little to do: their peers have all sent something, or
-have all gone, at the same moment. A greenlet that waits by :meth:`Turn.wait_for`, or calls :func:`keep_to_turn` when a
-timer has woken it, goes on at once only while the turn is short. The others go on in the next turns. In between, the
-loop looks at everything else.
+have all gone, at the same moment. A greenlet that waits by :meth:`Turn.wait_for` or :meth:`Turn.read_for`, or calls
+:func:`keep_to_turn` when a timer has woken it, goes on at once only while the turn is short. The others go on in the
+next turns. In between, the loop looks at everything else.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
@@ -40,7 +42,7 @@ _ATTRIBUTE: Final = "_gmultisocket_turn"
 class Turn:
     """The present turn of one hub's loop, and the greenlets that wait for the next one."""
 
-    __slots__ = ("__weakref__", "_began", "_idle", "_left", "_loop", "_wait", "_waiters", "looked_at")
+    __slots__ = ("__weakref__", "_began", "_hub", "_idle", "_left", "_loop", "_wait", "_waiters", "looked_at")
 
     def __init__(self, hub: Hub) -> None:
         self._waiters: deque[Waiter[None]] = deque()
@@ -49,6 +51,7 @@ class Turn:
         # With the default priority, libev would call it only when no socket is ready.
         loop: Any = hub.loop
         self._loop = loop
+        self._hub = hub
         self._wait = hub.wait
         self._idle = loop.idle(priority=loop.MAXPRI)
         #: When the time of this turn was first checked, 0 if it was not; and how many more greenlets may be woken until
@@ -67,16 +70,51 @@ class Turn:
         self._left -= 1
         return self._left < 0 and self.check()
 
+    def read_for(
+        self, watcher: Any, read: Callable[[int], bytes], size: int, take: Callable[[bytes], bool]
+    ) -> bytes | None:
+        """Block until something is read that a callback does not take, or the turn is too long.
+
+        To wake a greenlet takes longer than most callbacks.
+
+        Args:
+            watcher: says when there is something; not started.
+            read: reads; does not block. Called with ``size`` in the hub, each time the watcher is ready.
+            size: in bytes.
+            take: called in the hub with what was read; must not block. Returns whether the wait goes on.
+
+        Returns:
+            What the callback has not taken; None if it was the next turn for which the caller has waited.
+
+        Raises:
+            BaseException: what ``read`` or ``take`` has raised.
+        """
+        waiter: Waiter[bytes | None] = Waiter(self._hub)
+        watcher.start(_Reading(self, waiter, read, size, take).ready)
+        try:
+            data = waiter.get()
+        finally:
+            watcher.stop()
+        if data is None:
+            self.wait()
+        return data
+
     def check(self) -> bool:
         """Block until the next turn if this one is too long. Return whether it was."""
+        if self.is_long():
+            # Nothing is left: all others that are woken in this turn wait as well.
+            self.wait()
+            return True
+        return False
+
+    def is_long(self) -> bool:
+        """Return whether this turn is too long. Called when ``_left`` is negative; never blocks."""
         now = monotonic()
         if not self._began:
             self._began = now
             # Callbacks run before the loop looks again.
             self._loop.run_callback(self._end)
         elif now - self._began >= MAX_TURN:
-            # Nothing is left: all others that are woken in this turn wait as well.
-            self.wait()
             return True
         self._left = _CHECK_EVERY
         return False
@@ -119,6 +157,53 @@ class Turn:
         self._waiters.clear()
         self._end()
         owner.stop_abandoned(self._idle)
+
+
+class _Reading:
+    """One call of :meth:`Turn.read_for`.
+
+    Attributes:
+        throw: of the waiter. gevent ends a wait by the ``throw`` of the object whose method the watcher calls.
+    """
+
+    __slots__ = ("_read", "_size", "_take", "_turn", "_waiter", "throw")
+
+    def __init__(
+        self,
+        turn: Turn,
+        waiter: Waiter[bytes | None],
+        read: Callable[[int], bytes],
+        size: int,
+        take: Callable[[bytes], bool],
+    ) -> None:
+        self._turn = turn
+        self._waiter = waiter
+        self._read = read
+        self._size = size
+        self._take = take
+        self.throw = waiter.throw
+
+    def ready(self) -> None:
+        """Read and offer what was read, or wake the greenlet that waits. Called in the hub."""
+        turn = self._turn
+        turn._left -= 1
+        if turn._left < 0 and turn.is_long():
+            self._waiter.switch(None)
+            return
+        try:
+            data = self._read(self._size)
+        except BlockingIOError:
+            return
+        except BaseException:
+            self._waiter.throw(*sys.exc_info())
+            return
+        try:
+            if self._take(data):
+                return
+        except BaseException:
+            self._waiter.throw(*sys.exc_info())
+            return
+        self._waiter.switch(data)
 
 
 def turn_of(hub: Any) -> Turn:

@@ -165,6 +165,19 @@ class StreamConnection(Connection):
     def recv(self, size: int, /) -> bytes:
         """Block until there are bytes, and return at most ``size`` of them; ``b""`` is the end of the stream."""
 
+    #: Whether :meth:`recv_offered` is there. Small messages then need not wake the reader.
+    offers = False
+
+    def recv_offered(self, size: int, take: Callable[[bytes], bool], /) -> bytes:
+        """As :meth:`recv`, but first offer to a callback what would end the wait.
+
+        Args:
+            size: in bytes.
+            take: called in the hub with what was read; must not block. Returns whether the wait goes on. What it raises
+                is raised here.
+        """
+        raise NotImplementedError
+
     #: Whether :meth:`recv_into` and :meth:`wait_readable` are there. Large contents then need no copy.
     reads_into = False
 

@@ -76,7 +76,7 @@ class SocketConnection(StreamConnection):
         sock: connected; belongs to this object from now on.
     """
 
-    __slots__ = ("_dry", "_raw_recv", "_sock", "_wait", "send", "sendmsg")
+    __slots__ = ("_dry", "_raw_recv", "_sock", "_turn", "_wait", "send", "sendmsg")
 
     # Set in __init__ to methods of the C socket: no Python function between a pipe and the kernel.
     send: Callable[[bytes | memoryview], int]
@@ -88,7 +88,8 @@ class SocketConnection(StreamConnection):
         self.send = raw.send
         self.sendmsg = raw.sendmsg
         self._raw_recv = raw.recv
-        self._wait = turn_of(sock.hub).wait_for
+        self._turn = turn_of(sock.hub)
+        self._wait = self._turn.wait_for
         # Whether the last read has emptied the kernel's buffer, so that another read would return nothing.
         self._dry = True
 
@@ -106,6 +107,20 @@ class SocketConnection(StreamConnection):
                 continue
             self._dry = len(data) < size and len(data) < _BULK
             return data
+
+    offers = True
+
+    def recv_offered(self, size: int, take: Callable[[bytes], bool], /) -> bytes:
+        if self._dry:
+            sock = self._sock
+            data = None if sock.closed else self._turn.read_for(sock._read_event, self._raw_recv, size, take)
+            if data is not None:
+                self._dry = len(data) < size and len(data) < _BULK
+                return data
+            if sock.closed:
+                raise OSError(errno.EBADF, "the connection was closed")
+            self._dry = False
+        return self.recv(size)
 
     reads_into = True
 

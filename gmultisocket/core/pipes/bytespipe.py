@@ -22,12 +22,12 @@ from ...loop.yielding import yield_to_loop
 from ...options import Option
 from ...transport import StreamConnection
 from ...transport.stream import describe_os_error
-from ...wire import Fields
+from ...wire import HEADER_SIZE, Fields
 from .pipe import TIME_LIMITS, PipeEndpoint, PipeOwner, PipeState
 from .readrates import LONGEST_PAUSE, RATE_OPTIONS, ReadRates, read_rates
 from .writepipe import _BLOCKED, WritePipe
 
-__all__ = ["BATCH", "BytesPipe"]
+__all__ = ["BATCH", "LITTLE", "BytesPipe", "Taken"]
 
 #: After this number of bytes a reader lets other greenlets run. Receivers then free large contents while the allocator
 #: still has their memory at hand: with 1 MiB instead, 64 KiB contents cost twice as much, all of it in page faults.
@@ -36,6 +36,9 @@ _READ_BUDGET: Final = 1 << 17
 #: After this number of messages a reader lets other greenlets run, if each of them is looked at in Python: internal
 #: messages, and those that a protocol sees first. They take up to 20 us each.
 BATCH: Final = 256
+
+#: Bytes that are dealt with while the reader waits. They are fewer than ``BATCH`` messages, so that nothing yields.
+LITTLE: Final = HEADER_SIZE * (BATCH - 2)
 
 #: While the receiver's queue is full, a pipe decodes this many bytes at a time: as messages, the smallest frames take
 #: a dozen times the memory, and a peer may open a thousand connections.
@@ -51,6 +54,14 @@ class _StopReading(BaseException):
 
 class _NobodyReceives(_StopReading):
     """Thrown into the reader of a draining pipe whose messages nobody receives."""
+
+
+class Taken(Exception):
+    """Raised where the reader waits: what was read is decoded, and these messages are not delivered yet."""
+
+    def __init__(self, messages: Sequence[Fields]) -> None:
+        super().__init__()
+        self.messages = messages
 
 
 class BytesPipe(WritePipe):
@@ -208,7 +219,19 @@ class BytesPipe(WritePipe):
                 if self._ended_by_peer:
                     return "the peer said goodbye"
             rates = self._rates
-            data = connection.recv(self._read_size() if rates is None else min(self._read_size(), rates.read_size))
+            size = self._read_size() if rates is None else min(self._read_size(), rates.read_size)
+            if connection.offers:
+                try:
+                    data = connection.recv_offered(size, self._take_little)
+                except Taken as taken:
+                    self._deliver_rest(taken.messages)
+                    if self._error is not None:
+                        raise self._error from None
+                    if self._ended_by_peer:
+                        return "the peer said goodbye"
+                    continue
+            else:
+                data = connection.recv(size)
             if not data:
                 return self._end_of_stream()
             size = len(data)
@@ -231,6 +254,18 @@ class BytesPipe(WritePipe):
                 # A peer that always has more to send must not keep the loop from other peers and from receivers.
                 spent = 0
                 yield_to_loop()
+
+    def _take_little(self, data: bytes) -> bool:
+        """Decode and deliver what was read while the reader waits, if it is little. Called in the hub.
+
+        Returns:
+            Whether the reader goes on waiting. If not, it does all of this itself.
+
+        Raises:
+            Taken: it was decoded, and the rest is for the reader.
+            BadMessage: it cannot be decoded.
+        """
+        return False
 
     def _read_contents(self) -> None:
         """Read large contents to where the protocol wants them, as long as there are any. Blocks.
@@ -281,7 +316,11 @@ class BytesPipe(WritePipe):
                 self._deliver(messages[start : start + BATCH])
                 yield_to_loop()
             return
-        rest = receiver.deliver(messages)
+        self._deliver_rest(receiver.deliver(messages))
+
+    def _deliver_rest(self, rest: Sequence[Fields]) -> None:
+        """Deliver messages that the receiver has not taken at once, when it can take them."""
+        receiver = self._owner.receiver
         try:
             while rest:
                 self._reading_paused = True

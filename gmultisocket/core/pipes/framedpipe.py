@@ -7,7 +7,7 @@ through switches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -31,7 +31,7 @@ from ...wire import (
     encode_header,
 )
 from ..receiving.receiver import ContentBuffer, Relay
-from .bytespipe import BATCH, BytesPipe
+from .bytespipe import BATCH, LITTLE, BytesPipe, Taken
 from .pipe import Headers, PipeEndpoint, PipeOwner, PipeState
 from .writepipe import _BLOCKED, _TURN, LARGE, Frame, LargeFrame
 
@@ -244,6 +244,20 @@ class FramedPipe(BytesPipe):
 
     def _read_size(self) -> int:
         return self._read_buffer or self._decoder.read_size
+
+    def _take_little(self, data: bytes) -> bool:
+        receiver, size = self._owner.receiver, len(data)
+        if not 0 < size <= LITTLE or receiver.relay is not None or self._rates is not None:
+            return False
+        self.bytes_received += size
+        messages = self._decode(data)
+        rest: Sequence[Fields] = ()
+        if messages:
+            self._count_received(len(messages))
+            rest = receiver.deliver(messages)
+        if rest or self._error is not None or self._ended_by_peer or self._decoder.missing:
+            raise Taken(rest)
+        return True
 
     def _read_contents(self) -> None:
         decoder = self._decoder
