@@ -165,8 +165,10 @@ class StreamConnection(Connection):
     def recv(self, size: int, /) -> bytes:
         """Block until there are bytes, and return at most ``size`` of them; ``b""`` is the end of the stream."""
 
-    #: Whether :meth:`recv_offered` is there. Small messages then need not wake the reader.
-    offers = False
+    @property
+    def offers(self) -> bool:
+        """Whether :meth:`recv_offered` is there. Small messages then need not wake the reader."""
+        return False
 
     def recv_offered(self, size: int, take: Callable[[bytes], bool], /) -> bytes:
         """As :meth:`recv`, but first offer to a callback what would end the wait.
@@ -329,7 +331,8 @@ class SharedWrites(StreamConnection):
 class PacketConnection(StreamConnection):
     """A stream connection on which every message is one packet of the transport.
 
-    The methods of the stream send and receive the bytes of the packets.
+    The methods of the stream send and receive the bytes of the packets. If it :attr:`offers` what it reads, its codec
+    decodes 1 KiB at once, without :attr:`PacketCodec.more`.
     """
 
     __slots__ = ()

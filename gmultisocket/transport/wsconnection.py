@@ -48,7 +48,7 @@ class WSConnection(PacketConnection):
         early: bytes that were read after the head of the opening handshake.
     """
 
-    __slots__ = ("_codec", "_early", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
+    __slots__ = ("_codec", "_early", "_offers", "_options", "_path", "_scheme", "_stream", "recv", "send", "sendmsg",
                  "wait_writable")  # fmt: skip
 
     # Set in __init__ to methods of the stream: no other Python function in between.
@@ -64,6 +64,7 @@ class WSConnection(PacketConnection):
         self._options = options
         self._codec: FrameCodec | None = None
         self._early = b""
+        self._offers = False
         self.send = stream.send
         self.sendmsg = stream.sendmsg
         self.wait_writable = stream.wait_writable
@@ -77,12 +78,12 @@ class WSConnection(PacketConnection):
     ) -> WSConnection:
         """Return the dialing end of a connection whose handshake is done."""
         connection = cls(stream, scheme, path, options, early)
-        connection._codec = _make_codec(agreed, scheme, options, dials=True)
-        connection._share()
+        connection._begin(agreed, dials=True)
         return connection
 
-    def _share(self) -> None:
-        """Prepare the stream, after the handshake, for several channels that write to it, if it is a session's."""
+    def _begin(self, agreed: Agreement, *, dials: bool) -> None:
+        """Speak in frames from now on: the handshake is done. Several channels may write to a session's stream."""
+        self._codec = _make_codec(agreed, self._scheme, self._options, dials=dials)
         if self._options.get(opts.transport.ws.session):
             # Most programs have no session.
             from .wschannels import SharedStream
@@ -91,6 +92,8 @@ class WSConnection(PacketConnection):
             self.send = stream.send
             self.sendmsg = stream.sendmsg
             self.wait_writable = stream.wait_writable
+        # A few compressed bytes may be a lot of messages.
+        self._offers = self._stream.offers and not agreed.window_bits
 
     @property
     def channels(self) -> SharedWrites | None:
@@ -130,6 +133,15 @@ class WSConnection(PacketConnection):
     @property
     def identity(self) -> Mapping[str, Any]:
         return self._stream.identity
+
+    # Reading
+
+    @property
+    def offers(self) -> bool:
+        return self._offers and not self._early
+
+    def recv_offered(self, size: int, take: Callable[[bytes], bool], /) -> bytes:
+        return self._stream.recv_offered(size, take)
 
     # Bytes that were read too early
 
@@ -257,8 +269,7 @@ class AcceptedWS(WSConnection):
             self.write_all(answer.serialize())
         else:
             respond(answer)
-        self._codec = _make_codec(agreed, self._scheme, self._options, dials=False)
-        self._share()
+        self._begin(agreed, dials=False)
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from ...wire import (
     encode_frame,
     encode_header,
 )
-from .bytespipe import BytesPipe
+from .bytespipe import BytesPipe, Taken
 from .framedpipe import FramedPipe
 from .pipe import Headers, PipeEndpoint, PipeOwner, PipeState
 from .rawpipe import RawPipe
@@ -34,6 +34,8 @@ __all__ = ["PacketPipe", "Packets", "RawPacketPipe"]
 
 #: Bytes that a reader drops at a time while it waits for the peer's close frame.
 _DROP_SIZE: Final = 1 << 16
+#: Bytes that are dealt with while the reader waits: the codec leaves none of them for later.
+_LITTLE: Final = 1024
 
 
 class _EndedByPeer(MultiSocketError):
@@ -213,6 +215,13 @@ class PacketPipe(Packets, FramedPipe):
 
     def _read_size(self) -> int:
         return self._read_buffer or self._codec.read_size
+
+    def _take_little(self, data: bytes) -> bool:
+        if len(data) > _LITTLE or not super()._take_little(data):
+            return False
+        if self._codec.pending:
+            raise Taken(())
+        return True
 
     def _unframe(self, entry: bytes) -> Message | None:
         return super()._unframe(self._codec.unwrap(entry))
