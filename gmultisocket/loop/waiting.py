@@ -125,6 +125,17 @@ class WaitList:
             self._scheduled = True
             self._hub.loop.run_callback(self._run)
 
+    def wake_now(self) -> None:
+        """As :meth:`wake`, but for a caller in a watcher's callback: if no other watcher is ready, do not put it off.
+
+        Otherwise the other callbacks may make more of what the greenlets wait for. They run before this returns, or
+        soon.
+        """
+        if self._hub.loop.pendingcnt:
+            self.wake()
+        else:
+            self._run()
+
     def wake_all(self) -> None:
         """Schedule the hub to wake every present waiter without checking the condition. Never switches greenlets."""
         while self.waiters:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections import deque
 from time import monotonic
+from typing import Any
 
 import gevent
 import pytest
 from gevent import get_hub
 from gevent.event import Event
+from gevent.socket import socketpair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -254,3 +256,46 @@ def test_a_deadline_ends_when_what_it_is_for_ends_by_an_error() -> None:
         with pytest.raises(gevent.GreenletExit), deadline.ending():
             raise gevent.GreenletExit
         assert deadline.left() == 0.0
+
+
+def test_wake_now_waits_for_the_other_watchers_of_a_look() -> None:
+    loop: Any = get_hub().loop
+    things: deque[str] = deque()
+    line = WaitList(get_hub(), things.__len__)
+    taken: list[list[str]] = []
+
+    def take() -> None:
+        while True:
+            line.wait(None)
+            taken.append([*things])
+            things.clear()
+
+    taker = gevent.spawn(take)
+    wait_until_waiting(line, 1)
+    pairs = [socketpair() for _ in range(3)]
+    watchers = [loop.io(reader.fileno(), 1) for reader, _ in pairs]
+    after: list[int] = []
+
+    def ready(number: int) -> None:
+        watchers[number].stop()
+        things.append("thing")
+        line.wake_now()
+        after.append(len(taken))
+
+    def look(count: int) -> None:
+        for number in range(count):
+            watchers[number].start(ready, number)
+            pairs[number][1].send(b"x")
+        gevent.sleep(0.01)
+        gevent.sleep(0)
+
+    look(3)
+    # All three at once, and before anything else of the loop.
+    assert taken == [["thing"] * 3] and after == [0, 0, 1]
+    look(1)
+    assert taken[1:] == [["thing"]] and after[3:] == [2]
+    taker.kill()
+    for watcher, pair in zip(watchers, pairs, strict=True):
+        watcher.close()
+        for end in pair:
+            end.close()

@@ -207,3 +207,128 @@ def test_a_greenlet_that_is_killed_while_it_waits_for_its_turn_leaves_the_others
     greenlets = [gevent.spawn(begin, number) for number in range(_MANY)]
     gevent.joinall(greenlets, timeout=20)
     assert sorted(done) == [*range(_MANY - 1)]
+
+
+# Reading in the hub while a greenlet waits
+
+
+class Offers:
+    """A socket that a greenlet reads by ``read_for``; its callback takes what begins with a plus.
+
+    Attributes:
+        taken: what the callback has taken.
+        greenlet: returns what ``read_for`` returned.
+    """
+
+    def __init__(self, take: Callable[[bytes], bool] | None = None) -> None:
+        self.taken: list[bytes] = []
+        self.reader, self.writer = gevent.socket.socketpair()
+        self._callback = take or self._take
+        self.greenlet = gevent.spawn(self._read)
+        gevent.sleep(0)
+
+    def _take(self, data: bytes) -> bool:
+        if data[:1] == b"+":
+            self.taken.append(data)
+            return True
+        return False
+
+    def _read(self) -> bytes | None:
+        watcher = self.reader._read_event
+        return turn_of(gevent.get_hub()).read_for(watcher, self.reader._sock.recv, 100, self._callback)
+
+    def send(self, data: bytes) -> None:
+        self.writer.send(data)
+        gevent.sleep(0.005)
+
+    def close(self) -> None:
+        assert not self.reader._read_event.active
+        self.reader.close()
+        self.writer.close()
+
+
+def test_a_wait_goes_on_while_the_callback_takes_what_is_read() -> None:
+    offers = Offers()
+    for number in range(40):
+        offers.send(b"+%d" % number)
+    assert offers.taken == [b"+%d" % number for number in range(40)] and not offers.greenlet.ready()
+    offers.send(b"-")
+    assert offers.greenlet.get(timeout=5) == b"-" and len(offers.taken) == 40
+    offers.close()
+
+
+def test_the_end_of_a_stream_is_offered_as_well() -> None:
+    offers = Offers()
+    offers.writer.shutdown(1)
+    assert offers.greenlet.get(timeout=5) == b"" and offers.taken == []
+    offers.close()
+
+
+def test_what_the_callback_raises_is_raised_in_the_greenlet_that_waits() -> None:
+    def fail(data: bytes) -> bool:
+        raise ValueError(data)
+
+    offers = Offers(fail)
+    offers.send(b"x")
+    with pytest.raises(ValueError, match="x"):
+        offers.greenlet.get(timeout=5)
+    offers.close()
+
+
+def test_what_a_read_raises_is_raised_in_the_greenlet_that_waits() -> None:
+    with gevent.socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        peer = gevent.socket.create_connection(server.getsockname())
+        offers = Offers()
+        offers.greenlet.kill()
+        offers.close()
+        offers.reader, _ = server.accept()
+        offers.writer = peer
+        offers.greenlet = gevent.spawn(offers._read)
+        gevent.sleep(0)
+        # Closed so, it resets the connection.
+        peer.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        peer.close()
+        with pytest.raises(ConnectionResetError):
+            offers.greenlet.get(timeout=5)
+        offers.close()
+
+
+def test_a_greenlet_that_is_killed_while_it_waits_to_read_leaves_nothing_behind() -> None:
+    offers = Offers()
+    offers.send(b"+one")
+    offers.greenlet.kill()
+    offers.send(b"+two")
+    assert offers.taken == [b"+one"]
+    offers.close()
+
+
+def test_a_socket_that_closes_ends_the_wait_to_read() -> None:
+    offers = Offers()
+    offers.reader.close()
+    with pytest.raises(OSError, match="closed|Bad file"):
+        offers.greenlet.get(timeout=5)
+    offers.writer.close()
+
+
+@pytest.mark.usefixtures("every_time")
+def test_the_loop_looks_between_sockets_that_are_read_at_once() -> None:
+    read: list[int] = []
+
+    def take(data: bytes) -> bool:
+        read.append(looks.count)
+        return True
+
+    with Looks() as looks:
+        many = [Offers(take) for _ in range(_MANY)]
+        for each in many:
+            each.writer.send(b"x")
+        # Those whose turn was too long return None and would read for themselves.
+        gevent.joinall([each.greenlet for each in many], timeout=0.5)
+    left = [each.greenlet.value for each in many if each.greenlet.ready()]
+    assert left and {*left} == {None} and len(left) + len(read) == _MANY
+    assert max(Counter(read).values()) <= _AT_ONCE
+    for each in many:
+        each.greenlet.kill()
+        each.close()

@@ -253,10 +253,16 @@ class FramedPipe(BytesPipe):
         messages = self._decode(data)
         rest: Sequence[Fields] = ()
         if messages:
-            self._count_received(len(messages))
-            rest = receiver.deliver(messages)
+            if not self.messages_received:
+                self._owner.pipe_heard(self)
+            self.messages_received += len(messages)
+            rest = receiver.deliver(messages, wake=False)
         if rest or self._error is not None or self._ended_by_peer or self._decoder.missing:
+            receiver.not_empty.wake()
             raise Taken(rest)
+        if receiver.get_waiters:
+            # Anything may run now, and close this pipe.
+            receiver.not_empty.wake_now()
         return True
 
     def _read_contents(self) -> None:

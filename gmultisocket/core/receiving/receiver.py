@@ -273,13 +273,16 @@ class Receiver:
             return self.closed or self._no_recv or (not self._limit and self.filter is not None and not waiting)
         return not (self._max_bytes and waiting and self._queued_bytes >= self._max_bytes)
 
-    def deliver(self, messages: Sequence[Fields], in_turn: bool = False, past_limit: bool = False) -> Sequence[Fields]:
+    def deliver(
+        self, messages: Sequence[Fields], in_turn: bool = False, past_limit: bool = False, wake: bool = True
+    ) -> Sequence[Fields]:
         """Queue messages until the queue is full, and return the rest. Never switches greenlets.
 
         Args:
             messages: the oldest first.
             in_turn: the caller was woken to deliver them. Any other caller comes after those who wait.
             past_limit: queue them all, because they had arrived before the wait for space.
+            wake: whether to wake those who wait for a message; else the caller does.
         """
         if (self.closed and not past_limit) or self._no_recv:
             self.counters.drop("no_recv" if self._no_recv else "closed", len(messages))
@@ -287,7 +290,7 @@ class Receiver:
         wanted = self.filter
         if wanted is not None:
             if self._in_order:
-                return self._deliver_in_order(wanted, messages, in_turn, past_limit)
+                return self._deliver_in_order(wanted, messages, in_turn, past_limit, wake)
             messages = [message for message in messages if not wanted(_new(Message, message))]
             if not messages:
                 return ()
@@ -308,12 +311,12 @@ class Receiver:
             free = max(0, self._limit - len(queue))
             queue.extend(messages[:free])
             rest = messages[free:]
-        if self.get_waiters:
+        if wake and self.get_waiters:
             self.not_empty.wake()
         return rest
 
     def _deliver_in_order(
-        self, wanted: Callable[[Message], bool], messages: Sequence[Fields], in_turn: bool, past_limit: bool
+        self, wanted: Callable[[Message], bool], messages: Sequence[Fields], in_turn: bool, past_limit: bool, wake: bool
     ) -> Sequence[Fields]:
         """Show one message after the other to the filter, and queue it at once. Return the rest from one that waits."""
         queue = self.queue
@@ -328,7 +331,7 @@ class Receiver:
                 break
             queue.append(message)
             self._queued_bytes += len(message[4] or b"")
-        if queue and self.get_waiters:
+        if wake and queue and self.get_waiters:
             self.not_empty.wake()
         return rest
 
