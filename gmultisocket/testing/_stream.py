@@ -171,6 +171,44 @@ class StreamTransportChecks(TransportChecks):
                 outcome = finish(gevent.spawn(attempt, call), self.limit, "a closed connection is waited for")
                 assert isinstance(outcome, OSError), f"reading after close() gave {outcome!r}"
 
+    def test_recv_offered_returns_what_the_callback_does_not_take(self) -> None:
+        with self.bench() as bench:
+            one, other = bench.connect_streams()
+            if not other.offers:
+                return
+            taken = b""
+
+            def take(data: bytes) -> bool:
+                nonlocal taken
+                if b"-" in data or not data:
+                    return False
+                taken += data
+                return True
+
+            reading = gevent.spawn(attempt, other.recv_offered, 100, take)
+            gevent.sleep(0.01)
+            assert not reading.ready(), f"recv_offered() returned although nothing was sent: {reading.value!r}"
+            one.write_all(b"one")
+            wait_until(lambda: len(taken) == 3 or reading.ready(), timeout=self.limit)
+            one.write_all(b"two")
+            wait_until(lambda: len(taken) == 6 or reading.ready(), timeout=self.limit)
+            assert taken == b"onetwo", f"the callback was offered {taken!r} of b'onetwo'"
+            assert not reading.ready(), f"recv_offered() returned what the callback has taken: {reading.value!r}"
+            one.write_all(b"three-")
+            received = finish(reading, self.limit, "recv_offered() did not return what the callback did not take")
+            assert isinstance(received, bytes), f"recv_offered() gave {received!r}"
+            assert taken + received == b"onetwothree-", f"the rest of b'onetwothree-' is {received!r}, after {taken!r}"
+            one.write_all(b"and recv() goes on")
+            assert other.read_exactly(18) == b"and recv() goes on", "recv() does not go on where recv_offered() ended"
+            reading = gevent.spawn(attempt, other.recv_offered, 100, take)
+            gevent.sleep(0)
+            one.close()
+            received = finish(reading, self.limit, "recv_offered() hangs at the end of the stream")
+            assert received == b"", f"recv_offered() at the end of the stream gave {received!r}"
+            other.close()
+            outcome = finish(gevent.spawn(attempt, other.recv_offered, 100, take), self.limit, "it is waited for")
+            assert isinstance(outcome, OSError), f"recv_offered() after close() gave {outcome!r}"
+
     def test_a_reader_that_is_killed_loses_nothing(self) -> None:
         with self.bench() as bench:
             one, other = bench.connect_streams()

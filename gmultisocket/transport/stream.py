@@ -72,6 +72,8 @@ _BULK = 16384
 class SocketConnection(StreamConnection):
     """A connected gevent stream socket.
 
+    A subclass with a ``recv`` of its own, to decrypt what comes, say, reads in no other way unless it says so.
+
     Args:
         sock: connected; belongs to this object from now on.
     """
@@ -92,6 +94,12 @@ class SocketConnection(StreamConnection):
         self._wait = self._turn.wait_for
         # Whether the last read has emptied the kernel's buffer, so that another read would return nothing.
         self._dry = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "recv" in vars(cls):
+            cls.offers = bool(vars(cls).get("offers"))
+            cls.reads_into = bool(vars(cls).get("reads_into"))
 
     def recv(self, size: int, /) -> bytes:
         sock = self._sock

@@ -84,6 +84,7 @@ def test_no_other_names_of_gevents_own_are_used() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
+        and not node.attr.startswith("__")
         and not (isinstance(node.value, ast.Name) and node.value.id == "self")
     }
     assert used == {"_sock", "_read_event", "_write_event"}
@@ -182,3 +183,22 @@ def test_abandoning_what_is_closed_already_is_harmless() -> None:
     abandon_socket(sock)
     assert sock.closed
     other.close()
+
+
+def test_a_subclass_that_reads_in_its_own_way_is_read_in_no_other() -> None:
+    class Upper(Connection):
+        def recv(self, size: int, /) -> bytes:
+            return super().recv(size).upper()
+
+    class Both(Upper):
+        pass
+
+    class Knows(Connection):
+        offers = True
+
+        def recv(self, size: int, /) -> bytes:
+            return super().recv(size)
+
+    assert (Connection.offers, Connection.reads_into) == (True, True)
+    assert (Upper.offers, Upper.reads_into, Both.offers, Both.reads_into) == (False,) * 4
+    assert (Knows.offers, Knows.reads_into) == (True, False)

@@ -4,6 +4,10 @@
 One greenlet a pipe reads, decodes, and delivers whole batches to the receiver. While the receiver's queue is full the
 greenlet waits and does not read, so the kernel's buffers fill, and they block the peer.
 
+While the greenlet waits for bytes, the loop offers what it reads to the pipe. If that is little and nothing has to
+wait, it is decoded and delivered in the hub, and the greenlet sleeps on: to wake it would take longer than all the
+rest.
+
 A pipe whose connection cannot be written to any more *drains*: it reads what the peer has already sent, then closes.
 """
 
