@@ -45,7 +45,7 @@ class Turn:
     __slots__ = ("__weakref__", "_began", "_hub", "_idle", "_left", "_loop", "_wait", "_waiters", "looked_at")
 
     def __init__(self, hub: Hub) -> None:
-        self._waiters: deque[Waiter[None]] = deque()
+        self._waiters: deque[Waiter[None] | _Call] = deque()
         #: When the loop last looked at sockets and timers, as far as is known here: it may have looked later.
         self.looked_at = 0.0
         # With the default priority, libev would call it only when no socket is ready.
@@ -138,6 +138,12 @@ class Turn:
                 self._waiters.remove(waiter)
             raise
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function in the hub when the loop has looked, after the greenlets that came before have run."""
+        self._waiters.append(_Call(function))
+        if not self._idle.active:
+            self._idle.start(self._run)
+
     def _run(self) -> None:
         """Let greenlets go on until their time is used. Called in the hub, after each look of the loop."""
         self.looked_at = now = monotonic()
@@ -157,6 +163,19 @@ class Turn:
         self._waiters.clear()
         self._end()
         owner.stop_abandoned(self._idle)
+
+
+class _Call:
+    """One call of :meth:`Turn.call`, in line with greenlets."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def switch(self, value: None) -> None:
+        """Call the function."""
+        self._function()
 
 
 class _Reading:

@@ -3,23 +3,32 @@
 A *turn* is what runs between two looks of the loop at its callbacks. The first frame that an idle pipe gets in a turn
 leaves at once. The pipe is then marked, and what follows leaves together when the turn ends. After a call of
 :meth:`WriteScheduler.gather` the first frames of this turn wait for its end as well.
+
+A message for thousands of pipes leaves in portions: in between, the loop looks at everything else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
 
 from gevent.hub import Hub
 
 from ... import options as opts
-from ...loop.yielding import yield_to_loop
+from ...loop.yielding import MAX_TURN, turn_of, yield_to_loop
 from ...options import Option, Options, follow
 
-__all__ = ["FLUSH_BYTES", "TurnEnd", "WriteScheduler"]
+__all__ = ["AT_ONCE", "FLUSH_BYTES", "TurnEnd", "WriteScheduler"]
 
 #: Queued bytes that leave without waiting for the end of the turn, and bytes that are joined for one system call.
 FLUSH_BYTES: Final = 1 << 18
+
+#: Pipes to which one message is written at once. The others of a message for more pipes get it when the turn ends.
+AT_ONCE: Final = 1024
+
+#: After this number of pipes that wrote the time is checked.
+_CHECK_EVERY: Final = 32
 
 
 class TurnEnd(Protocol):
@@ -125,19 +134,52 @@ class WriteScheduler:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._hub.loop.run_callback(self.end_turn)
+            self._hub.loop.run_callback(self._end_turn)
 
     def end_turn(self) -> None:
-        """Send what was queued in this turn. Called in the hub, and by ``close()``."""
-        self._scheduled = self.gathering = False
-        self._spent_messages = self._spent_bytes = 0
-        self.over_budget = False
+        """Send all that was queued in this turn. Called by ``flush()`` and ``close()``."""
+        self._begin_turn()
         shared, self._marked_first = self._marked_first, []
         pipes, self._marked = self._marked, []
         for each in shared:
             each._end_turn()
         for each in pipes:
             each._end_turn()
+
+    def _begin_turn(self) -> None:
+        self._scheduled = self.gathering = self.over_budget = False
+        self._spent_messages = self._spent_bytes = 0
+
+    def _end_turn(self) -> None:
+        """Send what was queued in this turn; the rest when the loop has looked, if it takes long. Called in the hub."""
+        self._begin_turn()
+        shared, self._marked_first = self._marked_first, []
+        pipes, self._marked = self._marked, []
+        if len(shared) < 2 and len(pipes) <= _CHECK_EVERY:
+            for each in shared:
+                each._end_turn()
+            for each in pipes:
+                each._end_turn()
+            return
+        end = monotonic() + MAX_TURN
+        for number, each in enumerate(shared, 1):
+            each._end_turn()
+            if monotonic() > end:
+                self._put_off(shared[number:], pipes)
+                return
+        for number, each in enumerate(pipes, 1):
+            each._end_turn()
+            if number % _CHECK_EVERY == 0 and monotonic() > end:
+                self._put_off([], pipes[number:])
+                return
+
+    def _put_off(self, shared: list[TurnEnd], pipes: list[TurnEnd]) -> None:
+        """Leave some for the next turn, before those that are marked in it."""
+        self._marked_first[:0] = shared
+        self._marked[:0] = pipes
+        if (shared or pipes) and not self._scheduled:
+            self._scheduled = True
+            turn_of(self._hub).call(self._end_turn)
 
     # The budget
 

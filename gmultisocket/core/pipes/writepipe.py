@@ -162,6 +162,16 @@ class WritePipe(Pipe):
         self._leave_fan_out()
         self._put_back([frame], taken)
 
+    def _push_later(self, frame: bytes) -> None:
+        """Queue one frame, to be sent when the turn ends."""
+        if not self._busy:
+            if self._fan_out is not None:
+                self._leave_fan_out()
+            if not self._busy:
+                self._busy = _TURN
+                self._scheduler.mark(self)
+        self._push(frame)
+
     def _put_pieces(self, ttl: int, source: bytes, destination: bytes, data: memoryview, size: int) -> int:
         if len(data) < LARGE or size < LARGE or type(data.obj) is not bytes:
             return super()._put_pieces(ttl, source, destination, data, size)

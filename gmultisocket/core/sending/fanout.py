@@ -5,12 +5,16 @@ Pipes that write the same bytes for a message, and have nothing else queued, are
 the messages of the turn are joined once and given to the kernel pipe by pipe. A pipe falls out of step when something
 is sent to it alone, or when the kernel takes no more for it. It then writes alone, from its own queue (the bytes
 themselves stay shared), and is in step again when that queue is empty.
+
+Of many pipes, only the first ones get a message at once. The others get it when the turn ends, one fan-out of at most
+512 pipes after the other, and the loop looks at everything else in between.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Final
 
 from gevent.hub import Hub
 
@@ -19,7 +23,7 @@ from ...loop.waiting import Deadline, WaitList
 from ...wire import encode_frame
 from ..pipes.framedpipe import FramedPipe
 from ..pipes.pipe import Pipe, PipeState
-from ..pipes.scheduler import WriteScheduler
+from ..pipes.scheduler import AT_ONCE, WriteScheduler
 from ..pipes.writepipe import WritePipe
 from .overflow import OverflowPolicy
 from .patience import Patience
@@ -28,22 +32,28 @@ __all__ = ["FanOut", "ToAllSender"]
 
 #: What is sent: flags, ttl, source, destination, content.
 Sent = tuple[int, int, bytes, bytes, bytes]
+#: The most pipes of one fan-out.
+_MEMBERS: Final = 512
 #: A pipe, and what is sent by it.
 _Copy = tuple[Pipe, Sent]
 
 
 class FanOut:
-    """The pipes in step that write the same bytes.
+    """Pipes in step that write the same bytes.
 
     Attributes:
+        key: the pipes' ``_fan_out_key``.
         members: the pipes, in the order in which they joined.
         pending: frames of this turn that have not left yet.
         pending_bytes: their size.
     """
 
-    __slots__ = ("_scheduler", "_sent_in_turn", "_unshared", "_wrap", "members", "pending", "pending_bytes")
+    __slots__ = ("_scheduler", "_sent_in_turn", "_unshared", "_wrap", "key", "members", "pending", "pending_bytes")
 
-    def __init__(self, scheduler: WriteScheduler, unshared: dict[Pipe, None], wrap: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, scheduler: WriteScheduler, unshared: dict[Pipe, None], wrap: Callable[[bytes], bytes], key: str
+    ) -> None:
+        self.key = key
         self._scheduler = scheduler
         self._unshared = unshared
         self._wrap = wrap
@@ -66,12 +76,12 @@ class FanOut:
         del self.members[pipe]
         self._unshared[pipe] = None
 
-    def put(self, frame: bytes) -> None:
-        """Send one frame to every member: at once if it is the first of the turn, else with the others."""
+    def put(self, frame: bytes, at_once: bool = True) -> None:
+        """Send one frame to every member: at once if it may be and is the first of the turn, else with the others."""
         frame = self._wrap(frame)
         if not self._sent_in_turn:
             self._mark()
-            if not self._scheduler.gathering:
+            if at_once and not self._scheduler.gathering:
                 self._write([frame], frame)
                 return
         self.pending.append(frame)
@@ -79,9 +89,11 @@ class FanOut:
         if len(self.pending) >= self._scheduler.queue_limit or self.pending_bytes >= self._scheduler.flush_bytes:
             self.flush()
 
-    def put_frames(self, frames: Sequence[bytes]) -> None:
+    def put_frames(self, frames: Sequence[bytes], at_once: bool) -> None:
         """Send several frames to every member, not more than a queue holds: as :meth:`put` for each, but together."""
         frames = [self._wrap(frame) for frame in frames]
+        if not (at_once or self._sent_in_turn):
+            self._mark()
         if self._sent_in_turn and len(self.pending) + len(frames) < self._scheduler.queue_limit:
             self.pending += frames
             self.pending_bytes += sum(map(len, frames))
@@ -167,7 +179,7 @@ class ToAllSender:
         self._overflow = overflow
         self._patience = patience
         self._check_open = check_open
-        self._fan_outs: dict[str, FanOut] = {}
+        self._fan_outs: list[FanOut] = []
         #: Pipes that are in step with no fan-out: messages are put into each.
         self._unshared: dict[Pipe, None] = {}
         #: Greenlets whose message some full pipes have not got yet.
@@ -200,16 +212,19 @@ class ToAllSender:
         if key is None or pipe not in self._unshared or pipe in self._lines:
             return
         assert isinstance(pipe, FramedPipe)
-        fan_out = self._fan_outs.get(key)
-        if fan_out is None:
-            fan_out = self._fan_outs[key] = FanOut(self._scheduler, self._unshared, pipe._wrap)
+        for fan_out in self._fan_outs:
+            if fan_out.key == key and len(fan_out.members) < _MEMBERS:
+                break
+        else:
+            fan_out = FanOut(self._scheduler, self._unshared, pipe._wrap, key)
+            self._fan_outs.append(fan_out)
         if not fan_out.pending:
             fan_out.add(pipe)
 
     def maybe_queued(self) -> list[Pipe]:
         """Return the pipes that may have something queued. Of pipes in step these are few, or all."""
         found = [*self._unshared]
-        for fan_out in [*self._fan_outs.values()]:
+        for fan_out in [*self._fan_outs]:
             if fan_out.pending:
                 found += [*fan_out.members]
         return found
@@ -226,11 +241,13 @@ class ToAllSender:
         unshared = list(self._unshared)
         count = 0
         frame = b""
-        for fan_out in self._fan_outs.values():
+        for fan_out in self._fan_outs:
             if fan_out.members:
                 frame = frame or encode_frame(*fields)
+                at_once = count < AT_ONCE
+                # Those that turn out to be broken count as well.
                 count += len(fan_out.members)
-                fan_out.put(frame)
+                fan_out.put(frame, at_once)
         if not count:
             # Fan-outs count what they write. A greenlet that sends to no pipe at all must let others run as well.
             self._scheduler.spend(len(unshared) or 1, 0)
@@ -261,7 +278,10 @@ class ToAllSender:
             frame = frames.get(key)
             if frame is None:
                 frame = frames[key] = pipe._wrap(encode_frame(*fields))
-            pipe._put_frame(frame)
+            if count > AT_ONCE:
+                pipe._push_later(frame)
+            else:
+                pipe._put_frame(frame)
         if not full:
             return count
         if lost is not None and self._overflow.blocks:
@@ -299,11 +319,13 @@ class ToAllSender:
         if self._scheduler.queue_bytes:
             limit = min(limit, 1)
         frames = frames[: max(1, limit)]
-        fan_outs = [fan_out for fan_out in self._fan_outs.values() if fan_out.members]
+        fan_outs = [fan_out for fan_out in self._fan_outs if fan_out.members]
         if not fan_outs and not unshared:
             return 0
+        count = 0
         for fan_out in fan_outs:
-            fan_out.put_frames(frames)
+            fan_out.put_frames(frames, count < AT_ONCE)
+            count += len(fan_out.members)
         self._scheduler.spend(len(frames) * len(unshared), 0)
         for pipe in unshared:
             assert isinstance(pipe, FramedPipe)

@@ -1,0 +1,162 @@
+"""To-all messages for so many pipes that they leave in portions, with a look of the loop between two of them.
+
+Here a fan-out has two pipes, and one fan-out or one pipe is a portion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gevent
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gmultisocket import Socket
+from gmultisocket.core.pipes import scheduler
+from gmultisocket.core.sending import fanout
+from gmultisocket.protocol import Pub, Sub
+from gmultisocket.testing import FakeStream, wait_until
+from tests.core.sending.test_fanout import FIRST, in_step
+from tests.core.streams import contents
+from tests.looks import Looks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def portions() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fanout, "AT_ONCE", 2)
+        patch.setattr(fanout, "_MEMBERS", 2)
+        patch.setattr(scheduler, "MAX_TURN", -1.0)
+        patch.setattr(scheduler, "_CHECK_EVERY", 1)
+        yield
+
+
+def have(streams: list[FakeStream], content: bytes) -> int:
+    return sum(content in contents(stream.sent) for stream in streams)
+
+
+def settle(streams: list[FakeStream], content: bytes) -> None:
+    wait_until(lambda: have(streams, content) == len(streams), timeout=5)
+    # Pipes that wrote alone are in step again when their turn has ended.
+    for _ in streams:
+        gevent.sleep(0.001)
+
+
+def test_the_first_pipes_get_a_message_at_once_and_the_others_with_looks_in_between() -> None:
+    streams = [FakeStream() for _ in range(20)]
+    with in_step(streams) as (server, _, _), Looks() as looks:
+        settle(streams, FIRST)
+        began = looks.count
+        assert server.send_all(b"one") == 20
+        assert have(streams, b"one") == 2
+        other = gevent.spawn(lambda: have(streams, b"one"))
+        settle(streams, b"one")
+        assert other.get() < 20
+        assert looks.count - began >= 8
+
+
+def test_what_is_sent_meanwhile_is_written_together() -> None:
+    streams = [FakeStream() for _ in range(10)]
+    with in_step(streams) as (server, pipes, _):
+        settle(streams, FIRST)
+        for number in range(10):
+            assert server.send_all(b"%d" % number) == 10
+        server.send_to(pipes[7].path, b"alone")
+        settle(streams, b"9")
+        wait_until(lambda: b"alone" in contents(streams[7].sent))
+        sent = [FIRST, *(b"%d" % number for number in range(10))]
+        assert contents(streams[7].sent) == [*sent, b"alone"]
+        assert all(contents(stream.sent) == sent for stream in streams if stream is not streams[7])
+
+
+@pytest.mark.parametrize("ends", ["flush", "close"])
+def test_a_flush_and_a_close_do_not_wait_for_portions(ends: str) -> None:
+    streams = [FakeStream() for _ in range(10)]
+    with in_step(streams) as (server, _, _):
+        settle(streams, FIRST)
+        server.send_all(b"one")
+        server.send_all(b"two")
+        assert have(streams, b"two") < 10
+        if ends == "flush":
+            server.flush(timeout=5)
+        else:
+            server.close(linger=5)
+        assert have(streams, b"one") == have(streams, b"two") == 10
+
+
+def test_a_pipe_that_closes_before_its_portion_is_counted_and_the_others_have_theirs() -> None:
+    streams = [FakeStream() for _ in range(10)]
+    with in_step(streams) as (server, pipes, _):
+        settle(streams, FIRST)
+        server.send_all(b"one")
+        pipes[9].close()
+        assert pipes[9].counters.drops == {"disconnect": 1}
+        wait_until(lambda: have(streams, b"one") == 9, timeout=5)
+        assert contents(streams[9].sent) == [FIRST]
+
+
+_STEPS = st.tuples(
+    st.sampled_from(["all", "all", "dest", "block", "unblock", "turn", "look"]), st.integers(0, 6), st.integers(0, 300)
+)
+
+
+_TAKES = st.lists(st.integers(0, 400), max_size=6)
+
+
+@given(script=st.lists(_STEPS, max_size=30), takes=st.lists(_TAKES, min_size=7, max_size=7))
+@settings(deadline=None, max_examples=60)
+def test_each_pipe_gets_everything_in_order(script: list[tuple[str, int, int]], takes: list[list[int]]) -> None:
+    streams = [FakeStream(takes=each) for each in takes]
+    expected = [[FIRST] for _ in streams]
+    with in_step(streams, send_queue_size=1000) as (server, pipes, _):
+        for number, (what, index, size) in enumerate(script):
+            content = b"%d " % number + bytes(size)
+            match what:
+                case "all":
+                    assert server.send_all(content, timeout=5) == 7
+                    for each in expected:
+                        each.append(content)
+                case "dest":
+                    server.send_to(pipes[index].path, content, timeout=5)
+                    expected[index].append(content)
+                case "block":
+                    streams[index].block()
+                case "unblock":
+                    streams[index].unblock()
+                case "turn":
+                    gevent.sleep(0)
+                case "look":
+                    gevent.sleep(0.0001)
+        for stream in streams:
+            stream.unblock()
+        wait_until(lambda: not any(pipe.queued for pipe in pipes))
+        gevent.sleep(0)
+        assert [contents(stream.sent) for stream in streams] == expected
+        assert [pipe.messages_sent for pipe in pipes] == [len(each) for each in expected]
+
+
+@pytest.mark.parametrize("transport", ["tcp", "ipc", "ws"])
+def test_subscribers_get_what_a_pub_publishes_in_order(transport: str, address: str) -> None:
+    with Pub() as pub:
+        listening = pub.listen(address).address
+        subs = [Sub() for _ in range(9)]
+        for number, sub in enumerate(subs):
+            sub.dial(listening)
+            sub.subscribe("news" if number else "*")
+        pub.wait_subscribers("news", 9, timeout=5)
+        for number in range(100):
+            assert pub.publish("news", b"%d" % number) == 9
+        for sub in subs:
+            assert [sub.recv(timeout=5) for _ in range(100)] == [("news", b"%d" % number) for number in range(100)]
+            sub.close()
+
+
+def test_a_socket_that_goes_out_of_use_between_two_portions_still_sends_them() -> None:
+    streams = [FakeStream() for _ in range(6)]
+    with in_step(streams) as (server, _, _):
+        settle(streams, FIRST)
+        server.send_all(b"last")
+        assert isinstance(server, Socket) and server._unsent() == 4
+        server._push_now()
+        assert have(streams, b"last") == 6 and server._unsent() == 0
