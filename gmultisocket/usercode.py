@@ -23,7 +23,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 import gevent
-from gevent import GreenletExit, get_hub
+from gevent import GreenletExit, get_hub, getcurrent
 from gevent.hub import Hub
 
 from .errors import snippet
@@ -76,7 +76,7 @@ def report(
     peer: str = "",
     request_id: str = "",
 ) -> None:
-    """Log an error of the program's own code. Blocks as the handlers of ``logging`` do.
+    """Log an error of the program's own code. Blocks as the handlers of ``logging`` do; not at all in the hub.
 
     ``KeyboardInterrupt`` and ``SystemExit`` are not logged. They are raised in the main greenlet, unless the caller is
     that. So the caller must not let them out of its own greenlet as well.
@@ -102,8 +102,18 @@ def report(
     for_peer = f", for {snippet(peer)}" if peer else ""
     more = f" ({hidden} more like this were not shown)" if hidden > 0 else ""
     extra: dict[str, object] = {"pipe_id": pipe_id, "peer": snippet(peer), "request_id": request_id}
+    if getcurrent() is get_hub():
+        # Nothing may block there.
+        gevent.spawn(_log, logger_name, level, (what, for_peer, more), error, extra)
+    else:
+        _log(logger_name, level, (what, for_peer, more), error, extra)
+
+
+def _log(
+    logger_name: str, level: int, text: tuple[str, str, str], error: BaseException, extra: dict[str, object]
+) -> None:
     try:
-        get_logger(logger_name, at_once=True).log(level, "%s%s%s", what, for_peer, more, exc_info=error, extra=extra)
+        get_logger(logger_name, at_once=True).log(level, "%s%s%s", *text, exc_info=error, extra=extra)
     except LibraryTimeout:
         raise
     except gevent.Timeout:

@@ -126,10 +126,9 @@ class WaitList:
             self._hub.loop.run_callback(self._run)
 
     def wake_now(self) -> None:
-        """As :meth:`wake`, but for a caller in a watcher's callback: if no other watcher is ready, do not put it off.
+        """As :meth:`wake`, for the callback of a watcher. If no other watcher is ready, the greenlets run now.
 
-        Otherwise the other callbacks may make more of what the greenlets wait for. They run before this returns, or
-        soon.
+        If others are, the greenlets run after these, which may bring more of what they wait for.
         """
         if self._hub.loop.pendingcnt:
             self.wake()

@@ -81,7 +81,8 @@ class Turn:
             watcher: says when there is something; not started.
             read: reads; does not block. Called with ``size`` in the hub, each time the watcher is ready.
             size: in bytes.
-            take: called in the hub with what was read; must not block. Returns whether the wait goes on.
+            take: called in the hub with what was read, if it is less than ``size``; must not block. Returns whether the
+                wait goes on.
 
         Returns:
             What the callback has not taken; None if it was the next turn for which the caller has waited.
@@ -217,7 +218,8 @@ class _Reading:
             self._waiter.throw(*sys.exc_info())
             return
         try:
-            if self._take(data):
+            # What fills the size may not be all, and another size may be better now.
+            if len(data) < self._size and self._take(data):
                 return
         except BaseException:
             self._waiter.throw(*sys.exc_info())

@@ -175,8 +175,8 @@ class StreamConnection(Connection):
 
         Args:
             size: in bytes.
-            take: called in the hub with what was read; must not block. Returns whether the wait goes on. What it raises
-                is raised here.
+            take: called in the hub with what was read, if it is less than ``size``; must not block. Returns whether the
+                wait goes on. What it raises is raised here.
         """
         raise NotImplementedError
 
@@ -331,8 +331,8 @@ class SharedWrites(StreamConnection):
 class PacketConnection(StreamConnection):
     """A stream connection on which every message is one packet of the transport.
 
-    The methods of the stream send and receive the bytes of the packets. If it :attr:`offers` what it reads, its codec
-    decodes 1 KiB at once, without :attr:`PacketCodec.more`.
+    The methods of the stream send and receive the bytes of the packets. It :attr:`offers` what it reads only if packets
+    are whole frames, and the codec never sets :attr:`PacketCodec.more` for up to 1 KiB.
     """
 
     __slots__ = ()

@@ -97,9 +97,11 @@ class SocketConnection(StreamConnection):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "recv" in vars(cls):
-            cls.offers = bool(vars(cls).get("offers"))
-            cls.reads_into = bool(vars(cls).get("reads_into"))
+        before = cls.mro()[: cls.mro().index(SocketConnection)]
+        if any("recv" in vars(each) for each in before):
+            for name in "offers", "reads_into":
+                if not any(name in vars(each) for each in before):
+                    setattr(cls, name, False)
 
     def recv(self, size: int, /) -> bytes:
         sock = self._sock

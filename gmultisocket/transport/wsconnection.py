@@ -92,8 +92,8 @@ class WSConnection(PacketConnection):
             self.send = stream.send
             self.sendmsg = stream.sendmsg
             self.wait_writable = stream.wait_writable
-        # A few compressed bytes may be a lot of messages.
-        self._offers = self._stream.offers and not agreed.window_bits
+        # A few compressed bytes may be a lot of messages, and so may the last bytes of a packet of several frames.
+        self._offers = self._stream.offers and self._codec.whole and not agreed.window_bits
 
     @property
     def channels(self) -> SharedWrites | None:

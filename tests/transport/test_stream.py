@@ -199,6 +199,24 @@ def test_a_subclass_that_reads_in_its_own_way_is_read_in_no_other() -> None:
         def recv(self, size: int, /) -> bytes:
             return super().recv(size)
 
+    class Mixin:
+        __slots__ = ()
+
+        def recv(self, size: int, /) -> bytes:
+            return b""
+
+    class Mixed(Mixin, SocketConnection):
+        __slots__ = ()
+
+    class Asks(Connection):
+        def recv(self, size: int, /) -> bytes:
+            return super().recv(size)
+
+        @property
+        def offers(self) -> bool:  # type: ignore[override]
+            return False
+
+    assert (Mixed.offers, Mixed.reads_into, Asks.reads_into) == (False,) * 3 and isinstance(Asks.offers, property)
     assert (Connection.offers, Connection.reads_into) == (True, True)
     assert (Upper.offers, Upper.reads_into, Both.offers, Both.reads_into) == (False,) * 4
     assert (Knows.offers, Knows.reads_into) == (True, False)

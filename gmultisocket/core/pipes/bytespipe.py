@@ -41,7 +41,8 @@ _READ_BUDGET: Final = 1 << 17
 #: messages, and those that a protocol sees first. They take up to 20 us each.
 BATCH: Final = 256
 
-#: Bytes that are dealt with while the reader waits. They are fewer than ``BATCH`` messages, so that nothing yields.
+#: Bytes that are dealt with while the reader waits. Together with the beginning of a frame that came before, they are
+#: fewer than ``BATCH`` messages, so that nothing yields.
 LITTLE: Final = HEADER_SIZE * (BATCH - 2)
 
 #: While the receiver's queue is full, a pipe decodes this many bytes at a time: as messages, the smallest frames take
@@ -225,12 +226,15 @@ class BytesPipe(WritePipe):
             rates = self._rates
             size = self._read_size() if rates is None else min(self._read_size(), rates.read_size)
             if connection.offers:
+                rest: Sequence[Fields] | None = None
                 try:
                     data = connection.recv_offered(size, self._take_little)
                 except Taken as taken:
-                    self._deliver_rest(taken.messages)
+                    rest = taken.messages
+                if rest is not None:
+                    self._deliver_rest(rest)
                     if self._error is not None:
-                        raise self._error from None
+                        raise self._error
                     if self._ended_by_peer:
                         return "the peer said goodbye"
                     continue
@@ -263,11 +267,11 @@ class BytesPipe(WritePipe):
         """Decode and deliver what was read while the reader waits, if it is little. Called in the hub.
 
         Returns:
-            Whether the reader goes on waiting. If not, it does all of this itself.
+            Whether that was done, and the reader goes on waiting. If not, nothing was done, and the reader does it.
 
         Raises:
             Taken: it was decoded, and the rest is for the reader.
-            BadMessage: it cannot be decoded.
+            Exception: the reader ends by it.
         """
         return False
 

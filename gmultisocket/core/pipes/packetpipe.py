@@ -34,7 +34,7 @@ __all__ = ["PacketPipe", "Packets", "RawPacketPipe"]
 
 #: Bytes that a reader drops at a time while it waits for the peer's close frame.
 _DROP_SIZE: Final = 1 << 16
-#: Bytes that are dealt with while the reader waits: the codec leaves none of them for later.
+#: Bytes that are dealt with while the reader waits: the codec decodes all of them at once.
 _LITTLE: Final = 1024
 
 

@@ -9,6 +9,7 @@ A message for thousands of pipes leaves in portions: in between, the loop looks 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, ClassVar, Final, Protocol
@@ -24,11 +25,8 @@ __all__ = ["AT_ONCE", "FLUSH_BYTES", "TurnEnd", "WriteScheduler"]
 #: Queued bytes that leave without waiting for the end of the turn, and bytes that are joined for one system call.
 FLUSH_BYTES: Final = 1 << 18
 
-#: Pipes to which one message is written at once. The others of a message for more pipes get it when the turn ends.
+#: A message for more pipes than about this number is written to so many at once, and to the others when the turn ends.
 AT_ONCE: Final = 1024
-
-#: After this number of pipes that wrote the time is checked.
-_CHECK_EVERY: Final = 32
 
 
 class TurnEnd(Protocol):
@@ -52,6 +50,7 @@ class WriteScheduler:
     """
 
     __slots__ = (
+        "_ending",
         "_hub",
         "_marked",
         "_marked_first",
@@ -83,6 +82,8 @@ class WriteScheduler:
         #: What to call when the turn ends: shared objects before pipes.
         self._marked_first: list[TurnEnd] = []
         self._marked: list[TurnEnd] = []
+        #: What is called now, and what is left of turns before.
+        self._ending: deque[TurnEnd] = deque()
         self._scheduled = False
         follow(options, self, self._followed)
 
@@ -138,48 +139,42 @@ class WriteScheduler:
 
     def end_turn(self) -> None:
         """Send all that was queued in this turn. Called by ``flush()`` and ``close()``."""
-        self._begin_turn()
-        shared, self._marked_first = self._marked_first, []
-        pipes, self._marked = self._marked, []
-        for each in shared:
-            each._end_turn()
-        for each in pipes:
-            each._end_turn()
-
-    def _begin_turn(self) -> None:
-        self._scheduled = self.gathering = self.over_budget = False
-        self._spent_messages = self._spent_bytes = 0
+        ending = self._begin_turn()
+        while ending:
+            ending.popleft()._end_turn()
 
     def _end_turn(self) -> None:
-        """Send what was queued in this turn; the rest when the loop has looked, if it takes long. Called in the hub."""
-        self._begin_turn()
-        shared, self._marked_first = self._marked_first, []
-        pipes, self._marked = self._marked, []
-        if len(shared) < 2 and len(pipes) <= _CHECK_EVERY:
-            for each in shared:
-                each._end_turn()
-            for each in pipes:
-                each._end_turn()
-            return
-        end = monotonic() + MAX_TURN
-        for number, each in enumerate(shared, 1):
-            each._end_turn()
-            if monotonic() > end:
-                self._put_off(shared[number:], pipes)
-                return
-        for number, each in enumerate(pipes, 1):
-            each._end_turn()
-            if number % _CHECK_EVERY == 0 and monotonic() > end:
-                self._put_off([], pipes[number:])
-                return
+        """Send what was queued in this turn. If that takes long, send the rest when the loop has looked.
 
-    def _put_off(self, shared: list[TurnEnd], pipes: list[TurnEnd]) -> None:
-        """Leave some for the next turn, before those that are marked in it."""
-        self._marked_first[:0] = shared
-        self._marked[:0] = pipes
-        if (shared or pipes) and not self._scheduled:
-            self._scheduled = True
-            turn_of(self._hub).call(self._end_turn)
+        Called in the hub.
+        """
+        ending = self._begin_turn()
+        end = monotonic() + MAX_TURN
+        # Until it is known when the rest is sent, nothing else plans the end of the next turn.
+        self._scheduled = True
+        try:
+            while ending:
+                ending.popleft()._end_turn()
+                if ending and monotonic() > end:
+                    break
+        finally:
+            self._scheduled = bool(ending)
+            if ending:
+                turn_of(self._hub).call(self._end_turn)
+            elif self._marked or self._marked_first:
+                self._schedule()
+
+    def _begin_turn(self) -> deque[TurnEnd]:
+        """Begin a new budget. Return what has something queued, in the order in which it is sent."""
+        self._scheduled = self.gathering = self.over_budget = False
+        self._spent_messages = self._spent_bytes = 0
+        # What is left of a turn before comes first: it would wait for ever if somebody always sends to all.
+        ending = self._ending
+        ending.extend(self._marked_first)
+        ending.extend(self._marked)
+        self._marked_first.clear()
+        self._marked.clear()
+        return ending
 
     # The budget
 

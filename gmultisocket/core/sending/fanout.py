@@ -7,7 +7,8 @@ is sent to it alone, or when the kernel takes no more for it. It then writes alo
 themselves stay shared), and is in step again when that queue is empty.
 
 Of many pipes, only the first ones get a message at once. The others get it when the turn ends, one fan-out of at most
-512 pipes after the other, and the loop looks at everything else in between.
+512 pipes after the other. Whenever that has taken 5 ms, the loop looks at everything else. (Large messages, and all
+messages where ``socket.send_queue_size`` is 0 or 1, leave at once.)
 """
 
 from __future__ import annotations
@@ -212,14 +213,16 @@ class ToAllSender:
         if key is None or pipe not in self._unshared or pipe in self._lines:
             return
         assert isinstance(pipe, FramedPipe)
+        has_room = False
         for fan_out in self._fan_outs:
             if fan_out.key == key and len(fan_out.members) < _MEMBERS:
-                break
-        else:
-            fan_out = FanOut(self._scheduler, self._unshared, pipe._wrap, key)
-            self._fan_outs.append(fan_out)
-        if not fan_out.pending:
-            fan_out.add(pipe)
+                has_room = True
+                if not fan_out.pending:
+                    fan_out.add(pipe)
+                    return
+        if not has_room:
+            self._fan_outs.append(FanOut(self._scheduler, self._unshared, pipe._wrap, key))
+            self._fan_outs[-1].add(pipe)
 
     def maybe_queued(self) -> list[Pipe]:
         """Return the pipes that may have something queued. Of pipes in step these are few, or all."""

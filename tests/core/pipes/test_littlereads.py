@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,9 @@ from gevent import socket as gsocket
 
 from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.core.pipes.bytespipe import LITTLE, BytesPipe
+from gmultisocket.core.pipes.packetpipe import PacketPipe
 from gmultisocket.errors import Closed
-from gmultisocket.protocol import Pull, Push
+from gmultisocket.protocol import Pub, Pull, Push, Sub
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import INTERNAL, TO_ONE
 from tests.addresses import plain_connection
@@ -170,6 +172,73 @@ def test_a_rate_that_is_set_while_the_reader_sleeps_holds(served: tuple[Socket, 
             peer.sendall(frame(b"%d" % number))
             assert server.recv(timeout=5) == b"%d" % number
     assert len(seen) >= 10
+
+
+def test_a_smaller_and_then_a_larger_read_buffer_holds_at_once(served: tuple[Socket, gsocket.socket]) -> None:
+    server, peer = served
+    pipe = only_pipe(server)
+    assert isinstance(pipe, BytesPipe)
+    sizes: list[int] = []
+    connection: Any = pipe._connection
+    receive = connection._raw_recv
+
+    def counted(size: int) -> bytes:
+        sizes.append(size)
+        return bytes(receive(size))
+
+    connection._raw_recv = counted
+    pipe.options.set("connector.pipe.read_buffer", 64)
+    # The first one ends the wait that had begun.
+    for content in (bytes(5000), bytes(200), bytes(200)):
+        peer.sendall(frame(content))
+        assert server.recv(timeout=5) == content
+    assert sizes[-1] == 64
+    pipe.options.set("connector.pipe.read_buffer", 0)
+    # Reads of 64 bytes would always end where one of these frames ends.
+    for _ in range(2):
+        peer.sendall(frame(bytes(24)) * 10)
+        assert [server.recv(timeout=5) for _ in range(10)] == [bytes(24)] * 10
+    assert sizes[-1] > LITTLE
+
+
+def test_the_last_bytes_of_a_packet_of_many_frames_are_decoded_by_the_reader() -> None:
+    with Socket() as server, Socket() as client:
+        client.dial(server.listen("ws.rw://127.0.0.1:0/").address)
+        server.wait_pipes(timeout=5)
+        client.send(b"first")
+        assert server.recv(timeout=5) == b"first"
+        pipe = only_pipe(client)
+        assert isinstance(pipe, PacketPipe)
+        frames = frame(b"\2", INTERNAL | TO_ONE) * 300 + frame(b"behind")
+        packet = pipe._codec.wrap(frames)
+        pipe._connection.write_all(packet[:-500])
+        gevent.sleep(0.01)
+        pipe._connection.write_all(packet[-500:])
+        assert server.recv(timeout=5) == b"behind"
+
+
+def test_a_handler_of_the_log_may_wait_when_a_hook_fails_in_the_hub(caplog: pytest.LogCaptureFixture) -> None:
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            gevent.sleep(0.001)
+            told.append(record.getMessage())
+
+    def hook(*args: object) -> bool:
+        raise ValueError("of the hook")
+
+    told: list[str] = []
+    logger = logging.getLogger("gmultisocket.protocol")
+    handler = Waits()
+    logger.addHandler(handler)
+    try:
+        with Pub() as pub, Sub() as sub:
+            pub.hold_acknowledgements(hook)
+            sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+            sub.subscribe("a", timeout=5)
+            sub.subscribe("b", timeout=5)
+            wait_until(lambda: "a hook for acknowledgements failed" in told, timeout=5)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_switch_that_starts_while_the_reader_sleeps_passes_on(new_address: Callable[[], str]) -> None:

@@ -28,7 +28,6 @@ def portions() -> Iterator[None]:
         patch.setattr(fanout, "AT_ONCE", 2)
         patch.setattr(fanout, "_MEMBERS", 2)
         patch.setattr(scheduler, "MAX_TURN", -1.0)
-        patch.setattr(scheduler, "_CHECK_EVERY", 1)
         yield
 
 
@@ -150,6 +149,53 @@ def test_subscribers_get_what_a_pub_publishes_in_order(transport: str, address: 
         for sub in subs:
             assert [sub.recv(timeout=5) for _ in range(100)] == [("news", b"%d" % number) for number in range(100)]
             sub.close()
+
+
+def test_what_is_for_one_pipe_does_not_wait_for_ever_behind_what_is_for_all() -> None:
+    streams = [FakeStream() for _ in range(20)]
+    with in_step(streams, send_queue_size=60_000) as (server, pipes, _):
+        settle(streams, FIRST)
+
+        def publish() -> None:
+            # More often than all fan-outs can be written.
+            while True:
+                server.send_all(b"for all")
+                gevent.sleep(0)
+
+        publishing = gevent.spawn(publish)
+        for _ in range(20):
+            gevent.sleep(0.001)
+        # The first of its turn leaves at once, and the second when the turn ends.
+        server.send_to(pipes[3].path, b"alone 1")
+        server.send_to(pipes[3].path, b"alone 2")
+        with Looks() as looks:
+            wait_until(lambda: b"alone 2" in contents(streams[3].sent), timeout=5)
+            assert looks.count < 100
+        publishing.kill()
+
+
+def test_what_is_marked_while_a_turn_ends_does_not_end_the_next_turn_at_once() -> None:
+    writes = scheduler.WriteScheduler(gevent.get_hub(), Socket().options)
+    ended: list[object] = []
+
+    class Marks:
+        def __init__(self, name: int) -> None:
+            self.name = name
+
+        def _end_turn(self) -> None:
+            ended.append(self.name)
+            if self.name < 100:
+                writes.mark(Marks(self.name + 100))
+
+    with Looks() as looks:
+        for number in range(4):
+            writes.mark(Marks(number))
+        while len(ended) < 8:
+            before = looks.count
+            ended_before = len(ended)
+            gevent.sleep(0.001)
+            assert len(ended) - ended_before <= max(1, looks.count - before) + 1
+    assert ended == [0, 1, 2, 3, 100, 101, 102, 103]
 
 
 def test_a_socket_that_goes_out_of_use_between_two_portions_still_sends_them() -> None:
