@@ -25,7 +25,7 @@ import gevent
 from gevent import get_hub, getcurrent
 from gevent.hub import Hub
 
-from ..errors import Timeout
+from ..errors import Closed, Timeout
 from ..log import get_logger
 from ..loop import owner
 from ..loop.waiting import Deadline
@@ -37,6 +37,8 @@ logger = get_logger("gmultisocket.socket", at_once=True)
 
 #: Seconds that the exit of the interpreter waits for all sockets together.
 _EXIT_TIMEOUT: Final = 2.0
+#: Seconds after which a thread that waits for another one looks whether that is still running.
+_LOOK_INTERVAL: Final = 0.5
 
 _allocate_lock = owner.original("_thread", "allocate_lock")
 
@@ -125,7 +127,7 @@ def close_collected(lost: Flushable, close: Callable[[], object]) -> None:
             # In the thread's first greenlet none of the object's own code is in the middle of something. It may be the
             # last that runs in this thread.
             lost._push_now()
-        if hub.loop is not None and thread in sys._current_frames():
+        if is_running(thread, hub):
             # It is not registered any more if it was part of a cycle.
             owner.register(lost)
             hub.loop.run_callback_threadsafe(close)
@@ -134,8 +136,13 @@ def close_collected(lost: Flushable, close: Callable[[], object]) -> None:
 
 
 def run_flush(flushable: Flushable, timeout: float | None) -> bool:
-    """Flush an object of another OS thread. Blocks this thread, not only a greenlet. Return whether all has left."""
+    """Flush an object of another OS thread. Blocks this thread, not only a greenlet. Return whether all has left.
+
+    Raises:
+        Closed: the other thread has ended, or ends.
+    """
     deadline = Deadline(timeout)
+    thread, hub = flushable._home
     flushed = False
     done = _allocate_lock()
     done.acquire()
@@ -147,8 +154,20 @@ def run_flush(flushable: Flushable, timeout: float | None) -> bool:
         finally:
             done.release()
 
-    flushable._home[1].loop.run_callback_threadsafe(gevent.spawn, flush)
-    return done.acquire(timeout=-1 if timeout is None else timeout) and flushed
+    if is_running(thread, hub):
+        hub.loop.run_callback_threadsafe(gevent.spawn, flush)
+    while is_running(thread, hub):
+        left = deadline.left()
+        if done.acquire(timeout=_LOOK_INTERVAL if left is None else min(left, _LOOK_INTERVAL)):
+            return flushed
+        if left == 0:
+            return False
+    raise Closed("socket", "its thread has ended")
+
+
+def is_running(thread: int, hub: Hub) -> bool:
+    """Return whether an OS thread is running, and its loop exists. May be called in any thread."""
+    return hub.loop is not None and thread in sys._current_frames()
 
 
 # At exit
@@ -177,7 +196,7 @@ def _finish(each: Flushable, deadline: Deadline) -> None:
     here = thread == owner.current_thread()
     if here and hub is get_hub():
         each._flush(Deadline(left))
-    elif not here and hub.loop is not None and thread in sys._current_frames():
+    elif not here and is_running(thread, hub):
         if each._unsent():
             run_flush(each, left)
     else:

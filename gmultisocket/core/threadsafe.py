@@ -145,7 +145,7 @@ class ThreadsafeHandle(Flushable):
 
         Raises:
             Timeout: something had not left in time. It stays queued.
-            Closed: the handle or the socket is closed.
+            Closed: the handle or the socket is closed, or the socket's thread has ended.
         """
         self._check_open()
         if owner.current_thread() == self._socket._thread:

@@ -307,3 +307,24 @@ def test_a_flush_in_another_thread_ends_in_time_and_what_it_waited_for_stays_que
         assert server.recv(timeout=5) == b"waits for a peer"
         wait_until(lambda: flushing.done)
         assert flushing.error is None
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+@pytest.mark.parametrize("ends", ["before", "meanwhile"])
+def test_a_flush_does_not_wait_for_a_thread_that_has_ended(ends: str, timeout: float | None) -> None:
+    handles: list[ThreadsafeSender] = []
+
+    def own_socket() -> None:
+        # Nobody is connected, so that the message waits.
+        handles.append(Socket().threadsafe())
+        handles[0].send(b"nobody gets it")
+        gevent.sleep(0.2)
+
+    thread = Thread(own_socket)
+    wait_until(lambda: handles)
+    if ends == "before":
+        thread.join()
+    with pytest.raises(Closed, match="its thread has ended"):
+        handles[0].flush(timeout)
+    thread.join()
+    handles[0]._abandon()
