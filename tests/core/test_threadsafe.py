@@ -15,6 +15,7 @@ from gmultisocket import Message, Socket
 from gmultisocket.core import threadsafe
 from gmultisocket.core.threadsafe import ThreadsafeSender
 from gmultisocket.errors import Closed, MessageDropped, Timeout, WrongThread
+from gmultisocket.loop import owner
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import TO_ALL
 
@@ -327,4 +328,6 @@ def test_a_flush_does_not_wait_for_a_thread_that_has_ended(ends: str, timeout: f
     with pytest.raises(Closed, match="its thread has ended"):
         handles[0].flush(timeout)
     thread.join()
-    handles[0]._abandon()
+    for each in (handles[0], handles[0]._socket):
+        each._abandon()  # type: ignore[attr-defined]
+        owner.unregister(each)
