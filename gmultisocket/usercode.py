@@ -76,7 +76,8 @@ def report(
     peer: str = "",
     request_id: str = "",
 ) -> None:
-    """Log an error of the program's own code. Blocks as the handlers of ``logging`` do; not at all in the hub.
+    """Log an error of the program's own code. Blocks as the handlers of ``logging`` do. In the hub, where nothing may
+    block, another greenlet logs it.
 
     ``KeyboardInterrupt`` and ``SystemExit`` are not logged. They are raised in the main greenlet, unless the caller is
     that. So the caller must not let them out of its own greenlet as well.

@@ -37,7 +37,7 @@ logger = get_logger("gmultisocket.socket", at_once=True)
 
 #: Seconds that the exit of the interpreter waits for all sockets together.
 _EXIT_TIMEOUT: Final = 2.0
-#: Seconds after which a thread that waits for another one looks whether that is still running.
+#: A thread that waits for another one looks every so many seconds whether that one is still running.
 _LOOK_INTERVAL: Final = 0.5
 
 _allocate_lock = owner.original("_thread", "allocate_lock")
@@ -139,7 +139,7 @@ def run_flush(flushable: Flushable, timeout: float | None) -> bool:
     """Flush an object of another OS thread. Blocks this thread, not only a greenlet. Return whether all has left.
 
     Raises:
-        Closed: the other thread has ended, or ends.
+        Closed: the other thread has ended, or ends meanwhile.
     """
     deadline = Deadline(timeout)
     thread, hub = flushable._home
@@ -162,12 +162,14 @@ def run_flush(flushable: Flushable, timeout: float | None) -> bool:
             return flushed
         if left == 0:
             return False
+    if done.acquire(blocking=False):
+        return flushed
     raise Closed("socket", "its thread has ended")
 
 
 def is_running(thread: int, hub: Hub) -> bool:
     """Return whether an OS thread is running, and its loop exists. May be called in any thread."""
-    return hub.loop is not None and thread in sys._current_frames()
+    return hub.loop is not None and thread in sys._current_frames() and not owner.has_ended(hub)
 
 
 # At exit

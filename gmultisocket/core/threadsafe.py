@@ -74,8 +74,10 @@ class ThreadsafeHandle(Flushable):
         self._closed = False
         self.failed = 0
         # A started async watcher both wakes the loop from other threads and keeps it alive.
-        self._watcher = gevent.get_hub().loop.async_()
+        hub = gevent.get_hub()
+        self._watcher = hub.loop.async_()
         self._watcher.start(self._wake)
+        owner.watch_thread(hub)
         owner.register(self)
 
     def __enter__(self: _Self) -> _Self:

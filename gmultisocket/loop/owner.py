@@ -24,11 +24,13 @@ __all__ = [
     "FORKED",
     "check_thread",
     "current_thread",
+    "has_ended",
     "live",
     "original",
     "register",
     "stop_abandoned",
     "unregister",
+    "watch_thread",
     "wrong_owner",
 ]
 
@@ -76,6 +78,29 @@ def live() -> Iterator[Owned]:
         except RuntimeError:
             # Another thread has registered one meanwhile.
             continue
+
+
+class _Life:
+    """Lives as long as a thread."""
+
+
+#: Of each thread its own, with or without monkey patching.
+_of_thread = original("_thread", "_local")()
+_lives: weakref.WeakKeyDictionary[Hub, weakref.ref[_Life]] = weakref.WeakKeyDictionary()
+
+
+def watch_thread(hub: Hub) -> None:
+    """Let :func:`has_ended` know when the running thread, which has this hub, ends. Its number may be used again."""
+    life = getattr(_of_thread, "life", None)
+    if life is None:
+        life = _of_thread.life = _Life()
+    _lives[hub] = weakref.ref(life)
+
+
+def has_ended(hub: Hub) -> bool:
+    """Return whether the thread of a hub that was watched has ended."""
+    life = _lives.get(hub)
+    return life is not None and life() is None
 
 
 def wrong_owner(thread: int) -> MultiSocketError:

@@ -126,9 +126,9 @@ class WaitList:
             self._hub.loop.run_callback(self._run)
 
     def wake_now(self) -> None:
-        """As :meth:`wake`, for the callback of a watcher. If no other watcher is ready, the greenlets run now.
+        """As :meth:`wake`, for the callback of a watcher. If no other watcher is ready, the greenlets run at once.
 
-        If others are, the greenlets run after these, which may bring more of what they wait for.
+        Otherwise they run after the callbacks of the other watchers, which may bring more of what they wait for.
         """
         if self._hub.loop.pendingcnt:
             self.wake()

@@ -331,8 +331,8 @@ class SharedWrites(StreamConnection):
 class PacketConnection(StreamConnection):
     """A stream connection on which every message is one packet of the transport.
 
-    The methods of the stream send and receive the bytes of the packets. It :attr:`offers` what it reads only if packets
-    are whole frames, and the codec never sets :attr:`PacketCodec.more` for up to 1 KiB.
+    The methods of the stream send and receive the bytes of the packets. A connection may :attr:`offer <offers>` what it
+    reads only if packets are whole frames, and its codec never sets :attr:`PacketCodec.more` for up to 1 KiB.
     """
 
     __slots__ = ()

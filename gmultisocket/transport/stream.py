@@ -98,10 +98,11 @@ class SocketConnection(StreamConnection):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         before = cls.mro()[: cls.mro().index(SocketConnection)]
-        if any("recv" in vars(each) for each in before):
-            for name in "offers", "reads_into":
-                if not any(name in vars(each) for each in before):
-                    setattr(cls, name, False)
+        reads = next((number for number, each in enumerate(before, 1) if "recv" in vars(each)), 0)
+        for name in ("offers", "reads_into") if reads else ():
+            # Said by the class that has the last word about recv, or by one that knows of it.
+            if not any(name in vars(each) for each in before[:reads]):
+                setattr(cls, name, False)
 
     def recv(self, size: int, /) -> bytes:
         sock = self._sock

@@ -311,7 +311,7 @@ def test_a_flush_in_another_thread_ends_in_time_and_what_it_waited_for_stays_que
 
 
 @pytest.mark.parametrize("timeout", [None, 60.0])
-@pytest.mark.parametrize("ends", ["before", "meanwhile"])
+@pytest.mark.parametrize("ends", ["before", "meanwhile", "and its number is used again"])
 def test_a_flush_does_not_wait_for_a_thread_that_has_ended(ends: str, timeout: float | None) -> None:
     handles: list[ThreadsafeSender] = []
 
@@ -323,10 +323,22 @@ def test_a_flush_does_not_wait_for_a_thread_that_has_ended(ends: str, timeout: f
 
     thread = Thread(own_socket)
     wait_until(lambda: handles)
-    if ends == "before":
+    stopped = False
+    others = []
+
+    def wait_for_the_end() -> None:
+        while not stopped:
+            get_original("time", "sleep")(0.01)
+
+    if ends != "meanwhile":
         thread.join()
+    if ends == "and its number is used again":
+        others = [Thread(wait_for_the_end) for _ in range(4)]
     with pytest.raises(Closed, match="its thread has ended"):
         handles[0].flush(timeout)
+    stopped = True
+    for other in others:
+        other.join()
     thread.join()
     for each in (handles[0], handles[0]._socket):
         each._abandon()  # type: ignore[attr-defined]

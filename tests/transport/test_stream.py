@@ -216,6 +216,14 @@ def test_a_subclass_that_reads_in_its_own_way_is_read_in_no_other() -> None:
         def offers(self) -> bool:  # type: ignore[override]
             return False
 
+    class Again(Knows):
+        def recv(self, size: int, /) -> bytes:
+            return super().recv(size)
+
+    class Likewise(Knows):
+        reads_into = True
+
+    assert (Again.offers, Again.reads_into, Likewise.offers, Likewise.reads_into) == (False, False, True, True)
     assert (Mixed.offers, Mixed.reads_into, Asks.reads_into) == (False,) * 3 and isinstance(Asks.offers, property)
     assert (Connection.offers, Connection.reads_into) == (True, True)
     assert (Upper.offers, Upper.reads_into, Both.offers, Both.reads_into) == (False,) * 4

@@ -41,8 +41,8 @@ _READ_BUDGET: Final = 1 << 17
 #: messages, and those that a protocol sees first. They take up to 20 us each.
 BATCH: Final = 256
 
-#: Bytes that are dealt with while the reader waits. Together with the beginning of a frame that came before, they are
-#: fewer than ``BATCH`` messages, so that nothing yields.
+#: Bytes that are dealt with while the reader waits. They complete fewer than ``BATCH`` messages, also if a frame had
+#: begun before, so that nothing yields.
 LITTLE: Final = HEADER_SIZE * (BATCH - 2)
 
 #: While the receiver's queue is full, a pipe decodes this many bytes at a time: as messages, the smallest frames take
@@ -271,7 +271,7 @@ class BytesPipe(WritePipe):
 
         Raises:
             Taken: it was decoded, and the rest is for the reader.
-            Exception: the reader ends by it.
+            Exception: any other exception ends the reader.
         """
         return False
 

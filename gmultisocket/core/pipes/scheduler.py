@@ -25,7 +25,7 @@ __all__ = ["AT_ONCE", "FLUSH_BYTES", "TurnEnd", "WriteScheduler"]
 #: Queued bytes that leave without waiting for the end of the turn, and bytes that are joined for one system call.
 FLUSH_BYTES: Final = 1 << 18
 
-#: A message for more pipes than about this number is written to so many at once, and to the others when the turn ends.
+#: A message is written to about this many pipes at once. The others get it when the turn ends.
 AT_ONCE: Final = 1024
 
 
@@ -79,7 +79,7 @@ class WriteScheduler:
         self._yield_messages = 0
         self._spent_messages = 0
         self._spent_bytes = 0
-        #: What to call when the turn ends: shared objects before pipes.
+        #: What to call when this turn ends: shared objects before pipes.
         self._marked_first: list[TurnEnd] = []
         self._marked: list[TurnEnd] = []
         #: What is called now, and what is left of turns before.
@@ -128,7 +128,7 @@ class WriteScheduler:
             self._schedule()
 
     def mark_first(self, shared: TurnEnd) -> None:
-        """Call ``_end_turn`` of something that several pipes share, before that of any pipe."""
+        """Call ``_end_turn`` of something that several pipes share, before that of pipes marked in the same turn."""
         self._marked_first.append(shared)
         self._schedule()
 
@@ -138,10 +138,14 @@ class WriteScheduler:
             self._hub.loop.run_callback(self._end_turn)
 
     def end_turn(self) -> None:
-        """Send all that was queued in this turn. Called by ``flush()`` and ``close()``."""
+        """Send all that was queued in this turn and those before. Called by ``flush()`` and ``close()``."""
         ending = self._begin_turn()
-        while ending:
-            ending.popleft()._end_turn()
+        try:
+            while ending:
+                ending.popleft()._end_turn()
+        finally:
+            if ending:
+                self._schedule()
 
     def _end_turn(self) -> None:
         """Send what was queued in this turn. If that takes long, send the rest when the loop has looked.
@@ -168,7 +172,7 @@ class WriteScheduler:
         """Begin a new budget. Return what has something queued, in the order in which it is sent."""
         self._scheduled = self.gathering = self.over_budget = False
         self._spent_messages = self._spent_bytes = 0
-        # What is left of a turn before comes first: it would wait for ever if somebody always sends to all.
+        # What is left of a turn before comes first. Otherwise it would wait for ever if somebody always sends to all.
         ending = self._ending
         ending.extend(self._marked_first)
         ending.extend(self._marked)

@@ -352,8 +352,15 @@ class WritePipe(Pipe):
         return queue[:count]
 
     def _end_turn(self) -> None:
-        if self._busy == _BLOCKED or self.state is not PipeState.OPEN or (self._queue and not self._flush()):
+        if self._busy == _BLOCKED or self.state is not PipeState.OPEN:
             return
+        try:
+            if self._queue and not self._flush():
+                return
+        except BaseException:
+            # ^C, say: once more in the next turn.
+            self._scheduler.mark(self)
+            raise
         self._busy = _IDLE
         if self._fan_out is None and self._fan_out_key is not None:
             self._owner.pipe_idle(self)

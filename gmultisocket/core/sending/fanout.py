@@ -7,14 +7,15 @@ is sent to it alone, or when the kernel takes no more for it. It then writes alo
 themselves stay shared), and is in step again when that queue is empty.
 
 Of many pipes, only the first ones get a message at once. The others get it when the turn ends, one fan-out of at most
-512 pipes after the other. Whenever that has taken 5 ms, the loop looks at everything else. (Large messages, and all
-messages where ``socket.send_queue_size`` is 0 or 1, leave at once.)
+512 pipes after the other. If that has taken 5 ms after one of them, the loop looks at everything else first. (Large
+messages, and all messages where ``socket.send_queue_size`` is 0 or 1, leave at once.)
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import dropwhile
 from typing import Final
 
 from gevent.hub import Hub
@@ -119,23 +120,37 @@ class FanOut:
             self._write(frames, frames[0] if len(frames) == 1 else b"".join(frames))
 
     def _end_turn(self) -> None:
-        self.flush()
+        # First: whatever interrupts the flush, the next message marks this fan-out again.
         self._sent_in_turn = False
+        self.flush()
 
     def _write(self, frames: list[bytes], data: bytes) -> None:
         size = len(data)
         count = len(frames)
         # Members change only after the loop, because a broken pipe can cause any number of changes.
         behind: list[tuple[WritePipe, int, OSError | None]] = []
-        for pipe in self.members:
-            try:
-                taken = pipe._send_shared(data, count)
-            except OSError as error:
-                behind.append((pipe, 0, error))
-                continue
-            if taken != size:
-                behind.append((pipe, taken, None))
-        self._scheduler.spend(count * len(self.members), size * len(self.members))
+        pipe = None
+        try:
+            for pipe in self.members:
+                try:
+                    taken = pipe._send_shared(data, count)
+                except OSError as error:
+                    behind.append((pipe, 0, error))
+                    continue
+                if taken != size:
+                    behind.append((pipe, taken, None))
+        except BaseException:
+            # ^C, say. Those after this pipe have got nothing yet.
+            for other in dropwhile(lambda other: other is not pipe, [*self.members]):
+                if other is not pipe:
+                    behind.append((other, 0, None))
+            raise
+        finally:
+            self._scheduler.spend(count * len(self.members), size * len(self.members))
+            self._settle(frames, behind)
+
+    def _settle(self, frames: list[bytes], behind: list[tuple[WritePipe, int, OSError | None]]) -> None:
+        """Let pipes write alone of which the kernel has not taken all, or which are broken."""
         for pipe, taken, broken in behind:
             if pipe in self.members:
                 pipe._leave_fan_out()
@@ -208,7 +223,7 @@ class ToAllSender:
         self.wake()
 
     def rejoin(self, pipe: Pipe) -> None:
-        """Put a pipe that has nothing queued in step again. Called when a turn ends, after the fan-outs are empty."""
+        """Put a pipe that has nothing queued in step again, if a fan-out with nothing pending has room."""
         key = pipe._fan_out_key
         if key is None or pipe not in self._unshared or pipe in self._lines:
             return

@@ -198,6 +198,41 @@ def test_what_is_marked_while_a_turn_ends_does_not_end_the_next_turn_at_once() -
     assert ended == [0, 1, 2, 3, 100, 101, 102, 103]
 
 
+class Interrupting(FakeStream):
+    """Raises KeyboardInterrupt once, where a message that has this in it would be sent."""
+
+    def __init__(self, at: bytes) -> None:
+        super().__init__()
+        self._at: bytes | None = at
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        if self._at is not None and self._at in bytes(data):
+            self._at = None
+            raise KeyboardInterrupt
+        return super().send(data)
+
+
+@pytest.mark.parametrize("place", [1, 5, 7])
+def test_what_interrupts_a_fan_out_costs_its_other_pipes_nothing(place: int) -> None:
+    streams = [FakeStream() for _ in range(10)]
+    streams[place] = Interrupting(b"interrupted")
+    with in_step(streams, send_queue_size=1000) as (server, _, _):
+        settle(streams, FIRST)
+        # In the call, or in the hub, which raises it in the main greenlet: here.
+        with pytest.raises(KeyboardInterrupt):
+            server.send_all(b"interrupted")
+            for _ in range(20):
+                gevent.sleep(0.001)
+        for number in range(3):
+            assert server.send_all(b"%d" % number) == 10
+        server.flush(timeout=5)
+        sent = [FIRST, b"interrupted", b"0", b"1", b"2"]
+        assert all(contents(stream.sent)[-3:] == sent[-3:] for stream in streams)
+        # The call itself may have been interrupted, before the message was given to the other fan-outs.
+        reached = [streams[0]] if place == 1 else [stream for stream in streams if stream is not streams[place]]
+        assert all(contents(stream.sent) == sent for stream in reached)
+
+
 def test_a_socket_that_goes_out_of_use_between_two_portions_still_sends_them() -> None:
     streams = [FakeStream() for _ in range(6)]
     with in_step(streams) as (server, _, _):
