@@ -36,6 +36,7 @@ from . import hubwire
 from .hubhistory import HubHistory
 from .hublock import HubLock
 from .hubrelay import HubRelay
+from .once import Once
 
 __all__ = ["HubServer"]
 
@@ -80,6 +81,8 @@ class HubServer(Pub):
         self._last_client = monotonic()
         self._history = HubHistory(history)
         self._logs = bool(history)
+        #: Of each origin, the newest of what is kept.
+        self._newest = Once(b"")
         #: The clients that get positions.
         self._counting: set[Pipe] = set()
         self.hold_acknowledgements(self._send_kept_first)
@@ -202,6 +205,11 @@ class HubServer(Pub):
         targets = [*wanted]
         copies = 0
         if kind or self._is_logged(topic):
+            if not self._newest.is_new(*hubwire.stamp.unpack_from(stamped)):
+                # The network has held it back until its client had connected again, and published more.
+                self._drop(message, "late")
+                self._passed(sender, 1, 0)
+                return
             entry = self._keep(kind, topic, stamped)
             if entry is not None and self._counting:
                 counting = [pipe for pipe in targets if pipe in self._counting]

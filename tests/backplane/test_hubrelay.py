@@ -402,3 +402,25 @@ def test_internal_messages_are_answered_between_publications() -> None:
         wait_until(lambda: hub.numbers(1) == [1, 2])
         pongs = [content for flags, *_, content in fields(bytes(hub.streams[0].sent)) if flags & INTERNAL]
         assert pongs == [b"\2x"]
+
+
+def test_what_a_lost_connection_brings_late_replaces_and_follows_nothing_newer() -> None:
+    late, present, reader = FakeStream(), FakeStream(), FakeStream()
+    with clients(late, present, reader) as hub:
+        hub.subscribe(2, "k.a", "value")
+        present.feed(
+            frame(publication("k.a", 7), TO_ALL),
+            frame(RETAIN + publication("value", 8), CONTROL | TO_ALL),
+        )
+        wait_until(lambda: hub.server.taken == 2, LONG)
+        late.feed(
+            frame(publication("k.a", 5), TO_ALL),
+            frame(RETAIN + publication("value", 6), CONTROL | TO_ALL),
+        )
+        wait_until(lambda: hub.server.taken == 4 and hub.confirmed(0) == 2, LONG)
+        present.feed(frame(publication("k.a", 9), TO_ALL))
+        wait_until(lambda: hub.numbers(2) == [7, 9], LONG)
+        entries, _ = hub.server._history.fetch(">")
+        kept = [stamp.unpack_from(entry.content)[1] for entry in entries]
+        assert sorted(kept) == [7, 8, 9]
+        assert hub.server.counters.drops == {"late": 2}
