@@ -90,7 +90,10 @@ _lives: weakref.WeakKeyDictionary[Hub, weakref.ref[_Life]] = weakref.WeakKeyDict
 
 
 def watch_thread(hub: Hub) -> None:
-    """Let :func:`has_ended` know when the running thread, which has this hub, ends. Its number may be used again."""
+    """Remember that the running thread has this hub, for :func:`has_ended`.
+
+    The number of a thread does not tell: another thread may get it.
+    """
     life = getattr(_of_thread, "life", None)
     if life is None:
         life = _of_thread.life = _Life()

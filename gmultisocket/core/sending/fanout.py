@@ -120,7 +120,7 @@ class FanOut:
             self._write(frames, frames[0] if len(frames) == 1 else b"".join(frames))
 
     def _end_turn(self) -> None:
-        # First: whatever interrupts the flush, the next message marks this fan-out again.
+        # This comes first. If something interrupts the flush, the next message marks this fan-out again.
         self._sent_in_turn = False
         self.flush()
 
@@ -150,7 +150,7 @@ class FanOut:
             self._settle(frames, behind)
 
     def _settle(self, frames: list[bytes], behind: list[tuple[WritePipe, int, OSError | None]]) -> None:
-        """Let pipes write alone of which the kernel has not taken all, or which are broken."""
+        """Take pipes out of step: the kernel has not taken all of their bytes, or they are broken."""
         for pipe, taken, broken in behind:
             if pipe in self.members:
                 pipe._leave_fan_out()

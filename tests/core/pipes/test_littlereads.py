@@ -217,7 +217,7 @@ def test_the_last_bytes_of_a_packet_of_many_frames_are_decoded_by_the_reader() -
         assert server.recv(timeout=5) == b"behind"
 
 
-def test_a_handler_of_the_log_may_wait_when_a_hook_fails_in_the_hub(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_of_the_log_may_wait_when_a_hook_fails_in_the_hub() -> None:
     class Waits(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             gevent.sleep(0.001)

@@ -35,6 +35,43 @@ def in_step(streams: Sequence[FakeStream], **options: object) -> Iterator[tuple[
         sock.close(linger=0)
 
 
+def check_script(script: Sequence[tuple[str, int, int]], takes: Sequence[Sequence[int]]) -> None:
+    """Send as a script says, and check that each pipe gets what is for it, in order, and counts it.
+
+    Args:
+        script: steps: what is done, at which pipe, and how many bytes are sent.
+        takes: for each pipe, how many bytes its stream takes of one write after the other.
+    """
+    streams = [FakeStream(takes=[*each]) for each in takes]
+    expected = [[FIRST] for _ in streams]
+    with in_step(streams, send_queue_size=1000) as (server, pipes, _):
+        for number, (what, index, size) in enumerate(script):
+            content = b"%d " % number + bytes(size)
+            match what:
+                case "all":
+                    assert server.send_all(content, timeout=5) == len(streams)
+                    for each in expected:
+                        each.append(content)
+                case "dest":
+                    server.send_to(pipes[index].path, content, timeout=5)
+                    expected[index].append(content)
+                case "block":
+                    streams[index].block()
+                case "unblock":
+                    streams[index].unblock()
+                case "turn":
+                    gevent.sleep(0)
+                case "look":
+                    gevent.sleep(0.0001)
+        for stream in streams:
+            stream.unblock()
+        wait_until(lambda: not any(pipe.queued for pipe in pipes))
+        gevent.sleep(0)
+        assert [contents(stream.sent) for stream in streams] == expected
+        assert [pipe.messages_sent for pipe in pipes] == [len(each) for each in expected]
+        assert [pipe.bytes_sent for pipe in pipes] == [len(stream.sent) for stream in streams]
+
+
 # In step
 
 
@@ -125,32 +162,7 @@ def test_what_waits_for_the_end_of_the_turn_counts_as_queued_at_each_pipe() -> N
 def test_each_pipe_gets_what_is_for_all_and_what_is_for_it_alone_in_order(
     script: list[tuple[str, int, int]], takes: list[list[int]]
 ) -> None:
-    streams = [FakeStream(takes=each) for each in takes]
-    expected = [[FIRST] for _ in streams]
-    with in_step(streams, send_queue_size=1000) as (server, pipes, _):
-        for number, (what, index, size) in enumerate(script):
-            content = b"%d " % number + bytes(size)
-            match what:
-                case "all":
-                    assert server.send_all(content, timeout=5) == 3
-                    for each in expected:
-                        each.append(content)
-                case "dest":
-                    server.send_to(pipes[index].path, content, timeout=5)
-                    expected[index].append(content)
-                case "block":
-                    streams[index].block()
-                case "unblock":
-                    streams[index].unblock()
-                case "turn":
-                    gevent.sleep(0)
-        for stream in streams:
-            stream.unblock()
-        wait_until(lambda: not any(pipe.queued for pipe in pipes))
-        gevent.sleep(0)
-        assert [contents(stream.sent) for stream in streams] == expected
-        assert [pipe.messages_sent for pipe in pipes] == [len(each) for each in expected]
-        assert [pipe.bytes_sent for pipe in pipes] == [len(stream.sent) for stream in streams]
+    check_script(script, takes)
 
 
 def test_pipes_that_were_out_of_step_share_their_bytes_again() -> None:

@@ -17,7 +17,7 @@ from gmultisocket.core.pipes import scheduler
 from gmultisocket.core.sending import fanout
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.testing import FakeStream, wait_until
-from tests.core.sending.test_fanout import FIRST, in_step
+from tests.core.sending.test_fanout import FIRST, check_script, in_step
 from tests.core.streams import contents
 from tests.looks import Looks
 
@@ -106,33 +106,7 @@ _TAKES = st.lists(st.integers(0, 400), max_size=6)
 @given(script=st.lists(_STEPS, max_size=30), takes=st.lists(_TAKES, min_size=7, max_size=7))
 @settings(deadline=None, max_examples=60)
 def test_each_pipe_gets_everything_in_order(script: list[tuple[str, int, int]], takes: list[list[int]]) -> None:
-    streams = [FakeStream(takes=each) for each in takes]
-    expected = [[FIRST] for _ in streams]
-    with in_step(streams, send_queue_size=1000) as (server, pipes, _):
-        for number, (what, index, size) in enumerate(script):
-            content = b"%d " % number + bytes(size)
-            match what:
-                case "all":
-                    assert server.send_all(content, timeout=5) == 7
-                    for each in expected:
-                        each.append(content)
-                case "dest":
-                    server.send_to(pipes[index].path, content, timeout=5)
-                    expected[index].append(content)
-                case "block":
-                    streams[index].block()
-                case "unblock":
-                    streams[index].unblock()
-                case "turn":
-                    gevent.sleep(0)
-                case "look":
-                    gevent.sleep(0.0001)
-        for stream in streams:
-            stream.unblock()
-        wait_until(lambda: not any(pipe.queued for pipe in pipes))
-        gevent.sleep(0)
-        assert [contents(stream.sent) for stream in streams] == expected
-        assert [pipe.messages_sent for pipe in pipes] == [len(each) for each in expected]
+    check_script(script, takes)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc", "ws"])
