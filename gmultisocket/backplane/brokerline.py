@@ -17,7 +17,7 @@ from gevent import Greenlet, GreenletExit, get_hub, getcurrent
 from gevent import socket as gsocket
 
 from ..address import Address
-from ..errors import BadMessage, ConnectionFailed, HandshakeFailed, MultiSocketError
+from ..errors import BadMessage, Closed, ConnectionFailed, HandshakeFailed, MultiSocketError
 from ..log import ThrottledLog, get_logger
 from ..loop.ending import LOG_INTERVAL, Ended, survive
 from ..loop.periodic import Periodic
@@ -221,10 +221,17 @@ class Line:
     # The end
 
     def close(self, reason: MultiSocketError) -> None:
-        """Close the connection. What the kernel has not taken is lost. Never blocks; may be repeated."""
+        """Close the connection. What the kernel has not taken is lost. Never blocks; may be repeated.
+
+        Args:
+            reason: if it is not Closed, the line is lost, and so is what the server has not acknowledged. Otherwise it
+                might keep an old value that comes after a newer one of the next line.
+        """
         if self.closed:
             return
         self.closed = True
+        if not isinstance(reason, Closed):
+            self._connection.discard_unsent()
         self._connection.close()
         self._keepalive.stop()
         for greenlet in (self._reader, self._writer):

@@ -202,6 +202,12 @@ class StreamConnection(Connection):
     def shutdown_write(self) -> None:  # noqa: B027, not all streams can
         """End this side's direction of the stream, if the stream can do that."""
 
+    def discard_unsent(self) -> None:  # noqa: B027, not all streams can
+        """Let :meth:`close` throw away what the peer has not acknowledged, if the stream can do that.
+
+        Otherwise the kernel sends it again for minutes, and it may arrive after what a newer connection has brought.
+        """
+
     def unacknowledged(self) -> int:
         """Return the number of written bytes that the peer has not acknowledged, if the kernel knows it; else 0."""
         return 0

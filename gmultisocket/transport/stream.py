@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,8 @@ def has_hung_up(sock: Any, may_half_close: bool) -> bool:
     return bool(poll.poll(0))
 
 
+#: The value of SO_LINGER with which closing resets a connection by TCP.
+_RESET = struct.pack("ii", 1, 0)
 #: After a read of so many bytes more are probably there: reading again at once is faster than waiting first.
 _BULK = 16384
 
@@ -162,6 +165,13 @@ class SocketConnection(StreamConnection):
             self._sock.shutdown(gsocket.SHUT_WR)
         except OSError:
             # The peer has closed the connection first.
+            pass
+
+    def discard_unsent(self) -> None:
+        try:
+            self._sock.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, _RESET)
+        except OSError:
+            # It is closed, or broken.
             pass
 
     def hung_up(self, may_half_close: bool = True) -> bool:

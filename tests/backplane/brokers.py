@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from gevent import socket as gsocket
@@ -225,10 +225,15 @@ def answering(answer: Callable[[gsocket.socket], object]) -> Iterator[int]:
     peers: list[gsocket.socket] = []
     greenlets = Group()
 
+    def serve(peer: gsocket.socket) -> None:
+        # A client resets a connection that it has given up.
+        with suppress(ConnectionResetError):
+            answer(peer)
+
     def accept() -> None:
         while True:
             peers.append(listener.accept()[0])
-            greenlets.spawn(answer, peers[-1])
+            greenlets.spawn(serve, peers[-1])
 
     with gsocket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

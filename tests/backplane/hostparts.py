@@ -191,6 +191,65 @@ def plane_part(url: str) -> None:
         wait_line()
 
 
+def publisher(url: str) -> None:
+    """Set present values and nothing else, before, during and after a cut, and wait until the old connection has gone.
+
+    So the server has nothing to send by the old connection that would end it.
+    """
+    with Backplane(url, {"plane.hold": 0.01}, history=HISTORY) as mine:
+        mine.connect(PATIENCE)
+        numbers = iter(range(1_000_000))
+        events: list[str] = []
+        mine.on_event(lambda event: events.append(event.kind))
+
+        def publish() -> int:
+            number = next(numbers)
+            mine.publish("h.value", b"%d" % number, retain=True)
+            return number
+
+        publish()
+        mine.flush(PATIENCE)
+        step("flowing")
+        wait_line()
+        # The kernel takes these, and they do not arrive.
+        for _ in range(100):
+            publish()
+        wait_until(lambda: "down" in events, PATIENCE)
+        # The next attempt of the old connection, if there is one, then comes later than a new connection.
+        attempts = leaving_connections()
+        wait_until(lambda: not attempts or leaving_connections() != attempts, PATIENCE)
+        step("down")
+        wait_line()
+        mine.connect(PATIENCE)
+        last = publish()
+        mine.flush(PATIENCE)
+        # What the kernel still has for the old connection, it sends again in some seconds.
+        wait_until(lambda: not leaving_connections(), PATIENCE, "the kernel has sent or thrown away the rest")
+        step(last)
+        wait_line()
+
+
+def leaving_connections() -> list[str]:
+    """Return, for each closed connection of this host that the kernel still has bytes for, how often it sent them."""
+    with open("/proc/net/tcp") as table:
+        rows = [line.split() for line in table][1:]
+    return [attempts for _, _, _, state, _, _, attempts, *_ in rows if state in _LEAVING]
+
+
+#: FIN-WAIT-1, CLOSING and LAST-ACK in the kernel's table of connections.
+_LEAVING = ("04", "0B", "09")
+
+
+def newcomer(url: str) -> None:
+    """Print the present value of the publisher's topic."""
+    with Backplane(url, history=HISTORY) as mine, Sub() as sub:
+        mine.connect(PATIENCE)
+        sub.dial(mine.pub().listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("h.value", PATIENCE)
+        step(int(sub.recv(PATIENCE)[1]))
+        wait_line()
+
+
 def url_is_far() -> bool:
     """Whether this is the second host."""
     with gsocket.socket() as probe:
@@ -201,7 +260,9 @@ def url_is_far() -> bool:
         return True
 
 
-PARTS: dict[str, Callable[..., None]] = {"browsers": browsers, "plane": plane_part}
+PARTS: dict[str, Callable[..., None]] = {
+    "browsers": browsers, "plane": plane_part, "publisher": publisher, "newcomer": newcomer,
+}  # fmt: skip
 
 if __name__ == "__main__":
     PARTS[sys.argv[1]](*sys.argv[2:])

@@ -139,7 +139,26 @@ def cut(hosts: Hosts, server: BrokerServer) -> Any:
     return [plane.read() for plane in planes]
 
 
-SCENARIOS = {"fan_out": fan_out, "cut": cut}
+def late(hosts: Hosts, server: BrokerServer) -> Any:
+    """A plane on the second host is cut off, and comes back while its kernel still has bytes of the lost connection.
+
+    Returns:
+        The last value that it has published, and the one that a newcomer gets.
+    """
+    publisher = hosts.part(True, "publisher", server.url)
+    publisher.read()
+    rules = [f"INPUT -s {SECOND}", f"OUTPUT -d {SECOND}"]
+    for rule in rules:
+        do(f"iptables -A {rule} -j DROP")
+    publisher.go()
+    publisher.read()  # it has noticed
+    for rule in rules:
+        do(f"iptables -D {rule} -j DROP")
+    publisher.go()
+    return [publisher.read(), hosts.part(False, "newcomer", server.url).read()]
+
+
+SCENARIOS = {"fan_out": fan_out, "cut": cut, "late": late}
 
 
 def main() -> None:

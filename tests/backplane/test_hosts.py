@@ -65,3 +65,9 @@ def test_a_host_that_is_cut_off_loses_nothing_that_is_not_counted(engine: str, t
         for publisher in (near, far):
             missed = set(publisher["sent"]["h"][:-1]) - set(plane["got"]["h"][publisher["name"]])
             assert missed <= set(publisher["lost"])
+
+
+@engines
+def test_what_a_lost_connection_still_holds_does_not_come_after_newer_publications(engine: str, tmp_path: Path) -> None:
+    last, present = run("late", engine, tmp_path)
+    assert present == last

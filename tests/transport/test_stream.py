@@ -107,20 +107,48 @@ def test_the_end_of_the_stream_is_seen_after_a_read_that_filled_its_size(pair: t
     assert connection.recv(4) == b""
 
 
-def test_a_reset_is_raised_once_what_came_before_is_read() -> None:
+@pytest.fixture
+def tcp_pair() -> Iterator[tuple[Connection, Any]]:
+    """The same over TCP."""
     listener = gsocket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     other = gsocket.create_connection(listener.getsockname())
     connection = Connection(listener.accept()[0])
     listener.close()
-    try:
-        other.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-        other.close()
-        with pytest.raises(ConnectionResetError):
-            connection.recv(10)
-    finally:
-        connection.close()
+    yield connection, other
+    connection.close()
+    other.close()
+
+
+def test_a_reset_is_raised_once_what_came_before_is_read(tcp_pair: tuple[Connection, Any]) -> None:
+    connection, other = tcp_pair
+    other.setsockopt(gsocket.SOL_SOCKET, gsocket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    other.close()
+    with pytest.raises(ConnectionResetError):
+        connection.recv(10)
+
+
+def test_what_is_discarded_never_arrives(tcp_pair: tuple[Connection, Any]) -> None:
+    connection, other = tcp_pair
+    # More than the peer's kernel takes.
+    sent = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            sent += connection.send(bytes(1 << 16))
+    connection.discard_unsent()
+    connection.close()
+    received = 0
+    with pytest.raises(ConnectionResetError):
+        while data := other.recv(1 << 16):
+            received += len(data)
+    assert received < sent
+
+
+def test_discarding_for_a_closed_connection_is_harmless(pair: tuple[Connection, Any]) -> None:
+    connection, _ = pair
+    connection.close()
+    connection.discard_unsent()
 
 
 def test_a_closed_connection_is_not_read(pair: tuple[Connection, Any]) -> None:
