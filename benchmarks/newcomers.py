@@ -18,6 +18,7 @@ from pathlib import Path
 import gevent
 
 from gmultisocket import Socket, Switch
+from gmultisocket.cli.collecting import collect_rarely
 from gmultisocket.protocol import Pub, Sub
 
 from .harness import Amount, Peer, Plan, started
@@ -49,7 +50,11 @@ class Stalls:
 
 
 def be_switch(back: str, front: str) -> None:
-    """Pass on between two addresses (worker)."""
+    """Pass on between two addresses, as ``gmultisocket switch`` does (worker)."""
+    collect_rarely()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 100)
     with Socket() as pubs, Socket() as subs, Switch(pubs, subs):
         say(back=pubs.listen(back).address, front=subs.listen(front).address)
         _tell_stalls()

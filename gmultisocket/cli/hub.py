@@ -14,6 +14,7 @@ from gevent.socket import wait_read
 from ..backplane.hubserver import HubServer
 from ..core.connecting.listener import Listener
 from .arguments import Parser, add_socket_options, seconds
+from .collecting import collect_rarely
 from .connecting import socket_options
 from .notes import note, report
 
@@ -49,6 +50,7 @@ class _Reporting(HubServer):
 
 def _hub(arguments: Namespace) -> int:
     """Serve until a signal, or until there is no reason any more."""
+    collect_rarely()
     until: Greenlet[..., Any] | None = gevent.spawn(_read_to_end) if arguments.until_eof else None
     with _Reporting(socket_options(arguments), history=arguments.history) as server:
         try:

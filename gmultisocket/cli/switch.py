@@ -8,6 +8,7 @@ from gevent import GreenletExit
 
 from .. import Address, Socket, Switch
 from .arguments import Parser, add_socket_options, count
+from .collecting import collect_rarely
 from .connecting import make
 from .notes import note
 
@@ -47,6 +48,7 @@ def _ttl(text: str) -> int:
 
 def _switch(arguments: argparse.Namespace) -> int:
     """Forward until a signal, and report how many messages were forwarded and dropped."""
+    collect_rarely()
     with make(Socket, arguments) as back, make(Socket, arguments) as front:
         _connect(back, "back", arguments.back)
         _connect(front, "front", arguments.front)

@@ -145,7 +145,7 @@ class connector:
         """``connector.listener.*``"""
 
         backlog = define(
-            "connector.listener.backlog", int, 1024, minimum=1, maximum=65535,
+            "connector.listener.backlog", int, 4096, minimum=1, maximum=65535,
             doc="Maximum number of connections that wait in the kernel to be accepted.",
         )
         max_handshaking = define(

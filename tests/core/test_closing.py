@@ -18,9 +18,10 @@ from gevent import socket as gsocket
 
 from gmultisocket import Message, Negotiation, Socket, Switch
 from gmultisocket.errors import Closed, ConnectionFailed, MultiSocketError, Timeout
+from gmultisocket.protocol import Pub, Sub
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import Decoder
-from tests.addresses import plain_connection, plain_listener
+from tests.addresses import TRANSPORTS, plain_connection, plain_listener
 from tests.oracle import descriptors
 
 RESET = b"\1\0\0\0\0\0\0\0"  # SO_LINGER of 0: closing resets the connection
@@ -45,6 +46,28 @@ def stuck_sender(sock: Socket) -> int:
             sock.send(b"%d " % sent + bytes(70_000), timeout=0.01)
             sent += 1
     return sent
+
+
+# The two ends of an inproc pipe count for each other, and so keep each other until the collector comes.
+@pytest.mark.parametrize("transport", [each for each in TRANSPORTS if each != "inproc"], indirect=True)
+def test_closed_pipes_leave_nothing_for_the_garbage_collector(address: str) -> None:
+    """A server may let it run rarely: it looks at all living objects, and holds up all peers meanwhile."""
+    with ExitStack() as stack, Pub() as pub:
+        address = pub.listen(address).address
+        subs = [stack.enter_context(Sub()) for _ in range(50)]
+        for sub in subs:
+            sub.dial(address)
+            sub.subscribe("news", 20)
+        assert pub.publish("news", b"") == len(subs)
+        gc.collect()
+        gc.disable()
+        try:
+            for sub in subs:
+                sub.close()
+            wait_until(lambda: not pub.pipes)
+            assert gc.collect() < len(subs)
+        finally:
+            gc.enable()
 
 
 def test_closing_twice_is_harmless(address: str) -> None:
