@@ -2,7 +2,7 @@
 
 const encoder = new TextEncoder(), decoder = new TextDecoder("utf-8", {fatal: true}), lenient = new TextDecoder();
 const TO_DESTINATION = 2, INTERNAL = 4, CONTROL = 32;
-const PATTERN = /^(?!$)((\*|[^.*>]+)(\.(?!$)|$))*>?$/;
+const PATTERN = /^((\*|[^.*>]+)\.)*([*>]|[^.*>]+)$/;
 
 const bytes = content =>
   content?.byteLength >= 0 // A buffer, or a view of one.
@@ -75,10 +75,10 @@ const drop = client => { client.dropped++; return false; };
 
 const failUnsupported = ({why, waiting}) => why && waiting.forEach(one => one.fail("unsupported", why));
 
-/** Give an object the functions resolve and fail. Return the promise that they settle, when they have called another one. */
+/** Give an object the functions resolve and fail. Return the promise that they settle; they may call another one first. */
 const makePromise = (one, settled) => new Promise((resolve, reject) => {
-  one.resolve = value => { settled(); resolve(value); };
-  one.fail = (kind, why) => { settled(); reject(new RequestError(kind, why)); };
+  one.resolve = value => { settled?.(); resolve(value); };
+  one.fail = (kind, why) => { settled?.(); reject(new RequestError(kind, why)); };
 });
 
 /** A subscription or a channel, and its inner side. Without a handler it keeps the last 1024 messages for an iterator. */
@@ -96,7 +96,7 @@ const makeFeed = (port, handler, lost, leave, send) => {
   };
   const feed = inner.feed = {
     send,
-    ready: makePromise(inner, () => {}),
+    ready: makePromise(inner),
     close() {
       if (!waiting.delete(inner)) return;
       inner.fail("aborted");
@@ -127,24 +127,21 @@ const makeTopics = (port, client) => {
   const tell = (kind, {pattern}, path) => port.send?.(joined([kind], bytes(pattern)), CONTROL, path);
   const forget = interest => {
     tell(0, interest);
-    asks.delete(interest.id);
     interest.epochs.clear();
+    asks.delete(interest.id);
   };
   const ask = (interest, path) => {
     // Retained values come without being asked for.
     if (interest.recover || !interest.retained) {
       // One publisher that asks who is there joins those that were asked before.
-      if (!path) {
-        asks.delete(interest.id);
-        asks.set(interest.id = newId(), interest);
-      }
+      if (!path) asks.set(interest.id = newId(), interest);
       const positions = [...interest.epochs].slice(-16).map(([epoch, {offset}]) => [epoch, offset]);
       port.send(encodeAsk(interest, positions), CONTROL, path);
     }
     tell(1, interest, path);
   };
   /** Return the patterns that match a topic. */
-  const match = topic => [...wild].filter(({topics}) => topics.test(topic)).concat(patterns.get(topic) ?? []);
+  const match = topic => [...wild, patterns.get(topic)].filter(each => each?.topics.test(topic));
   const give = ({feeds}, topic, body) => feeds.forEach(each => each.take(new Message(body, topic)));
 
   // Positions
@@ -156,13 +153,13 @@ const makeTopics = (port, client) => {
       if (all || !ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
     }
   };
-  const advance = (history, offset = 0) => { history.offset = Math.max(history.offset, offset); };
+  const advance = (history, offset) => { if (offset > history.offset) history.offset = offset; };
   const takeReplay = ({id, epoch, offset, flags}, path) => {
     const interest = asks.get(id);
     if (!interest) return;
     // Of a history that a pattern has met. Nothing is missing up to offset. What was missing up to base was told, and told
     // says that this goes for the replay that has not ended. last: the last offset of each topic.
-    const known = interest.epochs.get(epoch), history = known ?? {told: true, base: 0, offset: 0, last: new Map()};
+    const known = interest.epochs.get(epoch), history = known ?? {last: new Map(), offset: 0, told: true};
     if (!known) {
       // A publisher has one history, and without a switch there is one publisher.
       expire(interest, !path.length);
@@ -238,6 +235,7 @@ const makeTopics = (port, client) => {
         history.ask = history.live = 0;
       }));
       heard.clear();
+      asks.clear();
     },
     take(flags, content, path) {
       if (flags & ~CONTROL) return;
@@ -263,9 +261,8 @@ const makeTopics = (port, client) => {
 const makeRequests = (port, client) => {
   const {waiting} = port;
   const pump = () => {
-    let most = 32;
-    for (const one of waiting.values()) {
-      if (!port.send || !most--) return;
+    if (!port.send) return;
+    for (const one of [...waiting.values()].slice(0, 32)) {
       one.sent ||= port.send(one.request);
       if (!one.sent) one.fail("offline");
     }
@@ -304,7 +301,7 @@ const makeRequests = (port, client) => {
 const makePlain = (port, client) => ({
   join(handler) {
     const lost = () => drop(client);
-    const inner = makeFeed(port, handler, lost, () => {}, content => port.send ? port.send(bytes(content)) : lost());
+    const inner = makeFeed(port, handler, lost, () => {}, content => port.send?.(bytes(content)) ?? lost());
     if (port.send) inner.resolve();
     return inner.feed;
   },
