@@ -83,15 +83,14 @@ const makePromise = (one, settled) => new Promise((resolve, reject) => {
 
 /** A subscription or a channel, and its inner side. Without a handler it keeps the last 1024 messages for an iterator. */
 const makeFeed = (port, handler, lost, leave, send) => {
-  const queue = [], {waiting} = port;
-  let wake = () => {};
-  const take = handler ?? (message => {
-    if (queue.push(message) > 1024) lost(queue.shift());
-    wake();
-  });
+  const queue = [], loops = [], {waiting} = port;
+  const keep = message => { if (queue.push(message) > 1024) lost(queue.shift()); };
   const inner = {
     take(message) {
-      try { take(message); } catch (error) { (globalThis.reportError ?? console.error)(error); }
+      // It goes to the loop that has waited longest, and not by the queue: another loop could be faster there.
+      try {
+        (handler ?? loops.shift() ?? keep)(message);
+      } catch (error) { (globalThis.reportError ?? console.error)(error); }
     },
   };
   const feed = inner.feed = {
@@ -101,13 +100,13 @@ const makeFeed = (port, handler, lost, leave, send) => {
       if (!waiting.delete(inner)) return;
       inner.fail("aborted");
       leave(inner);
-      wake();
+      loops.forEach(end => end());
     },
     async* [Symbol.asyncIterator]() {
       try {
         while (queue.length || waiting.has(inner)) {
-          if (queue.length) yield queue.shift();
-          else await new Promise(resolve => { wake = resolve; });
+          const message = queue.shift() ?? await new Promise(resolve => loops.push(resolve));
+          if (message) yield message;
         }
       } finally { feed.close(); }
     },
