@@ -1,7 +1,7 @@
 // Topics, requests and messages over one WebSocket to a gmultisocket server. The API is described in gmultisocket.d.ts.
 
 const encoder = new TextEncoder(), decoder = new TextDecoder("utf-8", {fatal: true}), lenient = new TextDecoder();
-const TO_DESTINATION = 2, INTERNAL = 4, CONTROL = 32;
+const TO_ALL = 1, TO_DESTINATION = 2, INTERNAL = 4, CONTROL = 32;
 const PATTERN = /^((\*|[^.*>]+)\.)*([*>]|[^.*>]+)$/;
 
 const bytes = content =>
@@ -123,7 +123,7 @@ const makeTopics = (port, client) => {
   const heard = new Map(); // By epoch: the last offset that came live by this connection.
   let timer;
 
-  const tell = (kind, {pattern}, path) => port.send?.(joined([kind], bytes(pattern)), CONTROL, path);
+  const tell = (kind, {pattern}, path) => port.send?.(joined([kind], bytes(pattern)), true, path);
   const forget = interest => {
     tell(0, interest);
     interest.epochs.clear();
@@ -135,7 +135,7 @@ const makeTopics = (port, client) => {
       // One publisher that asks who is there joins those that were asked before.
       if (!path) asks.set(interest.id = newId(), interest);
       const positions = [...interest.epochs].slice(-16).map(([epoch, {offset}]) => [epoch, offset]);
-      port.send(encodeAsk(interest, positions), CONTROL, path);
+      port.send(encodeAsk(interest, positions), true, path);
     }
     tell(1, interest, path);
   };
@@ -424,10 +424,10 @@ const makeConnection = (client, url, options) => {
   const tell = value => socket.send(joined([0], bytes(value)));
 
   /** Send a frame. Return whether not too much waits to leave already. */
-  const send = (channel, content, flags = 0, path = []) => {
+  const send = (channel, content, isControl, path = []) => {
     if (socket.readyState !== 1 || socket.bufferedAmount > options.buffer) return drop(client);
-    // 16: the ttl.
-    const head = [path.length ? flags | TO_DESTINATION : flags, 16, 0, path.length / 4];
+    const flags = isControl ? CONTROL | (path.length ? TO_DESTINATION : TO_ALL) : 0;
+    const head = [flags, 16, 0, path.length / 4]; // 16: the ttl.
     socket.send(joined(channel ? [channel] : [], head, number(4, content.length), path, content));
     return true;
   };

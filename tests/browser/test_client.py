@@ -600,6 +600,24 @@ def test_a_publisher_behind_a_switch_that_starts_later_learns_who_is_there(js: N
         js.evaluate("await kept.until(() => kept.seen.length)")
 
 
+def test_every_publisher_behind_a_switch_learns_of_a_subscription_and_of_its_end(js: Node) -> None:
+    with Socket() as back, Socket() as front, Pub() as one, Pub() as other, Switch(back, front) as switch:
+        switch.start()
+        inner = back.listen("tcp://127.0.0.1:0").address
+        for pub in (one, other):
+            pub.dial(inner)
+        back.wait_pipes(2, 20)
+        address = front.listen("ws://127.0.0.1:0/").address
+        js.evaluate(f'kept.make("{address}")')
+        for _ in range(2):
+            js.evaluate('kept.one = kept.client.subscribe("a", m => kept.seen.push(m.text()))')
+            for pub in (one, other):
+                pub.wait_subscribers("a", timeout=20)
+                pub.publish("a", b"")
+            js.evaluate("await kept.until(() => kept.seen.length === 2); kept.one.close(); kept.seen = []")
+            wait_until(lambda: not one.subscriptions and not other.subscriptions, 20)
+
+
 def test_random_frames_break_nothing(js: Node) -> None:
     import random
 
