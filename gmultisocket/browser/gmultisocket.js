@@ -146,33 +146,33 @@ const makeTopics = (port, client) => {
   // Positions
 
   const gap = ({pattern}, topic, reason) => emit(client, "gap", {pattern, topic, reason});
-  /** The histories that no publisher has claimed in this connection have gone, or all. */
-  const expire = (interest, all) => {
-    for (const [epoch, {ask}] of interest.epochs) {
-      if (all || !ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
+  /** Tell that histories have gone: the one that a source had until now, and, if unclaimed says so, those without one. */
+  const expire = (interest, unclaimed, source) => interest.epochs.forEach(({sources}, epoch, epochs) => {
+    if (sources.delete(source) || unclaimed && !sources.size) {
+      if (!sources.size) epochs.delete(epoch);
+      gap(interest, null, "gone");
     }
-  };
+  });
   const advance = (history, offset) => { if (offset > history.offset) history.offset = offset; };
-  const takeReplay = ({id, epoch, offset, flags}, path) => {
+  const takeReplay = ({id, epoch, offset, flags}, source) => {
     const interest = asks.get(id);
     if (!interest) return;
     // Of a history that a pattern has met. Nothing is missing up to offset. What was missing up to base was told, and told
-    // says that this goes for the replay that has not ended. last: the last offset of each topic.
-    const known = interest.epochs.get(epoch), history = known ?? {last: new Map(), offset: 0, told: true};
-    if (!known) {
-      // A publisher has one history, and without a switch there is one publisher.
-      expire(interest, !path.length);
-      interest.epochs.set(epoch, history);
-    }
-    if (history.ask !== id) {
-      history.ask = id;
-      history.live = false;
+    // says that this goes for the replay that has not ended. last: the last offset of each topic. sources: the paths of
+    // the publishers that have it, in this connection.
+    const known = interest.epochs.get(epoch);
+    const history = known ?? {sources: new Set(), last: new Map(), offset: 0, told: true};
+    // A publisher has one history. What nobody has claimed may be what it had before it was started again.
+    if (!history.sources.has(source)) expire(interest, !known, source);
+    interest.epochs.set(epoch, history);
+    if (!history.sources.size) {
       if (flags & 2 || known && flags & 4 && offset > history.offset) {
         history.told = true;
         gap(interest, null, "history");
       }
       if (history.told) history.base = offset;
     }
+    history.sources.add(source);
     if (flags & 8) {
       history.live = true;
       history.told = false;
@@ -184,7 +184,7 @@ const makeTopics = (port, client) => {
     for (const interest of id ? [asks.get(id)] : match(topic)) {
       const history = interest?.epochs.get(epoch);
       // Before the end of its replay, what is live for a pattern is a part of that.
-      if (id ? history?.ask !== id : !history?.live) continue;
+      if (id ? !history?.sources.size : !history?.live) continue;
       if (id) advance(history, offset);
       const {base, last} = history, told = history.told && offset <= base;
       const before = Math.max(last.get(topic) ?? 0, told ? 0 : base);
@@ -225,13 +225,14 @@ const makeTopics = (port, client) => {
     },
     opened() {
       patterns.forEach(each => ask(each));
-      timer = setTimeout(() => patterns.forEach(each => expire(each)), 5000);
+      timer = setTimeout(() => patterns.forEach(each => expire(each, true)), 5000);
     },
     lost() {
       clearTimeout(timer);
       patterns.forEach(({epochs}) => epochs.forEach((history, epoch) => {
         if (history.live) advance(history, heard.get(epoch));
-        history.ask = history.live = 0;
+        history.live = false;
+        history.sources.clear();
       }));
       heard.clear();
       asks.clear();
@@ -250,7 +251,7 @@ const makeTopics = (port, client) => {
         // A publisher behind a switch asks who is there. The first id stands for this connection, whatever it is.
         const {send} = port, back = joined([0, 0, 0, 1], path);
         setTimeout(() => send === port.send && patterns.forEach(each => ask(each, back)), 2000 * Math.random());
-      } else if (kind === 6) takeReplay(message, path);
+      } else if (kind === 6) takeReplay(message, path.join());
       else if (kind === 7) takePositioned(message);
     },
   };
