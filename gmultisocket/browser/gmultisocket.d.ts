@@ -30,7 +30,8 @@ export class RequestError extends Error {
 
 /**
  * A subscription. Without a handler it is iterated over, and keeps the last 1024 messages for that:
- * `for await (const message of client.subscribe("orders.>"))`.
+ * `for await (const message of client.subscribe("orders.>"))`. Several loops over it share the messages: each one goes to
+ * the loop that has waited longest. A loop that is left ends it, for the other loops too.
  */
 export interface Subscription extends AsyncIterable<Message> {
   /**

@@ -1,8 +1,8 @@
 // Topics, requests and messages over one WebSocket to a gmultisocket server. The API is described in gmultisocket.d.ts.
 
 const encoder = new TextEncoder(), decoder = new TextDecoder("utf-8", {fatal: true}), lenient = new TextDecoder();
-const TO_DESTINATION = 2, INTERNAL = 4, CONTROL = 32;
-const PATTERN = /^(?!$)((\*|[^.*>]+)(\.(?!$)|$))*>?$/;
+const TO_ALL = 1, TO_DESTINATION = 2, INTERNAL = 4, CONTROL = 32;
+const PATTERN = /^((\*|[^.*>]+)\.)*([*>]|[^.*>]+)$/;
 
 const bytes = content =>
   content?.byteLength >= 0 // A buffer, or a view of one.
@@ -75,39 +75,38 @@ const drop = client => { client.dropped++; return false; };
 
 const failUnsupported = ({why, waiting}) => why && waiting.forEach(one => one.fail("unsupported", why));
 
-/** Give an object the functions resolve and fail. Return the promise that they settle, when they have called another one. */
+/** Give an object the functions resolve and fail. Return the promise that they settle; they may call another one first. */
 const makePromise = (one, settled) => new Promise((resolve, reject) => {
-  one.resolve = value => { settled(); resolve(value); };
-  one.fail = (kind, why) => { settled(); reject(new RequestError(kind, why)); };
+  one.resolve = value => { settled?.(); resolve(value); };
+  one.fail = (kind, why) => { settled?.(); reject(new RequestError(kind, why)); };
 });
 
 /** A subscription or a channel, and its inner side. Without a handler it keeps the last 1024 messages for an iterator. */
 const makeFeed = (port, handler, lost, leave, send) => {
-  const queue = [], {waiting} = port;
-  let wake = () => {};
-  const take = handler ?? (message => {
-    if (queue.push(message) > 1024) lost(queue.shift());
-    wake();
-  });
+  const queue = [], loops = [], {waiting} = port;
+  const keep = message => { if (queue.push(message) > 1024) lost(queue.shift()); };
   const inner = {
     take(message) {
-      try { take(message); } catch (error) { (globalThis.reportError ?? console.error)(error); }
+      // It goes to the loop that has waited longest, and not by the queue: another loop could be faster there.
+      try {
+        (handler ?? loops.shift() ?? keep)(message);
+      } catch (error) { (globalThis.reportError ?? console.error)(error); }
     },
   };
   const feed = inner.feed = {
     send,
-    ready: makePromise(inner, () => {}),
+    ready: makePromise(inner),
     close() {
       if (!waiting.delete(inner)) return;
       inner.fail("aborted");
       leave(inner);
-      wake();
+      loops.forEach(end => end());
     },
     async* [Symbol.asyncIterator]() {
       try {
         while (queue.length || waiting.has(inner)) {
-          if (queue.length) yield queue.shift();
-          else await new Promise(resolve => { wake = resolve; });
+          const message = queue.shift() ?? await new Promise(resolve => loops.push(resolve));
+          if (message) yield message;
         }
       } finally { feed.close(); }
     },
@@ -124,59 +123,56 @@ const makeTopics = (port, client) => {
   const heard = new Map(); // By epoch: the last offset that came live by this connection.
   let timer;
 
-  const tell = (kind, {pattern}, path) => port.send?.(joined([kind], bytes(pattern)), CONTROL, path);
+  const tell = (kind, {pattern}, path) => port.send?.(joined([kind], bytes(pattern)), true, path);
   const forget = interest => {
     tell(0, interest);
-    asks.delete(interest.id);
     interest.epochs.clear();
+    asks.delete(interest.id);
   };
   const ask = (interest, path) => {
     // Retained values come without being asked for.
     if (interest.recover || !interest.retained) {
       // One publisher that asks who is there joins those that were asked before.
-      if (!path) {
-        asks.delete(interest.id);
-        asks.set(interest.id = newId(), interest);
-      }
+      if (!path) asks.set(interest.id = newId(), interest);
       const positions = [...interest.epochs].slice(-16).map(([epoch, {offset}]) => [epoch, offset]);
-      port.send(encodeAsk(interest, positions), CONTROL, path);
+      port.send(encodeAsk(interest, positions), true, path);
     }
     tell(1, interest, path);
   };
   /** Return the patterns that match a topic. */
-  const match = topic => [...wild].filter(({topics}) => topics.test(topic)).concat(patterns.get(topic) ?? []);
+  const match = topic => [...wild, patterns.get(topic)].filter(each => each?.topics.test(topic));
   const give = ({feeds}, topic, body) => feeds.forEach(each => each.take(new Message(body, topic)));
 
   // Positions
 
   const gap = ({pattern}, topic, reason) => emit(client, "gap", {pattern, topic, reason});
-  /** The histories that no publisher has claimed in this connection have gone, or all. */
-  const expire = (interest, all) => {
-    for (const [epoch, {ask}] of interest.epochs) {
-      if (all || !ask) { interest.epochs.delete(epoch); gap(interest, null, "gone"); }
+  /** Tell that histories have gone: the one that a source had until now, and, if unclaimed says so, those without one. */
+  const expire = (interest, unclaimed, source) => interest.epochs.forEach(({sources}, epoch, epochs) => {
+    if (sources.delete(source) || unclaimed && !sources.size) {
+      if (!sources.size) epochs.delete(epoch);
+      gap(interest, null, "gone");
     }
-  };
-  const advance = (history, offset = 0) => { history.offset = Math.max(history.offset, offset); };
-  const takeReplay = ({id, epoch, offset, flags}, path) => {
+  });
+  const advance = (history, offset) => { if (offset > history.offset) history.offset = offset; };
+  const takeReplay = ({id, epoch, offset, flags}, source) => {
     const interest = asks.get(id);
     if (!interest) return;
     // Of a history that a pattern has met. Nothing is missing up to offset. What was missing up to base was told, and told
-    // says that this goes for the replay that has not ended. last: the last offset of each topic.
-    const known = interest.epochs.get(epoch), history = known ?? {told: true, base: 0, offset: 0, last: new Map()};
-    if (!known) {
-      // A publisher has one history, and without a switch there is one publisher.
-      expire(interest, !path.length);
-      interest.epochs.set(epoch, history);
-    }
-    if (history.ask !== id) {
-      history.ask = id;
-      history.live = false;
+    // says that this goes for the replay that has not ended. last: the last offset of each topic. sources: the paths of
+    // the publishers that have it, in this connection.
+    const known = interest.epochs.get(epoch);
+    const history = known ?? {sources: new Set(), last: new Map(), offset: 0, told: true};
+    // A publisher has one history. What nobody has claimed may be what it had before it was started again.
+    if (!history.sources.has(source)) expire(interest, !known, source);
+    interest.epochs.set(epoch, history);
+    if (!history.sources.size) {
       if (flags & 2 || known && flags & 4 && offset > history.offset) {
         history.told = true;
         gap(interest, null, "history");
       }
       if (history.told) history.base = offset;
     }
+    history.sources.add(source);
     if (flags & 8) {
       history.live = true;
       history.told = false;
@@ -188,7 +184,7 @@ const makeTopics = (port, client) => {
     for (const interest of id ? [asks.get(id)] : match(topic)) {
       const history = interest?.epochs.get(epoch);
       // Before the end of its replay, what is live for a pattern is a part of that.
-      if (id ? history?.ask !== id : !history?.live) continue;
+      if (id ? !history?.sources.size : !history?.live) continue;
       if (id) advance(history, offset);
       const {base, last} = history, told = history.told && offset <= base;
       const before = Math.max(last.get(topic) ?? 0, told ? 0 : base);
@@ -229,15 +225,17 @@ const makeTopics = (port, client) => {
     },
     opened() {
       patterns.forEach(each => ask(each));
-      timer = setTimeout(() => patterns.forEach(each => expire(each)), 5000);
+      timer = setTimeout(() => patterns.forEach(each => expire(each, true)), 5000);
     },
     lost() {
       clearTimeout(timer);
       patterns.forEach(({epochs}) => epochs.forEach((history, epoch) => {
         if (history.live) advance(history, heard.get(epoch));
-        history.ask = history.live = 0;
+        history.live = false;
+        history.sources.clear();
       }));
       heard.clear();
+      asks.clear();
     },
     take(flags, content, path) {
       if (flags & ~CONTROL) return;
@@ -253,7 +251,7 @@ const makeTopics = (port, client) => {
         // A publisher behind a switch asks who is there. The first id stands for this connection, whatever it is.
         const {send} = port, back = joined([0, 0, 0, 1], path);
         setTimeout(() => send === port.send && patterns.forEach(each => ask(each, back)), 2000 * Math.random());
-      } else if (kind === 6) takeReplay(message, path);
+      } else if (kind === 6) takeReplay(message, path.join());
       else if (kind === 7) takePositioned(message);
     },
   };
@@ -263,9 +261,8 @@ const makeTopics = (port, client) => {
 const makeRequests = (port, client) => {
   const {waiting} = port;
   const pump = () => {
-    let most = 32;
-    for (const one of waiting.values()) {
-      if (!port.send || !most--) return;
+    if (!port.send) return;
+    for (const one of [...waiting.values()].slice(0, 32)) {
       one.sent ||= port.send(one.request);
       if (!one.sent) one.fail("offline");
     }
@@ -304,7 +301,7 @@ const makeRequests = (port, client) => {
 const makePlain = (port, client) => ({
   join(handler) {
     const lost = () => drop(client);
-    const inner = makeFeed(port, handler, lost, () => {}, content => port.send ? port.send(bytes(content)) : lost());
+    const inner = makeFeed(port, handler, lost, () => {}, content => port.send?.(bytes(content)) ?? lost());
     if (port.send) inner.resolve();
     return inner.feed;
   },
@@ -428,10 +425,10 @@ const makeConnection = (client, url, options) => {
   const tell = value => socket.send(joined([0], bytes(value)));
 
   /** Send a frame. Return whether not too much waits to leave already. */
-  const send = (channel, content, flags = 0, path = []) => {
+  const send = (channel, content, isControl, path = []) => {
     if (socket.readyState !== 1 || socket.bufferedAmount > options.buffer) return drop(client);
-    // 16: the ttl.
-    const head = [path.length ? flags | TO_DESTINATION : flags, 16, 0, path.length / 4];
+    const flags = isControl ? CONTROL | (path.length ? TO_DESTINATION : TO_ALL) : 0;
+    const head = [flags, 16, 0, path.length / 4]; // 16: the ttl.
     socket.send(joined(channel ? [channel] : [], head, number(4, content.length), path, content));
     return true;
   };

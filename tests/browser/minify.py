@@ -18,7 +18,8 @@ SOURCE = _FOLDER / "gmultisocket.js"
 BUILT = _FOLDER / "gmultisocket.min.js"
 #: One version only: another one may find another text for the same program.
 TERSER = "npx --yes --fetch-retries=0 terser@5.51.4"
-_OPTIONS = "--module --ecma 2022 --compress passes=3 --mangle"
+#: Without two steps that make the text shorter, but its compressed form longer.
+_OPTIONS = "--module --ecma 2022 --compress passes=3,lhs_constants=false,reduce_funcs=false --mangle"
 
 
 def header() -> bytes:

@@ -420,6 +420,95 @@ def test_messages_can_be_iterated_over_and_are_bounded(js: Node) -> None:
         wait_until(lambda: not pub.subscriptions)
 
 
+#: Loops over ``kept.feed`` that write down what they get, and that they have ended.
+_LOOPS = """
+kept.loop = async name => {
+  for await (const message of kept.feed) { kept.seen.push([name, message.text()]); await kept.gates?.[name]; }
+  kept.seen.push([name, "ended"]);
+};
+"""
+
+
+def test_loops_over_one_subscription_share_its_messages_in_the_order_in_which_they_wait(js: Node) -> None:
+    pub = Pub()
+    with serving(events=pub) as address:
+        js.evaluate(f"""
+            {_LOOPS}
+            kept.feed = kept.make("{address}").subscribe("a");
+            kept.reading = ["x", "y", "z"].map(kept.loop);
+            await kept.feed.ready;
+        """)
+        for number in range(7):
+            pub.publish("a", b"%d" % number)
+            js.evaluate(f"await kept.until(() => kept.seen.length === {number + 1})")
+        assert js.evaluate("return kept.seen") == [["xyz"[number % 3], f"{number}"] for number in range(7)]
+        js.evaluate("kept.feed.close(); await Promise.all(kept.reading)")
+        assert sorted(js.evaluate("return kept.seen.slice(7)")) == [[name, "ended"] for name in "xyz"]
+        wait_until(lambda: not pub.subscriptions)
+
+
+def test_loops_over_one_subscription_that_cannot_keep_up_get_each_message_once(js: Node) -> None:
+    pub = Pub()
+    with serving(events=pub) as address:
+        js.evaluate(f"""
+            {_LOOPS}
+            kept.feed = kept.make("{address}").subscribe("a");
+            kept.reading = ["x", "y"].map(kept.loop);
+            await kept.feed.ready;
+        """)
+        for number in range(500):
+            pub.publish("a", b"%d" % number, timeout=20)
+        js.evaluate("await kept.until(() => kept.seen.length === 500)")
+        seen = js.evaluate("return kept.seen")
+        assert sorted(int(text) for _, text in seen) == [*range(500)]
+        for name in ("x", "y"):
+            own = [int(text) for each, text in seen if each == name]
+            assert own == sorted(own)
+
+
+def test_a_message_goes_to_the_loop_that_waits_and_not_to_one_that_comes_at_the_same_moment(js: Node) -> None:
+    pub = Pub()
+    with serving(events=pub) as address:
+        js.evaluate(f"""
+            {_LOOPS}
+            kept.gates = {{x: new Promise(resolve => {{ kept.open = resolve; }})}};
+            const client = kept.make("{address}");
+            // It gets each message first, and lets the loop x go on with the second one.
+            client.subscribe("a", message => message.text() === "2" && kept.open());
+            kept.feed = client.subscribe("a");
+            kept.reading = ["x", "y"].map(kept.loop);
+            await kept.feed.ready;
+        """)
+        pub.publish("a", b"1")
+        js.evaluate("await kept.until(() => kept.seen.length === 1)")
+        pub.publish("a", b"2")
+        js.evaluate("await kept.until(() => kept.seen.length === 2)")
+        assert js.evaluate("return kept.seen") == [["x", "1"], ["y", "2"]]
+
+
+@pytest.mark.parametrize("server", [Pub, Socket])
+def test_a_loop_that_is_left_ends_the_others_and_what_is_kept_is_read_first(js: Node, server: Any) -> None:
+    member = server()
+    with serving(events=member) as address:
+        make = "subscribe('a')" if server is Pub else "channel()"
+        js.evaluate(f"""
+            {_LOOPS}
+            kept.feed = kept.make("{address}").{make};
+            kept.reading = ["x", "y"].map(kept.loop);
+            await kept.feed.ready;
+            // It waits behind the others, for the third message.
+            kept.left = (async () => {{ for await (const message of kept.feed) return message.text(); }})();
+        """)
+        if server is Socket:
+            js.evaluate("kept.feed.send('hello')")
+            source = member.recv_msg(20).source
+        for number in range(3):
+            member.publish("a", b"%d" % number) if server is Pub else member.send_to(source, b"%d" % number)
+        assert js.evaluate("await Promise.all(kept.reading); return await kept.left") == "2"
+        seen = js.evaluate("return kept.seen")
+        assert seen[:2] == [["x", "0"], ["y", "1"]] and sorted(seen[2:]) == [["x", "ended"], ["y", "ended"]]
+
+
 def test_two_subscriptions_to_a_pattern_share_it_and_both_get_the_present_values(js: Node) -> None:
     pub = Pub()
     with serving(events=pub) as address:
@@ -509,6 +598,24 @@ def test_a_publisher_behind_a_switch_that_starts_later_learns_who_is_there(js: N
         pub.wait_subscribers("a", timeout=20)
         pub.publish("a", b"through the switch")
         js.evaluate("await kept.until(() => kept.seen.length)")
+
+
+def test_every_publisher_behind_a_switch_learns_of_a_subscription_and_of_its_end(js: Node) -> None:
+    with Socket() as back, Socket() as front, Pub() as one, Pub() as other, Switch(back, front) as switch:
+        switch.start()
+        inner = back.listen("tcp://127.0.0.1:0").address
+        for pub in (one, other):
+            pub.dial(inner)
+        back.wait_pipes(2, 20)
+        address = front.listen("ws://127.0.0.1:0/").address
+        js.evaluate(f'kept.make("{address}")')
+        for _ in range(2):
+            js.evaluate('kept.one = kept.client.subscribe("a", m => kept.seen.push(m.text()))')
+            for pub in (one, other):
+                pub.wait_subscribers("a", timeout=20)
+                pub.publish("a", b"")
+            js.evaluate("await kept.until(() => kept.seen.length === 2); kept.one.close(); kept.seen = []")
+            wait_until(lambda: not one.subscriptions and not other.subscriptions, 20)
 
 
 def test_random_frames_break_nothing(js: Node) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from gmultisocket import Pub, Session, Socket
+from gmultisocket import Pub, Session, Socket, Switch
 from gmultisocket.protocol.memoryhistory import MemoryHistory
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, Node
@@ -83,6 +85,99 @@ def test_a_publisher_that_gets_another_history_is_a_gap_before_what_follows(js: 
             history.epoch += 1
             pub.replay_again()
             js.evaluate(f"await kept.until(() => kept.events.filter(each => each.type === 'gap').length === {content})")
+
+
+@contextmanager
+def behind_a_switch(js: Node, *pubs: Pub) -> Iterator[Socket]:
+    """Let a page follow some publishers through one switch. Yield the socket that the page is connected to."""
+    with ExitStack() as stack:
+        back, front = stack.enter_context(Socket()), stack.enter_context(Socket())
+        stack.enter_context(Switch(back, front)).start()
+        inner = back.listen("tcp://127.0.0.1:0").address
+        for pub in pubs:
+            stack.enter_context(pub).dial(inner)
+        back.wait_pipes(len(pubs), 20)
+        follow(js, front.listen("ws://127.0.0.1:0/").address)
+        for pub in pubs:
+            pub.wait_subscribers("a.x", timeout=20)
+        yield front
+
+
+def test_behind_a_switch_a_publisher_that_gets_another_history_is_a_gap_and_another_publisher_is_none(js: Node) -> None:
+    history = MemoryHistory("a.>")
+    changes, stays = Pub(history=history), Pub(history=MemoryHistory("a.>"))
+    with behind_a_switch(js, changes, stays):
+        for turn in range(1, 4):
+            for pub in (changes, stays):
+                pub.publish("a.x", b"%d" % turn)
+            js.evaluate(f"await kept.until(() => kept.seen.length === {2 * turn})")
+            assert gaps(js) == [(None, "gone")] * (turn - 1)
+            history.epoch += 1
+            changes.replay_again()
+            js.evaluate(f"await kept.until(() => kept.events.filter(each => each.type === 'gap').length === {turn})")
+        stays.publish("a.x", b"end")
+        assert seen(js, "end") == ["1", "1", "2", "2", "3", "3", "end"]
+        assert gaps(js) == [(None, "gone")] * 3
+
+
+def test_behind_a_switch_publishers_of_one_history_get_another_one_after_each_other(js: Node) -> None:
+    first_history, second_history = MemoryHistory("a.>"), MemoryHistory("a.>")
+    second_history.epoch = first_history.epoch
+    first, second = Pub(history=first_history), Pub(history=second_history)
+    with behind_a_switch(js, first, second):
+        first_history.epoch += 1
+        first.replay_again()
+        js.evaluate("await kept.until(() => kept.events.some(({type}) => type === 'gap'))")
+        # The other one has still the history of before.
+        second.publish("a.x", b"before")
+        first.publish("a.x", b"other")
+        js.evaluate("await kept.until(() => kept.seen.length === 2)")
+        second_history.epoch += 1
+        second.replay_again()
+        js.evaluate("await kept.until(() => kept.events.filter(({type}) => type === 'gap').length === 2)")
+        second.publish("a.y", b"not had yet")
+        second.publish("a.y", b"end")
+        assert sorted(seen(js, "end")) == ["before", "end", "not had yet", "other"]
+        assert gaps(js) == [(None, "gone")] * 2
+
+
+def test_a_page_that_comes_back_to_a_switch_gets_what_it_has_missed_of_each_publisher(js: Node) -> None:
+    pubs = [Pub(history=MemoryHistory("a.>")) for _ in range(3)]
+    with behind_a_switch(js, *pubs) as front:
+        for turn in range(5):
+            for number, pub in enumerate(pubs):
+                pub.publish(f"a.{number}", b"live %d" % turn)
+            js.evaluate(f"await kept.until(() => kept.seen.length === {6 * turn + 3})")
+            drop(front)
+            for number, pub in enumerate(pubs):
+                pub.publish(f"a.{number}", b"missed %d" % turn)
+            js.evaluate(f"await kept.until(() => kept.seen.length === {6 * turn + 6})")
+        got = js.evaluate("return kept.seen")
+        for number in range(3):
+            expected = [f"{content} {turn}" for turn in range(5) for content in ("live", "missed")]
+            assert [text for topic, text in got if topic == f"a.{number}"] == expected
+        assert gaps(js) == []
+
+
+def test_a_history_that_no_publisher_has_when_a_page_comes_back_to_a_switch_is_one_gap(js: Node) -> None:
+    goes, stays = Pub(history=MemoryHistory("a.>")), Pub(history=MemoryHistory("a.>"))
+    with behind_a_switch(js, goes, stays) as front:
+        # A page waits for 5 s until nobody claims a history any more.
+        js.evaluate("""
+            kept.setTimeout = setTimeout;
+            globalThis.setTimeout = (done, pause) => kept.setTimeout(done, pause === 5000 ? 1000 : pause);
+        """)
+        goes.publish("a.x", b"of one")
+        seen(js, "of one")
+        goes.close()
+        drop(front)
+        js.evaluate("""
+            await kept.until(() => kept.events.some(({type}) => type === "gap"));
+            globalThis.setTimeout = kept.setTimeout;
+        """)
+        stays.publish("a.x", b"end")
+        assert seen(js, "end") == ["of one", "end"]
+        assert gaps(js) == [(None, "gone")]
 
 
 def test_what_a_full_queue_has_dropped_is_told_by_the_next_message_of_the_topic(js: Node) -> None:
