@@ -33,7 +33,7 @@ class TurnEnd(Protocol):
     """An object with work to do when a turn of the loop ends."""
 
     def _end_turn(self) -> None:
-        """Send what was queued in this turn. Called in the hub; must not block."""
+        """Send what was queued in this turn. Called in the hub, or by a flush; must not block."""
 
 
 class WriteScheduler:
@@ -138,9 +138,14 @@ class WriteScheduler:
             self._hub.loop.run_callback(self._end_turn)
 
     def end_turn(self) -> None:
-        """Send all that was queued in this turn and those before. Called by ``flush()`` and ``close()``."""
-        ending = self._begin_turn()
+        """Send all that was queued in this turn and those before. Called by ``flush()`` and ``close()``.
+
+        A call that is planned stays so. If another one were planned beside it, both would go on as long as there is a
+        rest, and each flush would add one more.
+        """
+        ending = self._ending
         try:
+            self._begin_turn()
             while ending:
                 ending.popleft()._end_turn()
         finally:
@@ -152,11 +157,11 @@ class WriteScheduler:
 
         Called in the hub.
         """
-        ending = self._begin_turn()
-        end = monotonic() + MAX_TURN
-        # Until it is known when the rest is sent, nothing else plans the end of the next turn.
-        self._scheduled = True
+        ending = self._ending
+        # This call was planned, so until it is known when the rest is sent, nothing else plans the end of a turn.
         try:
+            self._begin_turn()
+            end = monotonic() + MAX_TURN
             while ending:
                 ending.popleft()._end_turn()
                 if ending and monotonic() > end:
@@ -168,9 +173,9 @@ class WriteScheduler:
             elif self._marked or self._marked_first:
                 self._schedule()
 
-    def _begin_turn(self) -> deque[TurnEnd]:
-        """Begin a new budget. Return what has something queued, in the order in which it is sent."""
-        self._scheduled = self.gathering = self.over_budget = False
+    def _begin_turn(self) -> None:
+        """Begin a new budget, and put what has something queued in the order in which it is sent."""
+        self.gathering = self.over_budget = False
         self._spent_messages = self._spent_bytes = 0
         # What is left of a turn before comes first. Otherwise it would wait for ever if somebody always sends to all.
         ending = self._ending
@@ -178,7 +183,6 @@ class WriteScheduler:
         ending.extend(self._marked)
         self._marked_first.clear()
         self._marked.clear()
-        return ending
 
     # The budget
 

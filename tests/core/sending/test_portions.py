@@ -6,6 +6,7 @@ Here a fan-out has two pipes, and one fan-out or one pipe is a portion.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import gevent
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from gmultisocket import Socket
 from gmultisocket.core.pipes import scheduler
 from gmultisocket.core.sending import fanout
+from gmultisocket.errors import Timeout
+from gmultisocket.loop.yielding import _Call, turn_of
 from gmultisocket.protocol import Pub, Sub
 from gmultisocket.testing import FakeStream, wait_until
 from tests.core.sending.test_fanout import FIRST, check_script, in_step
@@ -170,6 +173,40 @@ def test_what_is_marked_while_a_turn_ends_does_not_end_the_next_turn_at_once() -
             gevent.sleep(0.001)
             assert len(ended) - ended_before <= max(1, looks.count - before) + 1
     assert ended == [0, 1, 2, 3, 100, 101, 102, 103]
+
+
+def test_flushes_between_portions_leave_nothing_behind_that_ends_turns() -> None:
+    streams = [FakeStream() for _ in range(20)]
+    with in_step(streams, send_queue_size=60_000) as (server, _, _):
+        settle(streams, FIRST)
+        ends = 0
+        end = scheduler.WriteScheduler._end_turn
+
+        def counted(self: scheduler.WriteScheduler) -> None:
+            nonlocal ends
+            ends += 1
+            end(self)
+
+        def publish() -> None:
+            # More often than all fan-outs can be written.
+            while True:
+                server.send_all(b"for all")
+                gevent.sleep(0)
+
+        publishing = gevent.spawn(publish)
+        with pytest.MonkeyPatch.context() as patch, Looks() as looks:
+            patch.setattr(scheduler.WriteScheduler, "_end_turn", counted)
+            for _ in range(20):
+                gevent.sleep(0.001)
+                with suppress(Timeout):
+                    server.flush(timeout=0)
+            ends = looks.count = 0
+            for _ in range(20):
+                gevent.sleep(0.001)
+            # Each of them is in the line of those who wait for the next turn.
+            assert ends <= 2 * looks.count
+            assert sum(isinstance(each, _Call) for each in turn_of(gevent.get_hub())._waiters) <= 1
+        publishing.kill()
 
 
 class Interrupting(FakeStream):
