@@ -312,8 +312,8 @@ class HubServer(Pub):
     def _turn_ended(self) -> None:
         """Schedule the confirmations for what was passed on in this turn. Called in the event loop's hub."""
         counts, self._unconfirmed = self._unconfirmed, Counter()
-        # Before the next callback, what is queued now for clients that read is written.
-        self._loop.run_callback(self._confirm, counts)
+        # First, what is queued now for clients that read is written, which may take more than one turn.
+        self._core.when_written(partial(self._confirm, counts))
 
     def _confirm(self, counts: Counter[Pipe]) -> None:
         for pipe, count in counts.items():

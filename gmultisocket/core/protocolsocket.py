@@ -346,6 +346,14 @@ class ProtocolSocket:
         """
         self._sender.scheduler.gather()
 
+    def when_written(self, function: Callable[[], object]) -> None:
+        """Call a function when all that is queued now has been written, as far as the kernel takes it.
+
+        For many pipes that may take several turns of the loop. The function must not raise, block or switch greenlets;
+        it may call :meth:`put`.
+        """
+        self._sender.scheduler.when_written(function)
+
     def may_put(self, pipe: Pipe) -> bool:
         """Return whether :meth:`put` may be called for a pipe without :meth:`wait_writable` before."""
         sender = self._sender

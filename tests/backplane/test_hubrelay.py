@@ -16,6 +16,7 @@ from gmultisocket import Pipe
 from gmultisocket.backplane.hubrelay import HubRelay
 from gmultisocket.backplane.hubserver import HubServer
 from gmultisocket.backplane.hubwire import CONFIRM, RETAIN, confirm, length, stamp
+from gmultisocket.core.pipes import scheduler
 from gmultisocket.protocol.history import everything_since
 from gmultisocket.protocol.pubsubwire import SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE
 from gmultisocket.testing import FakeStream, FakeTransport, wait_until
@@ -361,21 +362,25 @@ def test_others_run_while_a_read_goes_to_many_clients() -> None:
 class Watching(FakeStream):
     """The stream of a client; when a confirmation is written, it notes what the hub has not written yet.
 
+    Args:
+        watching: how many clients watch: the first ones.
+
     Attributes:
-        waiting: at each confirmation, the messages in the queues of all clients.
+        waiting: at each confirmation, the messages in the queues of the other clients.
     """
 
-    __slots__ = ("hub", "waiting")
+    __slots__ = ("_watching", "hub", "waiting")
 
     hub: Hub
 
-    def __init__(self) -> None:
+    def __init__(self, watching: int = 2) -> None:
         super().__init__()
+        self._watching = watching
         self.waiting: list[int] = []
 
     def send(self, data: bytes | memoryview, /) -> int:
         if any(flags & CONTROL and content[:1] == CONFIRM for flags, *_, content in fields(bytes(data))):
-            self.waiting.append(sum(pipe.queued for pipe in self.hub.pipes[2:]))
+            self.waiting.append(sum(pipe.queued for pipe in self.hub.pipes[self._watching :]))
         return super().send(data)
 
 
@@ -392,6 +397,26 @@ def test_what_is_confirmed_has_been_written() -> None:
         wait_until(lambda: hub.confirmed(0) == 100)
         assert second.waiting
         assert not any(first.waiting + second.waiting)
+
+
+@pytest.mark.parametrize("topic", ["t", "k.a"])
+def test_what_is_confirmed_has_been_written_if_that_takes_several_turns(
+    topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The loop looks at everything else after each client.
+    monkeypatch.setattr(scheduler, "MAX_TURN", -1.0)
+    publishers = [Watching(5) for _ in range(5)]
+    with clients(*publishers, *(FakeStream() for _ in range(5))) as hub:
+        for publisher in publishers:
+            publisher.hub = hub
+        for client in range(5, 10):
+            hub.subscribe(client, topic)
+        for number in range(20):
+            for place, publisher in enumerate(publishers):
+                publisher.feed(frame(publication(topic, number * 5 + place)))
+            wait_until(lambda number=number: all(hub.confirmed(client) == number + 1 for client in range(5)), LONG)
+        for publisher in publishers:
+            assert publisher.waiting and not any(publisher.waiting)
 
 
 def test_internal_messages_are_answered_between_publications() -> None:

@@ -36,6 +36,18 @@ class TurnEnd(Protocol):
         """Send what was queued in this turn. Called in the hub, or by a flush; must not block."""
 
 
+class _Then:
+    """One call of :meth:`WriteScheduler.when_written`, in line with what writes."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def _end_turn(self) -> None:
+        self._function()
+
+
 class WriteScheduler:
     """Says when the pipes of one socket write.
 
@@ -131,6 +143,10 @@ class WriteScheduler:
         """Call ``_end_turn`` of something that several pipes share, before that of pipes marked in the same turn."""
         self._marked_first.append(shared)
         self._schedule()
+
+    def when_written(self, function: Callable[[], object]) -> None:
+        """Call a function when all that is queued now has been written, as far as the kernel takes it."""
+        self.mark(_Then(function))
 
     def _schedule(self) -> None:
         if not self._scheduled:

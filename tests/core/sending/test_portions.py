@@ -209,6 +209,21 @@ def test_flushes_between_portions_leave_nothing_behind_that_ends_turns() -> None
         publishing.kill()
 
 
+def test_who_waits_for_what_is_written_is_called_behind_all_portions() -> None:
+    streams = [FakeStream() for _ in range(10)]
+    with in_step(streams) as (server, pipes, _):
+        settle(streams, FIRST)
+        assert isinstance(server, Socket)
+        core = server._for_protocol()
+        seen: list[int] = []
+        server.send_all(b"one")
+        server.send_to(pipes[9].path, b"alone")
+        core.when_written(lambda: seen.append(sum(pipe.queued for pipe in pipes)))
+        streams[0].block()
+        wait_until(lambda: seen, timeout=5)
+        assert seen == [0] and have(streams, b"one") == 10
+
+
 class Interrupting(FakeStream):
     """Raises KeyboardInterrupt once, where a message that has this in it would be sent."""
 
