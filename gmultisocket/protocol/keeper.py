@@ -65,6 +65,11 @@ class Keeper:
 
     # Subscriptions
 
+    def begun(self, pipe: Pipe) -> None:
+        """Record that a subscription by a pipe has begun. Neither blocks nor switches greenlets."""
+        if self._replays is not None:
+            self._replays.begun(pipe)
+
     def subscribed(self, remote: RemoteSub, pattern: str, ask: Ask | None, is_new: bool) -> bool:
         """Send a subscriber what it may have of what is kept, later. Neither blocks nor switches greenlets.
 

@@ -279,6 +279,18 @@ def test_old_subscribers_and_new_ones_behind_one_switch_both_get_their_form(net:
         assert sub.socket.queued == plain.socket.queued == 0
 
 
+def test_one_that_comes_later_behind_a_switch_and_counts_no_positions_misses_nothing(net: Net) -> None:
+    with Pub(history=MemoryHistory("a")) as pub, Sub() as sub, Sub() as plain:
+        net.connect(pub, sub, plain)
+        sub.subscribe("a", LONG, recover=True)
+        for number in range(2):
+            pub.publish("a", b"%d" % number)
+        assert receive(sub, 2) == [("a", b"0"), ("a", b"1")]
+        plain.subscribe("a", LONG)
+        pub.publish("a", b"2")
+        assert sub.recv(LONG) == plain.recv(LONG) == ("a", b"2")
+
+
 # The program's callbacks
 
 
