@@ -827,6 +827,20 @@ def test_a_hook_that_fails_or_releases_at_once_holds_nothing_back(caplog: pytest
         assert pub.subscriptions == 3
 
 
+@pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout])
+@pytest.mark.parametrize("rights", [False, True])
+def test_whatever_a_hook_raises_holds_nothing_back(error: type[BaseException], rights: bool) -> None:
+    def fails(subscriber: RemoteSub, pattern: str, release: Any) -> bool:
+        raise error
+
+    with Pub(authorize=(lambda remote, pattern: True) if rights else None) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        pub.hold_acknowledgements(fails)
+        for pattern in "abc":
+            sub.subscribe(pattern, LONG)
+        assert len(pub.pipes) == 1
+
+
 def test_entries_of_others_must_have_a_topic_and_a_pub_that_is_open() -> None:
     pub = Pub(history=MemoryHistory("a"))
     assert pub.publish_entry(Entry(1, 0, "a", b"")) == 0
