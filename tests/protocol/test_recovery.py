@@ -850,6 +850,25 @@ def test_entries_of_others_must_have_a_topic_and_a_pub_that_is_open() -> None:
 
 
 @pytest.mark.parametrize("rights", ["none", "own copies"])
+def test_a_full_pipe_with_positions_keeps_nothing_from_one_without(rights: str) -> None:
+    own = {"authorize": lambda remote, pattern: True, "authorize_through_switches": True} if rights != "none" else {}
+    options = {"socket.send_overflow": "block", "socket.send_queue_size": 1}
+    with Pub(options, history=MemoryHistory(">"), **own) as pub, Sub() as plain:
+        with hand("full", pub, **{"socket.recv_queue_size": 1}) as full:
+            ask(full, Ask(1, False, False, (), "a"))
+            assert len(answers(full, 1)) == 1
+            plain.dial(pub.listen("inproc://not-full").address)
+            plain.subscribe("a", LONG)
+            count = 0
+            with pytest.raises(Timeout) as caught:
+                for count in range(10):
+                    assert pub.publish("a", b"%d" % count, timeout=0.02) == 2
+                    assert plain.recv(LONG) == ("a", b"%d" % count)
+            assert caught.value.sent == 1
+            assert plain.recv(LONG) == ("a", b"%d" % count)
+
+
+@pytest.mark.parametrize("rights", ["none", "own copies"])
 def test_what_several_greenlets_publish_at_once_is_in_order_although_publish_waits(direct: Net, rights: str) -> None:
     own = {"authorize": lambda remote, pattern: True, "authorize_through_switches": True} if rights != "none" else {}
     options = {"socket.send_overflow": "block", "socket.send_queue_size": 2}
