@@ -280,6 +280,23 @@ class ProtocolSocket:
         copies = [(pipe, (flags, sender.ttl, b"", path, content)) for pipe, path in paths]
         return sender._to_all.send_copies(copies, timeout)
 
+    def put_several(self, messages: Collection[tuple[Pipe, Message]], timeout: float | None = None) -> int:
+        """Send several messages, each by its own pipe, as :meth:`put_group` sends one. A full pipe delays no other one.
+
+        Args:
+            messages: each a pipe that was open, and what goes by it; as for :meth:`put`.
+            timeout: seconds.
+
+        Returns:
+            The number of pipes that all or some of it went to.
+        """
+        sender = self._sender
+        copies = [
+            (pipe, (message.flags, sender.ttl, message.source, message.destination, message.content))
+            for pipe, message in messages
+        ]
+        return sender._to_all.send_copies(copies, timeout)
+
     @property
     def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:
         """A function that sends a message as ``Socket.send_msg`` does, but lets no full pipe hold up the others.

@@ -89,6 +89,10 @@ class Callbacks:
         if self._greenlet is None:
             self._greenlet = self._spawn(self._run)
 
+    def forget(self, key: Hashable) -> None:
+        """Take back the call with a key, if it has not begun. Neither blocks nor switches greenlets."""
+        self._queue.pop(key, None)
+
     def _run(self) -> None:
         ended = False
         try:

@@ -180,8 +180,10 @@ class Gatekeeper:
         if self.restricted:
             self._refusers.accepted(peer.pipe.id, source)
         remote = RemoteSub(peer.pipe, subscriber.source)
-        if is_new and not remote.direct:
-            self.on_new_behind_switch()
+        if is_new:
+            self.keeper.begun(peer.pipe)
+            if not remote.direct:
+                self.on_new_behind_switch()
         if not self.holding.hold(remote, pattern, ask, is_new):
             self._answer(remote, pattern, ask, is_new)
         elif ask is not None:
@@ -266,13 +268,18 @@ class Gatekeeper:
         pipe, source = remote
         if self.restricted and not remote.direct and not self.own_copies:
             raise NotSupported("subscribe_peer", "behind a switch it needs authorize_through_switches=True")
-        if self._rights is not None:
-            self._rights.cancel(remote, pattern)
         peer = self.subscribers.peers.get(pipe.id)
         if peer is None:
             return False
-        if reason := self._accept(peer, pattern, source, len(pattern.encode())):
+        asked = self._rights.find(remote, pattern) if self._rights is not None else None
+        # If the subscriber has asked for it, this is the answer, and it may have asked for what it has missed.
+        ask = asked.ask if asked is not None else None
+        if reason := self._accept(peer, pattern, source, len(pattern.encode()), ask):
             raise SubscriptionRefused(pattern, reason)
+        if self._rights is not None and asked is not None:
+            self._rights.cancel(remote, pattern)
+            if self._rights.repeats(remote):
+                self.subscribers.promise_repeats(peer, source)
         return True
 
     def remove(self, remote: RemoteSub, pattern: str) -> bool:
@@ -294,6 +301,8 @@ class Gatekeeper:
         """
         if self._rights is None:
             raise NotSupported("recheck", "this Pub has no authorize")
+        # First: what is decided meanwhile is among the subscriptions then.
+        self._rights.decide_again(predicate)
         asked: deque[tuple[RemoteSub, str]] = deque()
         number = 0
         for peer in [*self.subscribers.peers.values()]:

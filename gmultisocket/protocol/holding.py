@@ -67,7 +67,8 @@ class Holding:
 
         try:
             holds = self.hook(remote, pattern, release)
-        except Exception as error:
+        except BaseException as error:
+            # Whatever it is: it must end neither the reader of the pipe nor what decides about subscriptions.
             usercode.report("gmultisocket.protocol", "a hook for acknowledgements failed", error, self)
             holds = False
         if not holds and self._held.get(pipe, {}).get(key) is mine:

@@ -99,7 +99,12 @@ class Interest:
 
     def _changed(self, pattern: str) -> None:
         for watcher in self._watchers:
-            watcher.callbacks.post(pattern, pattern)
+            if (pattern in self._counts) != (pattern in watcher.told):
+                watcher.callbacks.post(pattern, pattern)
+            else:
+                # It has nothing to hear. A peer that comes and goes with ever new patterns must not make the queue of a
+                # slow callback grow.
+                watcher.callbacks.forget(pattern)
 
 
 class _Arrival:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import Greenlet
 
+from .. import options as opts
 from ..core.pipes.pipe import Pipe
 from ..core.protocolsocket import ProtocolSocket
 from ..options import Options
-from ..wire import CONTROL
+from ..wire import CONTROL, TO_ALL, TO_DEST, Message
 from .history import History, Kept
 from .pubsubwire import POSITION_SIZE, POSITIONED, Ask, pack_positioned
 from .retained import Retained
@@ -64,6 +65,11 @@ class Keeper:
         return self.history
 
     # Subscriptions
+
+    def begun(self, pipe: Pipe) -> None:
+        """Record that a subscription by a pipe has begun. Neither blocks nor switches greenlets."""
+        if self._replays is not None:
+            self._replays.begun(pipe)
 
     def subscribed(self, remote: RemoteSub, pattern: str, ask: Ask | None, is_new: bool) -> bool:
         """Send a subscriber what it may have of what is kept, later. Neither blocks nor switches greenlets.
@@ -191,13 +197,26 @@ class Keeper:
         if split is None or split[0] is not wanted:
             split = replays.split(topic, wanted)
         _, positioned, plain, alone, pipes_alone, _ = split
+        offset, previous, _, _ = entry
+        head = pack_positioned(POSITIONED, 0, replays.history.epoch, offset, previous)
+        ways = bool(positioned) + bool(plain) + bool(alone)
+        if ways > 1 and self._options.get(opts.socket.send_overflow) == "block":
+            # One call: a full pipe among the first ones must not keep it from the others, nor its timeout.
+            messages = [_message(key, head + publication, CONTROL) for key in positioned]
+            messages += [_message(key, publication) for key in (*plain, *alone)]
+            return self._core.put_several(messages, timeout)
         count = 0
         if positioned:
-            offset, previous, _, _ = entry
-            head = pack_positioned(POSITIONED, 0, replays.history.epoch, offset, previous)
             count = send(positioned, head + publication, timeout, CONTROL)
         if plain:
             count += send(plain, publication, timeout)
         if alone:
             count += min(self._core.put_copies(alone, publication, timeout), pipes_alone)
         return count
+
+
+def _message(key: Pipe | RemoteSub, content: bytes, flags: int = 0) -> tuple[Pipe, Message]:
+    """Return a pipe, and a message for all behind it, or along the path of a subscriber."""
+    if isinstance(key, RemoteSub):
+        return key.pipe, Message(flags | TO_DEST, destination=key.source, content=content)
+    return key, Message(flags | TO_ALL, content=content)

@@ -359,7 +359,8 @@ class Pub(ProtocolBase):
     def recheck(self, predicate: Callable[[RemoteSub, str], object] | None = None) -> int:
         """Call ``authorize`` again for subscriptions, and revoke those that it refuses now.
 
-        Blocks until all are decided; a few calls run at once. Publications go on meanwhile.
+        Blocks until all are decided; a few calls run at once. Publications go on meanwhile. Where a call for a new
+        subscription runs already, its permission does not count: ``authorize`` is called once more.
 
         Args:
             predicate: called as ``predicate(subscriber, pattern)``: whether to decide again about this subscription.

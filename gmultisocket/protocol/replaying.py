@@ -175,6 +175,13 @@ class Replays:
             asking.accepted = max(asking.accepted, self.history.begins(ask.pattern))
             self._start(pipe, key, asking)
 
+    def begun(self, pipe: Pipe) -> None:
+        """Record that a subscription by a pipe has begun."""
+        # The pipe may have wanted its topics before, and it may be the first one without a 0x05: another path to send
+        # them by. (Pipes without any 0x05 have no such paths.)
+        if pipe in self.askings:
+            self.splits.clear()
+
     def _start(self, pipe: Pipe, key: tuple[bytes, str], asking: _Asking) -> None:
         queue = self.queues.get(pipe)
         if queue is None:

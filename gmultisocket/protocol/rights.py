@@ -67,14 +67,16 @@ class _Asked:
         remote: who wants it.
         pattern: what it wants.
         ask: its last 0x05 for it, None without one.
+        again: whether a permission of the call that runs counts no more: it may be from before the rights have changed.
     """
 
-    __slots__ = ("ask", "pattern", "remote")
+    __slots__ = ("again", "ask", "pattern", "remote")
 
     def __init__(self, remote: RemoteSub, pattern: str) -> None:
         self.remote = remote
         self.pattern = pattern
         self.ask: Ask | None = None
+        self.again = False
 
 
 class _Pipe:
@@ -108,7 +110,7 @@ class Rights:
             Must not block.
     """
 
-    __slots__ = ("__weakref__", "_authorize", "_decided", "_logged", "_options", "_pipes", "_ready", "_running",
+    __slots__ = ("__weakref__", "_authorize", "_decided", "_deciding", "_logged", "_options", "_pipes", "_ready",
                  "_spawn")  # fmt: skip
 
     def __init__(
@@ -125,7 +127,8 @@ class Rights:
         self._pipes: dict[Pipe, _Pipe] = {}
         #: Those for which a call may begin, the one whose turn it is first.
         self._ready: OrderedDict[Pipe, _Pipe] = OrderedDict()
-        self._running = 0
+        #: Those for which a call runs; some may be cancelled.
+        self._deciding: set[_Asked] = set()
         self._logged: set[str] = set()
 
     def undecided(self, pipe: Pipe) -> int:
@@ -151,6 +154,26 @@ class Rights:
         if state is not None and len(state.repeating) < _MAX_SOURCES:
             state.repeating.add(remote.source)
 
+    def repeats(self, remote: RemoteSub) -> bool:
+        """Return whether a subscriber about which something is undecided has said that it repeats its subscriptions."""
+        state = self._pipes.get(remote.pipe)
+        return state is not None and remote.source in state.repeating
+
+    def find(self, remote: RemoteSub, pattern: str) -> _Asked | None:
+        """Return a subscription that is not decided, None if there is none."""
+        state = self._pipes.get(remote.pipe)
+        return None if state is None else state.asked.get((remote.source, pattern))
+
+    def decide_again(self, predicate: Callable[[RemoteSub, str], object] | None) -> None:
+        """Take no permission of a call that runs now: call ``authorize`` once more. ``predicate`` may block.
+
+        Args:
+            predicate: chooses the subscriptions; None for all.
+        """
+        for asked in [*self._deciding]:
+            if predicate is None or predicate(asked.remote, asked.pattern):
+                asked.again = True
+
     def cancel(self, remote: RemoteSub, pattern: str) -> bool:
         """Do not decide. Return whether it would have."""
         state = self._pipes.get(remote.pipe)
@@ -174,13 +197,13 @@ class Rights:
         share = max(1, limit // _SHARE)
         if changed.waiting and changed.running < share:
             self._ready.setdefault(pipe, changed)
-        while self._ready and self._running < limit:
+        while self._ready and len(self._deciding) < limit:
             pipe, state = self._ready.popitem(last=False)
             if not state.waiting:
                 continue
             key, asked = state.waiting.popitem(last=False)
             state.running += 1
-            self._running += 1
+            self._deciding.add(asked)
             self._spawn(self._decide, state, key, asked)
             if state.waiting and state.running < share:
                 self._ready[pipe] = state
@@ -189,8 +212,11 @@ class Rights:
         """Decide about one subscription (a greenlet for each call)."""
         try:
             reason = self.judge(asked.remote, asked.pattern)
+            while asked.again and not reason and state.asked.get(key) is asked:
+                asked.again = False
+                reason = self.judge(asked.remote, asked.pattern)
         finally:
-            self._running -= 1
+            self._deciding.discard(asked)
             state.running -= 1
         # Otherwise it was cancelled meanwhile, and perhaps asked for again.
         if state.asked.get(key) is asked:

@@ -243,25 +243,30 @@ class Subscribers:
             elif (relieved := self._relieve(topic)) is not None:
                 keys.add(relieved)
         if self._leaving:
-            keys = {key for key in keys if self._is_here(key)}
+            keys = self._without_gone(keys, topic)
         return self.topics.add(topic, _length.pack(len(encoded)) + encoded, keys)
 
-    def _is_here(self, key: Any) -> bool:
-        """Return whether a subscriber in the index has not gone."""
-        if not isinstance(key, RemoteSub):
-            return key.id in self.peers
-        peer = self.peers.get(key.pipe.id)
-        return peer is not None and key.source in peer.subscribers
+    def _without_gone(self, keys: set[Any], topic: str) -> set[Any]:
+        """Return those of the keys found in the index that want a topic, and have not gone."""
+        if not self.own_copies:
+            return {key for key in keys if key.id in self.peers}
+        # A subscriber that has gone may have come again, with other rights than those of its patterns that are still
+        # in the index.
+        leaving = {each.key for each in self._leaving}
+        return {key for key in keys if key not in leaving or self.wants(key.pipe, key.source, topic)}
 
     def _remove_crowd(self, topic: str, removed: Callable[[RemoteSub], object]) -> None:
         """Remove the subscriber that makes the search for a topic longest, if there is one."""
         key = self._index.crowd(topic)
-        if key is None or not self._is_here(key):
+        if key is None:
             return
         pipe = key.pipe if isinstance(key, RemoteSub) else key
         source = key.source if isinstance(key, RemoteSub) else pipe.path
-        self.remove_subscriber(self.peers[pipe.id], source)
-        removed(RemoteSub(pipe, source))
+        peer = self.peers.get(pipe.id)
+        # One that was removed already may still have patterns in the index, and its pipe may still be open.
+        if peer is not None and source in peer.subscribers:
+            self.remove_subscriber(peer, source)
+            removed(RemoteSub(pipe, source))
 
     def _relieve(self, topic: str) -> Pipe | None:
         """Send everything to the peer that makes the search for a topic longest. Return its pipe, if there is one."""

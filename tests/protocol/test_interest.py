@@ -69,6 +69,30 @@ def test_a_callback_for_interest_hears_the_last_change_of_many(caplog: pytest.Lo
         wait_until(lambda: told[2:] == [("d", True)])
 
 
+def test_a_slow_callback_keeps_nothing_of_patterns_that_came_and_went() -> None:
+    told: list[tuple[str, bool]] = []
+    held = gevent.event.Event()
+
+    def callback(pattern: str, wanted: bool) -> None:
+        told.append((pattern, wanted))
+        held.wait(LONG)
+
+    with Pub() as pub, Socket({"socket.no_recv": True}) as by_hand:
+        by_hand.dial(pub.listen("tcp://127.0.0.1:0").address)
+        pub.on_interest(callback)
+        for kind, pattern in [
+            (b"\x01", "first"),
+            *((kind, str(number)) for number in range(1000) for kind in (b"\x01", b"\x00")),
+            (b"\x01", "last"),
+        ]:
+            by_hand.send_msg(Message(CONTROL | TO_ALL, content=kind + pattern.encode()))
+        pub.wait_subscribers("last", timeout=LONG)
+        (watcher,) = pub._subscribers.interest._watchers
+        assert list(watcher.callbacks._queue) == ["last"]
+        held.set()
+        wait_until(lambda: told == [("first", True), ("last", True)])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_interest_is_what_the_subscribers_have_whatever_happens(seed: int) -> None:
     choose = random.Random(seed)

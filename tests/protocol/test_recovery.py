@@ -279,6 +279,18 @@ def test_old_subscribers_and_new_ones_behind_one_switch_both_get_their_form(net:
         assert sub.socket.queued == plain.socket.queued == 0
 
 
+def test_one_that_comes_later_behind_a_switch_and_counts_no_positions_misses_nothing(net: Net) -> None:
+    with Pub(history=MemoryHistory("a")) as pub, Sub() as sub, Sub() as plain:
+        net.connect(pub, sub, plain)
+        sub.subscribe("a", LONG, recover=True)
+        for number in range(2):
+            pub.publish("a", b"%d" % number)
+        assert receive(sub, 2) == [("a", b"0"), ("a", b"1")]
+        plain.subscribe("a", LONG)
+        pub.publish("a", b"2")
+        assert sub.recv(LONG) == plain.recv(LONG) == ("a", b"2")
+
+
 # The program's callbacks
 
 
@@ -815,12 +827,45 @@ def test_a_hook_that_fails_or_releases_at_once_holds_nothing_back(caplog: pytest
         assert pub.subscriptions == 3
 
 
+@pytest.mark.parametrize("error", [gevent.GreenletExit, gevent.Timeout])
+@pytest.mark.parametrize("rights", [False, True])
+def test_whatever_a_hook_raises_holds_nothing_back(error: type[BaseException], rights: bool) -> None:
+    def fails(subscriber: RemoteSub, pattern: str, release: Any) -> bool:
+        raise error
+
+    with Pub(authorize=(lambda remote, pattern: True) if rights else None) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        pub.hold_acknowledgements(fails)
+        for pattern in "abc":
+            sub.subscribe(pattern, LONG)
+        assert len(pub.pipes) == 1
+
+
 def test_entries_of_others_must_have_a_topic_and_a_pub_that_is_open() -> None:
     pub = Pub(history=MemoryHistory("a"))
     assert pub.publish_entry(Entry(1, 0, "a", b"")) == 0
     pub.close()
     with pytest.raises(Closed):
         pub.publish_entry(Entry(2, 1, "a", b""))
+
+
+@pytest.mark.parametrize("rights", ["none", "own copies"])
+def test_a_full_pipe_with_positions_keeps_nothing_from_one_without(rights: str) -> None:
+    own = {"authorize": lambda remote, pattern: True, "authorize_through_switches": True} if rights != "none" else {}
+    options = {"socket.send_overflow": "block", "socket.send_queue_size": 1}
+    with Pub(options, history=MemoryHistory(">"), **own) as pub, Sub() as plain:
+        with hand("full", pub, **{"socket.recv_queue_size": 1}) as full:
+            ask(full, Ask(1, False, False, (), "a"))
+            assert len(answers(full, 1)) == 1
+            plain.dial(pub.listen("inproc://not-full").address)
+            plain.subscribe("a", LONG)
+            count = 0
+            with pytest.raises(Timeout) as caught:
+                for count in range(10):
+                    assert pub.publish("a", b"%d" % count, timeout=0.02) == 2
+                    assert plain.recv(LONG) == ("a", b"%d" % count)
+            assert caught.value.sent == 1
+            assert plain.recv(LONG) == ("a", b"%d" % count)
 
 
 @pytest.mark.parametrize("rights", ["none", "own copies"])

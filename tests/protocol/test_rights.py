@@ -13,8 +13,9 @@ from gevent.event import Event
 
 from gmultisocket import Pipe, Socket, Switch
 from gmultisocket.errors import BadTopic, NotSupported, SubscriptionRefused
-from gmultisocket.protocol import Pub, RemoteSub, Sub
+from gmultisocket.protocol import MemoryHistory, Pub, RemoteSub, Sub
 from gmultisocket.protocol import rights as rights_module
+from gmultisocket.protocol import subscribers as subscribers_module
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message, encode, pack_id
 from tests.addresses import plain_connection
@@ -506,6 +507,103 @@ def test_a_recheck_that_is_given_up_revokes_nothing() -> None:
         assert pub.subscriptions == 1
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_permission_from_before_a_recheck_does_not_count(chosen: bool) -> None:
+    allowed = True
+    held = Event()
+    asked: list[bool] = []
+
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        asked.append(verdict := allowed)
+        return held.wait(LONG) and verdict
+
+    with Pub(authorize=authorize) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        wait_until(lambda: asked == [True])
+        allowed = False
+        assert pub.recheck(lambda subscriber, pattern: chosen) == 0
+        held.set()
+        if chosen:
+            with pytest.raises(SubscriptionRefused, match="not allowed"):
+                waiting.get(timeout=LONG)
+        else:
+            waiting.get(timeout=LONG)
+        assert asked == [True, False][: 1 + chosen] and pub.publish("a", b"") == (not chosen)
+
+
+def test_what_is_unsubscribed_is_not_decided_again() -> None:
+    held = Event()
+    asked: list[str] = []
+
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        asked.append(pattern)
+        return held.wait(LONG)
+
+    with Pub(authorize=authorize) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        sub.subscribe("a")
+        wait_until(lambda: asked == ["a"])
+        pub.recheck()
+        sub.unsubscribe("a")
+        sub.subscribe("b")
+        wait_until(lambda: asked == ["a", "b"])
+        held.set()
+        sub.subscribe("c", LONG)
+        assert asked == ["a", "b", "c"]
+
+
+def test_what_the_program_adds_while_it_is_undecided_brings_what_was_missed(direct: Net) -> None:
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool:
+        return pub.subscribe_peer(subscriber, pattern)
+
+    with Pub(authorize=authorize, history=MemoryHistory("a")) as pub, Sub(QUICK) as sub:
+        direct.connect(pub, sub)
+        sub.subscribe("a", LONG, recover=True)
+        pub.publish("a", b"1")
+        assert sub.recv(LONG) == ("a", b"1")
+        only_pipe(pub).close()
+        pub.publish("a", b"2")
+        assert sub.recv(LONG) == ("a", b"2")
+        pub.publish("a", b"3")
+        assert sub.recv(LONG) == ("a", b"3")
+
+
+def test_what_the_program_adds_while_it_is_undecided_takes_the_promise_to_repeat_along() -> None:
+    held = Event()
+    options = {"protocol.pubsub.expiry": 0.05}
+    authorize = lambda subscriber, pattern: held.wait(LONG)  # noqa: E731
+    with Pub(options, authorize=authorize, authorize_through_switches=True) as pub, Socket() as by_hand:
+        by_hand.dial(pub.listen("inproc://added-promise").address)
+        for kind, pattern in ((b"\x01", "a"), (b"\x08", "")):
+            say(by_hand, kind, pattern, pack_id(5))
+        wait_until(lambda: bool(held.linkcount()))
+        pipe = only_pipe(pub)
+        assert pub.subscribe_peer(RemoteSub(pipe, pipe.path + pack_id(5)), "a") and pub.subscriptions == 1
+        # It is silent from now on: it has died.
+        wait_until(lambda: not pub.subscriptions)
+        held.set()
+
+
+def test_what_the_program_adds_over_a_limit_is_still_to_be_decided() -> None:
+    held = Event()
+    options = {"protocol.pubsub.max_total_patterns": 1}
+
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool | str:
+        return pattern == "a" or (held.wait(LONG) and "decided")
+
+    with Pub(options, authorize=authorize) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        waiting = gevent.spawn(reason_for, sub, "b")
+        wait_until(lambda: bool(held.linkcount()))
+        sub.subscribe("a", LONG)
+        pipe = only_pipe(pub)
+        with pytest.raises(SubscriptionRefused, match="too many subscriptions"):
+            pub.subscribe_peer(RemoteSub(pipe, pipe.path), "b")
+        held.set()
+        assert waiting.get(timeout=LONG) == "decided"
+
+
 def test_what_the_program_adds_has_the_limits_of_others() -> None:
     with Pub({"protocol.pubsub.max_patterns": 1}) as pub, Sub() as sub:
         sub.dial(pub.listen("tcp://127.0.0.1:0").address)
@@ -641,6 +739,46 @@ def test_one_that_subscribes_to_a_topic_in_too_many_ways_is_removed(through: boo
                 wait_until(lambda: not by_hand.pipes or len(pub.pipes) == 2)
             assert pub.publish(topic, b"2") == 1
             assert honest.recv(LONG) == (topic, b"2")
+
+
+def test_publications_go_on_while_one_that_was_removed_has_not_gone_yet() -> None:
+    # All in one turn of the loop: most of its patterns are in the index still, and its pipe is open.
+    letters = "abcdefghijk"
+    with Socket({"socket.no_recv": True}) as by_hand, Pub(authorize=only_public) as pub:
+        by_hand.dial(pub.listen("tcp://127.0.0.1:0").address)
+        for number in range(1 << len(letters)):
+            tokens = ("*" if number >> place & 1 else token for place, token in enumerate(letters))
+            say(by_hand, b"\x01", ".".join(["public", *tokens]))
+        wait_until(lambda: pub.subscriptions == 1 << len(letters), LONG)
+        for last in "klm":
+            pub.publish("public." + ".".join(letters[:-1]) + "." + last, b"")
+        assert pub.subscriptions == 0 and pub.pipes
+        wait_until(lambda: not pub._subscribers._leaving)
+        assert len(pub._subscribers._index) == 0
+
+
+def test_one_that_has_gone_and_comes_again_has_only_the_rights_that_it_gets_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subscribers_module, "_PORTION", 1)
+    with (
+        Pub({"protocol.pubsub.expiry": 0.05}, authorize=only_public, authorize_through_switches=True) as pub,
+        Socket() as by_hand,
+    ):
+        by_hand.dial(pub.listen("tcp://127.0.0.1:0").address)
+        for number in range(1000):
+            say(by_hand, b"\x01", f"public.{number}", pack_id(5))
+        pub.wait_subscribers("public.999", timeout=LONG)
+        say(by_hand, b"\x08", "", pack_id(5))
+        # It expires. Its patterns leave the index in many turns of the loop.
+        with gevent.Timeout(LONG):
+            while pub.subscriptions:
+                gevent.sleep(0)
+        pipe = only_pipe(pub)
+        assert pub._subscribers._leaving
+        assert pub.subscribe_peer(RemoteSub(pipe, pipe.path + pack_id(5)), "public.again")
+        assert [pub.publish(f"public.{number}", b"") for number in range(1000)] == [0] * 1000
+        assert pub.publish("public.again", b"") == 1
 
 
 def test_a_promise_to_repeat_that_comes_before_the_decision_counts() -> None:
