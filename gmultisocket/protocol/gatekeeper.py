@@ -180,8 +180,10 @@ class Gatekeeper:
         if self.restricted:
             self._refusers.accepted(peer.pipe.id, source)
         remote = RemoteSub(peer.pipe, subscriber.source)
-        if is_new and not remote.direct:
-            self.on_new_behind_switch()
+        if is_new:
+            self.keeper.changed(peer.pipe)
+            if not remote.direct:
+                self.on_new_behind_switch()
         if not self.holding.hold(remote, pattern, ask, is_new):
             self._answer(remote, pattern, ask, is_new)
         elif ask is not None:
