@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -19,6 +20,7 @@ from gmultisocket.protocol.history import everything_since
 from gmultisocket.protocol.pubsubwire import Ask, Position, Positioned, Replay, read_ask
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message
+from tests.addresses import TRANSPORTS
 from tests.protocol.net import Net
 from tests.protocol.pubsubhand import LONG, answers, ask, hand
 from tests.protocol.pubsubvectors import publication
@@ -360,6 +362,33 @@ def test_an_old_subscriber_that_comes_behind_the_same_switch_later_gets_everythi
         pub.publish("a", b"4")
         replays = pub._keeper._replays
         assert replays is not None and not replays.splits["a"].alone
+
+
+@pytest.mark.parametrize("recover", [False, True])
+@pytest.mark.parametrize("transport", ["inproc", "tcp", "ws"])
+def test_an_answer_is_not_dropped_to_make_room_for_publications(transport: str, recover: bool, tmp_path: Path) -> None:
+    options = {"socket.send_overflow": "drop_oldest", "socket.send_queue_size": 4}
+    with Pub(options, history=MemoryHistory("a", "b")) as pub, Sub({"socket.recv_queue_size": 1}) as sub:
+        sub.dial(pub.listen(TRANSPORTS[transport](tmp_path)).address)
+        sub.subscribe("a", LONG, recover=recover)
+        (pipe,) = pub.pipes.values()
+        content = bytes(1 << 16)
+        while not pipe.counters.drops:
+            pub.publish("a", content)
+            gevent.sleep(0)
+        sub.subscribe("b", recover=recover)
+        wait_until(lambda: pub.subscriptions == 2)
+        # There is room for its answer whenever something has left; then more comes than the queue can have.
+        (upstream,) = sub._upstreams.values()
+        with gevent.Timeout(LONG):
+            while upstream.awaits("b"):
+                sub.recv()
+                gevent.sleep(0.001)
+                for _ in range(8):
+                    pub.publish("a", content)
+            pub.publish("b", b"live")
+            while sub.recv()[0] != "b":
+                pass
 
 
 # The program's callbacks

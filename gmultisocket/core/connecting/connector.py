@@ -203,6 +203,10 @@ class Connector:
     def is_loss(self, message: Message) -> bool:
         return self.lost_hook is None or self.lost_hook(message)
 
+    def may_drop(self, message: Message) -> bool:
+        # What nobody misses when its peer has gone is about the peer's state: while it is there, it waits for that.
+        return self.is_loss(message)
+
     def lose(self, reason: str, count: int) -> None:
         self.sender.counters.drop(reason, count)
 

@@ -153,6 +153,9 @@ class PipeOwner(Protocol):
     def is_loss(self, message: Message) -> bool:
         """Return whether anybody misses this message, which a pipe could not send. Must not raise."""
 
+    def may_drop(self, message: Message) -> bool:
+        """Return whether this message may make room for a newer one in a queue. Must not raise."""
+
     def lose(self, reason: str, count: int) -> None:
         """Count messages that are lost, and that no pipe can count."""
 
@@ -429,7 +432,7 @@ class Pipe(StateMachine, ABC):
 
     @abstractmethod
     def _drop_oldest(self) -> bool:
-        """Drop the oldest message of the queue, and count it. Return False if no whole message is queued."""
+        """Drop the oldest message of the queue that may go, and count it. Return False if there is none."""
 
     @abstractmethod
     def _update_full(self) -> None:

@@ -398,12 +398,17 @@ class WritePipe(Pipe):
 
     def _drop_oldest(self) -> bool:
         for index, entry in enumerate(self._queue):
-            if not isinstance(entry, _Control):
+            if not isinstance(entry, _Control) and self._may_drop(entry):
                 del self._queue[index]
                 self._queued_bytes -= len(entry)
                 self._drop("overflow")
                 return True
         return False
+
+    def _may_drop(self, entry: Frame) -> bool:
+        # No protocol has control messages that are large.
+        message = None if isinstance(entry, LargeFrame) else self._unframe(entry)
+        return message is None or self._owner.may_drop(message)
 
     def _take_queue(self) -> tuple[list[Message], int, int]:
         self._leave_fan_out()
