@@ -120,7 +120,8 @@ class ProtocolSocket:
         """Call ``callback(message)`` for each message that is not to-one and that a pipe which closes has not sent.
 
         If it returns False, nobody misses the message: it is counted as all others, and nothing is logged. It must not
-        raise.
+        raise. It is also asked before ``drop_oldest`` drops a message of a pipe that is open: one for which it returns
+        False is about the state of this very peer, which waits for it. That stays in the queue.
         """
         self._connector.lost_hook = callback
 

@@ -181,7 +181,7 @@ class Gatekeeper:
             self._refusers.accepted(peer.pipe.id, source)
         remote = RemoteSub(peer.pipe, subscriber.source)
         if is_new:
-            self.keeper.begun(peer.pipe)
+            self.keeper.changed(peer.pipe)
             if not remote.direct:
                 self.on_new_behind_switch()
         if not self.holding.hold(remote, pattern, ask, is_new):

@@ -66,11 +66,6 @@ class Keeper:
 
     # Subscriptions
 
-    def begun(self, pipe: Pipe) -> None:
-        """Record that a subscription by a pipe has begun. Neither blocks nor switches greenlets."""
-        if self._replays is not None:
-            self._replays.begun(pipe)
-
     def subscribed(self, remote: RemoteSub, pattern: str, ask: Ask | None, is_new: bool) -> bool:
         """Send a subscriber what it may have of what is kept, later. Neither blocks nor switches greenlets.
 
@@ -88,6 +83,11 @@ class Keeper:
     def expect(self, remote: RemoteSub, ask: Ask) -> None:
         """Send nothing to a subscriber that has sent a 0x05, until :meth:`subscribed` is called for it."""
         self._all_replays().ask(remote, ask, start=False)
+
+    def changed(self, pipe: Pipe) -> None:
+        """Find out again who gets what by a pipe: a subscription by it is new."""
+        if self._replays is not None:
+            self._replays.changed(pipe)
 
     def _all_replays(self) -> Replays:
         if self._replays is None:
@@ -190,6 +190,8 @@ class Keeper:
         replays = self._replays
         send = self._send
         if entry is None or replays is None or not replays.askings:
+            if replays is not None and replays.queues:
+                replays.overtake(topic)
             return send(wanted, publication, timeout)
         if replays.queues:
             replays.published(entry)

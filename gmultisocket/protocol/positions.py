@@ -130,14 +130,16 @@ class _Pattern:
         order: patterns with a lower number are older.
         meetings: by epoch, the one that began first is first.
         askings: by pipe id: the id of the last asking.
+        answered: the publishers that have answered one, as long as their pipes are there.
     """
 
-    __slots__ = ("askings", "meetings", "order")
+    __slots__ = ("answered", "askings", "meetings", "order")
 
     def __init__(self, order: int) -> None:
         self.order = order
         self.meetings: OrderedDict[int, _Meeting] = OrderedDict()
         self.askings: dict[int, int] = {}
+        self.answered: set[bytes] = set()
 
 
 class Positions:
@@ -238,16 +240,16 @@ class Positions:
         return self._askings.get(number)
 
     def serves(self, pattern: str, source: bytes) -> bool:
-        """Return whether a publisher has answered for a pattern."""
+        """Return whether a publisher has answered the present asking for a pattern."""
         return any(source in meeting.sources for meeting in self._patterns[pattern].meetings.values())
 
     def has_met(self, source: bytes) -> bool:
         """Return whether a publisher has answered for any pattern, to the end."""
         return source in self._heard
 
-    def matching(self, topic: str) -> set[str]:
-        """Return the patterns that match a topic."""
-        return self._index.match(topic)
+    def answered(self, topic: str) -> dict[str, set[bytes]]:
+        """Return the patterns that match a topic, and the publishers that have answered any asking for each."""
+        return {pattern: self._patterns[pattern].answered for pattern in self._index.match(topic)}
 
     def overdue(self) -> list[str]:
         """Return the patterns for which an answer, or the end of a replay, was probably lost: to be asked again.
@@ -268,6 +270,7 @@ class Positions:
             return []
         self._ignored.pop(pattern, None)
         mine = self._patterns[pattern]
+        mine.answered.add(source)
         gaps: list[Gap] = []
         meeting = mine.meetings.get(replay.epoch)
         first = meeting is None
@@ -285,9 +288,7 @@ class Positions:
 
     def _first_meeting(self, pattern: str, mine: _Pattern, epoch: int) -> list[Gap]:
         """Begin a meeting. Return gaps: if a publisher was started again, the rest of its old history is missing."""
-        gaps = [
-            meeting.tell_gone() for meeting in mine.meetings.values() if not meeting.sources and not meeting.gone
-        ]
+        gaps = [one.tell_gone() for one in mine.meetings.values() if not one.sources and not one.gone]
         if len(mine.meetings) >= MAX_POSITIONS:
             # The one that no publisher serves, or that is oldest.
             old = next((old for old, one in mine.meetings.items() if not one.sources), next(iter(mine.meetings)))
@@ -447,6 +448,7 @@ class Positions:
             number = mine.askings.pop(pipe_id, None)
             if number is not None:
                 del self._askings[number]
+            mine.answered -= {source for source in mine.answered if source.startswith(prefix)}
             for epoch, meeting in mine.meetings.items():
                 gone = [source for source in meeting.sources if source.startswith(prefix)]
                 if gone and self._remove_sources(epoch, meeting, gone):
@@ -460,6 +462,7 @@ class Positions:
         mine = self._patterns.get(pattern)
         if mine is None:
             return False
+        mine.answered.discard(source)
         again = False
         for epoch, meeting in list(mine.meetings.items()):
             if source in meeting.sources:

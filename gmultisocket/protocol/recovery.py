@@ -50,7 +50,7 @@ class Recovery:
         spawn: its ``_spawn``.
     """
 
-    __slots__ = ("__weakref__", "_again", "_callbacks", "_core", "_flags", "_options", "_positions", "_spawn",
+    __slots__ = ("__weakref__", "_again", "_callbacks", "_core", "_flags", "_had", "_options", "_positions", "_spawn",
                  "_tries", "_waiting")  # fmt: skip
 
     def __init__(self, core: ProtocolSocket, options: Options, spawn: Callable[..., Greenlet[..., Any]]) -> None:
@@ -60,6 +60,9 @@ class Recovery:
         self._positions = Positions()
         #: By pattern: whether retained values are wanted, and whether what was missed is.
         self._flags: dict[str, tuple[bool, bool]] = {}
+        #: By pipe id: patterns that were subscribed to without positions before. Their retained values come, or have
+        #: come, for that. The next asking by the pipe asks for none: they might come behind newer publications.
+        self._had: dict[int, set[str]] = {}
         self._callbacks: list[Callable[[Gap], object]] = []
         #: By pattern and pipe id: how often it will be asked for again.
         self._tries: dict[tuple[str, int], int] = {}
@@ -76,9 +79,15 @@ class Recovery:
         before = self._flags.get(pattern, (False, False))
         self._flags[pattern] = (retained or before[0], recover or before[1])
 
+    def had(self, pipe_id: int, patterns: set[str]) -> None:
+        """Take patterns that were sent by a pipe without a 0x05: their retained values come without positions."""
+        self._had[pipe_id] = patterns
+
     def remove(self, pattern: str) -> None:
         """Forget a pattern."""
         del self._flags[pattern]
+        for had in self._had.values():
+            had.discard(pattern)
         self._positions.remove(pattern)
         for key in [key for key in self._tries if key[0] == pattern]:
             del self._tries[key]
@@ -86,6 +95,10 @@ class Recovery:
     def ask(self, pattern: str, pipe_id: int) -> bytes:
         """Return the 0x05 for all publishers behind a pipe."""
         retained, recover = self._flags[pattern]
+        had = self._had.get(pipe_id)
+        if had and pattern in had:
+            had.remove(pattern)
+            retained = False
         return self._positions.ask(pattern, pipe_id, retained=retained, recover=recover).encode()
 
     def ask_another(self, pattern: str, pipe_id: int) -> bytes | None:
@@ -117,12 +130,13 @@ class Recovery:
     def is_early(self, message: Message, topic: str) -> bool:
         """Return whether a publication without a position comes before the answer of its publisher: that is counted.
 
-        It was for others behind the same switch. What the publisher answers covers it, so it would come twice.
+        It was for others behind the same switch. What the publisher answers covers it, so it would come twice. A
+        publisher that has answered before, and was asked again, sends only what has no position in this way.
         """
         if message.flags & SEND_TYPE_MASK != TO_ALL or not self._positions.has_met(message.source):
             return False
-        for pattern in self._positions.matching(topic):
-            if self._positions.serves(pattern, message.source) or (pattern, message.pipe_id) in self._tries:
+        for pattern, publishers in self._positions.answered(topic).items():
+            if message.source in publishers or (pattern, message.pipe_id) in self._tries:
                 return False
         self._core.count_drop("repeated", message.pipe_id)
         return True
@@ -164,6 +178,7 @@ class Recovery:
         """Forget the publishers behind a pipe. Return the patterns to ask the others for."""
         for key in [key for key in self._tries if key[1] == pipe_id]:
             del self._tries[key]
+        self._had.pop(pipe_id, None)
         return self._positions.remove_pipe(pipe_id)
 
     def overdue(self) -> list[str]:

@@ -43,6 +43,8 @@ _PORTION: Final = 64
 _FORGOTTEN: Final = 256
 #: Publications that may wait for one subscriber because they came during its replay. More are read from the history.
 _MAX_ADDED: Final = 4096
+#: Topics of which it is remembered, while replays run, that publications without a position have overtaken them.
+_MAX_OVERTAKEN: Final = 4096
 #: Topics of which it is remembered who gets what.
 _MAX_SPLITS: Final = 1024
 
@@ -121,8 +123,8 @@ class Replays:
         splits: who gets what, by topic, as far as it is remembered.
     """
 
-    __slots__ = ("__weakref__", "_core", "_forgetting", "_gone", "_live", "_peers", "_pins", "_running", "_spawn",
-                 "_unneeded", "askings", "history", "queues", "splits")  # fmt: skip
+    __slots__ = ("__weakref__", "_core", "_forgetting", "_gone", "_live", "_overtaken", "_peers", "_pins", "_running",
+                 "_spawn", "_unneeded", "askings", "history", "queues", "splits")  # fmt: skip
 
     def __init__(
         self,
@@ -143,6 +145,8 @@ class Replays:
         self._live: Subscriptions[RemoteSub] = Subscriptions()
         self._running: Subscriptions[_Asking] = Subscriptions()
         self.splits: dict[str, Split] = {}
+        #: By topic, while replays run: the last offset when a publication without a position was sent. Oldest first.
+        self._overtaken: OrderedDict[str, int] = OrderedDict()
         #: Subscriptions by pipes that have closed, which are still in an index.
         self._gone: deque[_Asking] = deque()
         #: Publications that replays do not send any more, and that are still pinned. None is empty.
@@ -175,13 +179,6 @@ class Replays:
             asking.accepted = max(asking.accepted, self.history.begins(ask.pattern))
             self._start(pipe, key, asking)
 
-    def begun(self, pipe: Pipe) -> None:
-        """Record that a subscription by a pipe has begun."""
-        # The pipe may have wanted its topics before, and it may be the first one without a 0x05: another path to send
-        # them by. (Pipes without any 0x05 have no such paths.)
-        if pipe in self.askings:
-            self.splits.clear()
-
     def _start(self, pipe: Pipe, key: tuple[bytes, str], asking: _Asking) -> None:
         queue = self.queues.get(pipe)
         if queue is None:
@@ -197,8 +194,17 @@ class Replays:
         asking = None if queue is None else queue.get((source, pattern))
         return asking is not None and not asking.is_answered
 
+    def changed(self, pipe: Pipe) -> None:
+        """Find out again who gets what by a pipe: a subscription by it has begun or ended.
+
+        Those without a 0x05 matter as well: behind a switch, they get copies of what others get with positions.
+        """
+        if pipe in self.askings:
+            self.splits.clear()
+
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
+        self.changed(pipe)
         askings = self.askings.get(pipe)
         if askings is None:
             return
@@ -212,7 +218,6 @@ class Replays:
             queue.pop((source, pattern), None)
         self._drop(asking)
         self._forget_some()
-        self.splits.clear()
 
     def remove_pipe(self, pipe: Pipe) -> None:
         """Forget the subscriptions by a pipe that has closed, in portions."""
@@ -271,6 +276,7 @@ class Replays:
 
     def again(self) -> None:
         """Answer every 0x05 again: there is another history."""
+        self._overtaken.clear()
         for pipe, askings in self.askings.items():
             for key, asking in askings.items():
                 if asking.index is None and not self.waits(pipe, *key):
@@ -289,7 +295,8 @@ class Replays:
         """
         position = Position(self.history.epoch, offset)
         for pipe, source in {remote for topic in topics for remote in self._live.match(topic)}:
-            for key, asking in self.askings[pipe].items():
+            # A pipe that has closed leaves the index in portions.
+            for key, asking in self.askings.get(pipe, {}).items():
                 wants = key[0] == source and any(matches(key[1], topic) for topic in topics)
                 if wants and asking.index is self._live:
                     self._drop(asking)
@@ -299,6 +306,17 @@ class Replays:
         self.splits.clear()
 
     # Publications
+
+    def overtake(self, topic: str) -> None:
+        """Send nothing more of a topic from before now: a publication without a position is about to be sent.
+
+        What waits of the topic in replays is a value that the history has forgotten since, and would come behind it.
+        This need not be called while ``queues`` is empty.
+        """
+        self._overtaken[topic] = self.history.last_offset
+        self._overtaken.move_to_end(topic)
+        if len(self._overtaken) > _MAX_OVERTAKEN:
+            self._overtaken.popitem(last=False)
 
     def published(self, entry: Kept) -> None:
         """Put a publication behind the replays that run, and that it belongs to.
@@ -372,6 +390,8 @@ class Replays:
             pass
         finally:
             del self.queues[pipe]
+            if not self.queues:
+                self._overtaken.clear()
 
     def _send_portion(self, pipe: Pipe, queue: _Queue, key: tuple[bytes, str], asking: _Asking) -> bool:
         """Find or send a portion of one replay. Return whether the pipe is open."""
@@ -438,12 +458,14 @@ class Replays:
         return True
 
     def _send_next(self, asking: _Asking, beginning: Beginning) -> None:
-        """Send the next publication of a replay, if there is one."""
+        """Send the next publication of a replay, if there is one, unless a later one of its topic has overtaken it."""
         entries = beginning.entries or asking.added
         if entries:
             entry = entries.popleft()
             self._pins.remove(entry)
             offset, previous, topic, content = entry
+            if offset <= self._overtaken.get(topic, 0):
+                return
             epoch = self.history.epoch
             self._put(asking, Positioned(asking.ask.id, epoch, offset, previous, publication(topic, content)))
 

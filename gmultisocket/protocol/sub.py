@@ -189,14 +189,12 @@ class Sub(ProtocolBase):
             self._recovery = Recovery(self._core, self.options, self._spawn)
             self._core.on_message(self._on_message_in_order, in_order=True)
             for pattern in self._patterns:
-                # The values have come; after a reconnect they come again.
-                self._recovery.add(pattern, False, False)
+                self._recovery.add(pattern, True, False)
             for upstream in self._upstreams.values():
+                self._recovery.had(upstream.pipe.id, {each for each in self._patterns if upstream.has_sent(each)})
                 upstream.subscribe_all(self._patterns, ask=True)
                 if upstream.subscribe_some(_PORTION):
                     self._spawn(self._subscribe_rest, upstream)
-            for pattern in self._patterns:
-                self._recovery.add(pattern, True, False)
         return self._recovery
 
     def _question(self, pattern: str, pipe_id: int) -> bytes | None:

@@ -81,6 +81,10 @@ class Upstream:
         """Return whether an answer for a pattern is to come."""
         return pattern in self.awaited or pattern in self.unsent
 
+    def has_sent(self, pattern: str) -> bool:
+        """Return whether a subscription has left."""
+        return pattern not in self.unsent and not self._is_pending(pattern)
+
     def refusal(self, pattern: str) -> str | None:
         """Return why a publisher refuses a pattern, None if none does."""
         return next(iter(self.refusals.get(pattern, {}).values()), None)

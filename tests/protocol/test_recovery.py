@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
 
-from gmultisocket import Socket
+from gmultisocket import Socket, Switch
 from gmultisocket.errors import Closed, MessageTooLong, SubscriptionRefused, Timeout
 from gmultisocket.protocol import Entry, Gap, MemoryHistory, Pub, RemoteSub, Sub
 from gmultisocket.protocol import history as history_module
@@ -18,7 +19,8 @@ from gmultisocket.protocol import replaying as replaying_module
 from gmultisocket.protocol.history import everything_since
 from gmultisocket.protocol.pubsubwire import Ask, Position, Positioned, Replay, read_ask
 from gmultisocket.testing import wait_until
-from gmultisocket.wire import CONTROL, TO_ALL, Message
+from gmultisocket.wire import CONTROL, TO_ALL, TO_DEST, Message
+from tests.addresses import TRANSPORTS
 from tests.protocol.net import Net
 from tests.protocol.pubsubhand import LONG, answers, ask, hand
 from tests.protocol.pubsubvectors import publication
@@ -241,6 +243,62 @@ def test_a_pattern_that_was_there_before_has_its_values_once_and_again_after_a_r
         assert sub.recv(LONG) == ("a", b"2")
 
 
+def test_values_of_patterns_that_were_there_before_come_once_however_many_there_are() -> None:
+    topics = [f"a.{number}" for number in range(600)]
+    with Pub(history=MemoryHistory("a.>")) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        for topic in topics:
+            sub.subscribe(topic)
+        for topic in topics:
+            sub.subscribe(topic, LONG)
+        wait_until(lambda: pub.subscriptions == len(topics))
+        for topic in topics:
+            pub.publish(topic, b"value", retain=True)
+            pub.publish(topic, b"newer")
+        receive(sub, 2 * len(topics))
+        sub.on_gap(lambda gap: pytest.fail("nothing is missing"))
+        sub.subscribe("end", LONG)
+        replays = pub._keeper._replays
+        wait_until(lambda: replays is not None and not replays.queues and len(replays._live) == len(topics) + 1)
+        pub.publish("end", b"")
+        # Not the old values, behind newer publications.
+        assert sub.recv(LONG) == ("end", b"")
+
+
+def test_values_of_a_pattern_come_although_another_one_makes_it_count_positions_at_once() -> None:
+    with Pub() as pub, Sub() as sub:
+        pub.publish("a", b"1", retain=True)
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        wait_until(lambda: bool(sub.pipes))
+        sub.subscribe("a")
+        sub.subscribe("b", recover=True)
+        assert sub.recv(LONG) == ("a", b"1")
+
+
+def test_what_has_no_position_comes_while_a_publisher_is_asked_again_because_another_one_has_gone() -> None:
+    history = MemoryHistory("a")
+    with Pub(history=history) as pub, Socket() as worker, Sub() as sub:
+        sub.on_gap(lambda gap: None)
+        sub.dial(worker.listen("inproc://worker").address)
+        sub.subscribe(">", recover=True)
+        # By hand: the replay of another publisher with the same history, which does not end.
+        question = worker.recv_msg(LONG)
+        answer = Replay(read_ask(question.content).id, history.epoch, 0, first_meeting=True).encode()
+        worker.send_msg(Message(CONTROL | TO_DEST, destination=question.source, content=answer))
+        sub.dial(pub.listen("inproc://other").address)
+        sub.subscribe(">", LONG)
+        recovery = sub._recovery
+        assert recovery is not None
+        (meeting,) = recovery._positions._meetings[history.epoch].values()
+        wait_until(lambda: [*meeting.sources.values()].count(0) == 1)
+        for pipe in [*worker.pipes.values()]:
+            pipe.close()
+        wait_until(lambda: len(sub.pipes) == 1 and not meeting.sources)
+        pub.publish("plain", b"1")
+        assert sub.recv(LONG) == ("plain", b"1")
+        assert "repeated" not in sub.counters.drops
+
+
 def test_what_several_patterns_match_comes_once_after_a_reconnect() -> None:
     with Pub(history=MemoryHistory(">")) as pub, Sub(QUICK) as sub:
         sub.dial(pub.listen("tcp://127.0.0.1:0").address)
@@ -289,6 +347,60 @@ def test_one_that_comes_later_behind_a_switch_and_counts_no_positions_misses_not
         plain.subscribe("a", LONG)
         pub.publish("a", b"2")
         assert sub.recv(LONG) == plain.recv(LONG) == ("a", b"2")
+
+
+def test_an_old_subscriber_that_comes_behind_the_same_switch_later_gets_everything_too() -> None:
+    with ExitStack() as stack:
+        pub = stack.enter_context(Pub(history=MemoryHistory("a")))
+        back, front = stack.enter_context(Socket()), stack.enter_context(Socket())
+        back.dial(pub.listen("tcp://127.0.0.1:0").address)
+        address = front.listen("tcp://127.0.0.1:0").address
+        stack.enter_context(Switch(back, front))
+        sub, plain = stack.enter_context(Sub()), stack.enter_context(Sub())
+        sub.dial(address)
+        sub.subscribe("a", LONG, recover=True)
+        pub.publish("a", b"0")
+        assert sub.recv(LONG) == ("a", b"0")
+        # Now the Pub remembers who gets what.
+        plain.dial(address)
+        plain.subscribe("a", LONG)
+        for number in range(1, 4):
+            pub.publish("a", b"%d" % number)
+        assert [int(content) for _, content in receive(sub, 3)] == [1, 2, 3]
+        assert [int(content) for _, content in receive(plain, 3)] == [1, 2, 3]
+        plain.unsubscribe("a")
+        (peer,) = pub._peers.values()
+        wait_until(lambda: len(peer.subscribers) == 1)
+        pub.publish("a", b"4")
+        replays = pub._keeper._replays
+        assert replays is not None and not replays.splits["a"].alone
+
+
+@pytest.mark.parametrize("recover", [False, True])
+@pytest.mark.parametrize("transport", ["inproc", "tcp", "ws"])
+def test_an_answer_is_not_dropped_to_make_room_for_publications(transport: str, recover: bool, tmp_path: Path) -> None:
+    options = {"socket.send_overflow": "drop_oldest", "socket.send_queue_size": 4}
+    with Pub(options, history=MemoryHistory("a", "b")) as pub, Sub({"socket.recv_queue_size": 1}) as sub:
+        sub.dial(pub.listen(TRANSPORTS[transport](tmp_path)).address)
+        sub.subscribe("a", LONG, recover=recover)
+        (pipe,) = pub.pipes.values()
+        content = bytes(1 << 16)
+        while not pipe.counters.drops:
+            pub.publish("a", content)
+            gevent.sleep(0)
+        sub.subscribe("b", recover=recover)
+        wait_until(lambda: pub.subscriptions == 2)
+        # There is room for its answer whenever something has left; then more comes than the queue can have.
+        (upstream,) = sub._upstreams.values()
+        with gevent.Timeout(LONG):
+            while upstream.awaits("b"):
+                sub.recv()
+                gevent.sleep(0.001)
+                for _ in range(8):
+                    pub.publish("a", content)
+            pub.publish("b", b"live")
+            while sub.recv()[0] != "b":
+                pass
 
 
 # The program's callbacks

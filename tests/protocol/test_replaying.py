@@ -351,3 +351,49 @@ def test_a_history_that_fails_is_logged_and_makes_a_gap(caplog: pytest.LogCaptur
         pub.publish("a", b"2")
         assert answers(by_hand, 1) == [live]
         wait_until(lambda: is_idle(pub))
+
+
+def test_a_value_that_was_forgotten_does_not_come_behind_a_later_publication(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying_module, "_MAX_OVERTAKEN", 1)
+    with Pub() as pub, hand("overtaken", pub) as by_hand:
+        for number in range(2000):
+            pub.publish(f"a.{number}", b"old", retain=True)
+        ask(by_hand, Ask(1, True, False, (), "a.*"))
+
+        def values_are_found() -> bool:
+            askings = [asking for queue in replays_of(pub).queues.values() for asking in queue.values()]
+            return any(asking.beginning is not None and asking.beginning.entries for asking in askings)
+
+        wait_until(lambda: pub._keeper._replays is not None and values_are_found())
+        pub.publish("a.1", b"waits too", retain=True)
+        for topic in ("a.0", "a.1"):
+            pub.unretain(topic)
+            pub.publish(topic, b"new")
+        assert [*replays_of(pub)._overtaken] == ["a.1"]
+        pub.publish("a.1", b"newest", retain=True)
+        contents = []
+        while True:
+            (each,) = answers(by_hand, 1)
+            if not isinstance(each, Replay):
+                contents.append(each.publication if isinstance(each, Positioned) else each)
+            elif each.end:
+                break
+        assert [one[5:] for one in contents if one[:5] == b"\0\3a.1"] == [b"new", b"newest"]
+        wait_until(lambda: is_idle(pub))
+        assert not replays_of(pub)._overtaken
+
+
+def test_another_replay_may_begin_while_the_many_patterns_of_one_that_has_gone_are_forgotten() -> None:
+    history = MemoryHistory("a.>")
+    with Pub(history=history) as pub, Sub() as sub:
+        sub.on_gap(lambda gap: None)
+        sub.dial(pub.listen("inproc://gone").address)
+        for number in range(1000):
+            sub.subscribe(f"a.{number}")
+        sub.subscribe("a.*", LONG)
+        wait_until(lambda: len(replays_of(pub)._live) == 1001)
+        for pipe in [*pub.pipes.values()]:
+            pipe.close()
+        assert replays_of(pub)._gone
+        pub.replay_behind(0, [f"a.{number}" for number in range(1000)])
+        wait_until(lambda: not replays_of(pub)._gone)

@@ -197,11 +197,13 @@ class InprocPipe(Pipe):
             self._set_writable()
 
     def _drop_oldest(self) -> bool:
-        if not self._queue:
-            return False
-        self._queued_bytes -= len(self._queue.popleft()[4])
-        self._drop("overflow")
-        return True
+        for index, fields in enumerate(self._queue or ()):
+            if self._owner.lost_hook is None or self._owner.is_loss(Message._make(fields)):
+                self._queued_bytes -= len(fields[4])
+                del self._queue[index]  # type: ignore[union-attr]
+                self._drop("overflow")
+                return True
+        return False
 
     def _take_queue(self) -> tuple[list[Message], int, int]:
         queue, self._queue = self._queue or deque(), None

@@ -153,6 +153,10 @@ class PipeOwner(Protocol):
     def is_loss(self, message: Message) -> bool:
         """Return whether anybody misses this message, which a pipe could not send. Must not raise."""
 
+    @property
+    def lost_hook(self) -> Callable[[Message], bool] | None:
+        """What :meth:`is_loss` asks; None if all messages are missed."""
+
     def lose(self, reason: str, count: int) -> None:
         """Count messages that are lost, and that no pipe can count."""
 
@@ -429,7 +433,7 @@ class Pipe(StateMachine, ABC):
 
     @abstractmethod
     def _drop_oldest(self) -> bool:
-        """Drop the oldest message of the queue, and count it. Return False if no whole message is queued."""
+        """Drop the oldest message of the queue that may go, and count it. Return False if there is none."""
 
     @abstractmethod
     def _update_full(self) -> None:

@@ -398,12 +398,20 @@ class WritePipe(Pipe):
 
     def _drop_oldest(self) -> bool:
         for index, entry in enumerate(self._queue):
-            if not isinstance(entry, _Control):
+            if not isinstance(entry, _Control) and self._may_drop(entry):
                 del self._queue[index]
                 self._queued_bytes -= len(entry)
                 self._drop("overflow")
                 return True
         return False
+
+    def _may_drop(self, entry: Frame) -> bool:
+        # No protocol has control messages that are large.
+        if self._owner.lost_hook is None or isinstance(entry, LargeFrame):
+            return True
+        message = self._unframe(entry)
+        # What nobody misses when its peer has gone is about that peer's state: while it is there, it waits for that.
+        return message is None or self._owner.is_loss(message)
 
     def _take_queue(self) -> tuple[list[Message], int, int]:
         self._leave_fan_out()
