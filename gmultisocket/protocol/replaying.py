@@ -41,6 +41,8 @@ __all__ = ["Replays", "Split"]
 _PORTION: Final = 64
 #: Subscriptions that are forgotten, or publications that are unpinned, before others run.
 _FORGOTTEN: Final = 256
+#: Replays by one pipe that run at once: each publication looks at all that run and match it.
+_AT_ONCE: Final = 16
 #: Publications that may wait for one subscriber because they came during its replay. More are read from the history.
 _MAX_ADDED: Final = 4096
 #: Topics of which it is remembered, while replays run, that publications without a position have overtaken them.
@@ -105,6 +107,25 @@ class _Asking:
 _Queue = OrderedDict[tuple[bytes, str], _Asking]
 
 
+def _next_turn(queue: _Queue, begun: deque[tuple[tuple[bytes, str], _Asking]]) -> tuple[tuple[bytes, str], _Asking]:
+    """Return the replay of a queue whose turn it is.
+
+    Args:
+        queue: has at least one.
+        begun: those that have begun, the one whose turn it was last at the end: kept by this function.
+    """
+    for each in [each for each in begun if queue.get(each[0]) is not each[1]]:
+        begun.remove(each)
+    if len(begun) < _AT_ONCE:
+        # Those that have begun are in front, so this looks at few.
+        for each in queue.items():
+            if each not in begun:
+                begun.append(each)
+                return each
+    begun.rotate(-1)
+    return begun[-1]
+
+
 class Replays:
     """The subscriptions with a 0x05 at one Pub.
 
@@ -118,8 +139,8 @@ class Replays:
     Attributes:
         history: the history.
         askings: the subscriptions by pipe, source and pattern. Read-only.
-        queues: by pipe: the subscriptions that wait or whose replay runs, the one whose turn it is first. Has no pipe
-            without any. Read-only.
+        queues: by pipe: the subscriptions that wait or whose replay runs, the oldest first. Has no pipe without any.
+            Read-only.
         splits: who gets what, by topic, as far as it is remembered.
     """
 
@@ -360,7 +381,10 @@ class Replays:
             elif key in self.askings:
                 if key in pipes:
                     positioned.append(key)
-                for source in self._peers[key.id].subscribers:
+                peer = self._peers[key.id]
+                # Mostly all patterns of a pipe, which may be thousands, have a 0x05.
+                some_plain = len(self.askings[key]) < peer.count
+                for source in peer.subscribers if some_plain else ():
                     remote = RemoteSub(key, source)
                     if remote not in live and self._wants_plain(remote, topic):
                         alone.append(remote)
@@ -373,16 +397,17 @@ class Replays:
         """Return whether a subscriber wants a topic by a pattern without a 0x05."""
         askings = self.askings.get(remote.pipe, {})
         patterns = self._peers[remote.pipe.id].subscribers[remote.source].patterns
-        return any(matches(pattern, topic) and (remote.source, pattern) not in askings for pattern in patterns)
+        # A peer may have thousands of patterns: first what takes less time.
+        return any((remote.source, pattern) not in askings and matches(pattern, topic) for pattern in patterns)
 
     # Replays
 
     def _send(self, pipe: Pipe, queue: _Queue) -> None:
         """Send the replays by one pipe (a greenlet for each pipe, while there are any)."""
+        begun: deque[tuple[tuple[bytes, str], _Asking]] = deque()
         try:
             while queue:
-                key, asking = next(iter(queue.items()))
-                queue.move_to_end(key)
+                key, asking = _next_turn(queue, begun)
                 if not self._send_portion(pipe, queue, key, asking):
                     return
                 yield_to_loop()

@@ -397,3 +397,36 @@ def test_another_replay_may_begin_while_the_many_patterns_of_one_that_has_gone_a
         assert replays_of(pub)._gone
         pub.replay_behind(0, [f"a.{number}" for number in range(1000)])
         wait_until(lambda: not replays_of(pub)._gone)
+
+
+def test_of_many_replays_for_a_peer_that_does_not_read_few_begin_and_all_come_when_it_reads() -> None:
+    """A publication looks at all replays that have begun and match it."""
+    count = 200
+    patterns = ["a.*.*", *(f"*.*.{number}" for number in range(count - 1))]
+    history = Watched("a.>")
+    options = {"socket.send_queue_size": 2}
+    with Pub(options, history=history) as pub, hand("many", pub, **{"socket.recv_queue_size": 1}) as by_hand:
+        # They are found in portions, so the next one has its turn before the first one sends.
+        for number in range(2 * PORTION):
+            pub.publish(f"a.b.{number}", b"0")
+        ask(by_hand, *(Ask(number, False, True, (Position(history.epoch, 0),), pattern)
+                       for number, pattern in enumerate(patterns, 1)))  # fmt: skip
+        wait_until(lambda: pub.subscriptions == count)
+        replays = replays_of(pub)
+        wait_until(lambda: any(pipe.full for pipe in pub.pipes.values()))
+        # All others had their turn.
+        gevent.idle()
+        assert 1 <= len(replays._running) <= 16 < len(next(iter(replays.queues.values())))
+        pub.publish("a.b.0", b"1")
+        found: dict[int, list[bytes]] = {number: [] for number in range(1, count + 1)}
+        ends = 0
+        while ends < count:
+            (answer,) = answers(by_hand, 1)
+            if isinstance(answer, Replay):
+                ends += answer.end
+            elif isinstance(answer, Positioned) and answer.id:
+                found[answer.id].append(answer.publication[-1:])
+        assert found.pop(1) == [b"0"] * 2 * PORTION + [b"1"]
+        assert found.pop(2) == [b"0", b"1"]
+        assert all(contents == [b"0"] for contents in found.values())
+        wait_until(lambda: is_idle(pub))
