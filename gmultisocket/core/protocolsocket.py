@@ -284,19 +284,11 @@ class ProtocolSocket:
     def put_several(self, messages: Collection[tuple[Pipe, Message]], timeout: float | None = None) -> int:
         """Send several messages, each by its own pipe, as :meth:`put_group` sends one. A full pipe delays no other one.
 
-        Args:
-            messages: each a pipe that was open, and what goes by it; as for :meth:`put`.
-            timeout: seconds.
-
-        Returns:
-            The number of pipes that all or some of it went to.
+        Each is a pipe that was open, and what goes by it, as for :meth:`put`. Returns to how many pipes it went.
         """
-        sender = self._sender
-        copies = [
-            (pipe, (message.flags, sender.ttl, message.source, message.destination, message.content))
-            for pipe, message in messages
-        ]
-        return sender._to_all.send_copies(copies, timeout)
+        ttl = self._sender.ttl
+        copies = [(pipe, (each[0], ttl, each[2], each[3], each[4])) for pipe, each in messages]
+        return self._sender._to_all.send_copies(copies, timeout)
 
     @property
     def forward(self) -> Callable[[Message, None, Callable[[int], object] | None], int]:
@@ -367,8 +359,7 @@ class ProtocolSocket:
     def when_written(self, function: Callable[[], object]) -> None:
         """Call a function when all that is queued now has been written, as far as the kernel takes it.
 
-        For many pipes that may take several turns of the loop. The function must not raise, block or switch greenlets;
-        it may call :meth:`put`.
+        It must not raise, block or switch greenlets; it may call :meth:`put`.
         """
         self._sender.scheduler.when_written(function)
 
