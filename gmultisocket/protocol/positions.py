@@ -406,8 +406,8 @@ class Positions:
         table = self._last[message.epoch]
         last, decided = table.get(topic, (0, meeting))
         if decided.ended and decided.ended <= meeting.since:
-            # After that meeting the Sub was not subscribed to the topic for a time.
-            decided = meeting
+            # After that meeting the Sub was not subscribed to the topic for a time. The present value comes again.
+            decided, last = meeting, last - told
         if decided is not meeting:
             # It has been subscribed all the time: what is older than this meeting is awaited too.
             last = max(last, decided.base)

@@ -275,6 +275,20 @@ def test_values_of_a_pattern_come_although_another_one_makes_it_count_positions_
         assert sub.recv(LONG) == ("a", b"1")
 
 
+@pytest.mark.parametrize("recover", [False, True])
+def test_each_new_subscription_gets_the_present_value_again(net: Net, recover: bool) -> None:
+    with Pub(history=MemoryHistory("a")) as pub, Sub() as sub:
+        sub.on_gap(lambda gap: None)
+        net.connect(pub, sub)
+        pub.publish("a", b"with history", retain=True)
+        pub.publish("b", b"without", retain=True)
+        for pattern, topics in [("a", "a"), (">", "ab"), ("b", "b"), ("b", "b"), (">", "ab")]:
+            sub.subscribe(pattern, LONG, recover=recover)
+            assert sorted(topic for topic, _ in receive(sub, len(topics))) == [*topics]
+            sub.unsubscribe(pattern)
+        assert "repeated" not in sub.counters.drops
+
+
 def test_what_has_no_position_comes_while_a_publisher_is_asked_again_because_another_one_has_gone() -> None:
     history = MemoryHistory("a")
     with Pub(history=history) as pub, Socket() as worker, Sub() as sub:
