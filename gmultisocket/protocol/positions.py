@@ -127,7 +127,7 @@ class _Pattern:
     """A pattern that the Sub has subscribed to.
 
     Attributes:
-        order: patterns with a lower number are older.
+        order: when it was added: patterns with a lower number are older.
         meetings: by epoch, the one that began first is first.
         askings: by pipe id: the id of the last asking.
         answered: the publishers that have answered one, as long as their pipes are there.
@@ -155,8 +155,8 @@ class Positions:
         #: By the id of an asking that may still be answered: the pattern.
         self._askings: dict[int, str] = {}
         #: By epoch, the one that was met first is first, and by topic: the offset of the last publication that the
-        #: program got, and the meeting that decided so.
-        self._last: OrderedDict[int, OrderedDict[str, tuple[int, _Meeting]]] = OrderedDict()
+        #: program got, the meeting that decided so, and the moment.
+        self._last: OrderedDict[int, OrderedDict[str, tuple[int, _Meeting, int]]] = OrderedDict()
         #: The meetings by epoch and pattern.
         self._meetings: dict[int, dict[str, _Meeting]] = {}
         #: By epoch: since which moment there has always been a meeting. No meeting has an earlier ``since``.
@@ -404,10 +404,10 @@ class Positions:
             As :meth:`take`.
         """
         table = self._last[message.epoch]
-        last, decided = table.get(topic, (0, meeting))
+        last, decided, moment = table.get(topic, (0, meeting, 0))
         if decided.ended and decided.ended <= meeting.since:
-            # After that meeting the Sub was not subscribed to the topic for a time. The present value comes again.
-            decided, last = meeting, last - told
+            # After that meeting the Sub was not subscribed to the topic for a time. A new subscription gets its value.
+            decided, last = meeting, last - (told and moment < self._patterns[meeting.pattern].order)
         if decided is not meeting:
             # It has been subscribed all the time: what is older than this meeting is awaited too.
             last = max(last, decided.base)
@@ -417,7 +417,7 @@ class Positions:
         if message.offset <= last:
             return False, None
         # While publications are older than this meeting, the one before it goes on to say what is awaited.
-        table[topic] = (message.offset, decided if message.offset < meeting.base else meeting)
+        table[topic] = (message.offset, decided if message.offset < meeting.base else meeting, self._count)
         table.move_to_end(topic)
         if len(table) > _MAX_TOPICS:
             table.popitem(last=False)

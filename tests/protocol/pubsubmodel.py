@@ -189,8 +189,8 @@ class Judge:
         self.last: dict[tuple[int, str], int] = {}
         #: By epoch and topic: whether a gap was told since then.
         self.excused: set[tuple[int, str]] = set()
-        #: By epoch and topic: whether there was no subscription for a time since then. The last one may come again.
-        self.left: set[tuple[int, str]] = set()
+        #: By epoch and topic: whether a new subscription asks for the present value. Then the last one may come again.
+        self.new: set[tuple[int, str]] = set()
         self.delivered: list[tuple[int, int, str]] = []
         self.gaps: list[Gap] = []
 
@@ -203,7 +203,10 @@ class Judge:
     def unsubscribed(self, key: tuple[int, str]) -> None:
         """No subscription to a topic is in effect at the publishers with a history."""
         self.excused.add(key)
-        self.left.add(key)
+
+    def subscribed(self, key: tuple[int, str]) -> None:
+        """There is a new subscription to a topic."""
+        self.new.add(key)
 
     def message(self, history: ModelHistory, offset: int, topic: str, told: bool) -> None:
         """The Sub hands out a publication. Of one that came before a first meeting or a gap ended, others may follow
@@ -212,12 +215,12 @@ class Judge:
         last = self.last.get(key)
         self.delivered.append((history.epoch, offset, topic))
         if last is not None:
-            assert offset > last - (key in self.left), f"{topic}: {offset} comes after {last}"
+            assert offset > last - (key in self.new), f"{topic}: {offset} comes after {last}"
             missing = [each.offset for each in history.truth if each.topic == topic and last < each.offset < offset]
             assert not missing or key in self.excused, f"{topic}: {missing} are missing before {offset}, silently"
         self.last[key] = offset
         self.excused.discard(key)
-        self.left.discard(key)
+        self.new.discard(key)
         if told:
             self.excused.add(key)
 
@@ -253,6 +256,9 @@ class ModelSub:
         link.up.append(self.positions.ask(pattern, link.number, retained=retained, recover=recover))
 
     def subscribe(self, pattern: str, retained: bool, recover: bool) -> None:
+        for epoch, topic in self.judge.last:
+            if matches(pattern, topic):
+                self.judge.subscribed((epoch, topic))
         self.patterns[pattern] = (retained, recover)
         self.positions.add(pattern)
         for link, _ in self.links.values():

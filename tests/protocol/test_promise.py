@@ -147,6 +147,13 @@ class Listener:
         while self.receive(100):
             pass
 
+    def subscribe(self, pattern: str, recover: bool, retained: bool) -> None:
+        if pattern not in self.sub.patterns:
+            for epoch, topic in self.judge.last:
+                if matches(pattern, topic):
+                    self.judge.subscribed((epoch, topic))
+        self.sub.subscribe(pattern, recover=recover, retained=retained)
+
     def unsubscribe(self, pattern: str) -> None:
         # What is in the queue would be skipped, or come after the next subscription.
         self.drain()
@@ -344,7 +351,7 @@ class Promise(RuleBasedStateMachine):
     )  # fmt: skip
     def subscribe(self, which: int, pattern: str, recover: bool, retained: bool, waits: bool) -> None:
         each = self.world.listeners[which]
-        each.sub.subscribe(pattern, recover=recover, retained=retained)
+        each.subscribe(pattern, recover, retained)
         if waits:
             each.drain()
             gevent.idle()
