@@ -144,11 +144,13 @@ class Listener:
         return found
 
     def drain(self) -> None:
-        while self.receive(100):
+        while self.receive(100) or self.sub.socket.queued:
             pass
 
     def subscribe(self, pattern: str, recover: bool, retained: bool) -> None:
         if pattern not in self.sub.patterns:
+            # What is in the queue came before the subscription, and may come again for it.
+            self.drain()
             for epoch, topic in self.judge.last:
                 if matches(pattern, topic):
                     self.judge.subscribed((epoch, topic))
@@ -294,7 +296,7 @@ class World:
         """Publish until everybody has everything that is published last: nobody is ignored for ever."""
         begin = self.count
         for each in self.listeners:
-            each.sub.subscribe(">", recover=True)
+            each.subscribe(">", True, True)
 
         def arrived() -> bool:
             for each in self.listeners:
