@@ -68,7 +68,7 @@ class Holding:
         try:
             holds = self.hook(remote, pattern, release)
         except BaseException as error:
-            # Whatever it is: it must end neither the reader of the pipe nor what decides about subscriptions.
+            # No error of the hook may end the greenlet that calls it: that reads from the pipe, or asks ``authorize``.
             usercode.report("gmultisocket.protocol", "a hook for acknowledgements failed", error, self)
             holds = False
         if not holds and self._held.get(pipe, {}).get(key) is mine:

@@ -199,17 +199,19 @@ class Keeper:
         if split is None or split[0] is not wanted:
             split = replays.split(topic, wanted)
         _, positioned, plain, alone, pipes_alone, _ = split
-        offset, previous, _, _ = entry
-        head = pack_positioned(POSITIONED, 0, replays.history.epoch, offset, previous)
+        content = b""
+        if positioned:
+            offset, previous, _, _ = entry
+            content = pack_positioned(POSITIONED, 0, replays.history.epoch, offset, previous) + publication
         ways = bool(positioned) + bool(plain) + bool(alone)
         if ways > 1 and self._options.get(opts.socket.send_overflow) == "block":
             # One call: a full pipe among the first ones must not keep it from the others, nor its timeout.
-            messages = [_message(key, head + publication, CONTROL) for key in positioned]
+            messages = [_message(key, content, CONTROL) for key in positioned]
             messages += [_message(key, publication) for key in (*plain, *alone)]
             return self._core.put_several(messages, timeout)
         count = 0
         if positioned:
-            count = send(positioned, head + publication, timeout, CONTROL)
+            count = send(positioned, content, timeout, CONTROL)
         if plain:
             count += send(plain, publication, timeout)
         if alone:

@@ -203,7 +203,7 @@ class StreamConnection(Connection):
         """End this side's direction of the stream, if the stream can do that."""
 
     def discard_unsent(self) -> None:  # noqa: B027, not all streams can
-        """Let :meth:`close` throw away what the peer has not acknowledged, if the stream can do that.
+        """Make :meth:`close` drop the bytes that the peer has not acknowledged, if the stream can do that.
 
         Otherwise the kernel sends it again for minutes, and it may arrive after what a newer connection has brought.
         """

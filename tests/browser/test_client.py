@@ -429,15 +429,20 @@ kept.loop = async name => {
 """
 
 
+def start_loops(js: Node, address: str, names: list[str]) -> None:
+    """Subscribe, and start loops with some names over the subscription."""
+    js.evaluate(f"""
+        {_LOOPS}
+        kept.feed = kept.make("{address}").subscribe("a");
+        kept.reading = {names}.map(kept.loop);
+        await kept.feed.ready;
+    """)
+
+
 def test_loops_over_one_subscription_share_its_messages_in_the_order_in_which_they_wait(js: Node) -> None:
     pub = Pub()
     with serving(events=pub) as address:
-        js.evaluate(f"""
-            {_LOOPS}
-            kept.feed = kept.make("{address}").subscribe("a");
-            kept.reading = ["x", "y", "z"].map(kept.loop);
-            await kept.feed.ready;
-        """)
+        start_loops(js, address, ["x", "y", "z"])
         for number in range(7):
             pub.publish("a", b"%d" % number)
             js.evaluate(f"await kept.until(() => kept.seen.length === {number + 1})")
@@ -450,12 +455,7 @@ def test_loops_over_one_subscription_share_its_messages_in_the_order_in_which_th
 def test_loops_over_one_subscription_that_cannot_keep_up_get_each_message_once(js: Node) -> None:
     pub = Pub()
     with serving(events=pub) as address:
-        js.evaluate(f"""
-            {_LOOPS}
-            kept.feed = kept.make("{address}").subscribe("a");
-            kept.reading = ["x", "y"].map(kept.loop);
-            await kept.feed.ready;
-        """)
+        start_loops(js, address, ["x", "y"])
         for number in range(500):
             pub.publish("a", b"%d" % number, timeout=20)
         js.evaluate("await kept.until(() => kept.seen.length === 500)")

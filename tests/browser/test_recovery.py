@@ -89,7 +89,7 @@ def test_a_publisher_that_gets_another_history_is_a_gap_before_what_follows(js: 
 
 @contextmanager
 def behind_a_switch(js: Node, *pubs: Pub) -> Iterator[Socket]:
-    """Let a page follow some publishers through one switch. Yield the socket that the page is connected to."""
+    """Connect a page and some publishers by one switch. Yield the socket that the page is connected to."""
     with ExitStack() as stack:
         back, front = stack.enter_context(Socket()), stack.enter_context(Socket())
         stack.enter_context(Switch(back, front)).start()

@@ -198,7 +198,7 @@ class InprocPipe(Pipe):
 
     def _drop_oldest(self) -> bool:
         for index, fields in enumerate(self._queue or ()):
-            if self._owner.lost_hook is None or self._owner.is_loss(Message._make(fields)):
+            if self._owner.is_loss(Message._make(fields)):
                 self._queued_bytes -= len(fields[4])
                 del self._queue[index]  # type: ignore[union-attr]
                 self._drop("overflow")
