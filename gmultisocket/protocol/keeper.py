@@ -37,6 +37,8 @@ class Keeper:
     Attributes:
         history: None until something is kept.
         retained: sends the retained values to subscribers without a 0x05.
+        replays: the subscriptions with a 0x05; None before the first one.
+        put_to: sends to those who want a publication, as ``ProtocolSocket.put_group`` or ``put_copies`` does.
     """
 
     def __init__(
@@ -51,11 +53,10 @@ class Keeper:
         self._options = options
         self._spawn = spawn
         self._subscribers = subscribers
-        self._send = core.put_copies if subscribers.own_copies else core.put_group
+        self.put_to = core.put_copies if subscribers.own_copies else core.put_group
         self.history = history
         self.retained = Retained(core, spawn, lambda: self.history)
-        #: Made when the first subscriber asks for it.
-        self._replays: Replays | None = None
+        self.replays: Replays | None = None
 
     def _make_history(self) -> History:
         if self.history is None:
@@ -78,7 +79,7 @@ class Keeper:
                 self.retained.subscribed(*remote, pattern, unnumbered=True)
         elif is_new:
             self.retained.subscribed(*remote, pattern)
-        return self._replays is not None and self._replays.waits(*remote, pattern)
+        return self.replays is not None and self.replays.waits(*remote, pattern)
 
     def expect(self, remote: RemoteSub, ask: Ask) -> None:
         """Send nothing to a subscriber that has sent a 0x05, until :meth:`subscribed` is called for it."""
@@ -86,37 +87,37 @@ class Keeper:
 
     def changed(self, pipe: Pipe) -> None:
         """Find out again who gets what by a pipe: a subscription by it is new."""
-        if self._replays is not None:
-            self._replays.changed(pipe)
+        if self.replays is not None:
+            self.replays.changed(pipe)
 
     def _all_replays(self) -> Replays:
-        if self._replays is None:
+        if self.replays is None:
             from .replaying import Replays
 
             peers = self._subscribers.peers
-            self._replays = Replays(self._core, self._options, self._spawn, self._make_history(), peers)
-        return self._replays
+            self.replays = Replays(self._core, self._options, self._spawn, self._make_history(), peers)
+        return self.replays
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
         self.retained.unsubscribed(pipe, source, pattern)
-        if self._replays is not None:
-            self._replays.forget(pipe, source, pattern)
+        if self.replays is not None:
+            self.replays.forget(pipe, source, pattern)
 
     def remove_pipe(self, pipe: Pipe) -> None:
         """Forget the subscribers of a pipe that has closed."""
-        if self._replays is not None:
-            self._replays.remove_pipe(pipe)
+        if self.replays is not None:
+            self.replays.remove_pipe(pipe)
 
     def replay_again(self) -> None:
         """Answer every 0x05 again."""
-        if self._replays is not None:
-            self._replays.again()
+        if self.replays is not None:
+            self.replays.again()
 
     def replay_behind(self, offset: int, topics: Collection[str]) -> None:
         """As ``Pub.replay_behind``."""
-        if self._replays is not None:
-            self._replays.behind(offset, topics)
+        if self.replays is not None:
+            self.replays.behind(offset, topics)
 
     # Publications
 
@@ -130,7 +131,9 @@ class Keeper:
         retain: bool,
         longest: int,
     ) -> int:
-        """Keep a publication if it is to be kept, and send it. As ``Pub.publish``, which has called ``begin()``.
+        """Keep a publication if it is to be kept, and send it, to each in its way.
+
+        As ``Pub.publish``, which has called ``begin()``, and does by itself what is needed most.
 
         Args:
             topic: must be valid.
@@ -145,15 +148,6 @@ class Keeper:
         if len(publication) > longest - POSITION_SIZE:
             self._core.check_content(bytes(POSITION_SIZE * (retain or history.keeps(topic))) + publication)
         entry = self._retain(history, topic, content) if retain else history.append(topic, content)
-        replays = self._replays
-        if replays is None:
-            return self._send(wanted, publication, timeout)
-        split = replays.splits.get(topic)
-        if entry is not None and split is not None and split.same is wanted and not replays.queues:
-            # Nearly all: each that wants it gets it with its position.
-            offset, previous, _, _ = entry
-            head = pack_positioned(POSITIONED, 0, history.epoch, offset, previous)
-            return self._send(wanted, head + publication, timeout, CONTROL)
         return self.send(entry, publication, topic, wanted, timeout)
 
     def keep(self, topic: str, content: bytes) -> None:
@@ -187,8 +181,8 @@ class Keeper:
             wanted: as in :meth:`publish`.
             timeout: seconds.
         """
-        replays = self._replays
-        send = self._send
+        replays = self.replays
+        send = self.put_to
         if entry is None or replays is None or not replays.askings:
             if replays is not None and replays.queues:
                 replays.overtake(topic)
@@ -198,7 +192,7 @@ class Keeper:
         split = replays.splits.get(topic)
         if split is None or split[0] is not wanted:
             split = replays.split(topic, wanted)
-        _, positioned, plain, alone, pipes_alone, _ = split
+        _, positioned, plain, alone, pipes_alone = split
         content = b""
         if positioned:
             offset, previous, _, _ = entry

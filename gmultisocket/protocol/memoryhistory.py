@@ -27,7 +27,9 @@ __all__ = ["MemoryHistory"]
 _MAX_TOPICS: Final = 1 << 16
 #: So many topics are looked at, to forget them, when one more comes.
 _FORGOTTEN_TOPICS: Final = 2
-#: So many publications more than the limit are kept at times.
+#: At times so many publications more are kept than the limit says: this part of it, or this number if that is more; but
+#: less than a chunk has.
+_MORE_SHARE: Final = 16
 _MORE: Final = 64
 #: A chunk of the log is full when it has this part of the bytes that the log may have: it is in memory until all of its
 #: publications are forgotten.
@@ -95,6 +97,7 @@ class MemoryHistory(History):
             check_pattern(pattern)
             self._wanted.add(pattern, None)
         self._max_entries = max_entries
+        self._more = min(max(_MORE, max_entries // _MORE_SHARE), CHUNK)
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._max_retained = max_retained
@@ -204,7 +207,7 @@ class MemoryHistory(History):
                 self._forget(1, "bytes")
                 log.count_out()
         # Several at once take less time than one by one.
-        more = self._max_entries - len(log) + _MORE
+        more = self._max_entries - len(log) + self._more
         if self._max_age:
             oldest = monotonic() - self._max_age
             while self._times and self._times[0] < oldest:

@@ -39,7 +39,7 @@ from ..core.pipes.pipe import Pipe
 from ..loop.periodic import Periodic
 from ..loop.yielding import yield_to_loop
 from ..options import Option, OptionValues, follow
-from ..wire import Message
+from ..wire import CONTROL, Message
 from .base import ProtocolBase
 from .gatekeeper import Gatekeeper
 from .history import History, Kept
@@ -47,6 +47,8 @@ from .holding import Hold
 from .outbox import Outbox
 from .pubsubwire import (
     ASK,
+    POSITION_SIZE,
+    POSITIONED,
     REPEATS,
     SUBSCRIBE,
     UNSUBSCRIBE,
@@ -54,6 +56,7 @@ from .pubsubwire import (
     Malformed,
     is_control,
     is_missed,
+    pack_positioned,
     read_ask,
     read_pattern,
 )
@@ -128,8 +131,7 @@ class Pub(ProtocolBase):
         self._gate = gate
         self._keeper = gate.keeper
         self._presence_names = presence_names
-        self._own_copies = gate.own_copies
-        self._put_group = self._core.put_group
+        self._put_to = gate.keeper.put_to
         self._silenced = gate.silenced
         self._outbox: Outbox = gate.outbox
         self._subscribers = gate.subscribers
@@ -187,15 +189,26 @@ class Pub(ProtocolBase):
         if type(content) is not bytes:
             content = core.check_content(content)
         publication = head + content
-        if retain or self._keeper.history is not None:
-            if self._closing:
-                self._check_open()
-            return self._keeper.publish(topic, content, publication, pipes, timeout, retain, longest)
-        if len(publication) > longest:
-            core.check_content(publication)
-        if self._own_copies:
-            return core.put_copies(pipes, publication, timeout)
-        return self._put_group(pipes, publication, timeout)
+        keeper = self._keeper
+        history = keeper.history
+        if history is None and not retain:
+            if len(publication) > longest:
+                core.check_content(publication)
+            return self._put_to(pipes, publication, timeout)
+        if self._closing:
+            self._check_open()
+        replays = keeper.replays
+        if (
+            history is None or replays is None or replays.all_positioned.get(topic) is not pipes or replays.queues
+            or retain or len(publication) > longest - POSITION_SIZE
+        ):  # fmt: skip
+            return keeper.publish(topic, content, publication, pipes, timeout, retain, longest)
+        # Nearly all, so without a further call: each that wants it gets it with its position.
+        entry = history.append(topic, content)
+        if entry is None:
+            return self._put_to(pipes, publication, timeout)
+        position = pack_positioned(POSITIONED, 0, history.epoch, entry[0], entry[1])
+        return self._put_to(pipes, position + publication, timeout, CONTROL)
 
     def publish_entry(self, entry: Kept, timeout: float | None = None) -> int:
         """Send a publication that the history has got from somewhere else: it has its number already.
@@ -267,7 +280,7 @@ class Pub(ProtocolBase):
         """
         self._core.check()
         wanted = (self._groups.get(topic) or self._find(topic))[1]
-        return len({remote.pipe for remote in wanted} if self._own_copies else wanted)
+        return len({remote.pipe for remote in wanted} if self._gate.own_copies else wanted)
 
     @property
     def subscriptions(self) -> int:
@@ -394,7 +407,10 @@ class Pub(ProtocolBase):
         return self._gate.grant(subscriber, pattern)
 
     def unsubscribe_peer(self, subscriber: RemoteSub, pattern: str) -> bool:
-        """End a subscription without telling the subscriber. Return whether there was one. Does not block."""
+        """End a subscription without telling the subscriber. Return whether there was one. Does not block.
+
+        One about which ``authorize`` decides just now is revoked: its subscriber waits for an answer.
+        """
         self._core.check()
         return self._gate.remove(subscriber, pattern)
 

@@ -61,7 +61,6 @@ class Split(NamedTuple):
         alone: subscribers that get it without, along their path: by the same pipe others are reached that count
             positions, and would take it for one more publication.
         pipes_alone: the number of pipes that are only among those.
-        same: ``wanted`` if each of them gets it with its position and in no other way; None if not.
     """
 
     wanted: Collection[Any]
@@ -69,7 +68,6 @@ class Split(NamedTuple):
     plain: list[Any]
     alone: list[RemoteSub]
     pipes_alone: int
-    same: Collection[Any] | None
 
 
 class _Asking:
@@ -142,10 +140,12 @@ class Replays:
         queues: by pipe: the subscriptions that wait or whose replay runs, the oldest first. Has no pipe without any.
             Read-only.
         splits: who gets what, by topic, as far as it is remembered.
+        all_positioned: of those topics the ones that each who wants them gets with their positions, and in no other
+            way: by topic, ``wanted`` of the split. Read-only.
     """
 
     __slots__ = ("__weakref__", "_core", "_forgetting", "_gone", "_live", "_overtaken", "_peers", "_pins", "_running",
-                 "_spawn", "_unneeded", "askings", "history", "queues", "splits")  # fmt: skip
+                 "_spawn", "_unneeded", "all_positioned", "askings", "history", "queues", "splits")  # fmt: skip
 
     def __init__(
         self,
@@ -166,6 +166,7 @@ class Replays:
         self._live: Subscriptions[RemoteSub] = Subscriptions()
         self._running: Subscriptions[_Asking] = Subscriptions()
         self.splits: dict[str, Split] = {}
+        self.all_positioned: dict[str, Collection[Any]] = {}
         #: By topic, while replays run: the last offset when a publication without a position was sent. Oldest first.
         self._overtaken: OrderedDict[str, int] = OrderedDict()
         #: Subscriptions by pipes that have closed, which are still in an index.
@@ -193,7 +194,7 @@ class Replays:
                 self._drop(asking)
                 self._forget_some()
             asking = askings[key] = _Asking(remote, ask, self.history.last_offset)
-            self.splits.clear()
+            self._forget_splits()
         elif asking.index is not None:
             return
         if start:
@@ -221,7 +222,7 @@ class Replays:
         Those without a 0x05 matter as well: behind a switch, they get copies of what others get with positions.
         """
         if pipe in self.askings:
-            self.splits.clear()
+            self._forget_splits()
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget a subscription that has ended. Neither blocks nor switches greenlets."""
@@ -242,7 +243,7 @@ class Replays:
 
     def remove_pipe(self, pipe: Pipe) -> None:
         """Forget the subscriptions by a pipe that has closed, in portions."""
-        self.splits.clear()
+        self._forget_splits()
         askings = self.askings.pop(pipe, None)
         if askings is None:
             return
@@ -307,7 +308,7 @@ class Replays:
                 asking.accepted = self.history.last_offset
                 self._start(pipe, key, asking)
         self._forget_some()
-        self.splits.clear()
+        self._forget_splits()
 
     def behind(self, offset: int, topics: Collection[str]) -> None:
         """Begin a replay behind an offset for each 0x05 that matches some topics, and whose replay has ended.
@@ -324,7 +325,7 @@ class Replays:
                     asking.ask = asking.ask._replace(recover=True, positions=(position,))
                     self._start(pipe, key, asking)
         self._forget_some()
-        self.splits.clear()
+        self._forget_splits()
 
     # Publications
 
@@ -362,9 +363,17 @@ class Replays:
             wanted: the pipes that want it; or the subscribers, if each gets its own copy.
         """
         if len(self.splits) >= _MAX_SPLITS:
-            self.splits.clear()
+            self._forget_splits()
         split = self.splits[topic] = self._find(topic, wanted)
+        if split.positioned and len(split.positioned) == len(wanted) and not split.alone:
+            self.all_positioned[topic] = wanted
+        else:
+            self.all_positioned.pop(topic, None)
         return split
+
+    def _forget_splits(self) -> None:
+        self.splits.clear()
+        self.all_positioned.clear()
 
     def _find(self, topic: str, wanted: Collection[Any]) -> Split:
         live = self._live.match(topic)
@@ -390,8 +399,7 @@ class Replays:
                         alone.append(remote)
             else:
                 plain.append(key)
-        same = wanted if positioned and len(positioned) == len(wanted) and not alone else None
-        return Split(wanted, positioned, plain, alone, len({remote.pipe for remote in alone} - pipes), same)
+        return Split(wanted, positioned, plain, alone, len({remote.pipe for remote in alone} - pipes))
 
     def _wants_plain(self, remote: RemoteSub, topic: str) -> bool:
         """Return whether a subscriber wants a topic by a pattern without a 0x05."""
@@ -443,7 +451,7 @@ class Replays:
             asking.beginning = Beginning(self.history, asking.ask, asking.accepted, self._pins)
             asking.steps = asking.beginning.steps()
             self._move(asking, self._running)
-            self.splits.clear()
+            self._forget_splits()
         beginning = asking.beginning
         if asking.steps is not None and not self._find_some(asking, beginning, asking.steps):
             return False
@@ -459,7 +467,7 @@ class Replays:
                 head = (head or Replay(asking.ask.id, self.history.epoch, last))._replace(end=True)
                 asking.beginning = asking.added = None
                 self._move(asking, self._live)
-                self.splits.clear()
+                self._forget_splits()
         if head is not None:
             asking.is_answered = True
             self._put(asking, head)

@@ -258,7 +258,7 @@ def test_values_of_patterns_that_were_there_before_come_once_however_many_there_
         receive(sub, 2 * len(topics))
         sub.on_gap(lambda gap: pytest.fail("nothing is missing"))
         sub.subscribe("end", LONG)
-        replays = pub._keeper._replays
+        replays = pub._keeper.replays
         wait_until(lambda: replays is not None and not replays.queues and len(replays._live) == len(topics) + 1)
         pub.publish("end", b"")
         # Not the old values, behind newer publications.
@@ -386,7 +386,7 @@ def test_an_old_subscriber_that_comes_behind_the_same_switch_later_gets_everythi
         (peer,) = pub._peers.values()
         wait_until(lambda: len(peer.subscribers) == 1)
         pub.publish("a", b"4")
-        replays = pub._keeper._replays
+        replays = pub._keeper.replays
         assert replays is not None and not replays.splits["a"].alone
 
 
@@ -662,8 +662,8 @@ def test_many_replays_take_turns_and_others_are_served_meanwhile() -> None:
             wait_until(lambda: by_hand.queued == 30_000, LONG)
             kinds = {type(each).__name__ for each in answers(by_hand, 30_000)}
             assert kinds == {"Replay", "Positioned"}
-            wait_until(lambda: not pub._keeper._replays.queues)  # type: ignore[union-attr]
-            assert pub._keeper._replays._pins.size == 0  # type: ignore[union-attr]
+            wait_until(lambda: not pub._keeper.replays.queues)  # type: ignore[union-attr]
+            assert pub._keeper.replays._pins.size == 0  # type: ignore[union-attr]
 
 
 def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_nothing(
@@ -678,7 +678,7 @@ def test_a_subscriber_that_does_not_read_its_replay_holds_up_nobody_and_leaves_n
         sub.subscribe("a", LONG, recover=True)
         with hand("stuck", pub, **{"socket.recv_queue_size": 1}) as stuck:
             ask(stuck, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
-            replays = pub._keeper._replays
+            replays = pub._keeper.replays
             assert replays is not None
             wait_until(lambda: bool(replays._pins.size))
             for number in range(10):
@@ -711,7 +711,7 @@ def test_a_subscription_that_ends_ends_its_replay() -> None:
             pub.publish("a", b"")
         with hand("ends", pub, **{"socket.recv_queue_size": 1}) as by_hand:
             ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
-            replays_of = lambda: pub._keeper._replays  # noqa: E731
+            replays_of = lambda: pub._keeper.replays  # noqa: E731
             wait_until(lambda: replays_of() is not None and replays_of()._pins.size > 0)
             by_hand.send_msg(Message(CONTROL | TO_ALL, content=b"\x00a"))
             wait_until(lambda: not pub.subscriptions)
@@ -734,7 +734,7 @@ def replay_that_waits(name: str) -> Iterator[tuple[Pub, MemoryHistory, Socket]]:
             pub.publish("a", b"")
         with hand(name, pub, **{"socket.recv_queue_size": 1}) as by_hand:
             ask(by_hand, Ask(1, False, True, (Position(history.epoch, 0),), "a"))
-            wait_until(lambda: pub._keeper._replays is not None and pub._keeper._replays._pins.size > 0)
+            wait_until(lambda: pub._keeper.replays is not None and pub._keeper.replays._pins.size > 0)
             yield pub, history, by_hand
 
 
@@ -752,7 +752,7 @@ def test_a_subscriber_that_asks_again_during_its_replay_gets_another_one_instead
         got = read_replays(by_hand, 2, history.epoch)
         assert Replay(2, history.epoch, 100, recovered=True) in got
         assert sum(isinstance(each, Positioned) and each.id == 2 for each in got) == 100
-        replays = pub._keeper._replays
+        replays = pub._keeper.replays
         assert replays is not None and replays._pins.size == 0 and not replays._running
 
 
@@ -774,7 +774,7 @@ def test_who_gets_what_is_remembered_for_some_topics_only(monkeypatch: pytest.Mo
         remembered = set()
         for number in range(10):
             pub.publish(f"a.{number}", b"")
-            replays = pub._keeper._replays
+            replays = pub._keeper.replays
             assert replays is not None
             remembered.add(len(replays.splits))
         assert remembered == {1, 2, 3}

@@ -22,7 +22,7 @@ from .pubsubhand import LONG, answers, ask, hand
 
 
 def replays_of(pub: Pub) -> Replays:
-    replays = pub._keeper._replays
+    replays = pub._keeper.replays
     assert replays is not None
     return replays
 
@@ -364,7 +364,7 @@ def test_a_value_that_was_forgotten_does_not_come_behind_a_later_publication(mon
             askings = [asking for queue in replays_of(pub).queues.values() for asking in queue.values()]
             return any(asking.beginning is not None and asking.beginning.entries for asking in askings)
 
-        wait_until(lambda: pub._keeper._replays is not None and values_are_found())
+        wait_until(lambda: pub._keeper.replays is not None and values_are_found())
         pub.publish("a.1", b"waits too", retain=True)
         for topic in ("a.0", "a.1"):
             pub.unretain(topic)
