@@ -283,7 +283,12 @@ class Gatekeeper:
         return True
 
     def remove(self, remote: RemoteSub, pattern: str) -> bool:
-        """End a subscription without telling the subscriber. Return whether there was one."""
+        """End a subscription without telling the subscriber. Return whether there was one.
+
+        One that is not decided is revoked: the subscriber waits for an answer.
+        """
+        if self._rights is not None and self._rights.find(remote, pattern) is not None:
+            return self.revoke(remote, pattern, "revoked")
         peer = self.subscribers.peers.get(remote.pipe.id)
         if peer is None or not self.subscribers.has(peer, pattern, remote.source):
             return False

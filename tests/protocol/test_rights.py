@@ -460,6 +460,24 @@ def test_a_right_is_revoked_before_it_was_decided() -> None:
         assert pub.subscriptions == 0
 
 
+def test_what_the_program_ends_before_it_was_decided_does_not_begin() -> None:
+    held = Event()
+    with Pub(authorize=lambda subscriber, pattern: held.wait(LONG)) as pub, Sub() as sub:
+        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
+        waiting = gevent.spawn(reason_for, sub, "a")
+        wait_until(lambda: pub._gate._rights is not None and pub._gate._rights.undecided(only_pipe(pub)) == 1)
+        remote = RemoteSub(only_pipe(pub), only_pipe(pub).path)
+        assert pub.unsubscribe_peer(remote, "a") and not pub.unsubscribe_peer(remote, "a")
+        held.set()
+        assert waiting.get(timeout=LONG) == "revoked"
+        sub.subscribe("b", LONG)
+        assert pub.subscriptions == 1 and pub.reach("a") == 0
+        # It may ask again.
+        sub.unsubscribe("a")
+        sub.subscribe("a", LONG)
+        assert pub.reach("a") == 1
+
+
 def test_recheck_revokes_what_authorize_refuses_now() -> None:
     allowed = True
     told: list[str] = []
