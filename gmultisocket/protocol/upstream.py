@@ -177,7 +177,9 @@ class Upstream:
             self._outbox.forget(self.pipe, (source, pattern))
             self._outbox.forget(self.pipe, (ASK, (source, pattern)))
         self._outbox.forget(self.pipe, (ASK, pattern))
-        self._outbox.post(self.pipe, pattern, control(UNSUBSCRIBE + pattern.encode()))
+        self._outbox.forget(self.pipe, pattern)
+        # With a key of its own: a subscription that follows at once is a new one, and a publisher must see that.
+        self._outbox.post(self.pipe, (UNSUBSCRIBE, pattern), control(UNSUBSCRIBE + pattern.encode()))
         self._end_overdue(pattern)
         if pattern in self.awaited:
             # Still counted, so that a later subscription does not take these acknowledgements for its own. But at most
@@ -195,8 +197,7 @@ class Upstream:
         return overdue
 
     def _is_pending(self, pattern: str) -> bool:
-        pending = self._outbox.pending(self.pipe, pattern)
-        return pending is not None and pending.content[:1] == SUBSCRIBE
+        return self._outbox.pending(self.pipe, pattern) is not None
 
     def acknowledge(self, pattern: str, source: bytes) -> None:
         """Count an acknowledgement that a publisher has sent."""

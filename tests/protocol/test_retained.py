@@ -171,6 +171,18 @@ def test_one_that_unsubscribes_and_subscribes_again_gets_all_values_again() -> N
         assert [content.partition(b"a.")[2] for content in contents[-100:]] == values
 
 
+@pytest.mark.parametrize("recover", [False, True])
+def test_a_subscription_that_is_new_in_the_same_turn_brings_the_values_again(net: Net, recover: bool) -> None:
+    with Pub() as pub, Sub() as sub:
+        net.connect(pub, sub)
+        pub.publish("a", b"present", retain=True)
+        for _ in range(2):
+            sub.subscribe("a", LONG, recover=recover)
+            assert sub.recv(LONG) == ("a", b"present")
+            # No greenlet runs between this and the next subscribe.
+            sub.unsubscribe("a")
+
+
 def test_values_for_many_come_and_go(direct: Net) -> None:
     with Pub() as pub, ExitStack() as stack:
         subs = [stack.enter_context(Sub()) for _ in range(20)]
