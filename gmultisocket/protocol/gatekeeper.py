@@ -27,7 +27,7 @@ from .history import History
 from .holding import Holding
 from .keeper import Keeper
 from .outbox import Outbox
-from .pubsubwire import SUBSCRIBED, Ask, Refused
+from .pubsubwire import REFUSED, SUBSCRIBED, Ask, Refused
 from .rights import Authorize, Refusers, RemoteSub, Rights
 from .subscribers import Peer, Subscriber, Subscribers
 from .upstream import control
@@ -59,7 +59,7 @@ class Gatekeeper:
 
     Attributes:
         subscribers: what they have.
-        outbox: what was not sent to them. Keys are the source and the pattern.
+        outbox: what was not sent to them. The key of the answer to a subscription is its source and its pattern.
         own_copies: whether each subscriber gets its own copy of a publication.
         restricted: whether there is ``authorize``.
         keeper: what it keeps, and what a new subscription gets of that.
@@ -142,12 +142,15 @@ class Gatekeeper:
 
     def unsubscribe(self, peer: Peer, pattern: str, source: bytes) -> None:
         """Remove a subscription, if there is one. Neither blocks nor switches greenlets."""
+        remote = RemoteSub(peer.pipe, source)
+        answer = self._unsent_answer(remote, pattern)
         self.subscribers.unsubscribe(peer, pattern, source)
-        if self._rights is not None:
-            remote = RemoteSub(peer.pipe, source)
-            if self._rights.cancel(remote, pattern):
-                # It counts one answer for each asking.
-                self._tell(remote, pattern, "unsubscribed before it was decided")
+        if self._rights is not None and self._rights.cancel(remote, pattern):
+            answer = control(Refused(pattern, "unsubscribed before it was decided").encode(), source)
+        self._forget_unsent(remote, pattern)
+        if answer is not None and self.outbox.waiting_bytes(peer.pipe) < _MAX_UNSENT:
+            # A subscriber counts one answer for each asking. So that of the next asking does not take its place.
+            self.outbox.post(peer.pipe, object(), answer)
 
     def promise_repeats(self, peer: Peer, source: bytes) -> None:
         """Take a 0x08. Neither blocks nor switches greenlets."""
@@ -195,6 +198,7 @@ class Gatekeeper:
         if not self.keeper.subscribed(remote, pattern, ask, is_new):
             # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
             pipe, source = remote
+            self.outbox.forget(pipe, (REFUSED, source, pattern))
             self.outbox.post(pipe, (source, pattern), control(SUBSCRIBED + pattern.encode(), source))
 
     def _decided(self, remote: RemoteSub, pattern: str, reason: str, ask: Ask | None, repeats: bool) -> None:
@@ -215,16 +219,37 @@ class Gatekeeper:
         if self.restricted and limit and self._refusers.refused(remote) >= limit:
             self._exclude(remote, "was refused too many subscriptions")
 
-    def _tell(self, remote: RemoteSub, pattern: str, reason: str) -> None:
-        """Tell a subscriber that a pattern is refused, instead of an acknowledgement that waits."""
+    def _tell(self, remote: RemoteSub, pattern: str, reason: str, is_answer: bool = True) -> None:
+        """Tell a subscriber that a pattern is refused, instead of what waits for it about the pattern.
+
+        Args:
+            remote: the subscriber.
+            pattern: the pattern.
+            reason: for people.
+            is_answer: whether it waits for an answer.
+        """
         pipe, source = remote
+        self._forget_unsent(remote, pattern)
         if self.outbox.waiting_bytes(pipe) < _MAX_UNSENT:
-            self.outbox.post(pipe, (source, pattern), control(Refused(pattern, reason).encode(), source))
-        else:
-            self.outbox.forget(pipe, (source, pattern))
+            key = (source, pattern) if is_answer else (REFUSED, source, pattern)
+            self.outbox.post(pipe, key, control(Refused(pattern, reason).encode(), source))
+
+    def _unsent_answer(self, remote: RemoteSub, pattern: str) -> Message | None:
+        """Return the 0x02 or 0x03 to a subscription if it is held back, or has not left; None if there is none."""
+        pipe, source = remote
+        held = self.holding.find(pipe, source, pattern)
+        if held is not None and held.ask is None:
+            return control(SUBSCRIBED + pattern.encode(), source)
+        return self.outbox.pending(pipe, (source, pattern))
+
+    def _forget_unsent(self, remote: RemoteSub, pattern: str) -> None:
+        """Forget the answer to a subscription, and that it is revoked, if these have not left."""
+        pipe, source = remote
+        self.outbox.forget(pipe, (source, pattern))
+        self.outbox.forget(pipe, (REFUSED, source, pattern))
 
     def _forget_answer(self, pipe: Pipe, source: bytes, pattern: str) -> None:
-        self.outbox.forget(pipe, (source, pattern))
+        self._forget_unsent(RemoteSub(pipe, source), pattern)
         self.keeper.forget(pipe, source, pattern)
         self.holding.forget(pipe, source, pattern)
 
@@ -247,6 +272,7 @@ class Gatekeeper:
     def revoke(self, remote: RemoteSub, pattern: str, reason: str) -> bool:
         """End a subscription, and tell the subscriber. Return whether there was one."""
         pipe, source = remote
+        waits = self._waits(remote, pattern)
         undecided = self._rights is not None and self._rights.cancel(remote, pattern)
         peer = self.subscribers.peers.get(pipe.id)
         if peer is None:
@@ -255,8 +281,16 @@ class Gatekeeper:
         if had:
             self.subscribers.unsubscribe(peer, pattern, source)
         if had or undecided:
-            self._tell(remote, pattern, reason)
+            self._tell(remote, pattern, reason, waits)
         return had or undecided
+
+    def _waits(self, remote: RemoteSub, pattern: str) -> bool:
+        """Return whether a subscriber waits for the answer to a subscription."""
+        if self._rights is not None and self._rights.find(remote, pattern) is not None:
+            return True
+        if self.holding.find(*remote, pattern) is not None or self._unsent_answer(remote, pattern) is not None:
+            return True
+        return self.keeper.replays is not None and self.keeper.replays.waits(*remote, pattern)
 
     def grant(self, remote: RemoteSub, pattern: str) -> bool:
         """Add a subscription without a question. Return whether the subscriber is there.
@@ -285,9 +319,9 @@ class Gatekeeper:
     def remove(self, remote: RemoteSub, pattern: str) -> bool:
         """End a subscription without telling the subscriber. Return whether there was one.
 
-        One that is not decided is revoked: the subscriber waits for an answer.
+        One that is not answered is revoked: the subscriber waits for that.
         """
-        if self._rights is not None and self._rights.find(remote, pattern) is not None:
+        if self._waits(remote, pattern):
             return self.revoke(remote, pattern, "revoked")
         peer = self.subscribers.peers.get(remote.pipe.id)
         if peer is None or not self.subscribers.has(peer, pattern, remote.source):

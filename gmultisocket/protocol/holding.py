@@ -77,6 +77,10 @@ class Holding:
         # If it was released already, it was answered.
         return True
 
+    def find(self, pipe: Pipe, source: bytes, pattern: str) -> _Held | None:
+        """Return the acknowledgement of a subscription if it is held back just now."""
+        return self._held.get(pipe, {}).get((source, pattern))
+
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget the acknowledgement of a subscription, if it is held back."""
         held = self._held.get(pipe)

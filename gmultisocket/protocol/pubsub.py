@@ -409,7 +409,7 @@ class Pub(ProtocolBase):
     def unsubscribe_peer(self, subscriber: RemoteSub, pattern: str) -> bool:
         """End a subscription without telling the subscriber. Return whether there was one. Does not block.
 
-        One about which ``authorize`` decides just now is revoked: its subscriber waits for an answer.
+        One that is not answered yet is revoked: its subscriber waits for that.
         """
         self._core.check()
         return self._gate.remove(subscriber, pattern)

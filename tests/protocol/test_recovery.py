@@ -887,7 +887,7 @@ def test_an_acknowledgement_waits_until_it_is_released(recover: bool, net: Net) 
         assert not held
 
 
-def test_a_subscription_that_ends_takes_its_held_acknowledgement_along() -> None:
+def test_a_subscription_that_ends_is_answered_though_its_acknowledgement_is_held() -> None:
     held: list[Any] = []
 
     def hook(subscriber: RemoteSub, pattern: str, release: Any) -> bool:
@@ -899,6 +899,8 @@ def test_a_subscription_that_ends_takes_its_held_acknowledgement_along() -> None
         for content in (b"\x01a", b"\x00a", b"\x01a"):
             by_hand.send_msg(Message(CONTROL | TO_ALL, content=content))
         wait_until(lambda: len(held) == 2)
+        # The first one was answered when it ended.
+        assert by_hand.recv(LONG) == b"\x02a"
         held[0]()
         gevent.idle()
         assert by_hand.queued == 0
