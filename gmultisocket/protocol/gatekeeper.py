@@ -27,6 +27,7 @@ from .history import History
 from .holding import Holding
 from .keeper import Keeper
 from .outbox import Outbox
+from .owed import Owed
 from .pubsubwire import REFUSED, SUBSCRIBED, Ask, Refused
 from .rights import Authorize, Refusers, RemoteSub, Rights
 from .subscribers import Peer, Subscriber, Subscribers
@@ -36,7 +37,8 @@ __all__ = ["Gatekeeper"]
 
 logger = get_logger("gmultisocket.protocol")
 
-#: Memory of unsent answers to one pipe, in bytes. While they take more, refusals are counted, but not sent.
+#: Memory of unsent answers to one pipe, in bytes. While they take more, refusals are counted, but not sent, and neither
+#: are answers to subscriptions that have ended.
 _MAX_UNSENT: Final = 1 << 20
 #: After this number of subscriptions others run.
 _PORTION: Final = 256
@@ -94,6 +96,7 @@ class Gatekeeper:
         )  # fmt: skip
         self.keeper = Keeper(core, options, spawn, self.subscribers, history)
         self.holding = Holding(self._answer)
+        self._owed = Owed()
         self.on_new_behind_switch: Callable[[], object] = lambda: None
         #: By pipe id and source: the last 0x05, until its 0x01 comes.
         self._asks: dict[int, OrderedDict[bytes, Ask]] = {}
@@ -143,14 +146,16 @@ class Gatekeeper:
     def unsubscribe(self, peer: Peer, pattern: str, source: bytes) -> None:
         """Remove a subscription, if there is one. Neither blocks nor switches greenlets."""
         remote = RemoteSub(peer.pipe, source)
-        answer = self._unsent_answer(remote, pattern)
+        if self._is_unanswered(remote, pattern):
+            self._owed.add(peer.pipe, source, pattern)
+        answer = self.outbox.pending(peer.pipe, (source, pattern))
         self.subscribers.unsubscribe(peer, pattern, source)
-        if self._rights is not None and self._rights.cancel(remote, pattern):
-            answer = control(Refused(pattern, "unsubscribed before it was decided").encode(), source)
+        if self._rights is not None:
+            self._rights.cancel(remote, pattern)
         self._forget_unsent(remote, pattern)
-        if answer is not None and self.outbox.waiting_bytes(peer.pipe) < _MAX_UNSENT:
-            # A subscriber counts one answer for each asking. So that of the next asking does not take its place.
-            self.outbox.post(peer.pipe, object(), answer)
+        if answer is not None:
+            # The answer to the next 0x01 must not take its place.
+            self._post(peer.pipe, object(), answer)
 
     def promise_repeats(self, peer: Peer, source: bytes) -> None:
         """Take a 0x08. Neither blocks nor switches greenlets."""
@@ -167,6 +172,7 @@ class Gatekeeper:
         self.subscribers.remove_pipe(pipe)
         self.keeper.remove_pipe(pipe)
         self.holding.remove_pipe(pipe)
+        self._owed.remove_pipe(pipe)
         self._asks.pop(pipe.id, None)
         self._refusers.remove_pipe(pipe.id)
         if self._rights is not None:
@@ -198,8 +204,10 @@ class Gatekeeper:
         if not self.keeper.subscribed(remote, pattern, ask, is_new):
             # At most one acknowledgement waits for each subscription, so the limits of subscriptions bound them.
             pipe, source = remote
+            answer = control(SUBSCRIBED + pattern.encode(), source)
             self.outbox.forget(pipe, (REFUSED, source, pattern))
-            self.outbox.post(pipe, (source, pattern), control(SUBSCRIBED + pattern.encode(), source))
+            self._post_owed(remote, pattern, answer)
+            self.outbox.post(pipe, (source, pattern), answer)
 
     def _decided(self, remote: RemoteSub, pattern: str, reason: str, ask: Ask | None, repeats: bool) -> None:
         """``authorize`` has decided."""
@@ -229,18 +237,29 @@ class Gatekeeper:
             is_answer: whether it waits for an answer.
         """
         pipe, source = remote
+        message = control(Refused(pattern, reason).encode(), source)
         self._forget_unsent(remote, pattern)
-        if self.outbox.waiting_bytes(pipe) < _MAX_UNSENT:
-            key = (source, pattern) if is_answer else (REFUSED, source, pattern)
-            self.outbox.post(pipe, key, control(Refused(pattern, reason).encode(), source))
+        if is_answer:
+            self._post_owed(remote, pattern, message)
+        self._post(pipe, (source, pattern) if is_answer else (REFUSED, source, pattern), message)
 
-    def _unsent_answer(self, remote: RemoteSub, pattern: str) -> Message | None:
-        """Return the 0x02 or 0x03 to a subscription if it is held back, or has not left; None if there is none."""
-        pipe, source = remote
-        held = self.holding.find(pipe, source, pattern)
-        if held is not None and held.ask is None:
-            return control(SUBSCRIBED + pattern.encode(), source)
-        return self.outbox.pending(pipe, (source, pattern))
+    def _post_owed(self, remote: RemoteSub, pattern: str, answer: Message) -> None:
+        """Send an answer for each subscription to a pattern that has ended before it was answered."""
+        for _ in range(self._owed.take(*remote, pattern)):
+            self._post(remote.pipe, object(), answer)
+
+    def _post(self, pipe: Pipe, key: object, message: Message) -> None:
+        """Send an answer that the limits of subscriptions do not bound, unless the peer reads too few of them."""
+        if self.outbox.waiting_bytes(pipe) < _MAX_UNSENT:
+            self.outbox.post(pipe, key, message)
+
+    def _is_unanswered(self, remote: RemoteSub, pattern: str) -> bool:
+        """Return whether the answer to a subscription is still to be made."""
+        if self._rights is not None and self._rights.find(remote, pattern) is not None:
+            return True
+        if self.holding.holds(*remote, pattern):
+            return True
+        return self.keeper.replays is not None and self.keeper.replays.waits(*remote, pattern)
 
     def _forget_unsent(self, remote: RemoteSub, pattern: str) -> None:
         """Forget the answer to a subscription, and that it is revoked, if these have not left."""
@@ -272,7 +291,7 @@ class Gatekeeper:
     def revoke(self, remote: RemoteSub, pattern: str, reason: str) -> bool:
         """End a subscription, and tell the subscriber. Return whether there was one."""
         pipe, source = remote
-        waits = self._waits(remote, pattern)
+        waits = self._awaits_answer(remote, pattern)
         undecided = self._rights is not None and self._rights.cancel(remote, pattern)
         peer = self.subscribers.peers.get(pipe.id)
         if peer is None:
@@ -284,13 +303,10 @@ class Gatekeeper:
             self._tell(remote, pattern, reason, waits)
         return had or undecided
 
-    def _waits(self, remote: RemoteSub, pattern: str) -> bool:
-        """Return whether a subscriber waits for the answer to a subscription."""
-        if self._rights is not None and self._rights.find(remote, pattern) is not None:
-            return True
-        if self.holding.find(*remote, pattern) is not None or self._unsent_answer(remote, pattern) is not None:
-            return True
-        return self.keeper.replays is not None and self.keeper.replays.waits(*remote, pattern)
+    def _awaits_answer(self, remote: RemoteSub, pattern: str) -> bool:
+        """Return whether the answer to a subscription is still to be made, or to be sent."""
+        pipe, source = remote
+        return self._is_unanswered(remote, pattern) or self.outbox.pending(pipe, (source, pattern)) is not None
 
     def grant(self, remote: RemoteSub, pattern: str) -> bool:
         """Add a subscription without a question. Return whether the subscriber is there.
@@ -321,7 +337,7 @@ class Gatekeeper:
 
         One that is not answered is revoked: the subscriber waits for that.
         """
-        if self._waits(remote, pattern):
+        if self._awaits_answer(remote, pattern):
             return self.revoke(remote, pattern, "revoked")
         peer = self.subscribers.peers.get(remote.pipe.id)
         if peer is None or not self.subscribers.has(peer, pattern, remote.source):

@@ -77,9 +77,9 @@ class Holding:
         # If it was released already, it was answered.
         return True
 
-    def find(self, pipe: Pipe, source: bytes, pattern: str) -> _Held | None:
-        """Return the acknowledgement of a subscription if it is held back just now."""
-        return self._held.get(pipe, {}).get((source, pattern))
+    def holds(self, pipe: Pipe, source: bytes, pattern: str) -> bool:
+        """Return whether the acknowledgement of a subscription is held back just now."""
+        return (source, pattern) in self._held.get(pipe, ())
 
     def forget(self, pipe: Pipe, source: bytes, pattern: str) -> None:
         """Forget the acknowledgement of a subscription, if it is held back."""

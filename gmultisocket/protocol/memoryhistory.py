@@ -28,7 +28,7 @@ _MAX_TOPICS: Final = 1 << 16
 #: So many topics are looked at, to forget them, when one more comes.
 _FORGOTTEN_TOPICS: Final = 2
 #: At times so many publications more are kept than the limit says: this part of it, or this number if that is more; but
-#: less than a chunk has.
+#: at most what a chunk has.
 _MORE_SHARE: Final = 16
 _MORE: Final = 64
 #: A chunk of the log is full when it has this part of the bytes that the log may have: it is in memory until all of its

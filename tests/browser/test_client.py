@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import AsyncResult
 from gevent.pywsgi import WSGIServer
 from gevent.queue import Queue
 from websockets.frames import Close, Opcode
@@ -19,7 +20,7 @@ from gmultisocket import Backplane, Pub, Rep, Session, Socket, Switch
 from gmultisocket.contrib.servers import Upgrade
 from gmultisocket.contrib.wsgi import mount, read_request
 from gmultisocket.errors import RequestRefused
-from gmultisocket.protocol import jsoncodec
+from gmultisocket.protocol import RemoteSub, jsoncodec
 from gmultisocket.testing import wait_until
 from tests.browser.agents import NODE, ROOT, Node
 from tests.cases import every_case
@@ -282,6 +283,34 @@ def test_a_refusal_by_code_is_not_tried_again_until_the_page_says_so(js: Node, c
         assert len(refusals) == 2
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("options", ["{}", "{recover: false}"])
+@pytest.mark.parametrize("first", ["", "feeds[0].close();"])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_one_that_subscribes_again_while_it_is_decided_gets_the_answer_to_that(
+    js: Node, allowed: bool, first: str, options: str
+) -> None:
+    decisions: list[AsyncResult[bool]] = []
+
+    def authorize(subscriber: RemoteSub, pattern: str) -> bool | str:
+        decisions.append(AsyncResult())
+        return decisions[-1].get(timeout=20) or "not yours"
+
+    with serving(pub=Pub(authorize=authorize)) as address:
+        js.evaluate(f'kept.feeds = [kept.make("{address}").subscribe("mine", () => {{}}, {options})]')
+        wait_until(lambda: len(decisions) == 1)
+        js.evaluate(f"""
+            const {{feeds, client}} = kept;
+            {first} feeds.push(client.subscribe("mine", () => {{}}, {options}));
+            kept.outcome = feeds[1].ready.then(() => "allowed", error => error.message);
+        """)
+        wait_until(lambda: len(decisions) == 2)
+        for decision in decisions:
+            decision.set(allowed)
+        assert js.evaluate("return await kept.outcome") == ("allowed" if allowed else "refused: not yours")
+        refused = js.evaluate("return kept.events.filter(event => event.type === 'refused').map(event => event.reason)")
+        assert set(refused) == (set() if allowed else {"not yours"})
 
 
 def test_a_refused_subscription_says_why_and_is_asked_again_after_a_reconnect(js: Node) -> None:

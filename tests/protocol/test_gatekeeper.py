@@ -9,6 +9,7 @@ import gevent.event
 import pytest
 
 from gmultisocket import Socket
+from gmultisocket.errors import SubscriptionRefused
 from gmultisocket.protocol import Pub, RemoteSub, Sub, gatekeeper
 from gmultisocket.testing import wait_until
 from gmultisocket.wire import CONTROL, TO_ALL, Message
@@ -40,50 +41,55 @@ def only_remote(pub: Pub) -> RemoteSub:
     return RemoteSub(pipe, pipe.path)
 
 
+def outcome(sub: Sub) -> str:
+    """Subscribe. Return why that is refused, "" if it is not."""
+    try:
+        sub.subscribe("a", LONG)
+    except SubscriptionRefused as refusal:
+        return refusal.reason
+    return ""
+
+
 @pytest.mark.parametrize("pause", [False, True])
-@pytest.mark.parametrize("deciding", [False, True])
+@pytest.mark.parametrize("allowed", [None, True, False])
 def test_one_that_subscribes_again_before_the_answer_gets_the_answer_to_that(
-    net: Net, deciding: bool, pause: bool
+    net: Net, allowed: bool | None, pause: bool
 ) -> None:
     releases: list[Callable[[], None]] = []
     decisions: list[gevent.event.AsyncResult] = []
 
     def authorize(subscriber: RemoteSub, pattern: str) -> bool:
-        if pattern == "known":
-            return True
         decisions.append(gevent.event.AsyncResult())
         return bool(decisions[-1].get(timeout=LONG))
 
     def hold(subscriber: RemoteSub, pattern: str, release: Callable[[], None]) -> bool:
-        if pattern == "known":
-            return False
         releases.append(release)
         return True
 
+    deciding = allowed is not None
     asked = decisions if deciding else releases
     with Pub(authorize=authorize if deciding else None, authorize_through_switches=deciding) as pub, Sub() as sub:
         if not deciding:
             pub.hold_acknowledgements(hold)
         net.connect(pub, sub)
-        # Behind a switch a Sub knows no publisher before that.
-        sub.subscribe("known", LONG)
         sub.subscribe("a")
         wait_until(lambda: len(asked) == 1)
         sub.unsubscribe("a")
         if pause:
             wait_until(lambda: pub.reach("a") == 0)
             gevent.idle()
-        waiting = gevent.spawn(sub.subscribe, "a", LONG)
+        waiting = gevent.spawn(outcome, sub)
         wait_until(lambda: len(asked) == 2)
         for turn in range(2):
+            gevent.idle()
             assert not waiting.ready()
             if deciding:
-                decisions[turn].set(True)
+                decisions[turn].set(allowed)
             else:
                 releases[turn]()
-            gevent.idle()
-        waiting.get(timeout=LONG)
-        assert pub.publish("a", b"1") == 1 and sub.recv(LONG) == ("a", b"1")
+        assert waiting.get(timeout=LONG) == ("not allowed" if allowed is False else "")
+        if allowed is not False:
+            assert pub.publish("a", b"1") == 1 and sub.recv(LONG) == ("a", b"1")
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -138,3 +144,18 @@ def test_what_the_program_ends_before_it_was_acknowledged_is_refused(recover: bo
         assert pub.unsubscribe_peer(only_remote(pub), "a") and not pub.unsubscribe_peer(only_remote(pub), "a")
         wait_until(lambda: told == ["revoked"])
         assert pub.subscriptions == 0
+
+
+def test_what_is_owed_is_bounded_and_goes_with_the_pipe() -> None:
+    with Pub() as pub, Socket() as by_hand:
+        pub.hold_acknowledgements(lambda subscriber, pattern, release: True)
+        by_hand.dial(pub.listen("tcp://127.0.0.1:0").address)
+        for number in range(1500):
+            for kind in (b"\x01", b"\x00"):
+                by_hand.send_msg(Message(CONTROL | TO_ALL, content=kind + b"%d" % number))
+        by_hand.send_msg(Message(CONTROL | TO_ALL, content=b"\x01last"))
+        wait_until(lambda: pub.reach("last") == 1)
+        (owed,) = pub._gate._owed._pipes.values()
+        assert [*owed] == [(only_remote(pub).source, str(number)) for number in range(1500 - 1024, 1500)]
+        only_remote(pub).pipe.close("for the test")
+        wait_until(lambda: not pub._gate._owed._pipes)
