@@ -146,16 +146,12 @@ class Gatekeeper:
     def unsubscribe(self, peer: Peer, pattern: str, source: bytes) -> None:
         """Remove a subscription, if there is one. Neither blocks nor switches greenlets."""
         remote = RemoteSub(peer.pipe, source)
-        if self._is_unanswered(remote, pattern):
+        if self._awaits_answer(remote, pattern):
             self._owed.add(peer.pipe, source, pattern)
-        answer = self.outbox.pending(peer.pipe, (source, pattern))
         self.subscribers.unsubscribe(peer, pattern, source)
         if self._rights is not None:
             self._rights.cancel(remote, pattern)
         self._forget_unsent(remote, pattern)
-        if answer is not None:
-            # The answer to the next 0x01 must not take its place.
-            self._post(peer.pipe, object(), answer)
 
     def promise_repeats(self, peer: Peer, source: bytes) -> None:
         """Take a 0x08. Neither blocks nor switches greenlets."""
@@ -253,13 +249,16 @@ class Gatekeeper:
         if self.outbox.waiting_bytes(pipe) < _MAX_UNSENT:
             self.outbox.post(pipe, key, message)
 
-    def _is_unanswered(self, remote: RemoteSub, pattern: str) -> bool:
-        """Return whether the answer to a subscription is still to be made."""
-        if self._rights is not None and self._rights.find(remote, pattern) is not None:
-            return True
-        if self.holding.holds(*remote, pattern):
-            return True
-        return self.keeper.replays is not None and self.keeper.replays.waits(*remote, pattern)
+    def _awaits_answer(self, remote: RemoteSub, pattern: str) -> bool:
+        """Return whether the answer to a subscription is still to be made, or to be sent."""
+        pipe, source = remote
+        replays = self.keeper.replays
+        return (
+            self.outbox.pending(pipe, (source, pattern)) is not None
+            or self.holding.holds(pipe, source, pattern)
+            or (replays is not None and replays.waits(pipe, source, pattern))
+            or (self._rights is not None and self._rights.find(remote, pattern) is not None)
+        )
 
     def _forget_unsent(self, remote: RemoteSub, pattern: str) -> None:
         """Forget the answer to a subscription, and that it is revoked, if these have not left."""
@@ -302,11 +301,6 @@ class Gatekeeper:
         if had or undecided:
             self._tell(remote, pattern, reason, waits)
         return had or undecided
-
-    def _awaits_answer(self, remote: RemoteSub, pattern: str) -> bool:
-        """Return whether the answer to a subscription is still to be made, or to be sent."""
-        pipe, source = remote
-        return self._is_unanswered(remote, pattern) or self.outbox.pending(pipe, (source, pattern)) is not None
 
     def grant(self, remote: RemoteSub, pattern: str) -> bool:
         """Add a subscription without a question. Return whether the subscriber is there.
