@@ -17,6 +17,8 @@ __all__ = ["Owed"]
 
 #: Subscriptions that are remembered for one pipe. A Sub counts the answers for as many that have ended.
 _MAX_OWED: Final = 1024
+#: Answers that are owed for one pattern: they are all sent in one turn.
+_MAX_ANSWERS: Final = 1024
 
 
 class Owed:
@@ -31,7 +33,7 @@ class Owed:
     def add(self, pipe: Hashable, source: bytes, pattern: str) -> None:
         """Owe one more answer."""
         owed = self._pipes.setdefault(pipe, OrderedDict())
-        owed[source, pattern] = owed.get((source, pattern), 0) + 1
+        owed[source, pattern] = min(owed.get((source, pattern), 0) + 1, _MAX_ANSWERS)
         owed.move_to_end((source, pattern))
         if len(owed) > _MAX_OWED:
             owed.popitem(last=False)
