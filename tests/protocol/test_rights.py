@@ -448,28 +448,21 @@ def test_revoking_ends_a_subscription_and_tells_the_subscriber(through: bool) ->
                 assert not pub.subscribe_peer(remote, "a") and not pub.revoke(remote, "b")
 
 
-def test_a_right_is_revoked_before_it_was_decided() -> None:
-    held = Event()
-    with Pub(authorize=lambda subscriber, pattern: held.wait(LONG)) as pub, Sub() as sub:
-        sub.dial(pub.listen("tcp://127.0.0.1:0").address)
-        waiting = gevent.spawn(reason_for, sub, "a")
-        wait_until(lambda: pub._gate._rights is not None and pub._gate._rights.undecided(only_pipe(pub)) == 1)
-        assert pub.revoke(RemoteSub(only_pipe(pub), only_pipe(pub).path), "a", "no more")
-        held.set()
-        assert waiting.get(timeout=LONG) == "no more"
-        assert pub.subscriptions == 0
-
-
-def test_what_the_program_ends_before_it_was_decided_does_not_begin() -> None:
+@pytest.mark.parametrize("reason", ["no more", "revoked"])
+def test_what_the_program_ends_before_it_was_decided_does_not_begin(reason: str) -> None:
     held = Event()
     with Pub(authorize=lambda subscriber, pattern: held.wait(LONG)) as pub, Sub() as sub:
         sub.dial(pub.listen("tcp://127.0.0.1:0").address)
         waiting = gevent.spawn(reason_for, sub, "a")
         wait_until(lambda: pub._gate._rights is not None and pub._gate._rights.undecided(only_pipe(pub)) == 1)
         remote = RemoteSub(only_pipe(pub), only_pipe(pub).path)
-        assert pub.unsubscribe_peer(remote, "a") and not pub.unsubscribe_peer(remote, "a")
+        if reason == "no more":
+            assert pub.revoke(remote, "a", reason) and not pub.revoke(remote, "a", reason)
+        else:
+            assert pub.unsubscribe_peer(remote, "a") and not pub.unsubscribe_peer(remote, "a")
         held.set()
-        assert waiting.get(timeout=LONG) == "revoked"
+        assert waiting.get(timeout=LONG) == reason
+        assert pub.subscriptions == 0
         sub.subscribe("b", LONG)
         assert pub.subscriptions == 1 and pub.reach("a") == 0
         # It may ask again.
